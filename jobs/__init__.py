@@ -1,0 +1,25 @@
+"""Punctual's one app: the map of its modules, from the ground up. Imports point upwards in this list, never down.
+
+Pure, without Django:
+    occurrences   when is a schedule due?
+    policies      what should happen to a due moment, a failed attempt, a lost one?
+Data:
+    models        the ledger: policies, runs, attempts; the only way a run changes its state
+Capabilities:
+    calendar      when is a `PeriodicTask` due next, and has it changed?
+    message       what does it ask Celery to run?
+    claim         writes due moments into the ledger, each once
+    dispatch      hands runs to Celery
+    rescue        what becomes of runs that nobody will finish?
+    pulse         keeps the runs of this process alive
+    http          fetches an address, and never one it must not
+What runs in beat and in workers:
+    base          what makes a task a job: start guard and finish
+    scheduler     the beat
+    tasks/        the ready-made jobs
+Doors:
+    admin         schedules and runs, for people
+    supervisor    everything in one terminal (`manage.py up`)
+    demo          the demonstration schedules
+    management/   commands
+"""

@@ -1,0 +1,238 @@
+"""The doors for people: schedules with their policies, and the ledger of runs.
+
+Its one rule: a page shows what the ledger says and asks other modules to act. What cannot run is refused here with the
+sentence the calendar gives; what was written past this form is flagged with the same sentence. Runs are read-only.
+"""
+
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
+from django.core.paginator import Paginator
+from django.db import transaction
+from django.db.models import OuterRef, QuerySet, Subquery
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.formats import localize
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django_celery_beat.admin import PeriodicTaskForm
+from django_celery_beat.models import PeriodicTask
+
+from jobs import calendar, claim, dispatch
+from jobs.message import message_of
+from jobs.models import Attempt, FeedEntry, Policy, Run
+from jobs.occurrences import Invalid
+
+NOTHING = "–"
+LAST_RUN = ("state", "reason", "due_at", "started_at", "finished_at")
+
+
+class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat has no type hints
+    def clean(self) -> dict[str, Any]:
+        """Refuse what could never run, with the reason."""
+        data: dict[str, Any] = super().clean()
+        schedule = PeriodicTask(**{name: data[name] for name in data if name != "regtask"})
+        try:
+            calendar.spec_of(schedule, timezone.now())
+            message_of(schedule, Policy())
+        except Invalid as error:
+            raise ValidationError(str(error)) from error
+        return data
+
+
+class PolicyForm(forms.ModelForm[Policy]):
+    def save(self, commit: bool = True) -> Policy:
+        """Write what the person changed and nothing else: beat moves the other columns meanwhile."""
+        if commit and self.changed_data:
+            self.instance.save(update_fields=[name for name in self.changed_data if name in self.cleaned_data])
+        return self.instance
+
+
+class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
+    model = Policy
+    form = PolicyForm
+    can_delete = False
+    readonly_fields = ("next_due_at", "invalid_reason")
+
+
+@admin.action(description="Run now", permissions=["change"])
+def run_now(_: admin.ModelAdmin[PeriodicTask], request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
+    for schedule in queryset:
+        try:
+            run = claim.request(schedule, actor=request.user.get_username())
+        except Invalid as error:
+            messages.error(request, f"{schedule.name} cannot run: {error}")
+            continue
+        transaction.on_commit(partial(_send, request, run))
+
+
+def _send(request: HttpRequest, run: Run) -> None:
+    try:
+        dispatch.send([run])
+        messages.success(request, f"{run.schedule_name} is queued.")
+    except dispatch.BrokerAwayError:
+        messages.warning(request, f"{run.schedule_name} waits: the broker is away. It is sent when the broker is back.")
+
+
+@admin.action(description="Enable", permissions=["change"])
+def enable(_: admin.ModelAdmin[PeriodicTask], request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
+    _switch(request, queryset, enabled=True)
+
+
+@admin.action(description="Disable", permissions=["change"])
+def disable(_: admin.ModelAdmin[PeriodicTask], request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
+    _switch(request, queryset, enabled=False)
+
+
+def _switch(request: HttpRequest, queryset: QuerySet[PeriodicTask], *, enabled: bool) -> None:
+    chosen = PeriodicTask.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
+    chosen.update(enabled=enabled)
+    while calendar.refresh(chosen):
+        pass
+    messages.success(request, f"{chosen.count()} schedules are {'enabled' if enabled else 'disabled'}.")
+
+
+admin.site.unregister(PeriodicTask)
+
+
+@admin.register(PeriodicTask)
+class ScheduleAdmin(admin.ModelAdmin[PeriodicTask]):
+    form = ScheduleForm
+    inlines = (PolicyInline,)
+    actions = (run_now, enable, disable)
+    list_display = ("name", "enabled", "when", "next_due", "last_outcome", "lateness", "duration", "runs")
+    list_filter = ("enabled", "policy__overlap", "one_off")
+    list_select_related = ("policy", *calendar.KINDS)
+    search_fields = ("name", "task")
+    ordering = ("name",)
+    fieldsets = (
+        (None, {"fields": ("name", "regtask", "task", "enabled", "description")}),
+        ("When", {"fields": ("interval", "crontab", "solar", "clocked", "start_time", "expires", "one_off")}),
+        ("Arguments", {"fields": ("args", "kwargs")}),
+        ("Message", {"fields": ("expire_seconds", "queue", "priority", "exchange", "routing_key", "headers")}),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodicTask]:
+        latest = Run.objects.filter(schedule=OuterRef("pk")).order_by("-due_at")
+        columns = {f"last_{name}": Subquery(latest.values(name)[:1]) for name in LAST_RUN}
+        schedules: QuerySet[PeriodicTask] = super().get_queryset(request).annotate(**columns)
+        return schedules
+
+    @admin.display(description="when")
+    def when(self, schedule: PeriodicTask) -> str:
+        return str(schedule.scheduler or NOTHING)
+
+    @admin.display(description="next due", ordering="policy__next_due_at")
+    def next_due(self, schedule: PeriodicTask) -> str:
+        policy: Policy | None = getattr(schedule, "policy", None)
+        if policy is None:
+            return "noticed in a moment"
+        if policy.invalid_reason:
+            return f"cannot run: {policy.invalid_reason}"
+        return _moment(policy.next_due_at) if policy.next_due_at else "nothing to come"
+
+    @admin.display(description="last outcome")
+    def last_outcome(self, schedule: Any) -> str:
+        if not schedule.last_state:
+            return "has not been due yet"
+        return f"{schedule.last_state}: {schedule.last_reason}" if schedule.last_reason else schedule.last_state
+
+    @admin.display(description="late by")
+    def lateness(self, schedule: Any) -> str:
+        return _between(schedule.last_due_at, schedule.last_started_at)
+
+    @admin.display(description="took")
+    def duration(self, schedule: Any) -> str:
+        return _between(schedule.last_started_at, schedule.last_finished_at)
+
+    @admin.display(description="runs")
+    def runs(self, schedule: PeriodicTask) -> SafeString:
+        address = reverse("admin:jobs_run_changelist")
+        return format_html('<a href="{}?schedule__id__exact={}">show</a>', address, schedule.pk)
+
+
+class ReadOnlyAdmin:
+    """What the ledger or a job wrote: people look at it, nobody edits it here."""
+
+    def has_add_permission(self, *_: Any, **__: Any) -> bool:
+        return False
+
+    def has_change_permission(self, *_: Any, **__: Any) -> bool:
+        return False
+
+    def has_delete_permission(self, *_: Any, **__: Any) -> bool:
+        return False
+
+
+class CappedPaginator(Paginator[Any]):
+    """Counts no further than the pages anybody would turn: counting a million rows takes longer than reading a page."""
+
+    CAP = 10_000
+
+    @cached_property
+    def count(self) -> int:
+        rows: Any = self.object_list
+        return int(rows.order_by()[: self.CAP].count())
+
+
+class AttemptInline(ReadOnlyAdmin, admin.TabularInline[Attempt, Run]):
+    model = Attempt
+    verbose_name_plural = "earlier attempts"
+    extra = 0
+
+
+@admin.register(Run)
+class RunAdmin(ReadOnlyAdmin, admin.ModelAdmin[Run]):
+    inlines = (AttemptInline,)
+    list_display = ("schedule_name", "state", "due", "late_by", "took", "attempt", "trigger", "worker", "why")
+    list_filter = ("state", "trigger")
+    search_fields = ("=id", "^schedule_name")
+    ordering = ("-id",)
+    paginator = CappedPaginator
+    show_full_result_count = False
+
+    @admin.display(description="due", ordering="due_at")
+    def due(self, run: Run) -> str:
+        if run.count == 1:
+            return _moment(run.due_at)
+        return f"{_moment(run.due_at)} to {_moment(run.last_due_at)} ({run.count} times)"
+
+    @admin.display(description="late by")
+    def late_by(self, run: Run) -> str:
+        return _between(run.due_at, run.started_at)
+
+    @admin.display(description="took")
+    def took(self, run: Run) -> str:
+        return _between(run.started_at, run.finished_at)
+
+    @admin.display(description="why")
+    def why(self, run: Run) -> str:
+        return run.reason or NOTHING
+
+
+@admin.register(FeedEntry)
+class FeedEntryAdmin(ReadOnlyAdmin, admin.ModelAdmin[FeedEntry]):
+    list_display = ("title", "feed", "published_at", "imported_at")
+    ordering = ("-id",)
+    paginator = CappedPaginator
+    show_full_result_count = False
+
+
+def _moment(moment: datetime) -> str:
+    return str(localize(timezone.localtime(moment).replace(microsecond=0)))
+
+
+def _between(start: datetime | None, end: datetime | None) -> str:
+    """A length of time as people say it."""
+    if start is None or end is None:
+        return NOTHING
+    seconds = (end - start).total_seconds()
+    if abs(seconds) < 60:
+        return f"{seconds:.2f} s"
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,141 @@
+"""What makes a Celery task a job: it may start an attempt of a run only once, and its end is written into the ledger.
+
+Its one rule: the ledger is asked before the body runs, and the answer "somebody else has it" ends the message, not the
+run. Tasks without the attempt header (plain `delay()`, steps of a chain) pass untouched and cost nothing.
+
+The base of every task by the application in project/celery.py: nothing needs to be imported to be a job.
+"""
+
+import logging
+import os
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from celery import signals, states
+from celery.contrib.django.task import DjangoTask
+from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError
+from django.db import DatabaseError
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from jobs import policies, pulse
+from jobs.dispatch import ATTEMPT_HEADER
+from jobs.models import LONGEST_ERROR_TEXT, Attempt, Run, State
+
+log = logging.getLogger(__name__)
+
+LONGEST_REASON = 500  # characters of an error in the sentence of its run; the whole of it stands beside
+_here = ""  # the node name of the worker that this process belongs to
+
+
+# Names of the states that a task chose itself by raising, with the state and the sentence the ledger gives them.
+CHOSEN = {
+    states.IGNORED: (State.SUCCEEDED, "the task ended itself by raising Ignore"),
+    states.REJECTED: (State.FAILED, "the task ended itself by raising Reject"),
+}
+
+
+class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker only
+    abstract = True
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """The start guard. Raises `Ignore` when this attempt was started, expired, cancelled or rescued before."""
+        attempt = self.request.get(ATTEMPT_HEADER)
+        if attempt is not None:
+            _start(task_id, attempt, f"{self.request.hostname} ({os.getpid()})")
+        super().before_start(task_id, args, kwargs)
+
+    def apply_async(  # type: ignore[override] # options are passed through as they come
+        self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
+    ) -> Any:
+        """As Celery's, but `self.retry()` of a run waits in the ledger: messages with an ETA may be repeated."""
+        held = pulse.find(task_id) if options.get("retries") else None
+        if held is None:
+            return super().apply_async(args, kwargs, task_id=task_id, **options)
+        _retry(held, args or (), kwargs or {}, options)
+        return self.AsyncResult(held.task_id)
+
+
+def _start(task_id: str, attempt: Any, worker: str) -> None:
+    try:
+        run_id, number = UUID(task_id), int(attempt)
+        started = Run.objects.start(run_id, number, worker)
+    except (TypeError, ValueError) as error:
+        raise Ignore(f"This message names no attempt of a run: {task_id!r}, {attempt!r}") from error
+    except DatabaseError as error:
+        log.warning("Run %s is not started: the ledger cannot be reached. It is sent again later.", run_id)
+        raise Ignore("The ledger cannot be reached.") from error
+    if not started:
+        log.info("Attempt %s of run %s is not to be started.", number, run_id, extra={"run": task_id})
+        raise Ignore("This attempt was started before, or is no longer wanted.")
+    pulse.hold(run_id, number)
+
+
+def _retry(held: pulse.Held, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+    """Keep what the task asked for by `self.retry()` as the next attempt of its run."""
+    run = Run.objects.get(id=held.run_id)
+    run.attempt = held.attempt
+    countdown, eta = options.get("countdown") or 0, options.get("eta")
+    delay = eta - timezone.now() if eta else timedelta(seconds=countdown)
+    reason = f"the task asked to be run again in {delay.total_seconds():.0f} s"
+    changes = {"args": list(args), "kwargs": kwargs, "options": {**run.options, "retries": options["retries"]}}
+    pulse.release(held.task_id)
+    run.return_to_waiting(Run.objects.all(), Attempt.Outcome.RETRIED, delay, reason=reason, **changes)
+
+
+def fail(run_id: UUID, attempt: int, exception: BaseException, text: str) -> None:
+    """Record a failed attempt: another one follows while the schedule's policy has some left, else the run failed."""
+    run = Run.objects.select_related("schedule__policy").get(id=run_id)
+    run.attempt = attempt
+    sentence = _storable(f"{type(exception).__name__}: {exception}")[:LONGEST_REASON]
+    error = {"error_class": type(exception).__name__, "error_text": _storable(text)[-LONGEST_ERROR_TEXT:]}
+    delay = policies.retry_delay(attempt, run.policy.max_attempts, run.policy.retry_delay)
+    if delay is None:
+        Run.objects.finish(run_id, attempt, State.FAILED, reason=sentence, **error)
+    else:
+        run.return_to_waiting(Run.objects.all(), Attempt.Outcome.FAILED, delay, reason=sentence, **error)
+
+
+def _storable(text: str) -> str:
+    """What every database can store of a text that a task brought forth."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
+def _on_success(sender: Any, **_: Any) -> None:
+    if held := pulse.release(sender.request.id):
+        Run.objects.finish(held.run_id, held.attempt, State.SUCCEEDED)
+
+
+def _on_failure(task_id: str, exception: BaseException, einfo: Any = None, **_: Any) -> None:
+    if held := pulse.release(task_id):
+        fail(held.run_id, held.attempt, exception, str(getattr(einfo, "traceback", "")))
+    elif isinstance(exception, (TimeLimitExceeded, WorkerLostError)):
+        _on_child_gone(task_id, exception)
+
+
+def _on_postrun(task_id: str, state: str | None = None, **_: Any) -> None:
+    if state in CHOSEN and (held := pulse.release(task_id)):
+        final, reason = CHOSEN[state]
+        Run.objects.finish(held.run_id, held.attempt, final, reason=reason)
+
+
+def _on_child_gone(task_id: str, exception: BaseException) -> None:
+    """In the worker's main process: the child that executed the run was ended, by its time limit or from outside."""
+    mine = Run.objects.filter(id=task_id, state=State.RUNNING, worker__startswith=f"{_here} (")
+    if isinstance(exception, WorkerLostError):
+        mine.update(lease_until=Now())  # found by the next rescue, instead of after a whole lease
+    elif run := mine.first():
+        fail(run.id, run.attempt, exception, "")
+
+
+def _on_worker_init(sender: Any, **_: Any) -> None:
+    global _here  # noqa: PLW0603 - a process is one worker
+    _here = sender.hostname
+
+
+def connect() -> None:
+    signals.worker_init.connect(_on_worker_init, dispatch_uid="jobs.base.worker_init")
+    signals.task_success.connect(_on_success, dispatch_uid="jobs.base.success")
+    signals.task_failure.connect(_on_failure, dispatch_uid="jobs.base.failure")
+    signals.task_postrun.connect(_on_postrun, dispatch_uid="jobs.base.postrun")

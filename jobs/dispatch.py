@@ -1,0 +1,113 @@
+"""Hands runs to Celery. No other module publishes a run.
+
+Its one rule: publish first, then mark as queued. Dying in between publishes again, which is harmless: the attempt in
+the message's header can be started once. A broker that is away costs nothing but time: what was not marked waits in
+the ledger, and so does what was marked but never started, with growing patience.
+
+A message is an ordinary Celery message with the run's id as its task id, so that routing, `inspect` and Flower work.
+"""
+
+import logging
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from celery import current_app
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+from kombu.exceptions import OperationalError
+
+from jobs import policies
+from jobs.message import find_task
+from jobs.models import SENDING, UNSTARTED, Run, State, database_now
+
+log = logging.getLogger(__name__)
+
+# The header that says which attempt of its run a message starts.
+ATTEMPT_HEADER = "punctual_attempt"
+BATCH = 500  # messages per pipeline
+
+
+class BrokerAwayError(Exception):
+    """The broker did not take the messages: the runs stay in the ledger and are sent when it is back."""
+
+
+def send(runs: Sequence[Run]) -> None:
+    """Publish these runs and mark them as queued. They must be committed, and the caller's alone for `SENDING`.
+
+    A run whose message cannot be made ends as failed, with the reason. Raises `BrokerAwayError` when nothing was taken.
+    """
+    for start in range(0, len(runs), BATCH):
+        sent = _publish(runs[start : start + BATCH])
+        _mark_queued(sent)
+
+
+def send_waiting() -> int:
+    """Send what the outbox offers: runs nobody sent yet, and runs whose message led nowhere. Returns how many."""
+    total = 0
+    while runs := _take():
+        send(runs)
+        total += len(runs)
+    return total
+
+
+def _take() -> list[Run]:
+    """Take up to a batch of runs for this process alone; two senders never take the same."""
+    now = database_now()
+    if not Run.objects.to_send(now).exists():
+        return []
+    with transaction.atomic():
+        runs = list(Run.objects.to_send(now).select_for_update(skip_locked=True)[:BATCH])
+        taken = Run.objects.filter(id__in=[run.id for run in runs])
+        taken.move(UNSTARTED, State.WAITING, not_before=now + SENDING)
+    return runs
+
+
+def _publish(runs: Sequence[Run]) -> list[Run]:
+    try:
+        with current_app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch():  # type: ignore[attr-defined] # new in kombu 5.7
+            return [run for run in runs if _publish_one(run, producer)]
+    except _broker_errors() as error:
+        raise BrokerAwayError(f"The broker does not take messages ({error}): runs wait in the ledger.") from error
+
+
+def _publish_one(run: Run, producer: Any) -> bool:
+    task = find_task(run.task)
+    try:
+        if task is None:
+            raise LookupError(f"no job is named {run.task!r}")
+        task.apply_async(args=run.args, kwargs=run.kwargs, producer=producer, **_options(run))
+    except (LookupError, TypeError, ValueError) as error:
+        log.warning("Run %s cannot be sent: %s", run.id, error, extra={"action": "dispatch", "run": str(run.id)})
+        this = Run.objects.filter(id=run.id, attempt=run.attempt)
+        this.move({State.WAITING}, State.FAILED, reason=f"could not be sent: {error}")
+        return False
+    return True
+
+
+def _options(run: Run) -> dict[str, Any]:
+    options = dict(run.options)
+    options["headers"] = {**options.get("headers", {}), ATTEMPT_HEADER: run.attempt}
+    if run.queue:
+        options["queue"] = run.queue
+    if run.priority is not None:
+        options["priority"] = run.priority
+    return {**options, "task_id": str(run.id), "retry": False}
+
+
+def _mark_queued(runs: Sequence[Run]) -> None:
+    """Note the sending. What has started meanwhile is no longer waiting, and stays as it is."""
+    for sends, group in groupby(sorted(runs, key=_sends), key=_sends):
+        sent = Run.objects.filter(id__in=[run.id for run in group])
+        again_at = Now() + policies.patience(sends + 1)
+        sent.move({State.WAITING}, State.QUEUED, queued_at=Now(), sends=F("sends") + 1, not_before=again_at)
+
+
+def _sends(run: Run) -> int:
+    return run.sends
+
+
+def _broker_errors() -> tuple[type[BaseException], ...]:
+    connection = current_app.connection_for_write()
+    return (OperationalError, *connection.connection_errors, *connection.channel_errors)

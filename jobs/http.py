@@ -1,0 +1,295 @@
+"""How does a job call an address that somebody typed? Through `fetch`, which goes only where the public may go.
+
+Its one rule: a name is looked up once, each of its addresses must be public, and the connection goes to an address
+that was checked; after every redirect again. So neither odd spellings nor a name server that changes its answer lead
+inside. The deadline covers everything: look-up, connection, TLS, sending, redirects, reading.
+
+Limits: a look-up is given up at the deadline, but its thread ends only when the system's resolver does. Public
+addresses that lead inside (an own NAT64 prefix, this machine's public side) cannot be known here: use a firewall.
+"""
+# ruff: noqa: ARG002, N818 - httpcore's own time limits give way to the deadline; errors are named for what happened
+
+import functools
+import ipaddress
+import re
+import socket
+import ssl
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import httpcore
+import httpx
+from django.conf import settings
+
+MAX_REDIRECTS = 5
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+HOST = re.compile(
+    r"[a-z0-9_-][a-z0-9._-]*|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*"
+)  # a name in ASCII, or an IPv6 address without a zone
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # the rest: mapped and compatible IPv4, NAT64, site-local, multicast
+# What Python's is_global (it changes with the patch release) may let through, or what hides an IPv4 address.
+NEVER = (
+    ipaddress.ip_network("192.0.0.0/24"),  # protocol assignments, among them a cloud's metadata service
+    ipaddress.ip_network("192.88.99.0/24"),  # 6to4 relays
+    ipaddress.ip_network("168.63.129.16/32"),  # Azure's host service: public by its number only
+    ipaddress.ip_network("2001::/23"),  # Teredo, benchmarks and other protocol assignments
+    ipaddress.ip_network("2002::/16"),  # 6to4
+    ipaddress.ip_network("3fff::/20"),  # documentation
+)
+
+
+class FetchError(Exception):
+    """The call brought no usable answer. The message says why and never repeats headers or credentials."""
+
+
+class Refused(FetchError, ValueError):
+    """The address, or one that it led to, may not be called."""
+
+
+class TimedOut(FetchError):
+    """The deadline passed first."""
+
+
+class TooLarge(FetchError):
+    """The answer is larger than the caller wants."""
+
+
+class Unreachable(FetchError):
+    """There is no such name, nobody answers there, or what answers does not speak HTTP."""
+
+
+class UnexpectedStatus(FetchError):
+    """It answered, but not with the status that was asked for."""
+
+
+@dataclass(frozen=True)
+class Response:
+    status: int
+    headers: httpx.Headers
+    body: bytes  # decompressed
+    url: str  # the address that answered, after redirects
+
+    def require(self, status: int) -> "Response":
+        """This response, if that is its status. Raises UnexpectedStatus."""
+        if self.status != status:
+            place = httpx.URL(self.url).copy_with(query=None, fragment=None)  # a query may hold secrets
+            raise UnexpectedStatus(
+                f"{place} answered {self.status} instead of {status}: look there, or expect {self.status}."
+            )
+        return self
+
+
+def fetch(
+    method: str,
+    address: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
+    deadline: float = 30.0,
+    limit: int = 1_000_000,
+) -> Response:
+    """Call `address` (http, https, or "/path" of this site) and read its answer, whatever its status.
+
+    `deadline` is in seconds, for everything together; `limit` in bytes, before and after decompression. Headers stay
+    with the origin they were meant for; Host and Connection are set here. Raises `FetchError` or one of its kinds.
+    """
+    client = Client(settings.SITE_URL, settings.HTTP_ALLOW_PRIVATE)
+    return client.send(Request(method, client.locate(address), headers or {}, body), deadline, limit)
+
+
+def look_up(host: str, port: int) -> list[str]:
+    """Every address of `host`, as the system resolves it."""
+    return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def is_public(address: str) -> bool:
+    """Whether this IP address is one that the whole internet may reach."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address) and ip not in GLOBAL_UNICAST:
+        return False
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in NEVER)
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    url: httpx.URL
+    headers: Mapping[str, str]
+    body: bytes | None
+
+    def redirected(self, response: Response) -> "Request":
+        """The next request. As in browsers, a 303, and a 301 or 302 after a POST, ask on with GET."""
+        url = _parse(response.headers["location"], self.url)
+        headers = self.headers if _origin(url) == _origin(self.url) else {}
+        if response.status == 303 or (response.status in {301, 302} and self.method == "POST"):
+            return Request("HEAD" if self.method == "HEAD" else "GET", url, headers, None)
+        return Request(self.method, url, headers, self.body)
+
+
+@dataclass(frozen=True)
+class Client:
+    """Sends requests as `site`, the one origin that may be private, with a resolver and a way to connect."""
+
+    site: str
+    allow_private: bool = False
+    resolve: Callable[[str, int], list[str]] = look_up
+    connect: Callable[[tuple[str, int], float], socket.socket] = socket.create_connection
+
+    def locate(self, address: str) -> httpx.URL:
+        # A path is put behind the site's address, not resolved against it: "//host" is a path of this site as well.
+        return _parse(f"{self.site}{address}" if str(address).startswith("/") else address)
+
+    def send(self, request: Request, deadline: float, limit: int) -> Response:
+        end = time.monotonic() + deadline
+        inside = True
+        for _ in range(MAX_REDIRECTS + 1):
+            # Once outside, a redirect back is a stranger's wish: it gets no further than any other address.
+            inside = inside and _origin(request.url) == _origin(_parse(self.site))
+            response = _exchange(request, _Guard(self, inside or self.allow_private, end), limit)
+            if response.status not in REDIRECTS or "location" not in response.headers:
+                return response
+            request = request.redirected(response)
+        raise FetchError(f"{request.url.host} redirects over {MAX_REDIRECTS} times: give the address where it ends.")
+
+
+def _parse(text: str, base: httpx.URL | None = None) -> httpx.URL:
+    try:
+        url = base.join(text) if base else httpx.URL(text)
+    except (httpx.InvalidURL, TypeError, ValueError):
+        raise Refused("This address cannot be read: write https://host/path, or /path of this site.") from None
+    if url.userinfo:
+        raise Refused("The address holds a user name or a password: send them in a header instead.")
+    port = 80 if url.port is None else url.port
+    if url.scheme not in {"http", "https"} or not HOST.fullmatch(url.raw_host.decode()) or not 0 < port < 65536:
+        raise Refused("This address cannot be called: write https://host/path, or /path of this site.")
+    return url
+
+
+def _origin(url: httpx.URL) -> tuple[str, bytes, int]:
+    return url.scheme, url.raw_host, url.port or {"http": 80, "https": 443}[url.scheme]
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    # Loading the authorities takes longer than most calls. SSL_CERT_FILE may name a file with those of your own.
+    return httpx.create_ssl_context()
+
+
+def _exchange(request: Request, guard: "_Guard", limit: int) -> Response:
+    """One request and its answer over one connection; what goes wrong below comes out as a `FetchError`."""
+    url = request.url
+    target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+    given = {name.lower(): value for name, value in request.headers.items()}
+    headers = {"user-agent": "Punctual", "accept-encoding": "gzip", **given, "connection": "close"}
+    headers["host"] = url.netloc.decode()
+    try:
+        encoded = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+        with (
+            httpcore.ConnectionPool(_tls(), network_backend=guard) as pool,
+            pool.stream(request.method.encode("ascii"), target, headers=encoded, content=request.body) as answer,
+        ):
+            received = httpx.Headers(answer.headers)
+            body = b"" if answer.status in REDIRECTS else _read(answer.iter_stream(), received, limit)
+            return Response(answer.status, received, body, str(url))
+    except TimeoutError as error:
+        raise TimedOut(f"{url.host} gave no complete answer in time: look why, or raise the deadline.") from error
+    except (httpcore.LocalProtocolError, UnicodeError):
+        # Their text quotes the value, which may be a secret.
+        raise FetchError("The method or a header has characters that HTTP does not allow: remove them.") from None
+    except (httpcore.ProtocolError, httpcore.NetworkError, OSError, zlib.error) as error:
+        raise Unreachable(f"{url.host} gave no proper answer: {error or type(error).__name__}") from error
+
+
+def _read(chunks: Iterable[bytes], headers: httpx.Headers, limit: int) -> bytes:
+    """The body, decompressed no further than `limit`, so that a few kilobytes cannot fill the memory."""
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"identity", "gzip", "x-gzip"}:
+        raise FetchError("The answer is compressed in a way that was not asked for: only gzip is understood.")
+    gzip = None if encoding == "identity" else zlib.decompressobj(wbits=31)
+    body, received = bytearray(), 0
+    for chunk in chunks:
+        received += len(chunk)
+        body += gzip.decompress(chunk, limit + 1 - len(body)) if gzip else chunk
+        if max(len(body), received) > limit:
+            raise TooLarge(f"The answer is larger than {limit:,} bytes: ask for less, or raise the limit.")
+    if gzip and received and not gzip.eof:
+        raise Unreachable("The compressed answer broke off before its end.")
+    return bytes(body)
+
+
+class _Guard(httpcore.NetworkBackend):
+    """Where connections are made: the look-up that is checked is the one that is used."""
+
+    def __init__(self, client: Client, private: bool, end: float) -> None:
+        self._client, self._private, self._end = client, private, end
+
+    def connect_tcp(self, host: str, port: int, *_: object, **__: object) -> httpcore.NetworkStream:
+        addresses = self._look_up(host, port)
+        if not self._private and not all(map(is_public, addresses)):
+            raise Refused(
+                f"{host} leads to a private address, which jobs may not call. For this site write /path; "
+                "HTTP_ALLOW_PRIVATE=true allows all private addresses."
+            )
+        failure = OSError("it has no address")
+        for untried, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            try:
+                return _Stream(self._client.connect((address, port), _left(self._end) / untried), self._end)
+            except OSError as error:
+                failure = error
+        raise failure
+
+    def _look_up(self, host: str, port: int) -> list[str]:
+        answer: Future[list[str]] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self._client.resolve(host, port))
+            except (OSError, ValueError):
+                answer.set_exception(Unreachable(f"No address is known for {host}: check its spelling."))
+
+        # A thread, because the system's resolver knows no deadline; a daemon, so that it holds up no process's end.
+        threading.Thread(target=ask, name="look-up", daemon=True).start()
+        return answer.result(_left(self._end))
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection on which every wait ends at the deadline, however slowly the other side drips."""
+
+    def __init__(self, connection: socket.socket, end: float) -> None:
+        self._connection, self._end = connection, end
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        self._connection.settimeout(_left(self._end))
+        return self._connection.recv(max_bytes)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._connection.settimeout(_left(self._end))
+        try:
+            self._connection.sendall(buffer)  # the time limit counts for all of it
+        except OSError as error:
+            raise httpcore.WriteError(str(error)) from error  # httpcore looks whether the answer is there already
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        try:
+            self._connection.settimeout(_left(self._end))
+            return _Stream(ssl_context.wrap_socket(self._connection, server_hostname=server_hostname), self._end)
+        except OSError:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _left(end: float) -> float:
+    """Seconds until `end`, always more than 0. Raises TimeoutError when there are none."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

@@ -1,0 +1,68 @@
+"""`manage.py up`: web, worker, beat and, where no other is set, a Valkey server, on this machine until Ctrl-C."""
+
+import os
+import sys
+from argparse import ArgumentParser
+from datetime import timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand
+from django.utils.timezone import localtime
+
+from jobs import up
+from jobs.models import Run
+from jobs.supervisor import SupervisorError
+from project.embedded import ServerError
+
+
+class Command(BaseCommand):
+    help = "Runs web, worker and beat, and shows each run that finishes. Logs and state are kept in VAR_DIR."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--port", type=int, default=8000, help="the port of the web process (default: 8000)")
+        parser.add_argument("--demo", action="store_true", help="make an admin user and demonstration schedules first")
+        parser.add_argument("--until", type=int, metavar="N", help="end once N scheduled runs have succeeded")
+        parser.add_argument(
+            "--deadline", type=float, default=60, metavar="SECONDS", help="fail if --until takes longer (default: 60)"
+        )
+
+    def handle(self, *, port: int, demo: bool, until: int | None, deadline: float, **_options: Any) -> None:
+        if not 1 <= port <= 65535:
+            sys.exit(f"--port {port} is no port: choose a number from 1 to 65535.")
+        if until is not None and until < 1:
+            sys.exit(f"--until {until} can never be reached: choose 1 or more.")
+        try:
+            up.run(up.Wish(port, demo, until, deadline), self.tell, self.show)
+        except (SupervisorError, ServerError) as error:
+            sys.exit(str(error))
+
+    def show(self, run: Run) -> None:
+        self.tell(describe(run))
+
+    def tell(self, line: str) -> None:
+        """Print a line at once. Where nobody reads any more, go on silently: the children must still be stopped."""
+        try:
+            self.stdout.write(printable(line))
+            self.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def describe(run: Run) -> str:
+    """A finished run in one line: local time, state, schedule, how late it started and how long it took."""
+    finished_at = f"{localtime(run.finished_at):%H:%M:%S}" if run.finished_at else "--:--:--"
+    times = [
+        f"{seconds(run.lateness)} late" if run.lateness is not None else "",
+        f"took {seconds(run.duration)}" if run.duration is not None else "",
+    ]
+    parts = [f"{finished_at}  {run.state:9}  {run.schedule_name or run.task:30}", *times, run.reason or run.error_class]
+    return "  ".join(part for part in parts if part).rstrip()
+
+
+def seconds(length: timedelta) -> str:
+    return f"{length.total_seconds():.2f} s"
+
+
+def printable(text: str) -> str:
+    """Names and reasons may hold what a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text)

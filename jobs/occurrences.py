@@ -1,0 +1,320 @@
+"""When is a schedule due?
+
+The one rule: the answer follows from the schedule and the range alone, so it does not matter when it is asked or how
+the range is cut. No database, no clock; aware UTC moments come out, whatever zone went in.
+
+Crontabs keep Celery's syntax, its AND of the two day fields, and Debian's rule for clock changes (see `_Calendar`).
+Limits: crontabs are computed for the years 2 to 9998; two clock changes of one zone must lie more than a day apart
+(the closest pair in the time zone database: nearly four). Solar schedules are not here yet: they would be one more `Timing`.
+"""
+
+import re
+from bisect import bisect_left
+from calendar import monthrange
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from itertools import islice
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from celery.schedules import crontab_parser
+
+SHORTEST = timedelta(seconds=1)
+LONGEST = timedelta(days=date.max.toordinal() - 1)  # from the first day of the calendar to its last
+LONGEST_FIELD = 240  # characters; django-celery-beat's widest column
+
+_FIRST, _LAST = datetime(2, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)  # a day's room for every zone
+_FOREVER = datetime.max.replace(tzinfo=UTC)
+_DAY = timedelta(days=1)
+_INSTANT = timedelta.resolution
+_MINUTES_OF_DAY = tuple(timedelta(minutes=n) for n in range(24 * 60))  # shared, so that a calendar holds pointers
+
+
+class Invalid(ValueError):  # noqa: N818 - what it says of the schedule
+    """The schedule cannot be computed; the message says in a sentence what is wrong and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A fixed grid: `grid_from` itself, then every whole multiple of `every` after it, to the microsecond."""
+
+    every: timedelta
+    grid_from: datetime
+
+    def __post_init__(self) -> None:
+        _store_utc(self, "grid_from")
+        if self.every < SHORTEST:
+            raise Invalid(f"An interval of {self.every.total_seconds():g} s is too short; choose one second or more.")
+        if self.every > LONGEST:
+            raise Invalid(f"An interval of {self.every.days} days is too long; choose {LONGEST.days} days or fewer.")
+
+
+@dataclass(frozen=True, slots=True)
+class Crontab:
+    """Celery's five fields, read by the wall clocks of `zone` (an IANA name)."""
+
+    minute: str
+    hour: str
+    day_of_month: str
+    month_of_year: str
+    day_of_week: str
+    zone: str
+
+    def __post_init__(self) -> None:
+        _calendar(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Clocked:
+    """Once."""
+
+    at: datetime
+
+    def __post_init__(self) -> None:
+        _store_utc(self, "at")
+
+
+Timing = Interval | Crontab | Clocked
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A timing between bounds, which never cause an occurrence: due at `start` it happens, due at `end` it does not."""
+
+    timing: Timing
+    start: datetime | None = None
+    end: datetime | None = None
+
+    def __post_init__(self) -> None:
+        _store_utc(self, "start")
+        _store_utc(self, "end")
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise Invalid("The schedule ends before it starts; choose an end after the start.")
+
+
+def occurrences(spec: Spec, after: datetime, until: datetime) -> Iterator[datetime]:
+    """Every due moment with `after < moment <= until`, in UTC, strictly increasing, computed as it is asked for."""
+    after, until = _utc(after), _utc(until)
+    if spec.start is not None and spec.start > after:
+        after = spec.start - _INSTANT
+    if spec.end is not None and spec.end <= until:
+        if spec.end <= after:
+            return
+        until = spec.end - _INSTANT
+    latest = after
+    for moment in _moments(spec.timing, after, until):
+        if moment > until:
+            return
+        if moment > latest:
+            yield moment
+            latest = moment
+
+
+def next_occurrence(spec: Spec, after: datetime) -> datetime | None:
+    """The first due moment later than `after`; None when nothing is to come."""
+    return next(occurrences(spec, after, _FOREVER), None)
+
+
+def _moments(timing: Timing, after: datetime, until: datetime) -> Iterator[datetime]:
+    """All moments of the range in order; may begin a little before it, go on behind it, and repeat itself."""
+    match timing:
+        case Interval():
+            return _grid(timing, after, until)
+        case Crontab():
+            return _calendar(timing).moments(max(after, _FIRST), min(until, _LAST))
+        case Clocked():
+            return iter((timing.at,))
+
+
+def _grid(interval: Interval, after: datetime, until: datetime) -> Iterator[datetime]:
+    every, origin = interval.every, interval.grid_from
+    step = max(0, (after - origin) // every + 1)
+    while step * every <= until - origin:  # compared as durations: the next moment may lie beyond the calendar
+        yield origin + step * every
+        step += 1
+
+
+# --- crontab: what the fields say -----------------------------------------------------------------------------------
+
+
+class _Field(NamedTuple):
+    label: str
+    low: int
+    size: int
+    example: str
+    names: str = ""
+
+
+_MINUTE = _Field("Minute", 0, 60, "0, 10-20 or */15")
+_HOUR = _Field("Hour", 0, 24, "9, 8-18 or */2")
+_DAY_OF_MONTH = _Field("Day of month", 1, 31, "1, 1-7 or */2")
+_MONTH = _Field(
+    *("Month", 1, 12, "1, jan, 6-8 or */3"),
+    names="january february march april may june july august september october november december",
+)
+_WEEKDAY = _Field(
+    *("Day of week", 0, 7, "1, mon, mon-fri or */2"),
+    names="sunday monday tuesday wednesday thursday friday saturday",
+)
+
+_PART = re.compile(
+    r"(?P<only>[0-9a-z]+)|(?:\*|(?P<first>[0-9a-z]+)-(?P<last>[0-9a-z]+))(?:/(?P<step>[0-9]+))?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+@lru_cache(maxsize=4096)
+def _values(field: _Field, text: str) -> tuple[int, ...]:
+    """What a field allows, in order. Celery's parser expands it but overlooks much, so the text is checked first."""
+    if not text:
+        raise Invalid(f"{field.label} is empty; write * for every one.")
+    if len(text) > LONGEST_FIELD:
+        raise Invalid(f"{field.label} is longer than {LONGEST_FIELD} characters; shorten it, for example with ranges.")
+    for part in text.split(","):
+        _check_part(field, part)
+    return tuple(sorted(crontab_parser(field.size, field.low).parse(text)))
+
+
+def _check_part(field: _Field, part: str) -> None:
+    matched = _PART.fullmatch(part)
+    if matched is None:
+        raise _unreadable(field, part)
+    for value in matched.group("only", "first", "last"):
+        if value is not None:
+            _check_value(field, value)
+    step = matched["step"]
+    if step is not None and not 1 <= int(step) <= field.size:
+        raise Invalid(f"{field.label}: the step in {part!r} must be from 1 to {field.size}.")
+
+
+def _check_value(field: _Field, value: str) -> None:
+    if not value.isdigit():
+        if len(value) < 3 or not any(name.startswith(value.lower()) for name in field.names.split()):
+            raise _unreadable(field, value)
+    elif not field.low <= int(value) < field.low + field.size:
+        hint = " (Sunday is 0 or sun)" if field is _WEEKDAY else ""
+        raise Invalid(f"{field.label}: choose from {field.low} to {field.low + field.size - 1}{hint}, not {value}.")
+
+
+def _unreadable(field: _Field, text: str) -> Invalid:
+    return Invalid(f"{field.label}: cannot read {text!r}; write * or, for example, {field.example}, joined by commas.")
+
+
+# --- crontab: when that is ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Calendar:
+    """A crontab, expanded. A wall clock reading ("wall") wears the label UTC, so that wall - offset is its moment.
+
+    Debian's rule: where minute or hour begins with `*` the schedule follows elapsed time: every real minute whose
+    reading matches. Any other names fixed times: one in a gap comes at the first moment after it, a repeated one once.
+    """
+
+    zone: ZoneInfo
+    elapsed: bool
+    months: tuple[int, ...]
+    days: tuple[int, ...]
+    weekdays: frozenset[int]
+    times: tuple[timedelta, ...]
+
+    def moments(self, after: datetime, until: datetime) -> Iterator[datetime]:
+        if after >= until:
+            return iter(())
+        return self._elapsed(after, until) if self.elapsed else self._fixed(after)
+
+    def _fixed(self, after: datetime) -> Iterator[datetime]:
+        for wall in self._walls(after + _offset(self.zone, after)):
+            yield _moment(self.zone, wall)
+
+    def _elapsed(self, after: datetime, until: datetime) -> Iterator[datetime]:
+        while after <= until:
+            offset, end = _offset(self.zone, after), _steady_until(self.zone, after)
+            for wall in self._walls(after + offset):
+                if wall - offset >= end:
+                    break
+                yield wall - offset
+            following = next(self._walls(end - _DAY), _LAST)
+            after = max(end, following - _DAY)  # no zone is a day from UTC: nothing can be due before
+
+    def _walls(self, start: datetime) -> Iterator[datetime]:
+        for midnight in self._midnights(start):
+            for time in islice(self.times, bisect_left(self.times, start - midnight), None):
+                yield midnight + time
+
+    def _midnights(self, start: datetime) -> Iterator[datetime]:
+        month_of_start = (start.year, start.month)
+        for year in range(start.year, _LAST.year):
+            for month in self.months[bisect_left(self.months, start.month) if year == start.year else 0 :]:
+                weekday, length = monthrange(year, month)  # of the first day, Monday = 0; Celery's Sunday = 0
+                skipped = bisect_left(self.days, start.day) if (year, month) == month_of_start else 0
+                for day in self.days[skipped:]:
+                    if day <= length and (weekday + day) % 7 in self.weekdays:
+                        yield datetime(year, month, day, tzinfo=UTC)
+
+
+@lru_cache(maxsize=4096)
+def _calendar(crontab: Crontab) -> _Calendar:
+    minutes, hours = _values(_MINUTE, crontab.minute), _values(_HOUR, crontab.hour)
+    days, months = _values(_DAY_OF_MONTH, crontab.day_of_month), _values(_MONTH, crontab.month_of_year)
+    if days[0] > max(monthrange(2000, month)[1] for month in months):  # a leap year
+        raise Invalid(
+            f"Day {crontab.day_of_month} never comes in month {crontab.month_of_year}; choose an earlier day."
+        )
+    return _Calendar(
+        zone=_zone(crontab.zone),
+        elapsed=crontab.minute.startswith("*") or crontab.hour.startswith("*"),
+        months=months,
+        days=days,
+        weekdays=frozenset(_values(_WEEKDAY, crontab.day_of_week)),
+        times=tuple(_MINUTES_OF_DAY[hour * 60 + minute] for hour in hours for minute in minutes),
+    )
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise Invalid(f"There is no time zone {name!r}; choose an IANA name such as Europe/Berlin or UTC.") from error
+
+
+def _offset(zone: ZoneInfo, moment: datetime) -> timedelta:
+    return moment.astimezone(zone).replace(tzinfo=UTC) - moment
+
+
+def _moment(zone: ZoneInfo, wall: datetime) -> datetime:
+    """When the clocks read `wall` for the first time or, if they leap over it, the moment they leap."""
+    before_change = wall.replace(tzinfo=zone).astimezone(UTC)
+    after_change = wall.replace(tzinfo=zone, fold=1).astimezone(UTC)
+    in_gap = after_change < before_change  # in a gap the later offset is the larger one
+    return _change(zone, after_change, before_change) if in_gap else before_change
+
+
+def _steady_until(zone: ZoneInfo, moment: datetime) -> datetime:
+    """A moment up to which the offset stays what it is: the next change or a day on, whichever is first."""
+    tomorrow = moment + _DAY
+    return tomorrow if _offset(zone, tomorrow) == _offset(zone, moment) else _change(zone, moment, tomorrow)
+
+
+def _change(zone: ZoneInfo, low: datetime, high: datetime) -> datetime:
+    """The moment after `low` and up to `high` at which the offset changes; changes come at whole seconds."""
+    low = low.replace(microsecond=0)
+    before = _offset(zone, low)
+    seconds = range(int((high - low).total_seconds()) + 1)
+    changed_at = bisect_left(seconds, True, key=lambda second: _offset(zone, low + timedelta(seconds=second)) != before)
+    return low + timedelta(seconds=changed_at)
+
+
+def _utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise Invalid(f"The moment {moment} has no time zone; give an aware datetime.")
+    return moment.astimezone(UTC)
+
+
+def _store_utc(value: object, name: str) -> None:
+    """Keep a frozen value's moment in UTC: arithmetic in other zones would follow their wall clocks."""
+    moment = getattr(value, name)
+    if moment is not None:
+        object.__setattr__(value, name, _utc(moment))

@@ -1,0 +1,95 @@
+"""The beat: wakes when something is due and calls, in order, what has to happen. It decides and stores nothing itself.
+
+Its one rule: no tick ever ends it. The database or the broker away means that the next tick comes a little later;
+nothing is lost, because due moments wait in `Policy.next_due_at` and claimed ones in the ledger. Any number of beats
+may run at once. Nothing is saved at shutdown, so a signal can interrupt it anywhere.
+"""
+
+import logging
+import time
+from typing import Any
+
+from celery import beat
+from django.db import Error, close_old_connections, connection
+from django.db.models import Min
+
+from jobs import calendar, claim, dispatch, rescue
+from jobs.models import UNSTARTED, Policy, Run, database_now
+
+log = logging.getLogger(__name__)
+
+LONGEST_SLEEP = 1.0  # seconds; a run that a person asked for waits no longer, even if its sender died
+SHORTEST_SLEEP = 0.005
+LOCKED_SLEEP = 0.1
+SWEEP_EVERY = 5.0  # seconds between looks for changes that no signal told of
+RESCUE_EVERY = 2.0  # seconds
+LONGEST_BACKOFF = 15.0  # seconds between ticks while the database is away
+
+
+class Scheduler(beat.Scheduler):
+    """For `celery beat` (CELERY_BEAT_SCHEDULER or `-S jobs.scheduler:Scheduler`) and `celery worker -B`."""
+
+    max_interval: float = LONGEST_SLEEP  # type: ignore[assignment] # seconds need not be whole
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.max_interval = min(self.max_interval, LONGEST_SLEEP)
+        self._failures = 0
+        self._done_at: dict[str, float] = {}
+
+    def setup_schedule(self) -> None:
+        """Nothing is loaded: the schedules stay in the database."""
+
+    def tick(self, *_: Any, **__: Any) -> float:
+        """One pass; returns the seconds until the next."""
+        try:
+            pause = self._pass()
+        except Exception as error:  # noqa: BLE001 - beat never exits: whatever this was, other schedules are due
+            return self._back_off(error)
+        self._failures = 0
+        return pause
+
+    def _pass(self) -> float:
+        close_old_connections()
+        if self._is_time_for("sweep", SWEEP_EVERY):
+            calendar.sweep()
+        self._send_due()
+        if self._is_time_for("rescue", RESCUE_EVERY):
+            rescue.rescue()
+        return self._seconds_to_next()
+
+    def _send_due(self) -> None:
+        """Claim first, whatever the broker does: a moment is written down when it is due, and sent when that works."""
+        try:
+            for runs in claim.claim_due():
+                dispatch.send(runs)
+            dispatch.send_waiting()
+        except dispatch.BrokerAwayError as error:
+            for _ in claim.claim_due():
+                pass
+            log.warning("%s", error, extra={"action": "dispatch"})
+
+    def _is_time_for(self, what: str, every: float) -> bool:
+        now = time.monotonic()
+        if now - self._done_at.get(what, -every) < every:
+            return False
+        self._done_at[what] = now
+        return True
+
+    def _seconds_to_next(self) -> float:
+        now = database_now()
+        moments = [
+            Policy.objects.aggregate(at=Min("next_due_at"))["at"],
+            Run.objects.filter(state__in=UNSTARTED).aggregate(at=Min("not_before"))["at"],
+        ]
+        waits: list[float] = [(moment - now).total_seconds() for moment in moments if moment]
+        wait = min([self.max_interval, *waits])
+        # What is due and still there is locked by somebody's transaction: look again soon, but do not spin.
+        return max(wait, SHORTEST_SLEEP) if wait > 0 else LOCKED_SLEEP
+
+    def _back_off(self, error: Exception) -> float:
+        self._failures += 1
+        connection.close()
+        pause = min(0.5 * 2 ** min(self._failures, 10), LONGEST_BACKOFF)
+        log.error("This tick failed, the next comes in %.1f s: %s", pause, error, exc_info=not isinstance(error, Error))
+        return pause

@@ -1,0 +1,10 @@
+"""The ready-made jobs: what people can schedule without writing code.
+
+To add one: a module here that opens with its story and holds a `@shared_task` named `jobs.<module>`, its name in the
+import below (so that Celery finds it), and its test. Nothing else: the name is then offered in the admin. Names stand
+in database rows, so they never change. A job of your own app needs none of this: a `tasks.py` there is found as well.
+"""
+
+from jobs.tasks import heartbeat, http_call, import_feed
+
+__all__ = ["heartbeat", "http_call", "import_feed"]

@@ -1,0 +1,105 @@
+"""What is new in this feed? Reads an RSS or Atom feed and keeps each entry once, as a `FeedEntry`.
+
+Run it as often as you like, twice at once or again after a crash: an entry is known by its feed and its guid, and a
+unique constraint, not this code, decides what is new: a pattern for every import that may be repeated. An entry stays
+as it was first seen; later corrections in the feed are not followed.
+
+Limits: at most MAX_ENTRIES from the top of the feed are read. The parser forgives broken feeds, which costs time: one
+made to be slow can keep it busy for minutes, so give schedules of feeds you do not trust a time limit.
+"""
+
+import hashlib
+import io
+import logging
+from datetime import UTC, datetime
+from email.utils import parsedate
+from typing import Any
+from urllib.parse import urljoin
+
+import feedparser
+from celery import shared_task
+
+from jobs import http
+from jobs.models import FeedEntry
+
+MAX_ENTRIES = 1_000
+LARGEST_FEED = 2_000_000  # bytes
+LONGEST_TEXT = 500  # characters: feed, guid and title
+LONGEST_LINK = 2_000  # characters
+
+logger = logging.getLogger(__name__)
+
+
+@shared_task(name="jobs.import_feed")
+def import_feed(url: str) -> dict[str, int]:
+    """Import the feed at `url` (http, https, or "/path" of this site); returns how many entries were seen and new.
+
+    Raises `jobs.http.FetchError` when it cannot be fetched, ValueError when what comes is no feed.
+    """
+    if not isinstance(url, str) or len(url) > LONGEST_TEXT:
+        raise ValueError(f"url must be a text of at most {LONGEST_TEXT} characters.")
+    response = http.fetch("GET", url, limit=LARGEST_FEED).require(200)
+    rows = {row.guid: row for row in (_row(url, response.url, entry) for entry in _entries(response)) if row.guid}
+    known = set(FeedEntry.objects.filter(feed=url, guid__in=rows).values_list("guid", flat=True))
+    # Another import may insert between these two lines: then the constraint keeps its row and drops ours.
+    FeedEntry.objects.bulk_create([row for guid, row in rows.items() if guid not in known], ignore_conflicts=True)
+    counts = {"seen": len(rows), "new": len(rows) - len(known)}
+    logger.info("%s: %d entries seen, %d of them new.", url, counts["seen"], counts["new"])
+    return counts
+
+
+def _entries(response: http.Response) -> list[dict[str, Any]]:
+    headers = {"content-type": response.headers["content-type"]} if "content-type" in response.headers else {}
+    try:
+        # A stream, because text or bytes would be taken for the name of a file or an address, and opened.
+        feed = feedparser.parse(io.BytesIO(response.body), response_headers=headers)
+    except ValueError as error:  # its own slips, as over references to characters that do not exist
+        raise ValueError(f"The feed cannot be read: {error}.") from error
+    if not feed.get("version"):
+        raise ValueError("What came is not an RSS or Atom feed: give the address of the feed itself, not of its page.")
+    entries: list[dict[str, Any]] = feed.entries[:MAX_ENTRIES]
+    return entries
+
+
+def _row(feed: str, base: str, entry: dict[str, Any]) -> FeedEntry:
+    link, title = _text(entry.get("link")), _text(entry.get("title"))
+    guid = _text(entry.get("id")) or link or title
+    if len(guid) > LONGEST_TEXT:  # cut short, two could become one
+        guid = hashlib.sha256(guid.encode()).hexdigest()
+    return FeedEntry(
+        feed=feed,
+        guid=guid,
+        title=title[:LONGEST_TEXT],
+        link=_absolute(base, link),
+        published_at=_published_at(entry),
+    )
+
+
+def _text(value: object) -> str:
+    # NUL and lone surrogates cannot be stored, and some feeds hold them.
+    return str(value or "").replace("\0", "").encode(errors="ignore").decode().strip()
+
+
+def _absolute(base: str, link: str) -> str:
+    """The link as people can follow it, or nothing: half an address, or a script, is worse than none."""
+    try:
+        address = urljoin(base, link) if link else ""
+    except ValueError:
+        return ""
+    return address if address.startswith(("http://", "https://")) and len(address) <= LONGEST_LINK else ""
+
+
+def _published_at(entry: dict[str, Any]) -> datetime | None:
+    # Asked for an absent "updated", feedparser gives "published" and warns.
+    stated = [name for name in ("published", "updated") if name in entry]
+    # It gives UTC, but gives up on mail dates without a zone; those are taken for UTC.
+    parts: Any = next(filter(None, (entry[f"{name}_parsed"] or parsedate(entry[name]) for name in stated)), None)
+    if parts is None:
+        return None
+    try:
+        year, month, day, hour, minute, second = parts[:6]
+        moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+    except ValueError:
+        return None
+    # Years at the edge of the calendar are mistakes, and showing them in another zone would fail.
+    return moment if 1900 < moment.year < 9000 else None

@@ -1,0 +1,283 @@
+"""Every setting of Punctual, read from the environment (or from `.env` beside manage.py) and typed here, nowhere else.
+
+Its one rule: a value that cannot be read stops the process with the variable's name. Any variable may be given as
+NAME_FILE instead, the path of a file that holds the value, so that secrets need not stand in the environment.
+With DEBUG off, nothing is guessed: SECRET_KEY, ALLOWED_HOSTS, DATABASE_URL and REDIS_URL must be there, or
+EMBEDDED=true must ask for SQLite and a Valkey server of our own in VAR_DIR.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+from zoneinfo import ZoneInfo
+
+import django_stubs_ext
+import environ
+from django.core.exceptions import ImproperlyConfigured
+
+from project import embedded
+
+django_stubs_ext.monkeypatch()  # lets Django's generic classes name their model, which the type checker needs
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+environ.Env.read_env(BASE_DIR / ".env")
+env = environ.FileAwareEnv().ENVIRON
+required = environ.Env.NOTSET
+
+
+def truth(text: str) -> bool:
+    """Stricter than django-environ, to which every word it does not know is false."""
+    if text.lower() not in {"true", "yes", "on", "1", "false", "no", "off", "0"}:
+        raise ValueError
+    return text.lower() in {"true", "yes", "on", "1"}
+
+
+def zone(text: str) -> str:
+    return ZoneInfo(text).key
+
+
+def level(text: str) -> str:
+    return {name: name for name in ("DEBUG", "INFO", "WARNING", "ERROR")}[text.upper()]
+
+
+def positive(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise ValueError
+    return float(text)
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+# How each kind of value is read, and what it must be. Lower case, for Django takes capitals for a setting.
+kinds: dict[str, tuple[Callable[[str], Any], str]] = {
+    "str": (str, "text"),
+    "bool": (truth, "true or false"),
+    "int": (int, "a whole number"),
+    "float": (positive, "a number above 0"),
+    "list": (words, "words with commas between them"),
+    "zone": (zone, "an IANA time zone such as Europe/Berlin"),
+    "level": (level, "DEBUG, INFO, WARNING or ERROR"),
+    "email_url": (environ.Env.email_url_config, "like smtp://user:password@host:587/?tls=True or consolemail://"),
+}
+
+
+def read(kind: str, name: str, default: Any = required) -> Any:
+    """The value of variable `name` as one of `kinds`, or its default; empty is unset. The value is never echoed."""
+    function, look = kinds[kind]
+    try:
+        text = env.get(name, "").strip()  # the value in a file may end in a newline
+    except (OSError, UnicodeDecodeError):
+        raise ImproperlyConfigured(f"{name}_FILE names a file that cannot be read: mend its path or rights.") from None
+    if not text and default is required:
+        raise ImproperlyConfigured(f"{name} is not set. Set it (or {name}_FILE), or DEBUG=true to develop.")
+    try:
+        return function(text) if text else default
+    except (ValueError, LookupError, OSError, ImproperlyConfigured):
+        raise ImproperlyConfigured(f"{name} cannot be read: it must be {look}.") from None
+
+
+# --- What this process is -------------------------------------------------------------------------------------------
+
+# Development mode: error pages with details, a generated SECRET_KEY, embedded parts. Never on a public address.
+DEBUG: bool = read("bool", "DEBUG", False)
+# Whether SQLite and an own Valkey server in VAR_DIR may stand in for DATABASE_URL and REDIS_URL.
+EMBEDDED: bool = read("bool", "EMBEDDED", DEBUG)
+# Where the embedded parts keep their state, and `manage.py up` its logs.
+VAR_DIR = Path(read("str", "VAR_DIR", str(BASE_DIR / "var"))).absolute()
+# Signs sessions and tokens: at least 50 random characters, the same for every process.
+SECRET_KEY: str = read("str", "SECRET_KEY", "" if DEBUG else required) or embedded.secret_key(VAR_DIR)
+# Host names the web process answers to, separated by commas.
+ALLOWED_HOSTS: list[str] = read("list", "ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"] if DEBUG else required)
+# The address under which people and jobs reach the web process.
+SITE_URL: str = read("str", "SITE_URL", "http://127.0.0.1:8000").rstrip("/")
+# Whether jobs may call private addresses, such as services of your own network. This site itself is always allowed.
+HTTP_ALLOW_PRIVATE: bool = read("bool", "HTTP_ALLOW_PRIVATE", False)
+
+# --- Database -------------------------------------------------------------------------------------------------------
+
+SQLITE_OPTIONS = {
+    "transaction_mode": "IMMEDIATE",  # a writer waits for its turn at BEGIN instead of failing at its first write
+    "timeout": 20,  # seconds
+    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+}
+POSTGRESQL_OPTIONS = {"connect_timeout": 5}  # seconds
+
+
+def _database() -> dict[str, Any]:
+    default = f"sqlite:///{quote(str(VAR_DIR))}/punctual.sqlite3" if EMBEDDED else required
+    url: str = read("str", "DATABASE_URL", default)
+    scheme = url.split("://", 1)[0]
+    if scheme not in {"postgres", "postgresql", "sqlite"}:
+        raise ImproperlyConfigured(
+            "DATABASE_URL cannot be read: it must look like postgres://user:password@host:5432/name or "
+            "sqlite:////absolute/path.sqlite3."
+        )
+    if scheme == "sqlite" and not url.startswith("sqlite:////"):
+        raise ImproperlyConfigured(
+            "DATABASE_URL needs an absolute path, after four slashes: sqlite:////srv/name.sqlite3."
+        )
+    try:
+        config: dict[str, Any] = environ.Env.db_url_config(url)
+    except ValueError:
+        raise ImproperlyConfigured(
+            "DATABASE_URL cannot be read: check its port, and write / : @ # ? in a password as %2F %3A %40 %23 %3F."
+        ) from None
+    if not config["NAME"]:
+        raise ImproperlyConfigured("DATABASE_URL names no database: add /name at its end.")
+    options = SQLITE_OPTIONS if scheme == "sqlite" else POSTGRESQL_OPTIONS
+    config["OPTIONS"] = {**options, **config.get("OPTIONS", {})}
+    return {"CONN_HEALTH_CHECKS": True, "CONN_MAX_AGE": 0 if scheme == "sqlite" else 60, **config}  # seconds
+
+
+# postgres://user:password@host:5432/name or sqlite:////absolute/path.sqlite3
+DATABASES = {"default": _database()}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# --- Broker and results ---------------------------------------------------------------------------------------------
+
+
+def _is_redis(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        database = parse_qs(parts.query).get("db", ["0"])[0]
+        return not parts.hostname and len(parts.path) > 1 and database.isdecimal()
+    database = parts.path[1:] or "0"
+    return parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and parts.port != 0 and database.isdecimal()
+
+
+def _redis_url() -> str:
+    url: str = read("str", "REDIS_URL", embedded.redis_url(VAR_DIR) if EMBEDDED else required)
+    try:
+        usable = _is_redis(url)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ImproperlyConfigured(
+            "REDIS_URL cannot be read: it must look like redis://:password@host:6379/0, rediss://... or "
+            "unix:///path/to/socket?db=0."
+        )
+    return url
+
+
+# redis://[:password@]host:6379/0, rediss:// (TLS) or unix:///path/to/socket?db=0
+REDIS_URL = _redis_url()
+
+# The broker, where it is not REDIS_URL: any address Celery knows (redis://, sentinel://, amqp://, sqs://).
+CELERY_BROKER_URL: str = read("str", "BROKER_URL", embedded.broker_url(REDIS_URL))
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+# A frozen or absent broker must not hang beat or web: nothing waits longer than this, in seconds, or tries twice.
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "socket_connect_timeout": 2,
+    "socket_timeout": 5,
+    "health_check_interval": 10,
+    "max_retries": 0,
+}
+
+# Results are the exception: a task opts in with ignore_result=False, and its result lives for RESULT_EXPIRES seconds.
+CELERY_RESULT_BACKEND: str = read("str", "RESULT_BACKEND", "django-db")
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_RESULT_EXTENDED = True
+CELERY_RESULT_EXPIRES: int = read("int", "RESULT_EXPIRES", 3600)
+
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_SERIALIZER = "json"
+CELERY_RESULT_SERIALIZER = "json"
+CELERY_BEAT_SCHEDULER = "jobs.scheduler:Scheduler"
+# The ledger, not the broker, remembers what a worker holds: acknowledge early, fetch little.
+CELERY_TASK_ACKS_LATE = False
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_REDIRECT_STDOUTS = False
+
+# How long, in seconds, a run stays with a process that gives no sign of life. A lost run is found within this and 5 s.
+LEASE_SECONDS: float = read("float", "LEASE_SECONDS", 60.0)
+
+# --- Time and language ----------------------------------------------------------------------------------------------
+
+# The zone of the admin, and of crontabs that name none: an IANA name such as Europe/Berlin. Stored times are UTC.
+TIME_ZONE: str = read("zone", "TIME_ZONE", "UTC")
+USE_TZ = True
+CELERY_TIMEZONE = TIME_ZONE
+LANGUAGE_CODE = "en"
+
+# --- Mail -----------------------------------------------------------------------------------------------------------
+
+# smtp://user:password@host:587/?tls=True; with DEBUG on, mail is printed instead.
+globals().update(
+    read("email_url", "EMAIL_URL", environ.Env.email_url_config("consolemail://" if DEBUG else "smtp://localhost:25"))
+)
+DEFAULT_FROM_EMAIL: str = read("str", "DEFAULT_FROM_EMAIL", "punctual@localhost")
+
+# --- The web process ------------------------------------------------------------------------------------------------
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_celery_beat",
+    "django_celery_results",
+    "jobs",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+ROOT_URLCONF = "project.urls"
+WSGI_APPLICATION = "project.wsgi.application"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
+]
+STATIC_URL = "static/"
+STATIC_ROOT = VAR_DIR / "static"
+WHITENOISE_USE_FINDERS = DEBUG
+X_FRAME_OPTIONS = "DENY"
+
+# Whether the site is reached over HTTPS: redirects to it, HSTS and secure cookies. Off with DEBUG.
+HTTPS: bool = read("bool", "HTTPS", not DEBUG)
+# Whether a proxy in front sets X-Forwarded-Proto (and removes it from what clients send).
+BEHIND_PROXY: bool = read("bool", "BEHIND_PROXY", False)
+SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SECURE_REDIRECT_EXEMPT = [r"^healthz$"]
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
+CSRF_TRUSTED_ORIGINS = [SITE_URL] if SITE_URL.startswith("https://") else []
+
+# --- Logs -----------------------------------------------------------------------------------------------------------
+
+# DEBUG, INFO, WARNING or ERROR; for every process, whatever `celery --loglevel` says.
+LOG_LEVEL: str = read("level", "LOG_LEVEL", "INFO")
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": LOG_LEVEL},
+}

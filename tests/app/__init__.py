@@ -1,0 +1,1 @@
+"""A user's app: all it has is a `tasks.py`."""

@@ -1,0 +1,97 @@
+"""Tasks that do what tests want to see survived: work, wait, fail, ask to be retried, kill their own process."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Task, shared_task
+from celery.exceptions import Ignore, Reject
+
+DEADLINE = 60.0  # seconds after which a forgotten task gives up
+
+
+@shared_task(name="tests.nothing")
+def nothing(*args: Any, **kwargs: Any) -> None:
+    """Do nothing, with whatever arguments."""
+
+
+@shared_task(name="tests.note", bind=True)
+def note(self: Task, path: str) -> None:
+    """Leave a line with the id of the run."""
+    _append(path, self.request.id)
+
+
+@shared_task(name="tests.hold", bind=True)
+def hold(self: Task, path: str) -> None:
+    """Say that it started, wait until PATH.go exists, leave a line with the id of the run."""
+    _append(f"{path}.started", str(os.getpid()))
+    until = time.monotonic() + DEADLINE
+    while not Path(f"{path}.go").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    _append(path, self.request.id)
+
+
+@shared_task(name="tests.fail")
+def fail(message: str) -> None:
+    """Fail with that message, in which NUL stands for the character that no database stores."""
+    raise ValueError(message.replace("NUL", "\0"))
+
+
+@shared_task(name="tests.retry", bind=True, max_retries=2)
+def retry(self: Task, path: str) -> None:
+    """Ask twice to be run again, then succeed."""
+    _append(path, str(self.request.retries))
+    if self.request.retries < 2:
+        raise self.retry(countdown=0)
+
+
+@shared_task(name="tests.retry_for_ever", bind=True, max_retries=1)
+def retry_for_ever(self: Task, path: str) -> None:
+    _append(path, str(self.request.retries))
+    raise self.retry(countdown=0, exc=ValueError("still not"))
+
+
+@shared_task(name="tests.ignore")
+def ignore() -> None:
+    raise Ignore
+
+
+@shared_task(name="tests.reject")
+def reject() -> None:
+    raise Reject("no", requeue=False)
+
+
+@shared_task(name="tests.die")
+def die(path: str) -> None:
+    """Kill the process that executes it, each time."""
+    _append(path, str(os.getpid()))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(name="tests.sleep")
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+class Careless(Task):
+    """A base that does not know of Punctual, and whose hook forgets its parent."""
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        pass
+
+
+@shared_task(name="tests.careless", base=Careless, bind=True)
+def careless(self: Task, path: str) -> None:
+    _append(path, self.request.id)
+
+
+@shared_task(name="tests.answer", ignore_result=False)
+def answer() -> int:
+    return 42
+
+
+def _append(path: str, line: str) -> None:
+    with Path(path).open("a") as file:
+        file.write(line + "\n")

@@ -1,0 +1,75 @@
+"""What tests are given: a real database made by the migrations, a real and empty Redis, and how to reach both.
+
+Its one rule: a test in tests/pure starts nothing. A missing server is told in one sentence: the tests that need it
+are skipped; where REQUIRE_SERVERS is set (CI) or TEST_DATABASE_URL or TEST_REDIS_URL names the server, the run ends.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis as redis_client
+from django.conf import settings as django_settings
+from django.db import connection
+
+from tests.servers import SERVERS, MissingServerError, Servers
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    django_settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # slow ones are for people
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"database: {config.getoption('database')}"
+
+
+@pytest.fixture(scope="session")
+def servers(pytestconfig: pytest.Config) -> Servers:
+    """The servers of this run; they start when a database or `redis` is first asked for."""
+    return pytestconfig.stash[SERVERS]
+
+
+def _have(server: Callable[[], None], variable: str) -> None:
+    try:
+        server()
+    except MissingServerError as missing:
+        if os.environ.get("REQUIRE_SERVERS") or variable in os.environ:
+            pytest.exit(str(missing), returncode=1)
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(servers: Servers) -> None:
+    """pytest-django's hook before it makes the test database."""
+    _have(servers.have_database, "TEST_DATABASE_URL")
+    if servers.database == "sqlite":
+        # A file: other threads and processes cannot see a database in memory.
+        name = str(servers.workspace.folder / "test_punctual.sqlite3")
+        django_settings.DATABASES["default"].setdefault("TEST", {})["NAME"] = name
+
+
+@pytest.fixture(scope="session")
+def redis_server(servers: Servers) -> Iterator[redis_client.Redis]:
+    _have(servers.have_redis, "TEST_REDIS_URL")
+    with redis_client.Redis.from_url(servers.redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def redis(redis_server: redis_client.Redis) -> redis_client.Redis:
+    """A client of the run's Redis, whose database is empty as the test begins."""
+    redis_server.flushdb()
+    return redis_server
+
+
+@pytest.fixture(autouse=True)
+def _empty_broker(request: pytest.FixtureRequest) -> None:
+    # Tests that touch the ledger may publish without saying so: none inherits another's messages.
+    if request.path.parent.name in {"database", "live"}:
+        request.getfixturevalue("redis")
+
+
+@pytest.fixture
+def environment(transactional_db: None, redis: redis_client.Redis, servers: Servers) -> dict[str, str]:
+    """The environment for processes that shall work on the database and the broker of this test."""
+    return {**os.environ, "DATABASE_URL": servers.database_url_for(connection.settings_dict["NAME"])}

@@ -1,0 +1,171 @@
+"""When a schedule is due next, and that every way of changing one is noticed without firing anything."""
+
+from datetime import timedelta
+
+import pytest
+from django.core import serializers
+from django.utils import timezone
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
+
+from jobs import calendar, claim
+from jobs.models import Policy, Run, database_now
+from tests.making import make_due, make_schedule
+
+pytestmark = pytest.mark.django_db
+HOUR = timedelta(hours=1)
+
+
+def next_due(schedule):
+    return Policy.objects.get(schedule=schedule).next_due_at
+
+
+def test_it_gives_a_saved_schedule_its_next_due_moment():
+    before = database_now()
+    schedule = make_schedule(every=HOUR)
+    assert before + HOUR <= next_due(schedule) <= database_now() + HOUR
+
+
+def test_it_takes_the_grid_of_an_interval_from_its_start_time():
+    start = timezone.now().replace(minute=7, second=0, microsecond=0) - 30 * HOUR
+    schedule = make_schedule(every=HOUR, start_time=start)
+    assert (next_due(schedule) - start) % HOUR == timedelta(0)
+    assert database_now() < next_due(schedule) <= database_now() + HOUR
+
+
+def test_it_waits_for_the_start_time():
+    start = timezone.now() + 5 * HOUR
+    assert next_due(make_schedule(every=HOUR, start_time=start)) == start
+
+
+def test_it_reads_crontabs_in_their_own_zone():
+    cron = {"minute": "30", "hour": "4", "timezone": "Asia/Kathmandu"}
+    moment = next_due(make_schedule(cron=cron))
+    assert (moment.hour, moment.minute) == (22, 45)
+
+
+def test_it_has_nothing_to_come_for_a_schedule_that_is_off_or_over():
+    assert next_due(make_schedule("off", enabled=False)) is None
+    assert next_due(make_schedule("over", expires=timezone.now() - HOUR)) is None
+    past = ClockedSchedule.objects.create(clocked_time=timezone.now() - HOUR)
+    assert next_due(make_schedule("past", clocked=past, one_off=True)) is None
+
+
+def test_it_keeps_the_next_due_moment_when_something_else_is_edited():
+    schedule = make_schedule(every=HOUR)
+    before = next_due(schedule)
+    schedule.description, schedule.args, schedule.queue = "other", "[1]", "slow"
+    schedule.save()
+    assert calendar.sweep() == 0
+    assert next_due(schedule) == before
+
+
+def _by_save(schedule):
+    schedule.interval = IntervalSchedule.objects.create(every=2, period="hours")
+    schedule.save()
+
+
+def _by_update(schedule):
+    interval = IntervalSchedule.objects.create(every=2, period="hours")
+    PeriodicTask.objects.filter(pk=schedule.pk).update(interval=interval)
+
+
+def _by_the_interval(schedule):
+    schedule.interval.every, schedule.interval.period = 2, "hours"
+    schedule.interval.save()
+
+
+def _by_the_interval_s_update(schedule):
+    IntervalSchedule.objects.filter(pk=schedule.interval_id).update(every=2, period="hours")
+
+
+def _by_bulk_update(schedule):
+    schedule.interval = IntervalSchedule.objects.create(every=2, period="hours")
+    PeriodicTask.objects.bulk_update([schedule], ["interval"])
+
+
+def _by_fixture(schedule):
+    schedule.interval = IntervalSchedule.objects.create(every=2, period="hours")
+    for row in serializers.deserialize("json", serializers.serialize("json", [schedule])):
+        row.save()
+
+
+@pytest.mark.parametrize(
+    "change", [_by_save, _by_update, _by_the_interval, _by_the_interval_s_update, _by_bulk_update, _by_fixture]
+)
+def test_it_notices_a_change_and_fires_nothing(change):
+    schedule = make_schedule(every=HOUR)
+    change(schedule)
+    calendar.sweep()
+    left = next_due(schedule) - database_now()
+    assert timedelta(minutes=119) < left <= 2 * HOUR
+    assert list(claim.claim_due()) == []
+    assert not Run.objects.exists()
+
+
+def test_it_notices_a_saved_change_at_once():
+    schedule = make_schedule(every=HOUR)
+    _by_save(schedule)
+    assert calendar.sweep() == 0
+    crontab = CrontabSchedule.objects.create(minute="0", hour="4")
+    daily = make_schedule("daily", crontab=crontab)
+    crontab.hour = "5"
+    crontab.save()
+    assert next_due(daily).hour == 5
+
+
+def test_it_notices_schedules_that_were_made_in_bulk():
+    interval = IntervalSchedule.objects.create(every=1, period="hours")
+    PeriodicTask.objects.bulk_create(
+        PeriodicTask(name=f"bulk {n}", task="tests.nothing", interval=interval) for n in range(30)
+    )
+    assert calendar.sweep() == 30
+    assert Policy.objects.filter(next_due_at__gt=database_now()).count() == 30
+    assert calendar.sweep() == 0
+
+
+@pytest.mark.parametrize("how", ["save", "update"])
+def test_it_fires_nothing_when_a_schedule_is_switched_on_again(how):
+    schedule = make_schedule(every=HOUR)
+    PeriodicTask.objects.filter(pk=schedule.pk).update(enabled=False)
+    calendar.sweep()
+    assert next_due(schedule) is None
+    if how == "save":
+        schedule.enabled = True
+        schedule.save()
+    else:
+        PeriodicTask.objects.filter(pk=schedule.pk).update(enabled=True)
+        calendar.sweep()
+    assert next_due(schedule) > database_now() + timedelta(minutes=59)
+    assert list(claim.claim_due()) == []
+
+
+def test_it_keeps_a_moment_that_was_due_before_the_change_and_only_that():
+    schedule = make_schedule(every=HOUR)
+    owed = make_due(schedule, ago=timedelta(seconds=5))
+    schedule.interval = IntervalSchedule.objects.create(every=1, period="seconds")
+    schedule.save()
+    assert next_due(schedule) == owed
+    (runs,) = claim.claim_due()
+    assert [run.due_at for run in runs] == [owed]
+    assert next_due(schedule) > owed + timedelta(seconds=5)
+
+
+def test_it_flags_what_cannot_be_computed_with_the_reason_and_clears_it_when_mended():
+    schedule = make_schedule(cron={"day_of_month": "31", "month_of_year": "2"})
+    policy = Policy.objects.get(schedule=schedule)
+    assert policy.next_due_at is None
+    assert policy.invalid_reason
+    schedule.crontab.month_of_year = "1"
+    schedule.crontab.save()
+    policy.refresh_from_db()
+    assert (policy.invalid_reason, policy.next_due_at.month) == ("", 1)
+
+
+def test_it_removes_a_policy_with_its_schedule_and_keeps_the_runs():
+    schedule = make_schedule()
+    make_due(schedule)
+    (runs,) = claim.claim_due()
+    PeriodicTask.objects.filter(pk=schedule.pk).delete()
+    assert not Policy.objects.exists()
+    run = Run.objects.get(id=runs[0].id)
+    assert (run.schedule, run.schedule_name) == (None, "it")

@@ -1,0 +1,337 @@
+"""Do the ready-made jobs do what their names say, and does the demonstration put them to work?
+
+The jobs are called as plain functions against a real web server on loopback, which they take for this site.
+"""
+
+import inspect
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.staticfiles import finders
+from django.db import connection
+from django.urls import resolve
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+
+from jobs import demo, http
+from jobs.models import FeedEntry
+from jobs.tasks.heartbeat import heartbeat
+from jobs.tasks.http_call import http_call
+from jobs.tasks.import_feed import LARGEST_FEED, MAX_ENTRIES, import_feed
+from project.celery import app
+
+SAMPLE = Path(str(finders.find("jobs/sample-feed.xml"))).read_bytes()
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: "Web"
+
+    def _answer(self) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        body = self.server.pages.get(self.path)
+        self.send_response(404 if body is None else 200)
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    do_GET = do_POST = _answer  # noqa: N815 - http.server asks for these names
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Web(ThreadingHTTPServer):
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.pages: dict[str, bytes] = {"/healthz": b"ok\n", "/feed": SAMPLE}
+        self.asked: list[str] = []
+
+
+@pytest.fixture
+def web(settings: pytest.FixtureRequest) -> Iterator[Web]:
+    with Web() as server:
+        settings.SITE_URL = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def rss(*items: str) -> bytes:
+    return f"<rss version='2.0'><channel>{''.join(f'<item>{item}</item>' for item in items)}</channel></rss>".encode()
+
+
+def at_once(*calls: Callable[[], object]) -> None:
+    """Each call in its own thread, with its own connection, all from the same moment."""
+    barrier, errors = threading.Barrier(len(calls)), []
+
+    def run(call: Callable[[], object]) -> None:
+        barrier.wait(5)
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - told below, in the test's own thread
+            errors.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=run, args=[call]) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert errors == []
+
+
+# --- import_feed ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_it_keeps_every_entry_when_a_feed_is_imported(web: Web) -> None:
+    assert import_feed("/feed") == {"seen": 5, "new": 5}
+    entry = FeedEntry.objects.get(guid="punctual-word-claim")
+    assert (entry.feed, entry.title) == ("/feed", "What a claim is")
+    assert entry.link == "https://example.org/punctual/words/claim"
+    assert entry.published_at == datetime(2026, 11, 3, 9, tzinfo=UTC)
+
+
+@pytest.mark.django_db
+def test_it_adds_only_what_is_new_when_a_feed_is_imported_again(web: Web) -> None:
+    web.pages["/feed"] = rss("<guid>a</guid><title>first</title>")
+    import_feed("/feed")
+    web.pages["/feed"] = rss("<guid>b</guid><title>second</title>", "<guid>a</guid><title>changed</title>")
+    assert import_feed("/feed") == {"seen": 2, "new": 1}
+    assert dict(FeedEntry.objects.values_list("guid", "title")) == {"a": "first", "b": "second"}
+
+
+@pytest.mark.django_db
+def test_it_keeps_an_entry_once_for_each_feed_when_two_feeds_share_it(web: Web) -> None:
+    web.pages["/other"] = SAMPLE
+    assert [import_feed(url)["new"] for url in ("/feed", "/other")] == [5, 5]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_keeps_each_entry_once_when_a_feed_is_imported_several_times_at_once(web: Web) -> None:
+    at_once(*[lambda: import_feed("/feed")] * 4)
+    assert FeedEntry.objects.count() == 5
+
+
+@pytest.mark.django_db
+def test_it_reads_atom_when_the_feed_is_atom(web: Web) -> None:
+    web.pages["/atom"] = b"""<feed xmlns="http://www.w3.org/2005/Atom"><title>t</title><entry><id>urn:a</id>
+        <title>Entry</title><link href="page"/><updated>2026-11-03T10:00:00+02:00</updated></entry></feed>"""
+    assert import_feed("/atom") == {"seen": 1, "new": 1}
+    entry = FeedEntry.objects.get()
+    assert (entry.guid, entry.title) == ("urn:a", "Entry")
+    assert entry.link == f"http://127.0.0.1:{web.server_address[1]}/page"
+    assert entry.published_at == datetime(2026, 11, 3, 8, tzinfo=UTC)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [
+        ("<pubDate>Tue, 03 Nov 2026 09:00:00 +0200</pubDate>", datetime(2026, 11, 3, 7, tzinfo=UTC)),
+        ("<pubDate>Tue, 03 Nov 2026 09:00:00</pubDate>", datetime(2026, 11, 3, 9, tzinfo=UTC)),
+        ("<pubDate>2026-11-03T09:00:00</pubDate>", datetime(2026, 11, 3, 9, tzinfo=UTC)),
+        ("<pubDate>Tue, 03 Nov 2026 99:00:00</pubDate>", None),
+        ("<pubDate>soon</pubDate>", None),
+        ("<pubDate>0001-01-01T00:00:00Z</pubDate>", None),
+        ("<pubDate>9999-12-31T23:59:59Z</pubDate>", None),
+        ("", None),
+    ],
+)
+def test_it_keeps_the_moment_in_utc_when_an_entry_states_one(web: Web, stated: str, kept: datetime | None) -> None:
+    web.pages["/feed"] = rss(f"<guid>a</guid>{stated}")
+    import_feed("/feed")
+    assert FeedEntry.objects.get().published_at == kept
+
+
+@pytest.mark.django_db
+def test_it_stores_what_can_be_stored_when_an_entry_is_odd(web: Web) -> None:
+    long = "x" * 3000
+    web.pages["/feed"] = rss(
+        f"<guid>{long}1</guid><title>{long}</title><link>https://example.org/{long}</link>",
+        f"<guid>{long}2</guid><title>nul \0 and half \ud83d</title>".encode(errors="surrogatepass").decode("latin-1"),
+        "<guid>a&#0;b</guid><title>reference &#0;</title>",
+        "<guid>c</guid>",
+        "<link>https://example.org/no-guid</link>",
+        "<title>only a title</title>",
+        "<description>nothing to know it by</description>",
+    )
+    assert import_feed("/feed") == {"seen": 6, "new": 6}
+    assert import_feed("/feed") == {"seen": 6, "new": 0}
+    by_guid = {entry.guid: entry for entry in FeedEntry.objects.all()}
+    hashed = [guid for guid in by_guid if len(guid) == 64]
+    assert len(hashed) == 2
+    assert {"c", "https://example.org/no-guid", "only a title"} < set(by_guid)
+    assert "x" * 500 in {entry.title for entry in by_guid.values()}
+    assert not any("\0" in entry.title + entry.guid for entry in by_guid.values())
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("link", "kept"),
+    [
+        ("https://example.org/a?b=1&amp;c", "https://example.org/a?b=1&c"),
+        ("page", "{site}/news/page"),
+        ("/page", "{site}/page"),
+        ("javascript:alert(1)", ""),
+        ("http://[", ""),
+        (f"https://example.org/{'x' * 2000}", ""),
+        ("", ""),
+    ],
+)
+def test_it_keeps_the_link_when_people_can_follow_it(web: Web, link: str, kept: str) -> None:
+    web.pages["/news/feed"] = rss(f"<guid isPermaLink='false'>a</guid><link>{link}</link>")
+    import_feed("/news/feed")
+    assert FeedEntry.objects.get().link == kept.format(site=f"http://127.0.0.1:{web.server_address[1]}")
+
+
+@pytest.mark.django_db
+def test_it_says_that_the_feed_cannot_be_read_when_the_parser_slips(web: Web) -> None:
+    web.pages["/feed"] = rss("<guid>a</guid><title>&#xD800;</title>")
+    with pytest.raises(ValueError, match="The feed cannot be read"):
+        import_feed("/feed")
+
+
+@pytest.mark.django_db
+def test_it_stops_at_its_cap_when_a_feed_is_long(web: Web) -> None:
+    web.pages["/feed"] = rss(*[f"<guid>{number}</guid>" for number in range(MAX_ENTRIES + 1)])
+    assert import_feed("/feed") == {"seen": MAX_ENTRIES, "new": MAX_ENTRIES}
+    assert not FeedEntry.objects.filter(guid=str(MAX_ENTRIES)).exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "body", [b"", b"<html><body><h1>Not a feed</h1></body></html>", b'{"items": []}', bytes(range(256))]
+)
+def test_it_says_that_it_is_no_feed_when_something_else_comes(web: Web, body: bytes) -> None:
+    web.pages["/feed"] = body
+    with pytest.raises(ValueError, match="not an RSS or Atom feed"):
+        import_feed("/feed")
+
+
+@pytest.mark.django_db
+def test_it_opens_nothing_when_a_feed_names_a_file(web: Web, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.xml"
+    secret.write_bytes(rss("<guid>a</guid><title>s3cret</title>"))
+    web.pages["/path"] = str(secret).encode()
+    with pytest.raises(ValueError, match="not an RSS or Atom feed"):
+        import_feed("/path")
+    reference = f"<!DOCTYPE rss [<!ENTITY a SYSTEM '{secret.as_uri()}'>]>".encode()
+    web.pages["/entity"] = reference + rss("<guid>b</guid><title>it says &a;</title>")
+    import_feed("/entity")
+    assert "s3cret" not in FeedEntry.objects.get(guid="b").title
+
+
+@pytest.mark.django_db
+def test_it_imports_nothing_when_the_feed_cannot_be_had(web: Web) -> None:
+    web.pages["/large"] = b"x" * (LARGEST_FEED + 1)
+    with pytest.raises(http.UnexpectedStatus, match="/none answered 404 instead of 200"):
+        import_feed("/none")
+    with pytest.raises(http.TooLarge):
+        import_feed("/large")
+    with pytest.raises(http.Refused):
+        import_feed("http://localhost:9/feed")
+    for url in (5, None, "/" + "x" * 500):
+        with pytest.raises(ValueError, match="at most 500 characters"):
+            import_feed(url)
+    assert not FeedEntry.objects.exists()
+
+
+# --- http_call and heartbeat ----------------------------------------------------------------------------------------
+
+
+def test_it_succeeds_when_the_address_answers_as_expected(web: Web) -> None:
+    answer = http_call("/healthz")
+    assert (answer["status"], answer["bytes"]) == (200, 3)
+    assert http_call("/none", expected_status=404)["status"] == 404
+    http_call("/healthz", method="POST")
+    assert web.asked == ["GET /healthz", "GET /none", "POST /healthz"]
+
+
+def test_it_fails_with_both_statuses_when_the_answer_is_another(web: Web) -> None:
+    with pytest.raises(http.UnexpectedStatus, match="/healthz answered 200 instead of 204"):
+        http_call("/healthz", expected_status=204)
+
+
+def test_it_calls_nothing_when_the_address_is_private(web: Web) -> None:
+    with pytest.raises(http.Refused, match="private address"):
+        http_call(f"http://localhost:{web.server_address[1]}/healthz")
+    assert web.asked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"url": 5}, "https://host/path"),
+        ({"url": ""}, "https://host/path"),
+        ({"url": "example.org"}, "https://host/path"),
+        ({"method": "get"}, "method must be one of GET, HEAD"),
+        ({"method": "CONNECT"}, "method must be one of"),
+        ({"method": None}, "method must be one of"),
+        ({"method": ["GET"]}, "method must be one of"),
+        ({"expected_status": "200"}, "a number from 200 to 599"),
+        ({"expected_status": True}, "a number from 200 to 599"),
+        ({"expected_status": 199}, "a number from 200 to 599"),
+        ({"expected_status": 600}, "a number from 200 to 599"),
+        ({"expected_status": 302}, "redirects are followed"),
+    ],
+)
+def test_it_says_what_is_wrong_when_an_argument_is_bad(web: Web, arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        http_call(**{"url": "/healthz", **arguments})
+    assert web.asked == []
+
+
+def test_it_logs_a_line_when_the_heart_beats(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "jobs.tasks")
+    heartbeat()
+    assert caplog.messages == ["Alive."]
+
+
+# --- The demonstration ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_it_installs_each_schedule_once_when_called_twice() -> None:
+    demo.install()
+    demo.install()
+    names = ["Check this site", "Heartbeat", "Import the sample feed"]
+    assert list(PeriodicTask.objects.order_by("name").values_list("name", flat=True)) == names
+    assert IntervalSchedule.objects.count() == 3
+
+
+@pytest.mark.django_db
+def test_it_leaves_edits_alone_when_it_installs_again() -> None:
+    demo.install()
+    every_minute = IntervalSchedule.objects.create(every=1, period="minutes")
+    PeriodicTask.objects.filter(name="Heartbeat").update(interval=every_minute, enabled=False)
+    demo.install()
+    edited = PeriodicTask.objects.get(name="Heartbeat")
+    assert (edited.interval, edited.enabled) == (every_minute, False)
+
+
+@pytest.mark.django_db
+def test_it_uses_any_of_them_when_there_are_several_equal_intervals() -> None:
+    IntervalSchedule.objects.bulk_create([IntervalSchedule(every=5, period="seconds") for _ in range(2)])
+    demo.install()
+    assert IntervalSchedule.objects.filter(every=5).count() == 2
+
+
+@pytest.mark.django_db
+def test_it_schedules_jobs_that_exist_with_arguments_that_fit_and_addresses_that_answer() -> None:
+    app.loader.import_default_modules()
+    demo.install()
+    for schedule in PeriodicTask.objects.all():
+        arguments = json.loads(schedule.kwargs)
+        inspect.signature(app.tasks[schedule.task].run).bind(**arguments)
+    addresses = {json.loads(schedule.kwargs).get("url") for schedule in PeriodicTask.objects.all()}
+    assert addresses == {None, "/healthz", "/static/jobs/sample-feed.xml"}
+    assert resolve("/healthz")
+    assert finders.find("jobs/sample-feed.xml")

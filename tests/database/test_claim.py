@@ -1,0 +1,306 @@
+"""Due moments become runs: each exactly once, whoever claims, and none stopped by another schedule's bad row."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+from django.db import connection, transaction
+from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask
+
+from jobs import calendar, claim
+from jobs.models import Policy, Run, State, Trigger, database_now
+from jobs.occurrences import Invalid
+from jobs.policies import CatchUp, Overlap
+from tests.making import make_due, make_run, make_schedule
+
+pytestmark = pytest.mark.django_db
+SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+
+
+def claim_all() -> list[Run]:
+    return [run for runs in claim.claim_due() for run in runs]
+
+
+def test_it_writes_a_due_moment_down_and_moves_on_along_the_grid():
+    schedule = make_schedule(every=HOUR, task="tests.note", args=["/tmp/x"], queue="slow", priority=3)
+    due_at = make_due(schedule)
+    (run,) = claim_all()
+    row = Run.objects.get()
+    assert row == run
+    assert (row.schedule, row.schedule_name, row.task, row.args, row.kwargs) == (
+        *(schedule, "it", "tests.note", ["/tmp/x"]),
+        {},
+    )
+    assert (row.queue, row.priority, row.trigger, row.state) == ("slow", 3, Trigger.SCHEDULE, State.WAITING)
+    assert (row.due_at, row.last_due_at, row.count) == (due_at, due_at, 1)
+    assert Policy.objects.get().next_due_at == due_at + HOUR
+
+
+def test_it_claims_nothing_that_is_not_due():
+    make_schedule()
+    assert list(claim.claim_due()) == []
+
+
+def test_it_claims_a_moment_once_however_often_it_is_asked():
+    schedule = make_schedule()
+    due_at = make_due(schedule)
+    assert len(claim_all()) == 1
+    assert claim_all() == []
+    Policy.objects.update(next_due_at=due_at)  # as if a beat had died before it moved the schedule on
+    Run.objects.update(state=State.SUCCEEDED, finished_at=database_now())
+    claim_all()
+    assert Run.objects.count() == 1
+    assert Run.objects.get().state == State.SUCCEEDED
+
+
+def test_it_counts_in_the_columns_of_django_celery_beat():
+    schedule = make_schedule()
+    make_due(schedule)
+    claim_all()
+    schedule.refresh_from_db()
+    assert schedule.total_run_count == 1
+    assert schedule.last_run_at is not None
+    assert calendar.sweep() == 0
+
+
+def test_it_accounts_for_every_moment_of_an_outage():
+    schedule = make_schedule(every=MINUTE)
+    first = make_due(schedule, ago=HOUR + 30 * SECOND)
+    assert len(claim_all()) == 2 - 1  # the moment of this minute; policy: skip overlaps, run the latest
+    rows = list(Run.objects.order_by("due_at"))
+    assert sum(row.count for row in rows) == 61
+    assert rows[0].due_at == first
+    assert rows[-1].last_due_at == first + HOUR
+    assert Policy.objects.get().next_due_at == first + HOUR + MINUTE
+    assert {row.state for row in rows} == {State.SKIPPED, State.WAITING}
+    assert rows[0].reason.startswith("missed: no beat was running")
+
+
+def test_it_accounts_for_an_outage_that_needs_several_passes(monkeypatch):
+    monkeypatch.setattr(claim, "MOMENTS", 1000)
+    schedule = make_schedule(every=SECOND, policy={"overlap": Overlap.ALLOW})
+    first = make_due(schedule, ago=timedelta(seconds=3599.5))
+    runs = claim_all()
+    rows = list(Run.objects.order_by("due_at"))
+    assert sum(row.count for row in rows) == 3600
+    assert rows[-1].last_due_at == first + 3599 * SECOND
+    assert len(runs) <= 61
+    assert len(rows) <= len(runs) + 4
+
+
+def test_it_runs_all_that_was_missed_where_the_policy_says_so():
+    schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW, "catch_up": CatchUp.ALL})
+    first = make_due(schedule, ago=HOUR)
+    assert [run.due_at for run in claim_all()] == [first + n * 10 * MINUTE for n in range(7)]
+
+
+def test_it_skips_with_the_reason_while_an_earlier_run_is_not_over():
+    schedule = make_schedule()
+    earlier = make_run(schedule, state=State.RUNNING, due_at=database_now() - HOUR)
+    make_due(schedule)
+    assert claim_all() == []
+    row = Run.objects.exclude(id=earlier.id).get()
+    assert row.state == State.SKIPPED
+    assert row.reason.endswith("was still running on celery@here (1); policy: skip")
+    assert row.finished_at is not None
+
+
+def test_it_does_not_let_another_schedule_s_run_stand_in_the_way():
+    make_run(make_schedule("other"), state=State.RUNNING)
+    make_due(make_schedule("this"))
+    assert len(claim_all()) == 1
+
+
+BAD_ROWS = {
+    "headers that are a list": {"headers": "[]"},
+    "headers that are null": {"headers": "null"},
+    "headers that are a text": {"headers": '"x"'},
+    "headers that are not JSON": {"headers": "{"},
+    "headers that name another task": {"headers": '{"task": "tests.die"}'},
+    "arguments that are not JSON": {"args": "[1"},
+    "arguments that are no list": {"args": "{}"},
+    "keywords that are no object": {"kwargs": "[]"},
+    "a NUL in the arguments": {"args": '["\\u0000"]'},
+    "half a surrogate pair": {"args": '["\\ud800"]'},
+    "not a number": {"args": "[NaN]"},
+    "infinity in disguise": {"args": "[1e999]"},
+    "a key that stands twice": {"kwargs": '{"a": 1, "a": 2}'},
+    "arguments without end": {"args": "[" * 100_000},
+    "arguments nested too deeply": {"args": "[" * 30 + "]" * 30},
+    "arguments that are too long": {"args": '["' + "x" * 20_000 + '"]'},
+    "arguments that do not fit": {"task": "tests.note", "kwargs": '{"nonsense": 1}'},
+    "a task that does not exist": {"task": "tests.nothin"},
+    "a task of Celery's that runs others": {"task": "celery.starmap"},
+    "an empty task": {"task": ""},
+}
+
+
+@pytest.mark.parametrize("columns", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_it_skips_and_flags_a_bad_row_and_runs_all_others(columns):
+    bad, good = make_schedule("bad"), make_schedule("good")
+    PeriodicTask.objects.filter(pk=bad.pk).update(**columns)
+    make_due(bad, ago=SECOND)
+    make_due(good)
+    assert [run.schedule for run in claim_all()] == [good]
+    row, policy = Run.objects.get(schedule=bad), Policy.objects.get(schedule=bad)
+    assert row.state == State.SKIPPED
+    assert policy.invalid_reason
+    assert row.reason == f"invalid: {policy.invalid_reason}"
+    assert policy.next_due_at > database_now()
+    bad.refresh_from_db()
+    assert (bad.total_run_count, bad.last_run_at) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "columns"),
+    [
+        (IntervalSchedule, {"every": 10**9, "period": "days"}),
+        (IntervalSchedule, {"every": 1, "period": "microseconds"}),
+    ],
+)
+def test_it_flags_a_timing_that_turns_bad_and_runs_all_others(model, columns):
+    bad, good = make_schedule("bad"), make_schedule("good", every=MINUTE)
+    model.objects.filter(pk=bad.interval_id).update(**columns)
+    make_due(bad, ago=SECOND)
+    make_due(good)
+    assert [run.schedule for run in claim_all()] == [good]
+    assert Run.objects.get(schedule=bad).reason.startswith("invalid: ")
+    assert Policy.objects.get(schedule=bad).next_due_at is None
+    calendar.sweep()
+    assert Policy.objects.get(schedule=bad).invalid_reason
+
+
+def test_it_flags_a_schedule_without_any_timing_and_runs_all_others():
+    bad, good = make_schedule("bad"), make_schedule("good")
+    PeriodicTask.objects.filter(pk=bad.pk).update(interval=None)
+    make_due(bad)
+    make_due(good)
+    assert [run.schedule for run in claim_all()] == [good]
+    assert "exactly one" in Run.objects.get(schedule=bad).reason
+
+
+def test_it_clears_the_flag_when_the_row_is_mended():
+    schedule = make_schedule(task="tests.nothin")
+    make_due(schedule)
+    claim_all()
+    assert "Did you mean 'tests.nothing'?" in Policy.objects.get().invalid_reason
+    PeriodicTask.objects.update(task="tests.nothing")
+    make_due(schedule)
+    assert len(claim_all()) == 1
+    assert Policy.objects.get().invalid_reason == ""
+
+
+def test_it_claims_one_by_one_what_cannot_be_stored_together():
+    bad, good = make_schedule("bad"), make_schedule("good")
+    make_due(bad, ago=SECOND)
+    make_due(good)
+    Policy.objects.filter(schedule=bad).update(timing_since=database_now())
+    with connection.cursor() as cursor:  # a column no form guards: the run's copy of it would be too long
+        cursor.execute("ALTER TABLE jobs_run ADD CONSTRAINT not_bad CHECK (schedule_name <> 'bad')") if (
+            connection.vendor == "postgresql"
+        ) else cursor.execute(
+            "CREATE TRIGGER not_bad BEFORE INSERT ON jobs_run WHEN NEW.schedule_name = 'bad' "
+            "BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+        )
+    assert [run.schedule for run in claim_all()] == [good]
+    assert Policy.objects.get(schedule=bad).invalid_reason.startswith("Its run cannot be stored")
+
+
+def test_it_skips_what_was_switched_off_before_it_could_start():
+    schedule = make_schedule()
+    make_due(schedule)
+    PeriodicTask.objects.update(enabled=False)
+    assert claim_all() == []
+    assert Run.objects.get().reason == "disabled before it could start"
+    assert Policy.objects.get().next_due_at is None
+
+
+@pytest.mark.parametrize("kind", ["interval", "clocked"])
+def test_it_runs_a_one_off_schedule_once_and_switches_it_off(kind):
+    timing = {}
+    if kind == "clocked":
+        timing["clocked"] = ClockedSchedule.objects.create(clocked_time=database_now() + HOUR)
+    schedule = make_schedule(one_off=True, **timing)
+    make_due(schedule)
+    assert len(claim_all()) == 1
+    calendar.sweep()
+    schedule.refresh_from_db()
+    assert not schedule.enabled
+    assert Policy.objects.get().next_due_at is None
+    assert claim_all() == []
+
+
+def test_it_lets_a_run_expire_after_the_seconds_the_schedule_gives_it():
+    schedule = make_schedule(expire_seconds=90)
+    make_due(schedule, ago=30 * SECOND)
+    (run,) = claim_all()
+    assert timedelta(seconds=85) < run.expires_at - database_now() <= timedelta(seconds=110)
+
+
+def test_it_passes_on_what_the_schedule_says_of_its_message():
+    schedule = make_schedule(
+        headers='{"x-team": "billing"}', routing_key="r.k", policy={"time_limit": 9, "keep_result": True}
+    )
+    make_due(schedule)
+    (run,) = claim_all()
+    assert run.options == {
+        "headers": {"x-team": "billing"},
+        "routing_key": "r.k",
+        "time_limit": 9,
+        "ignore_result": False,
+    }
+
+
+def test_it_takes_a_person_s_request_beside_the_schedule_s_own_runs():
+    schedule = make_schedule(enabled=False)
+    run = claim.request(schedule, actor="ada")
+    assert (run.trigger, run.actor, run.state, run.schedule) == (Trigger.MANUAL, "ada", State.WAITING, schedule)
+    PeriodicTask.objects.update(args="{}")
+    schedule.refresh_from_db()
+    with pytest.raises(Invalid, match="Positional arguments must be a JSON list"):
+        claim.request(schedule, actor="ada")
+    assert Run.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_claims_each_moment_once_with_many_claimers_at_once():
+    for number in range(60):
+        make_due(make_schedule(f"s{number}", every=HOUR))
+    barrier, claimed = threading.Barrier(4), []
+
+    def claimer() -> None:
+        barrier.wait()
+        claimed.extend(claim_all())
+        connection.close()
+
+    threads = [threading.Thread(target=claimer) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    claimed.extend(claim_all())
+    assert sorted(run.schedule_name for run in claimed) == sorted(f"s{n}" for n in range(60))
+    assert Run.objects.count() == 60
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_goes_around_a_schedule_that_somebody_is_editing():
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite has one writer at a time: there is nothing to go around")
+    edited, other = make_schedule("edited"), make_schedule("other")
+    make_due(edited)
+    make_due(other)
+    claimed: list[Run] = []
+
+    def claimer() -> None:
+        claimed.extend(claim_all())
+        connection.close()
+
+    with transaction.atomic():
+        PeriodicTask.objects.filter(pk=edited.pk).update(description="in the middle of it")
+        thread = threading.Thread(target=claimer)
+        thread.start()
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+    assert [run.schedule for run in claimed] == [other]
+    assert [run.schedule for run in claim_all()] == [edited]

@@ -1,0 +1,107 @@
+"""Runs become ordinary Celery messages, and stay in the ledger until a worker starts them."""
+
+import json
+import threading
+from base64 import b64decode
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+
+from jobs import dispatch
+from jobs.models import Run, State, database_now
+from jobs.policies import FIRST_PATIENCE
+from tests.making import make_run, make_schedule
+
+pytestmark = pytest.mark.django_db
+SECOND = timedelta(seconds=1)
+
+
+def messages(redis, queue="celery") -> list[dict]:
+    """The messages in a queue, the oldest first."""
+    return [json.loads(item) for item in reversed(redis.lrange(queue, 0, -1))]
+
+
+def test_it_publishes_an_ordinary_message_with_the_run_s_id_and_the_attempt(redis):
+    run = make_run(make_schedule(), task="tests.nothing", args=[1], kwargs={"a": "ü"}, attempt=3)
+    dispatch.send([run])
+    (message,) = messages(redis)
+    headers = message["headers"]
+    assert (headers["id"], headers["task"], headers[dispatch.ATTEMPT_HEADER]) == (str(run.id), "tests.nothing", 3)
+    body = json.loads(b64decode(message["body"]))
+    assert body[:2] == [[1], {"a": "ü"}]
+
+
+def test_it_marks_what_it_sent_as_queued_until_its_patience_ends(redis):
+    run = make_run()
+    before = database_now()
+    dispatch.send([run])
+    run.refresh_from_db()
+    assert (run.state, run.sends) == (State.QUEUED, 1)
+    assert abs(run.queued_at - before) < 5 * SECOND
+    assert FIRST_PATIENCE - 5 * SECOND < run.not_before - before < FIRST_PATIENCE + 5 * SECOND
+
+
+def test_it_sends_along_queue_priority_limits_and_headers(redis):
+    options = {"headers": {"x-team": "billing"}, "time_limit": 9, "ignore_result": False, "retries": 2}
+    dispatch.send([make_run(queue="slow", options=options)])
+    (message,) = messages(redis, "slow")
+    headers = message["headers"]
+    assert (headers["timelimit"], headers["ignore_result"], headers["retries"]) == ([9, None], False, 2)
+    assert headers["x-team"] == "billing"
+
+
+def test_it_leaves_a_run_running_that_a_worker_started_before_it_was_marked(redis):
+    run = make_run()
+    Run.objects.filter(id=run.id).update(state=State.RUNNING, lease_until=database_now())
+    dispatch.send([run])
+    run.refresh_from_db()
+    assert run.state == State.RUNNING
+
+
+def test_it_fails_a_run_whose_message_cannot_be_made_and_sends_the_others(redis):
+    bad, good = make_run(task="tests.gone"), make_run()
+    dispatch.send([bad, good])
+    bad.refresh_from_db()
+    good.refresh_from_db()
+    assert (bad.state, good.state) == (State.FAILED, State.QUEUED)
+    assert "could not be sent" in bad.reason
+    assert len(messages(redis)) == 1
+
+
+def test_it_offers_again_what_nobody_sent_or_started(redis):
+    now = database_now()
+    stale = make_run(state=State.QUEUED, sends=1, not_before=now - SECOND)
+    waiting = make_run(not_before=now - SECOND)
+    later = make_run(not_before=now + timedelta(hours=1))
+    make_run(state=State.RUNNING, not_before=now - SECOND)
+    make_run(state=State.SUCCEEDED, not_before=now - SECOND)
+    assert dispatch.send_waiting() == 2
+    assert {message["headers"]["id"] for message in messages(redis)} == {str(stale.id), str(waiting.id)}
+    stale.refresh_from_db()
+    assert (stale.state, stale.sends) == (State.QUEUED, 2)
+    assert stale.not_before - database_now() > FIRST_PATIENCE
+    later.refresh_from_db()
+    assert later.state == State.WAITING
+    assert dispatch.send_waiting() == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_sends_each_run_once_with_many_senders_at_once(redis):
+    for _ in range(40):
+        make_run()
+    barrier = threading.Barrier(4)
+
+    def sender() -> None:
+        barrier.wait()
+        dispatch.send_waiting()
+        connection.close()
+
+    threads = [threading.Thread(target=sender) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ids = [message["headers"]["id"] for message in messages(redis)]
+    assert len(ids) == len(set(ids)) == 40
+    assert Run.objects.filter(state=State.QUEUED, sends=1).count() == 40

@@ -1,0 +1,146 @@
+"""The state machine: what may follow what, and that nothing else can happen to a row."""
+
+import threading
+from datetime import timedelta
+from itertools import product
+
+import pytest
+from django.db import IntegrityError, connection
+
+from jobs.models import ACTIVE, TERMINAL, TRANSITIONS, Attempt, Run, State, database_now, new_run_id
+from tests.making import make_run, make_schedule
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.mark.parametrize(("before", "after"), [(a, b) for a, b in product(State, State) if a != b])
+def test_it_moves_only_along_the_legal_transitions(before, after):
+    run = make_run(state=before)
+    if after in TRANSITIONS.get(before, ()):
+        assert Run.objects.filter(id=run.id).move({before}, after) == 1
+    else:
+        with pytest.raises(ValueError, match=f"never goes from {before} to {after}"):
+            Run.objects.filter(id=run.id).move({before}, after)
+    run.refresh_from_db()
+    assert run.state == (after if after in TRANSITIONS.get(before, ()) else before)
+
+
+def test_it_knows_terminal_states_as_those_without_followers():
+    assert {"succeeded", "failed", "cancelled", "lost", "expired", "skipped"} == TERMINAL
+    assert not any(TERMINAL & set(TRANSITIONS.get(state, ())) for state in TERMINAL)
+
+
+def test_it_leaves_a_run_alone_that_somebody_else_moved_first():
+    run = make_run(state=State.CANCELLED)
+    assert Run.objects.filter(id=run.id).move({State.WAITING, State.QUEUED}, State.RUNNING) == 0
+    assert not Run.objects.start(run.id, 1, "celery@here (1)")
+
+
+def test_it_notes_the_end_and_gives_back_the_lease_when_a_run_is_over():
+    run = make_run(state=State.RUNNING)
+    assert Run.objects.finish(run.id, 1, State.SUCCEEDED)
+    run.refresh_from_db()
+    assert run.finished_at is not None
+    assert run.lease_until is None
+
+
+def test_it_refuses_a_run_that_is_over_without_an_end():
+    with pytest.raises(IntegrityError):
+        make_run(state=State.FAILED, finished_at=None)
+
+
+def test_it_refuses_a_second_run_of_one_occurrence():
+    schedule = make_schedule()
+    first = make_run(schedule)
+    with pytest.raises(IntegrityError):
+        make_run(schedule, due_at=first.due_at)
+
+
+def test_it_starts_an_attempt_once_however_often_the_message_comes():
+    run = make_run(state=State.QUEUED)
+    assert [Run.objects.start(run.id, 1, "celery@here (1)") for _ in range(3)] == [True, False, False]
+
+
+@pytest.mark.parametrize("attempt", [0, 1, 3])
+def test_it_does_not_start_another_attempt_than_the_run_is_in(attempt):
+    run = make_run(state=State.QUEUED, attempt=2)
+    assert not Run.objects.start(run.id, attempt, "celery@here (1)")
+
+
+@pytest.mark.parametrize(("seconds", "starts"), [(-1, False), (60, True)])
+def test_it_does_not_start_what_came_too_late(seconds, starts):
+    run = make_run(state=State.QUEUED, expires_at=database_now() + timedelta(seconds=seconds))
+    assert Run.objects.start(run.id, 1, "celery@here (1)") is starts
+
+
+def test_it_gives_a_lease_by_the_clock_of_the_database(settings):
+    settings.LEASE_SECONDS = 40.0
+    run = make_run(state=State.QUEUED)
+    before = database_now()
+    Run.objects.start(run.id, 1, "celery@here (1)")
+    run.refresh_from_db()
+    left = (run.lease_until - before).total_seconds()
+    assert 39.9 <= left <= 45
+
+
+def test_it_refuses_the_finish_of_a_process_that_woke_after_its_rescue():
+    run = make_run(make_schedule(), state=State.RUNNING)
+    assert run.return_to_waiting(Run.objects.all(), Attempt.Outcome.LOST, timedelta(0), reason="lost")
+    assert Run.objects.start(run.id, 2, "celery@there (2)")
+    assert not Run.objects.finish(run.id, 1, State.SUCCEEDED)
+    run.refresh_from_db()
+    assert (run.state, run.attempt, run.worker) == (State.RUNNING, 2, "celery@there (2)")
+    assert run.attempts.get().outcome == Attempt.Outcome.FENCED
+
+
+def test_it_keeps_the_attempt_that_did_not_end_the_run():
+    run = make_run(state=State.RUNNING)
+    assert run.return_to_waiting(
+        Run.objects.all(), Attempt.Outcome.FAILED, timedelta(hours=1), reason="ValueError: no", error_text="Traceback"
+    )
+    attempt = run.attempts.get()
+    assert (attempt.number, attempt.outcome, attempt.reason) == (1, "failed", "ValueError: no")
+    assert (attempt.worker, attempt.error_text) == ("celery@here (1)", "Traceback")
+    run.refresh_from_db()
+    assert (run.state, run.attempt, run.sends, run.worker, run.lease_until) == ("waiting", 2, 0, "", None)
+    assert run.not_before > database_now() + timedelta(minutes=59)
+
+
+def test_it_returns_an_attempt_to_waiting_once():
+    run = make_run(state=State.RUNNING)
+    tries = [
+        run.return_to_waiting(Run.objects.all(), Attempt.Outcome.LOST, timedelta(0), reason="lost") for _ in range(2)
+    ]
+    assert tries == [True, False]
+    assert run.attempts.count() == 1
+
+
+def test_it_makes_ids_that_sort_by_time():
+    ids = [new_run_id() for _ in range(2000)]
+    assert len(set(ids)) == 2000
+    assert [run_id.int >> 80 for run_id in ids] == sorted(run_id.int >> 80 for run_id in ids)
+    assert {(run_id.version, run_id.variant) for run_id in ids} == {(7, "specified in RFC 4122")}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_starts_one_of_many_workers_that_hold_the_same_message():
+    run = make_run(state=State.QUEUED)
+    barrier, wins = threading.Barrier(8), []
+
+    def worker(number: int) -> None:
+        barrier.wait()
+        wins.append(Run.objects.start(run.id, 1, f"celery@{number} (1)"))
+        connection.close()
+
+    threads = [threading.Thread(target=worker, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(wins) == [False] * 7 + [True]
+
+
+def test_it_counts_a_run_as_active_until_it_is_over():
+    for state in State:
+        make_run(state=state)
+    assert set(Run.objects.active().values_list("state", flat=True)) == set(ACTIVE)

@@ -1,0 +1,146 @@
+"""Real workers and real beats for a test: started as an operator starts them, watched by their logs, always ended.
+
+Its one rule: nobody sleeps and hopes. A test waits for what it wants to see with `eventually`, which looks often, gives
+up at a deadline, and then says what every process wrote.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TypeVar
+
+import pytest
+
+from tests.servers import ROOT, Workspace
+
+T = TypeVar("T")
+
+START = 30.0  # seconds a process may take to say that it is ready
+STOP = 15.0  # seconds a process may take to end when asked to
+POLL = 0.03  # seconds between two looks
+SHOWN = 4_000  # characters at the end of a log that a failure shows
+
+CELERY = (sys.executable, "-m", "celery", "-A", "project")
+QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")  # neighbours only delay the start
+
+
+class Process:
+    """A running process of Punctual, with its children."""
+
+    def __init__(self, workspace: Workspace, name: str, command: list[str], environment: dict[str, str]) -> None:
+        self.name = name
+        self._workspace = workspace
+        self._file = workspace.folder / f"{name}.log"
+        self._child = workspace.start(command, self._file, cwd=ROOT, env=environment)
+        self._told_to_end = False
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def log(self) -> str:
+        """Everything it wrote so far."""
+        return self._file.read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self._child.poll() is None
+
+    @property
+    def broken(self) -> bool:
+        """Whether it ended though no test wanted it to."""
+        return not self.running and not self._told_to_end
+
+    def kill(self) -> None:
+        """End it and its children at once, with `kill -9`; returns when it is dead."""
+        self._told_to_end = True
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # children may outlive the leader of their group
+        self._child.wait(STOP)
+
+    def stop(self) -> None:
+        """Ask it to end after the work in hand, as a supervisor does, and wait until it has. Raises TimeoutError."""
+        self._told_to_end = True
+        self._child.terminate()
+        try:
+            self._child.wait(STOP)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"{self.name} did not end within {STOP} s of SIGTERM.\n{self.tail()}") from None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it alone, not to its children."""
+        self._child.send_signal(number)
+
+    def tail(self) -> str:
+        return f"--- {self.name} (process {self.pid}) wrote:\n{self.log[-SHOWN:]}"
+
+    def close(self) -> None:
+        self.kill()
+        self._workspace.forget(self._child)
+        self._file.unlink()
+
+
+class Processes:
+    """Starts what a test asks for and keeps count of it."""
+
+    def __init__(self, workspace: Workspace, environment: dict[str, str]) -> None:
+        self._workspace = workspace
+        self._environment = environment
+        self._started: list[Process] = []
+
+    def start_worker(self, *arguments: str, env: dict[str, str] | None = None) -> Process:
+        """A worker that is ready to take jobs; it has two child processes unless the arguments say otherwise."""
+        node = f"worker{len(self._started)}@localhost"
+        command = [*CELERY, "worker", "--concurrency=2", "--loglevel=INFO", f"--hostname={node}", *QUIET, *arguments]
+        return self._start("worker", command, env, ready=" ready.")
+
+    def start_beat(self, *arguments: str, env: dict[str, str] | None = None) -> Process:
+        """A beat that has begun to tick."""
+        return self._start("beat", [*CELERY, "beat", "--loglevel=INFO", *arguments], env, ready="beat: Starting...")
+
+    def close(self) -> None:
+        """End everything, and show every log: pytest prints it where the test has failed."""
+        for process in self._started:
+            process.kill()
+            sys.stdout.write(process.tail() + "\n")
+            process.close()
+
+    def eventually(self, function: Callable[[], T], deadline: float = 20.0) -> T:
+        """The first true value of `function`, asked again and again for `deadline` seconds. Raises AssertionError."""
+        until = time.monotonic() + deadline
+        while not (value := function()):
+            broken = [process.name for process in self._started if process.broken]
+            if broken or time.monotonic() > until:
+                why = f"{', '.join(broken)} ended by itself" if broken else f"not within {deadline} s"
+                logs = "\n".join(process.tail() for process in self._started)
+                raise AssertionError(f"{why}; the last value was {value!r}\n{logs}")
+            time.sleep(POLL)
+        return value
+
+    def _start(self, kind: str, command: list[str], env: dict[str, str] | None, ready: str) -> Process:
+        name = f"{kind}-{len(self._started)}"
+        process = Process(self._workspace, name, command, {**self._environment, **(env or {})})
+        self._started.append(process)
+        self.eventually(lambda: ready in process.log, deadline=START)
+        return process
+
+
+@pytest.fixture
+def processes(servers, environment: dict[str, str]) -> Iterator[Processes]:
+    """`start_worker()` and `start_beat()` on the database and the broker of this test; all end with the test."""
+    processes = Processes(servers.workspace, environment)
+    try:
+        yield processes
+    finally:
+        processes.close()
+
+
+@pytest.fixture
+def eventually(processes: Processes) -> Callable[..., object]:
+    """`eventually(function, deadline=20)`: wait until `function` returns something true, and return that."""
+    return processes.eventually

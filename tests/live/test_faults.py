@@ -1,0 +1,122 @@
+"""Faults on live beats and workers: killed, frozen, doubled, cut off from the broker; nothing is lost or done twice."""
+
+import signal
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from django_celery_beat.models import PeriodicTask
+
+from jobs.models import Attempt, Policy, Run, State, database_now
+from tests.making import ends, lines, make_due, make_schedule, send
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SECOND = timedelta(seconds=1)
+SHORT_LEASE = {"LEASE_SECONDS": "2"}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "lines"
+
+
+def test_it_notices_within_seconds_what_was_written_past_the_models(processes, eventually, path):
+    make_schedule(task="tests.note", args=[str(path)])
+    PeriodicTask.objects.update(interval=None, crontab=None)
+    processes.start_beat()
+    eventually(lambda: Policy.objects.exclude(invalid_reason="").exists())
+
+
+def test_it_keeps_to_the_grid_with_two_beats_and_doubles_nothing(processes, eventually, path):
+    schedule = make_schedule(every=SECOND, task="tests.note", args=[str(path)], policy={"overlap": "allow"})
+    processes.start_worker()
+    processes.start_beat()
+    processes.start_beat()
+    eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).count() >= 6)
+    PeriodicTask.objects.filter(pk=schedule.pk).update(enabled=False)
+    eventually(lambda: not Policy.objects.filter(next_due_at__isnull=False).exists())
+    eventually(lambda: not Run.objects.active().exists())
+    moments = list(Run.objects.order_by("due_at").values_list("due_at", flat=True))
+    assert {later - earlier for earlier, later in pairwise(moments)} == {SECOND}
+    ran = Run.objects.filter(state=State.SUCCEEDED)
+    assert sorted(lines(path)) == sorted(str(run.id) for run in ran)
+    assert len(moments) - ran.count() <= 1  # the moment at which it was switched off
+
+
+def test_it_starts_a_run_again_whose_worker_was_killed_in_the_middle(processes, eventually, path):
+    worker = processes.start_worker(env=SHORT_LEASE)
+    processes.start_beat(env=SHORT_LEASE)
+    run = send("tests.hold", str(path))
+    eventually(lambda: lines(Path(f"{path}.started")))
+    worker.kill()
+    processes.start_worker(env=SHORT_LEASE)
+    eventually(lambda: len(lines(Path(f"{path}.started"))) == 2)
+    Path(f"{path}.go").touch()
+    eventually(lambda: ends(run))
+    assert (run.state, run.attempt) == (State.SUCCEEDED, 2)
+    assert lines(path) == [str(run.id)]
+    assert run.attempts.get().outcome == Attempt.Outcome.LOST
+
+
+def test_it_keeps_the_lease_of_a_run_that_outlasts_it(processes, eventually, path):
+    processes.start_worker(env=SHORT_LEASE)
+    processes.start_beat(env=SHORT_LEASE)
+    run = send("tests.hold", str(path))
+    eventually(lambda: lines(Path(f"{path}.started")))
+    run.refresh_from_db()
+    first = run.started_at
+    eventually(lambda: database_now() > first + 3 * timedelta(seconds=2))
+    Path(f"{path}.go").touch()
+    eventually(lambda: ends(run))
+    assert (run.state, run.attempt, run.started_at) == (State.SUCCEEDED, 1, first)
+
+
+def test_it_refuses_a_zombie_that_wakes_after_its_rescue(processes, eventually, path):
+    frozen = processes.start_worker("--pool=solo", env=SHORT_LEASE)
+    processes.start_beat(env=SHORT_LEASE)
+    run = send("tests.hold", str(path))
+    eventually(lambda: lines(Path(f"{path}.started")))
+    frozen.signal(signal.SIGSTOP)
+    processes.start_worker("--pool=solo", env=SHORT_LEASE)
+    eventually(lambda: len(lines(Path(f"{path}.started"))) == 2)
+    Path(f"{path}.go").touch()
+    eventually(lambda: ends(run))
+    ended = Run.objects.get(id=run.id)
+    frozen.signal(signal.SIGCONT)
+    eventually(lambda: run.attempts.filter(outcome=Attempt.Outcome.FENCED).exists())
+    after = Run.objects.get(id=run.id)
+    assert {name: getattr(after, name) for name in _columns()} == {name: getattr(ended, name) for name in _columns()}
+
+
+def _columns() -> list[str]:
+    return [field.attname for field in Run._meta.concrete_fields]
+
+
+def test_it_loses_nothing_when_the_broker_is_emptied(processes, eventually, redis, path):
+    processes.start_beat()
+    lost = send("tests.note", str(path))
+    redis.flushdb()
+    processes.start_worker()
+    redis.flushdb()
+    schedule = make_schedule(task="tests.note", args=[str(path)])
+    make_due(schedule)
+    eventually(lambda: Run.objects.filter(schedule=schedule, state=State.SUCCEEDED).exists())
+    Run.objects.filter(id=lost.id).update(not_before=database_now())  # its patience is over
+    eventually(lambda: ends(lost))
+    assert lines(path) == [str(Run.objects.get(schedule=schedule).id), str(lost.id)]
+
+
+def test_it_claims_while_the_broker_is_away_and_sends_when_it_is_back(processes, eventually, path):
+    schedule = make_schedule(task="tests.note", args=[str(path)])
+    cut_off = processes.start_beat(env={"BROKER_URL": "redis://127.0.0.1:1/0"})
+    make_due(schedule)
+    eventually(lambda: Run.objects.filter(state=State.WAITING).exists())
+    eventually(lambda: "does not take messages" in cut_off.log)
+    cut_off.stop()
+    assert Run.objects.get().state == State.WAITING
+    processes.start_worker()
+    processes.start_beat()
+    eventually(lambda: ends(Run.objects.get(schedule=schedule)), deadline=25)
+    assert lines(path) == [str(Run.objects.get(schedule=schedule).id)]

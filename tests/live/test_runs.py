@@ -1,0 +1,171 @@
+"""What becomes of one run on a live worker: done once, failed, retried, ended by force; each as recorded."""
+
+import os
+import signal
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.core.management import call_command
+from django.db import connection
+from django_celery_results.models import TaskResult
+
+from jobs import dispatch
+from jobs.models import Policy, Run, State, Trigger, database_now
+from project.celery import app
+from tests.live.conftest import Processes
+from tests.making import ends, lines, make_due, make_run, make_schedule, send
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(scope="module")
+def standing(django_db_setup, django_db_blocker, servers, redis_server):
+    """One worker and one beat for all tests here, and the database open to them: no test looks at another's rows."""
+    with django_db_blocker.unblock():
+        redis_server.flushdb()
+        database = {"DATABASE_URL": servers.database_url_for(connection.settings_dict["NAME"])}
+        processes = Processes(servers.workspace, {**os.environ, **database})
+        try:
+            processes.start_worker()
+            processes.start_beat()
+            yield processes
+        finally:
+            processes.close()
+            call_command("flush", interactive=False, verbosity=0)
+
+
+@pytest.fixture
+def _django_db_helper(standing):
+    """In place of pytest-django's own, which would empty the tables under the feet of the standing processes."""
+
+
+@pytest.fixture
+def eventually(standing):
+    return standing.eventually
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "lines"
+
+
+def test_it_runs_what_is_due_once_and_records_it(eventually, path):
+    schedule = make_schedule("due", task="tests.note", args=[str(path)])
+    due_at = make_due(schedule)
+    eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).exists())
+    run = Run.objects.get(schedule=schedule)
+    assert lines(path) == [str(run.id)]
+    assert (run.due_at, run.attempt, run.trigger, run.reason) == (due_at, 1, Trigger.SCHEDULE, "")
+    assert run.due_at <= run.started_at <= run.finished_at
+    assert run.worker.startswith("worker0@localhost (")
+    assert Policy.objects.get(schedule=schedule).next_due_at == due_at + timedelta(hours=1)
+
+
+def test_it_rescues_at_once_when_only_the_child_of_a_worker_was_killed(eventually, path):
+    run = send("tests.hold", str(path))
+    (child,) = eventually(lambda: lines(Path(f"{path}.started")))
+    os.kill(int(child), signal.SIGKILL)
+    eventually(lambda: len(lines(Path(f"{path}.started"))) == 2)
+    Path(f"{path}.go").touch()
+    eventually(lambda: ends(run))
+    assert (run.state, run.attempt) == (State.SUCCEEDED, 2)
+
+
+def test_it_ends_a_job_that_kills_every_process_that_runs_it(eventually, path):
+    run = send("tests.die", str(path))
+    eventually(lambda: ends(run), deadline=40)
+    assert (run.state, run.attempt) == (State.LOST, 3)
+    assert len(set(lines(path))) == 3
+
+
+def test_it_starts_a_run_once_however_often_its_message_comes(eventually, path):
+    run = send("tests.hold", str(path))
+    for _ in range(3):
+        dispatch.send([run])
+    Path(f"{path}.go").touch()
+    eventually(lambda: ends(run))
+    last = send("tests.note", str(path))
+    eventually(lambda: ends(last))
+    assert lines(path) == [str(run.id), str(last.id)]
+
+
+def test_it_records_a_failure_with_its_error(eventually):
+    run = send("tests.fail", "as NUL asked")
+    eventually(lambda: ends(run))
+    assert (run.state, run.error_class, run.reason) == (State.FAILED, "ValueError", "ValueError: as \\0 asked")
+    assert "Traceback" in run.error_text
+    assert "raise ValueError(message.replace(" in run.error_text
+
+
+def test_it_tries_a_failed_run_again_as_often_as_the_policy_says(eventually):
+    run = send("tests.fail", "no", max_attempts=3, retry_delay=timedelta(milliseconds=10))
+    eventually(lambda: ends(run))
+    assert (run.state, run.attempt) == (State.FAILED, 3)
+    assert list(run.attempts.order_by("number").values_list("number", "outcome", "error_class")) == [
+        (1, "failed", "ValueError"),
+        (2, "failed", "ValueError"),
+    ]
+
+
+def test_it_keeps_a_task_s_own_retries_as_attempts_of_one_run(eventually, path):
+    good, bad = send("tests.retry", str(path)), send("tests.retry_for_ever", f"{path}.bad")
+    eventually(lambda: ends(good) and ends(bad))
+    assert (good.state, good.attempt) == (State.SUCCEEDED, 3)
+    assert lines(path) == ["0", "1", "2"]
+    assert (bad.state, bad.reason) == (State.FAILED, "ValueError: still not")
+    assert lines(Path(f"{path}.bad")) == ["0", "1"]
+
+
+@pytest.mark.parametrize(("task", "state"), [("tests.ignore", "succeeded"), ("tests.reject", "failed")])
+def test_it_ends_a_run_whose_task_ends_itself(eventually, task, state):
+    run = send(task)
+    eventually(lambda: ends(run))
+    assert run.state == state
+    assert run.reason.startswith("the task ended itself by raising")
+
+
+def test_it_ends_a_run_that_lasts_longer_than_its_time_limit(eventually, path):
+    run = send("tests.hold", str(path), time_limit=1)
+    eventually(lambda: ends(run))
+    assert (run.state, run.error_class) == (State.FAILED, "TimeLimitExceeded")
+    assert lines(path) == []
+
+
+def test_it_guards_a_task_whose_own_base_forgets_its_parent(eventually, path):
+    run = send("tests.careless", str(path))
+    dispatch.send([run])
+    eventually(lambda: ends(run))
+    last = send("tests.careless", str(path))
+    eventually(lambda: ends(last))
+    assert lines(path) == [str(run.id), str(last.id)]
+
+
+def test_it_leaves_plain_tasks_alone_and_keeps_results_only_of_those_that_ask(eventually, path):
+    answer = app.tasks["tests.answer"].delay()
+    silent = app.tasks["tests.note"].delay(str(path))
+    assert answer.get(timeout=20) == 42
+    eventually(lambda: lines(path) == [silent.id])
+    assert TaskResult.objects.filter(task_id=answer.id).exists()
+    assert not TaskResult.objects.filter(task_id=silent.id).exists()
+    assert not Run.objects.filter(id__in=[answer.id, silent.id]).exists()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_it_lets_a_schedule_decide_whether_its_result_is_kept(eventually, keep):
+    run = send("tests.nothing" if keep else "tests.answer", keep_result=keep)
+    eventually(lambda: ends(run))
+    assert run.state == State.SUCCEEDED
+    assert TaskResult.objects.filter(task_id=str(run.id)).exists() is keep
+
+
+def test_it_refuses_hostile_attempts_and_goes_on(eventually, path):
+    run = make_run(task="tests.note", args=[str(path)], not_before=database_now() + timedelta(hours=1))
+    note = app.tasks["tests.note"]
+    for attempt in ("x", [], {"a": 1}, -1, 2, 10**30, "1; DROP TABLE"):
+        note.apply_async([str(path)], task_id=str(run.id), headers={dispatch.ATTEMPT_HEADER: attempt})
+    note.apply_async([str(path)], task_id="no-uuid", headers={dispatch.ATTEMPT_HEADER: 1})
+    last = send("tests.note", f"{path}.last")
+    eventually(lambda: ends(last))
+    run.refresh_from_db()
+    assert run.state == State.WAITING

@@ -1,0 +1,83 @@
+"""The ground the other live tests stand on: real servers, and real processes that work on this test's data."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from django.db import connection
+
+from project.celery import app
+from tests.servers import ROOT
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_it_works_on_the_database_that_was_asked_for(servers):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT sqlite_version()" if servers.database == "sqlite" else "SHOW server_version_num")
+        (version,) = cursor.fetchone()
+    assert connection.vendor == servers.database
+    assert tuple(map(int, version.split("."))) >= ((3, 31) if servers.database == "sqlite" else (140_000,))
+    assert "test_punctual" in str(connection.settings_dict["NAME"])
+
+
+def test_it_begins_with_an_empty_redis_where_another_test_left_something(redis, redis_server):
+    assert redis.ping()
+    assert redis.dbsize() == 0
+    assert redis.info("server")["redis_version"] >= "6"
+    redis.set("left", "behind")
+
+
+def test_it_begins_with_an_empty_redis_again(redis):
+    assert redis.dbsize() == 0
+
+
+def test_it_reaches_a_live_worker_on_the_broker_of_the_test(processes):
+    worker = processes.start_worker()
+    answers = app.control.inspect(timeout=5, limit=1).ping()
+    assert list(answers.values()) == [{"ok": "pong"}]
+    worker.stop()
+    assert not worker.running
+    assert not worker.broken
+
+
+def test_it_tells_a_process_that_ended_by_itself_from_one_that_was_killed(processes):
+    worker = processes.start_worker("--concurrency=1")
+    worker.signal(9)
+    with pytest.raises(AssertionError, match=r"(?s)worker-0 ended by itself.* ready\."):
+        processes.eventually(lambda: False)
+    worker.kill()
+    with pytest.raises(AssertionError, match=r"(?s)not within 0.1 s.* ready\."):
+        processes.eventually(lambda: False, deadline=0.1)
+
+
+def test_it_answers_the_health_checks_of_docker_compose_while_it_lives(processes, environment):
+    worker = processes.start_worker("--hostname=celery@%h")
+    beat = processes.start_beat("--enable-remote-control")
+    processes.eventually(lambda: "beat pidbox: Connected" in beat.log)
+    assert [check.wait(30) for check in ask_health(environment)] == [0, 0]
+    worker.kill()
+    beat.kill()
+    assert all(check.wait(30) != 0 for check in ask_health(environment))
+
+
+def ask_health(environment: dict[str, str]) -> list[subprocess.Popen[bytes]]:
+    """The checks of the worker and of beat, side by side, as they run in their containers but for the time-out."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    inside = {**environment, "HOSTNAME": socket.gethostname(), "PATH": path}
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    commands = [services[name]["healthcheck"]["test"][1] for name in ("worker", "beat")]
+    return [
+        subprocess.Popen(
+            ["/bin/sh", "-c", command.replace("$$", "$").replace("--timeout 5", "--timeout 2")],
+            env=inside,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for command in commands
+    ]

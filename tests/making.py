@@ -1,0 +1,70 @@
+"""Makes the rows that tests begin with, through the same models that people use."""
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
+
+from jobs import claim, dispatch
+from jobs.models import ACTIVE, Policy, Run, State, database_now
+
+
+def make_schedule(name: str = "it", task: str = "tests.nothing", **options: Any) -> PeriodicTask:
+    """A schedule every hour, unless `every` (a timedelta of whole seconds) or `cron` (its fields) says otherwise.
+
+    `args` and `kwargs` are given as values; `policy` holds columns of its policy.
+    """
+    policy = options.pop("policy", {})
+    every: timedelta = options.pop("every", timedelta(hours=1))
+    if "cron" in options:
+        options["crontab"] = CrontabSchedule.objects.create(**options.pop("cron"))
+    elif not any(kind in options for kind in ("crontab", "interval", "clocked", "solar")):
+        seconds = int(every.total_seconds())
+        options["interval"], _ = IntervalSchedule.objects.get_or_create(every=seconds, period="seconds")
+    for column in ("args", "kwargs"):
+        if column in options and not isinstance(options[column], str):
+            options[column] = json.dumps(options[column])
+    schedule = PeriodicTask.objects.create(name=name, task=task, **options)
+    Policy.objects.filter(schedule=schedule).update(**policy)
+    return schedule
+
+
+def make_due(schedule: PeriodicTask, ago: timedelta = timedelta(0)) -> datetime:
+    """Let the schedule have been due since `ago`, as if it had existed before; returns that moment."""
+    moment = database_now() - ago
+    Policy.objects.filter(schedule=schedule).update(next_due_at=moment, timing_since=moment)
+    return moment
+
+
+def make_run(schedule: PeriodicTask | None = None, state: State = State.WAITING, **columns: Any) -> Run:
+    """A run in `state`, due now."""
+    now = database_now()
+    defaults: dict[str, Any] = {"task": "tests.nothing", "due_at": now, "last_due_at": now, "not_before": now}
+    if state == State.RUNNING:
+        defaults |= {"started_at": now, "lease_until": now + timedelta(minutes=1), "worker": "celery@here (1)"}
+    elif state not in (State.WAITING, State.QUEUED):
+        defaults |= {"finished_at": now}
+    name = schedule.name if schedule else "it"
+    return Run.objects.create(schedule=schedule, schedule_name=name, state=state, **{**defaults, **columns})
+
+
+def send(task: str, *args: object, **policy: object) -> Run:
+    """A run of a schedule of its own, handed to the broker."""
+    schedule = make_schedule(f"{task} {uuid4()}", task=task, args=list(args), policy=policy)
+    run = claim.request(schedule, actor="ada")
+    dispatch.send([run])
+    return run
+
+
+def ends(run: Run) -> bool:
+    """Whether the run is over, as the database says now."""
+    run.refresh_from_db()
+    return run.state not in ACTIVE
+
+
+def lines(path: Path) -> list[str]:
+    """What tests.app.tasks left there."""
+    return path.read_text().split() if path.exists() else []

@@ -1,0 +1,186 @@
+"""Do docker-compose.yml and the Dockerfile still describe the production shape that the settings and the code expect?
+
+Both are read, not run: what only an engine can show (an image that builds, a network that holds) is not claimed here.
+The health checks' commands are run for real in tests/live/test_servers.py.
+"""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import celery.bin.beat
+import celery.bin.worker
+import gunicorn.config
+import pytest
+import yaml
+from django.core.management import get_commands
+
+from tests.servers import ROOT, settings_variables
+
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+LASTING = {name: service for name, service in SERVICES.items() if service["restart"] != "no"}
+NEEDED = {"SECRET_KEY", "ALLOWED_HOSTS", "DATABASE_URL", "REDIS_URL"}
+SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|_KEY$")
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions, continued lines joined."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return [(word, rest) for word, _, rest in (line.strip().partition(" ") for line in text.splitlines()) if word]
+
+
+def arguments_of(word: str) -> list[str]:
+    return [rest for name, rest in instructions() if name == word]
+
+
+def command_of(service: dict[str, Any]) -> list[str]:
+    """What a service of ours runs: its own command, else the image's."""
+    (default,) = arguments_of("CMD")
+    return service.get("command") or yaml.safe_load(default)
+
+
+def assigned(text: str) -> dict[str, str]:
+    return dict(re.findall(r"\b([A-Z][A-Z0-9_]*)=(\S+)", text))
+
+
+def test_it_has_the_parts_of_the_production_shape():
+    kinds = [command_of(service)[:4] for service in OURS.values()]
+    assert sum(command[0] == "gunicorn" for command in kinds) == 1
+    assert kinds.count(["celery", "-A", "project", "worker"]) == 1
+    assert kinds.count(["python", "manage.py", "migrate", "--noinput"]) == 1
+    beats = [service for service in OURS.values() if command_of(service)[:4] == ["celery", "-A", "project", "beat"]]
+    assert sum(service.get("deploy", {}).get("replicas", 1) for service in beats) == 2
+    assert {service["image"].partition(":")[0] for service in SERVICES.values()} == {"punctual", "postgres", "redis"}
+    assert "version" not in COMPOSE
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_it_sets_variables_that_exist_and_all_that_are_needed(name):
+    environment = OURS[name]["environment"]
+    assert set(environment) <= settings_variables()
+    assert set(environment) >= NEEDED
+    assert "DEBUG" not in environment
+    assert "EMBEDDED" not in environment
+
+
+def test_it_has_no_default_for_a_secret():
+    interpolated = re.findall(r"\$\{(\w+)(:[-?][^}]*)?\}", (ROOT / "docker-compose.yml").read_text())
+    names = {name for name, _ in interpolated if SECRET.search(name)}
+    assert names == {"SECRET_KEY", "POSTGRES_PASSWORD"}
+    for name, rest in interpolated:
+        if name in names:
+            assert re.fullmatch(rf":\?Set {name} to .{{10,}}", rest), (name, rest)
+    for service in SERVICES.values():
+        for name, value in service.get("environment", {}).items():
+            assert not SECRET.search(name) or value.startswith(f"${{{name}:?"), (name, value)
+
+
+def test_it_puts_nothing_secret_into_the_image():
+    for line in arguments_of("ENV") + arguments_of("ARG"):
+        assert not any(SECRET.search(name) for name in assigned(line)), line
+    (collect,) = [line for line in arguments_of("RUN") if "collectstatic" in line]
+    assert "DEBUG" not in collect  # with it, a key would be made and stay in the image
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = {line.strip("!/") for line in ignored if line.startswith("!")}
+    assert "*" in ignored
+    assert not any(name.startswith((".", "var")) for name in allowed)
+
+
+def test_it_gives_the_image_only_settings_that_exist():
+    known = settings_variables() | {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
+    for line in arguments_of("ENV"):
+        assert set(assigned(line)) <= known, line
+    (collect,) = [line for line in arguments_of("RUN") if "collectstatic" in line]
+    assert NEEDED <= set(assigned(collect)) <= known
+
+
+def test_it_copies_files_that_exist_and_enter_the_build():
+    allowed = {line.strip("!/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {Path(source).name for line in arguments_of("COPY") for source in shlex.split(line)[:-1]}
+    assert copied == allowed
+    for name in copied:
+        assert (ROOT / name).exists(), name
+    (install,) = [line for line in arguments_of("RUN") if "pip install" in line]
+    assert "--require-hashes -r requirements.txt" in install
+
+
+def test_it_does_not_run_as_root():
+    (user,) = arguments_of("USER")
+    assert user not in {"root", "0"}
+    words = [word for word, _ in instructions()]
+    assert words.index("USER") > max(index for index, word in enumerate(words) if word in {"COPY", "RUN"})
+    for service in OURS.values():
+        assert "user" not in service
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_it_runs_commands_that_exist_with_options_that_exist(name):
+    command = command_of(OURS[name])
+    if command[0] == "python":
+        assert (ROOT / command[1]).exists()
+        assert command[2] in get_commands()
+        return
+    module = command[2] if command[0] == "celery" else command[1]
+    assert importlib.util.find_spec(module)
+    options = {word.partition("=")[0] for word in command if word.startswith("--")}
+    assert options <= (options_of_celery(command[3]) if command[0] == "celery" else options_of_gunicorn())
+
+
+def options_of_celery(subcommand: str) -> set[str]:
+    found = {"worker": celery.bin.worker.worker, "beat": celery.bin.beat.beat}[subcommand]
+    return {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def options_of_gunicorn() -> set[str]:
+    return {option for setting in gunicorn.config.KNOWN_SETTINGS for option in setting.cli or ()}
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_it_watches_restarts_and_limits_the_log_of_every_lasting_service(name):
+    service = LASTING[name]
+    assert service["restart"] == "unless-stopped"
+    assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+    assert {"interval", "timeout", "start_period", "retries"} <= set(service["healthcheck"])
+    assert set(service["logging"]["options"]) == {"max-size", "max-file"}
+
+
+@pytest.mark.parametrize("name", sorted(set(OURS) - {"migrate"}))
+def test_it_starts_after_the_migrations(name):
+    depends = {other: rule["condition"] for other, rule in OURS[name]["depends_on"].items()}
+    assert depends == {
+        "migrate": "service_completed_successfully",
+        "postgres": "service_healthy",
+        "redis": "service_healthy",
+    }
+    assert OURS["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+
+
+def test_it_keeps_what_the_broker_and_the_database_hold():
+    words = " ".join(SERVICES["redis"]["command"])
+    for option in ("--appendonly yes", "--appendfsync everysec", "--maxmemory-policy noeviction"):
+        assert option in words
+    for name in ("postgres", "redis"):
+        (volume,) = SERVICES[name]["volumes"]
+        assert volume.partition(":")[0] in COMPOSE["volumes"]
+        assert "ports" not in SERVICES[name]
+        assert SERVICES[name]["networks"] == ["data"]
+    assert COMPOSE["networks"]["data"] == {"internal": True}
+
+
+def test_it_asks_the_health_check_under_a_name_that_is_allowed():
+    web = next(service for service in OURS.values() if command_of(service)[0] == "gunicorn")
+    assert "http://127.0.0.1:8000/healthz" in web["healthcheck"]["test"][-1]
+    assert web["environment"]["ALLOWED_HOSTS"].endswith(",127.0.0.1")
+    assert "--bind=0.0.0.0:8000" in command_of(web)
+
+
+def test_it_lets_jobs_end_before_a_worker_is_killed():
+    (worker,) = [service for service in OURS.values() if "worker" in command_of(service)]
+    assert worker["stop_signal"] == "SIGTERM"
+    assert worker["stop_grace_period"] == "2m"

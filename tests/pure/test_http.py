@@ -1,0 +1,808 @@
+"""Does `fetch` go only where the public may go, and does it always come back?
+
+The servers are real and listen on loopback; there is no outside network. `Internet` says which address leads to which
+of them: any address that nobody was given leads to the canary, which must stay alone.
+"""
+
+import contextlib
+import gzip
+import os
+import queue
+import socket
+import ssl
+import threading
+import time
+import traceback
+import tracemalloc
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import http
+
+PUBLIC, OTHER_PUBLIC = "93.184.216.34", "2606:4700::1111"
+LIMIT = 100_000  # bytes
+
+# A certificate for example.org that signed itself, and its key: worth nothing outside of this file. Valid until 2120.
+KEY = """
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgzvXrCfiYoDmNEv787oBncgLXPVm+OG47qHO0t+AsVAuhRANCAAS7
+K29Z6GUiOn409KT/N8+tOVzqXrsZxOvxTh+g4WpxBbg4ndQbYR4hu9FqQoyKrc1NjrmhLtQXnkiSrgg4WbD3"""
+CERTIFICATE = """
+MIIBdjCCAR2gAwIBAgIBATAKBggqhkjOPQQDAjAWMRQwEgYDVQQDDAtleGFtcGxlLm9yZzAgFw0yMDAxMDEwMDAwMDBaGA8yMTIw
+MDEwMTAwMDAwMFowFjEUMBIGA1UEAwwLZXhhbXBsZS5vcmcwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAS7K29Z6GUiOn409KT/
+N8+tOVzqXrsZxOvxTh+g4WpxBbg4ndQbYR4hu9FqQoyKrc1NjrmhLtQXnkiSrgg4WbD3o1owWDAPBgNVHRMBAf8EBTADAQH/MBYG
+A1UdEQQPMA2CC2V4YW1wbGUub3JnMB0GA1UdDgQWBBRABF3Kr6Cwd/wAKL+sY80B9XN/xzAOBgNVHQ8BAf8EBAMCAoQwCgYIKoZI
+zj0EAwIDRwAwRAIgfVfrCGVzzRkB8K+oSV5kxX3V542+xt744RQw172iQBgCIHpIiJU9FJ9BwF4mAouzVlaO1mx2Kb24yomgS/4f
+XBVX"""
+
+HOSTILE = [
+    # IPv4, as getaddrinfo reads it
+    "http://127.0.0.1/",
+    "http://127.0.0.1:22/",
+    "http://127.1/",
+    "http://127.0.1/",
+    "http://127.255.255.254/",
+    "http://2130706433/",
+    "http://017700000001/",
+    "http://0177.0.0.1/",
+    "http://127.0.0.01/",
+    "http://0x7f000001/",
+    "http://0x7F.1/",
+    "http://0x7f.0x0.0x0.0x1/",
+    "http://0/",
+    "http://0.0.0.0/",
+    "http://00.0x0.0/",
+    "http://10.0.0.1/",
+    "http://172.16.0.1/",
+    "http://172.31.255.255/",
+    "http://192.168.0.1:8080/",
+    "http://3232235521/",
+    "http://100.64.0.1/",
+    "http://192.0.0.192/",
+    "http://192.0.2.1/",
+    "http://192.88.99.1/",
+    "http://198.18.0.1/",
+    "http://203.0.113.1/",
+    "http://224.0.0.1/",
+    "http://239.255.255.250:1900/",
+    "http://240.0.0.1/",
+    "http://255.255.255.255/",
+    # metadata services
+    "http://169.254.169.254/latest/meta-data/",
+    "http://2852039166/latest/meta-data/",
+    "http://0xa9fea9fe/",
+    "http://0251.0376.0251.0376/",
+    "http://169.254.43518/",
+    "http://100.100.100.200/",
+    "http://168.63.129.16/machine",
+    "http://metadata.google.internal/computeMetadata/v1/",
+    "http://[fd00:ec2::254]/latest/",
+    "http://[::ffff:169.254.169.254]/",
+    # IPv6, and IPv4 inside of it
+    "http://[::1]/",
+    "http://[0:0:0:0:0:0:0:1]/",
+    "http://[::]/",
+    "http://[::ffff:127.0.0.1]/",
+    "http://[::FFFF:7f00:1]/",
+    "http://[::ffff:8.8.8.8]/",
+    "http://[::ffff:0:127.0.0.1]/",
+    "http://[::127.0.0.1]/",
+    "http://[::8.8.8.8]/",
+    "http://[64:ff9b::127.0.0.1]/",
+    "http://[64:ff9b::808:808]/",
+    "http://[64:ff9b:1::7f00:1]/",
+    "http://[2002:7f00:1::1]/",
+    "http://[2002:808:808::1]/",
+    "http://[2001:0:7f00:1::1]/",
+    "http://[2001:0:4136:e378:8000:63bf:80ff:fffe]/",
+    "http://[fe80::1]/",
+    "http://[fe80::1%25lo]/",
+    "http://[fe80::1%lo]/",
+    "http://[::1%25lo]/",
+    "http://[2606:4700::1111%25lo]/",
+    "http://[fc00::1]/",
+    "http://[fec0::1]/",
+    "http://[ff02::1]/",
+    "http://[100::1]/",
+    "http://[2001:db8::1]/",
+    "http://[3fff::1]/",
+    "http://[5f00::1]/",
+    # names
+    "http://localhost/",
+    "http://LOCALHOST./",
+    "http://foo.localhost/",
+    "http://ip6-localhost/",
+    "http://127.0.0.1./",
+    "http://127.0.0.1.nip.example/",
+    # user names
+    "http://example.org@127.0.0.1/",
+    "http://example.org:80@127.0.0.1/",
+    "http://127.0.0.1@example.org/",
+    "http://name:word@example.org/",
+    "http://a@b@127.0.0.1/",
+    "http://@127.0.0.1/",
+    "http://example.org%40127.0.0.1/",
+    "http://127.0.0.1#@inside.example/",
+    "http://127.0.0.1?@inside.example/",
+    # letters and dots that only look like ASCII
+    "http://１２７.０.０.１/",
+    "http://127。0。0。1/",
+    "http://127．0．0．1/",
+    "http://①②⑦.⓪.⓪.①/",
+    "http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ/",
+    "http://localhoſt/",
+    "http://loc\u00adalhost/",
+    "http://127.0.0.1\u200b/",
+    "http://١٢٧.0.0.1/",
+    "http://127.0.0.1:٨٠/",
+    # schemes, and addresses without one
+    "file:///etc/passwd",
+    "gopher://127.0.0.1:6379/_FLUSHALL",
+    "ftp://127.0.0.1/",
+    "dict://127.0.0.1:6379/info",
+    "ws://127.0.0.1/",
+    "data:text/html,inside",
+    "unix:///run/redis.sock",
+    "http+unix://%2Frun%2Fredis.sock/",
+    "view-source:http://127.0.0.1/",
+    "HTTP://127.0.0.1/",
+    "hTtPs://127.0.0.1/",
+    "http:127.0.0.1/",
+    "http:/127.0.0.1/",
+    "http:///127.0.0.1/",
+    "127.0.0.1",
+    "localhost:80",
+    "http://",
+    "",
+    # white space, control characters, escapes and backslashes
+    " http://127.0.0.1/",
+    "http://127.0.0.1 /",
+    "\thttp://127.0.0.1/",
+    "http://127.0.0.1\n/",
+    "http://127.0.0.1\r\nHost: example.org/",
+    "http://127.0.0.1\x00.example.org/",
+    "http://\u3000127.0.0.1/",
+    "http://127.0.0.1%00.example.org/",
+    "http://127.0.0.1%2f.example.org/",
+    "http://127.0.0.1%0d%0a/",
+    "http://%31%32%37.0.0.1/",
+    "http://127%2e0%2e0%2e1/",
+    "http://example.org\\@127.0.0.1/",
+    "http://127.0.0.1\\@example.org/",
+    "http://127.0.0.1\\.example.org/",
+    "http:\\\\127.0.0.1\\",
+    "http:/\\127.0.0.1/",
+    # ports and odd hosts
+    "http://127.0.0.1:0/",
+    "http://127.0.0.1:65616/",
+    "http://127.0.0.1:-80/",
+    "http://127.0.0.1:80:80/",
+    "http://127.0.0.1:/",
+    "http://:80/",
+    "http://.127.0.0.1/",
+    "http://[127.0.0.1]/",
+    "http://[::1/",
+]
+
+
+class Answer(BaseHTTPRequestHandler):
+    """Answers as the server's table says, after the body has been read and the request noted."""
+
+    protocol_version = "HTTP/1.1"
+    server: "Web"
+    body: bytes
+
+    def _answer(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.asked.append(self)
+        self.server.answers.get(self.path, lambda answer: answer.send(404))(self)
+
+    do_GET = do_POST = do_PUT = do_HEAD = _answer  # noqa: N815 - http.server asks for these names
+
+    def send(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"content-length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def drip(self, first: bytes, drops: bytes) -> None:
+        """Something every few milliseconds, so that no single wait is long. Ends by itself after some seconds."""
+        self.close_connection = True
+        self.wfile.write(first)
+        for _ in range(1000):
+            self.wfile.write(drops)
+            if self.server.closing.wait(0.005):
+                return
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Web(ThreadingHTTPServer):
+    """A web server on loopback, with a table of answers, that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.closing = threading.Event()
+        self.reset()
+
+    def reset(self) -> None:
+        self.answers: dict[str, Callable[[Answer], None]] = {"/": lambda answer: answer.send(200, b"hello")}
+        self.asked: list[Answer] = []
+
+    @property
+    def place(self) -> tuple[str, int]:
+        return "127.0.0.1", self.server_address[1]
+
+    def handle_error(self, *_: Any) -> None:
+        pass  # callers who go away are the point of some tests
+
+
+class Canary:
+    """Listens, accepts, says nothing, and knows who came."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.place: tuple[str, int] = self._listener.getsockname()
+        self._accepted: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+        self._held: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._accepted.put(self._listener.accept()[0])
+
+    def visitors(self) -> int:
+        """How many came since the last look. Connections are accepted in turn, so ours, made last, ends the count."""
+        came = 0
+        with socket.create_connection(self.place) as ours:
+            while (visitor := self._accepted.get(timeout=5)).getpeername() != ours.getsockname():
+                self._held.append(visitor)
+                came += 1
+            visitor.close()
+        return came
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+        for connection in self._held:
+            connection.close()
+
+
+class Internet:
+    """Names and addresses, and what answers there. The site is the one server that is reached as it is."""
+
+    def __init__(self, site: Web, canary: Canary) -> None:
+        self.site, self.canary = site, canary
+        self.names: dict[str, list[list[str]]] = {}  # for each look-up in turn; the last for all further ones
+        self.servers: dict[tuple[str, int], tuple[str, int] | None] = {site.place: site.place}
+        self.looked_up: list[str] = []
+        self.tried: list[tuple[str, int]] = []
+
+    def add(self, name: str, server: Web | Canary, address: str = PUBLIC, port: int = 80) -> None:
+        self.names[name] = [[address]]
+        self.servers[address, port] = server.place
+
+    def resolve(self, host: str, port: int) -> list[str]:
+        """Numbers are read as the system reads them; a name nobody was given leads to this machine."""
+        self.looked_up.append(host)
+        if host in self.names:
+            answers = self.names[host]
+            return answers.pop(0) if len(answers) > 1 else answers[0]
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        except (socket.gaierror, UnicodeError):
+            return ["127.0.0.1"]
+        return [str(entry[4][0]) for entry in found]
+
+    def connect(self, address: tuple[str, int], timeout: float) -> socket.socket:
+        self.tried.append(address)
+        server = self.servers.get(address, self.canary.place)
+        if server is None:
+            raise ConnectionRefusedError("Connection refused")
+        return socket.create_connection(server, timeout)
+
+    def call(self, address: str, method: str = "GET", **options: Any) -> http.Response:
+        client = http.Client(site_url(self.site), options.pop("allow_private", False), self.resolve, self.connect)
+        request = http.Request(method, client.locate(address), options.pop("headers", {}), options.pop("body", None))
+        return client.send(request, options.pop("deadline", 5.0), options.pop("limit", LIMIT))
+
+
+def site_url(site: Web) -> str:
+    return f"http://127.0.0.1:{site.place[1]}"
+
+
+@contextlib.contextmanager
+def running(server: Web) -> Iterator[Web]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.closing.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def lasting_site() -> Iterator[Web]:
+    with running(Web()) as server:
+        yield server
+
+
+@pytest.fixture
+def site(lasting_site: Web) -> Web:
+    lasting_site.reset()
+    return lasting_site
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    """A server that the world sees as http://example.org/."""
+    with running(Web()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def lasting_canary() -> Iterator[Canary]:
+    canary = Canary()
+    yield canary
+    canary.close()
+
+
+@pytest.fixture
+def canary(lasting_canary: Canary) -> Canary:
+    lasting_canary.visitors()
+    return lasting_canary
+
+
+@pytest.fixture
+def internet(site: Web, canary: Canary) -> Internet:
+    return Internet(site, canary)
+
+
+def redirect(status: int, location: str) -> Callable[[Answer], None]:
+    return lambda answer: answer.send(status, location=location)
+
+
+# --- Where it goes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", HOSTILE, ids=ascii)
+def test_it_reaches_nothing_inside_when_the_address_is_hostile(internet: Internet, address: str) -> None:
+    with pytest.raises(http.Refused):
+        internet.call(address)
+    assert internet.tried == []
+    assert internet.canary.visitors() == 0
+
+
+def test_it_reaches_nothing_inside_when_a_redirect_is_hostile(internet: Internet) -> None:
+    def hostile(answer: Answer) -> None:
+        answer.close_connection = True
+        answer.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: " + address.encode() + b"\r\nContent-Length: 0\r\n\r\n")
+
+    internet.site.answers["/away"] = hostile
+    for address in HOSTILE:
+        with contextlib.suppress(http.FetchError):  # some are paths of this site when they stand in a Location header
+            internet.call("/away")
+        assert set(internet.tried) == {internet.site.place}, address
+    assert internet.canary.visitors() == 0
+
+
+def test_it_would_reach_the_inside_by_most_hostile_addresses_when_the_guard_is_lifted(internet: Internet) -> None:
+    for address in HOSTILE:
+        with contextlib.suppress(http.FetchError):
+            internet.call(address, allow_private=True, deadline=0.01)
+    assert internet.canary.visitors() >= 70
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "8.8.8.8",
+        "93.184.216.34",
+        "172.32.0.1",
+        "168.63.129.15",
+        "2606:4700::1111",
+        "2a00:1450:4001:80b::200e",
+        "2003::1",
+    ],
+)
+def test_it_takes_an_address_for_public_when_the_internet_may_reach_it(address: str) -> None:
+    assert http.is_public(address)
+
+
+def test_it_connects_to_the_checked_address_when_the_name_changes_its_answer(internet: Internet, web: Web) -> None:
+    internet.add("rebind.example", web)
+    internet.names["rebind.example"] = [[PUBLIC], ["127.0.0.1"]]
+    assert internet.call("http://rebind.example/").body == b"hello"
+    assert (internet.looked_up, internet.tried) == (["rebind.example"], [(PUBLIC, 80)])
+
+
+def test_it_refuses_the_second_hop_when_the_name_has_changed_its_answer(internet: Internet, web: Web) -> None:
+    internet.add("rebind.example", web)
+    internet.names["rebind.example"] = [[PUBLIC], ["127.0.0.1"]]
+    web.answers["/"] = redirect(302, "/again")
+    with pytest.raises(http.Refused):
+        internet.call("http://rebind.example/")
+    assert internet.tried == [(PUBLIC, 80)]
+
+
+@pytest.mark.parametrize("addresses", [[PUBLIC, "127.0.0.1"], ["127.0.0.1", PUBLIC], [PUBLIC, "::1"]])
+def test_it_refuses_a_name_when_one_of_its_addresses_is_private(internet: Internet, addresses: list[str]) -> None:
+    internet.names["mixed.example"] = [addresses]
+    with pytest.raises(http.Refused, match=r"mixed\.example leads to a private address"):
+        internet.call("http://mixed.example/")
+    assert internet.tried == []
+
+
+def test_it_tries_the_next_address_when_one_does_not_answer(internet: Internet, web: Web) -> None:
+    internet.add("example.org", web)
+    internet.names["example.org"] = [[OTHER_PUBLIC, PUBLIC]]
+    internet.servers[OTHER_PUBLIC, 80] = None
+    assert internet.call("http://example.org/").status == 200
+    assert internet.tried == [(OTHER_PUBLIC, 80), (PUBLIC, 80)]
+
+
+def test_it_leaves_time_for_the_next_address_when_one_is_silent(internet: Internet, web: Web) -> None:
+    internet.add("example.org", web)
+    internet.names["example.org"] = [[OTHER_PUBLIC, PUBLIC]]
+
+    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
+        if address[0] == OTHER_PUBLIC:
+            threading.Event().wait(timeout)
+            raise TimeoutError
+        return internet.connect(address, timeout)
+
+    client = http.Client(site_url(internet.site), False, internet.resolve, connect)
+    request = http.Request("GET", client.locate("http://example.org/"), {}, None)
+    assert client.send(request, 0.5, LIMIT).status == 200
+
+
+def test_it_reaches_a_private_address_when_the_setting_allows_it(
+    site: Web, web: Web, settings: pytest.FixtureRequest
+) -> None:
+    settings.SITE_URL = site_url(site)
+    with pytest.raises(http.Refused):
+        http.fetch("GET", site_url(web))
+    settings.HTTP_ALLOW_PRIVATE = True
+    assert http.fetch("GET", site_url(web)).body == b"hello"
+
+
+def test_it_reaches_this_site_when_the_address_is_a_path(site: Web, settings: pytest.FixtureRequest) -> None:
+    settings.SITE_URL = site_url(site)
+    site.answers["/page?a=1"] = lambda answer: answer.send(200, b"page")
+    assert http.fetch("GET", "/page?a=1").body == b"page"
+    assert http.fetch("GET", f"{site_url(site)}/").url == f"{site_url(site)}/"
+
+
+@pytest.mark.parametrize("path", ["//10.0.0.1/", "/\\10.0.0.1/", "/@10.0.0.1/", "/:80@10.0.0.1/", "///10.0.0.1/"])
+def test_it_stays_at_this_site_when_a_path_looks_like_a_host(internet: Internet, path: str) -> None:
+    assert internet.call(path).status == 404
+    assert internet.tried == [internet.site.place]
+
+
+def test_it_refuses_another_port_of_this_site_when_it_is_private(internet: Internet, web: Web) -> None:
+    with pytest.raises(http.Refused):
+        internet.call(site_url(web))
+    assert internet.tried == []
+
+
+def test_it_refuses_this_site_when_a_stranger_redirects_there(internet: Internet, web: Web) -> None:
+    internet.add("example.org", web)
+    web.answers["/"] = redirect(302, f"{site_url(internet.site)}/admin/")
+    internet.site.answers["/out"] = redirect(302, "http://example.org/")
+    for address in ("http://example.org/", "/out"):
+        with pytest.raises(http.Refused):
+            internet.call(address)
+    assert [answer.path for answer in internet.site.asked] == ["/out"]
+
+
+def test_it_asks_no_proxy_when_the_environment_names_one(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://{}:{}".format(*internet.canary.place))
+    assert internet.call("/").body == b"hello"
+    assert (internet.tried, internet.canary.visitors()) == ([internet.site.place], 0)
+
+
+# --- What it sends --------------------------------------------------------------------------------------------------
+
+
+def test_it_sends_what_it_was_given_when_it_calls(internet: Internet, web: Web) -> None:
+    internet.add("example.org", web)
+    web.answers["/in?a=1"] = lambda answer: answer.send(201, b"made", x_word="yes")
+    headers = {"X-Token": "abc", "Host": "elsewhere", "User-Agent": "mine"}
+    response = internet.call("http://example.org/in?a=1", "POST", headers=headers, body=b"text")
+    assert (response.status, response.body, response.headers["X-Word"]) == (201, b"made", "yes")
+    (asked,) = web.asked
+    assert (asked.command, asked.path, asked.body) == ("POST", "/in?a=1", b"text")
+    assert [asked.headers.get_all(name) for name in ("host", "x-token", "user-agent")] == [
+        ["example.org"],
+        ["abc"],
+        ["mine"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [("http://example.org:8080/", "example.org:8080"), (f"http://[{OTHER_PUBLIC}]/", f"[{OTHER_PUBLIC}]")],
+)
+def test_it_names_the_host_as_it_was_typed_when_it_calls(internet: Internet, web: Web, address: str, host: str) -> None:
+    internet.add("example.org", web, port=8080)
+    internet.servers[OTHER_PUBLIC, 80] = web.place
+    internet.call(address)
+    assert web.asked[0].headers["host"] == host
+
+
+@pytest.fixture
+def secure(web: Web, internet: Internet, tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """example.org over TLS: the file of its certificate, and the names that callers asked for."""
+    key = f"-----BEGIN PRIVATE KEY-----{KEY}\n-----END PRIVATE KEY-----\n"
+    certificate = f"-----BEGIN CERTIFICATE-----{CERTIFICATE}\n-----END CERTIFICATE-----\n"
+    both, public = tmp_path / "both.pem", tmp_path / "public.pem"
+    both.write_text(key + certificate)
+    public.write_text(certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(both)
+    names: list[str] = []
+    context.sni_callback = lambda _connection, name, _context: names.append(name)
+    web.socket = context.wrap_socket(web.socket, server_side=True)
+    internet.add("example.org", web, port=443)
+    http._tls.cache_clear()
+    yield public, names
+    http._tls.cache_clear()
+
+
+def test_it_speaks_tls_with_the_name_when_the_certificate_is_trusted(
+    internet: Internet, secure: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, names = secure
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert internet.call("https://example.org/").body == b"hello"
+    assert (names, internet.tried) == (["example.org"], [(PUBLIC, 443)])
+
+
+def test_it_sends_nothing_when_the_certificate_is_not_trusted(
+    internet: Internet, secure: tuple[Path, list[str]], web: Web
+) -> None:
+    with pytest.raises(http.Unreachable, match="certificate"):
+        internet.call("https://example.org/")
+    assert web.asked == []
+
+
+def test_it_sends_nothing_when_the_certificate_is_for_another_name(
+    internet: Internet, secure: tuple[Path, list[str]], web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(secure[0]))
+    internet.add("other.example", web, port=443)
+    with pytest.raises(http.Unreachable, match="certificate"):
+        internet.call("https://other.example/")
+    assert web.asked == []
+
+
+@pytest.mark.parametrize("header", [{"X-Key": "s3cret\r\nX-Other: 1"}, {"X-Key": "s3cret-\u20ac"}, {"X Key": "s3cret"}])
+def test_it_repeats_no_secret_when_a_header_cannot_be_sent(internet: Internet, header: dict[str, str]) -> None:
+    with pytest.raises(http.FetchError, match="HTTP does not allow") as caught:
+        internet.call("/", headers=header)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("address", ["http://name:s3cret@example.org/", "http://name:s3cret@example.org:x/"])
+def test_it_repeats_no_password_when_the_address_holds_one(internet: Internet, address: str) -> None:
+    with pytest.raises(http.Refused) as caught:
+        internet.call(address)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+# --- Redirects ------------------------------------------------------------------------------------------------------
+
+
+def test_it_follows_redirects_when_each_hop_is_allowed(internet: Internet, web: Web) -> None:
+    internet.add("example.org", web)
+    internet.site.answers["/a/b"] = redirect(301, "../c")
+    internet.site.answers["/c"] = redirect(302, "http://example.org/d")
+    web.answers["/d"] = redirect(308, "//example.org/")
+    response = internet.call("/a/b")
+    assert (response.body, response.url) == (b"hello", "http://example.org/")
+
+
+def test_it_gives_up_when_redirects_do_not_end(internet: Internet) -> None:
+    internet.site.answers["/loop"] = redirect(302, "/loop")
+    with pytest.raises(http.FetchError, match="redirects over 5 times"):
+        internet.call("/loop")
+    assert len(internet.site.asked) == 6
+
+
+def test_it_keeps_headers_from_another_origin_when_redirected(internet: Internet, web: Web) -> None:
+    internet.add("example.org", web)
+    internet.site.answers["/near"] = redirect(302, "/far")
+    internet.site.answers["/far"] = redirect(302, "http://example.org/")
+    internet.call("/near", headers={"X-Token": "abc"})
+    assert [answer.headers["x-token"] for answer in internet.site.asked + web.asked] == ["abc", "abc", None]
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "then"),
+    [
+        (301, "POST", ("GET", b"")),
+        (302, "POST", ("GET", b"")),
+        (303, "PUT", ("GET", b"")),
+        (303, "HEAD", ("HEAD", b"")),
+        (302, "PUT", ("PUT", b"text")),
+        (307, "POST", ("POST", b"text")),
+        (308, "POST", ("POST", b"text")),
+    ],
+)
+def test_it_asks_on_as_a_browser_does_when_redirected(
+    internet: Internet, status: int, method: str, then: tuple[str, bytes]
+) -> None:
+    internet.site.answers["/old"] = redirect(status, "/")
+    internet.call("/old", method, body=None if method == "HEAD" else b"text")
+    assert (internet.site.asked[1].command, internet.site.asked[1].body) == then
+
+
+def test_it_returns_the_redirect_when_it_leads_nowhere(internet: Internet) -> None:
+    internet.site.answers["/odd"] = lambda answer: answer.send(302)
+    assert internet.call("/odd").status == 302
+
+
+# --- How much, and how long -----------------------------------------------------------------------------------------
+
+
+def test_it_reads_an_answer_when_it_is_just_not_too_large(internet: Internet) -> None:
+    internet.site.answers["/full"] = lambda answer: answer.send(200, b"x" * LIMIT)
+    assert len(internet.call("/full").body) == LIMIT
+
+
+def test_it_gives_up_when_the_answer_is_too_large(internet: Internet) -> None:
+    internet.site.answers["/over"] = lambda answer: answer.send(200, b"x" * (LIMIT + 1))
+    with pytest.raises(http.TooLarge, match="100,000 bytes"):
+        internet.call("/over")
+
+
+def test_it_gives_up_when_the_answer_does_not_end(internet: Internet) -> None:
+    internet.site.answers["/endless"] = lambda answer: answer.drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 10_000)
+    with pytest.raises(http.TooLarge):
+        internet.call("/endless")
+
+
+def test_it_reads_gzip_when_the_answer_is_compressed(internet: Internet) -> None:
+    internet.site.answers["/gzip"] = lambda answer: answer.send(200, gzip.compress(b"hello"), content_encoding="gzip")
+    assert internet.call("/gzip").body == b"hello"
+
+
+def test_it_decompresses_no_more_than_it_may_when_the_answer_is_a_bomb(internet: Internet) -> None:
+    bomb = gzip.compress(bytes(20_000_000))
+    assert len(bomb) < LIMIT
+    internet.site.answers["/bomb"] = lambda answer: answer.send(200, bomb, content_encoding="gzip")
+    tracemalloc.start()
+    try:
+        with pytest.raises(http.TooLarge):
+            internet.call("/bomb")
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_it_gives_up_when_what_follows_the_compressed_answer_does_not_end(internet: Internet) -> None:
+    start = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(b"hello")
+    internet.site.answers["/tail"] = lambda answer: answer.drip(start, b"x" * 10_000)
+    with pytest.raises(http.TooLarge):
+        internet.call("/tail")
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "deflate"])
+def test_it_refuses_an_answer_when_its_compression_is_not_gzip(internet: Internet, encoding: str) -> None:
+    internet.site.answers["/"] = lambda answer: answer.send(200, b"hello", content_encoding=encoding)
+    with pytest.raises(http.FetchError, match="only gzip"):
+        internet.call("/")
+
+
+@pytest.mark.parametrize("broken", [b"hello", gzip.compress(os.urandom(1000))[:-200]])
+def test_it_fails_when_the_compressed_answer_is_broken(internet: Internet, broken: bytes) -> None:
+    internet.site.answers["/"] = lambda answer: answer.send(200, broken, content_encoding="gzip")
+    with pytest.raises(http.Unreachable):
+        internet.call("/")
+
+
+@pytest.mark.parametrize(
+    ("first", "drops"),
+    [
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    ],
+)
+def test_it_ends_at_the_deadline_when_the_answer_drips(internet: Internet, first: bytes, drops: bytes) -> None:
+    internet.site.answers["/slow"] = lambda answer: answer.drip(first, drops)
+    assert_timed_out(lambda: internet.call("/slow", deadline=0.1))
+
+
+def test_it_ends_at_the_deadline_when_each_redirect_takes_its_time(internet: Internet) -> None:
+    def slow(answer: Answer) -> None:
+        answer.server.closing.wait(0.06)
+        answer.send(302, location="/slow")
+
+    internet.site.answers["/slow"] = slow
+    assert_timed_out(lambda: internet.call("/slow", deadline=0.1))
+
+
+@pytest.mark.parametrize("body", [None, b"x" * 20_000_000])
+def test_it_ends_at_the_deadline_when_the_server_says_and_reads_nothing(internet: Internet, body: bytes | None) -> None:
+    internet.add("silent.example", internet.canary)
+    assert_timed_out(lambda: internet.call("http://silent.example/", "POST", body=body, deadline=0.1))
+
+
+def test_it_ends_at_the_deadline_when_the_server_greets_nobody_with_tls(internet: Internet) -> None:
+    internet.add("silent.example", internet.canary, port=443)
+    assert_timed_out(lambda: internet.call("https://silent.example/", deadline=0.1))
+
+
+def test_it_ends_at_the_deadline_when_the_name_server_is_silent(internet: Internet) -> None:
+    answered = threading.Event()
+
+    def resolve(_host: str, _port: int) -> list[str]:
+        answered.wait(5)
+        return [PUBLIC]
+
+    client = http.Client(site_url(internet.site), False, resolve, internet.connect)
+    request = http.Request("GET", client.locate("http://example.org/"), {}, None)
+    assert_timed_out(lambda: client.send(request, 0.1, LIMIT))
+    answered.set()
+    assert internet.tried == []
+
+
+def assert_timed_out(call: Callable[[], http.Response]) -> None:
+    start = time.monotonic()
+    with pytest.raises(http.TimedOut, match="no complete answer in time"):
+        call()
+    assert 0.05 < time.monotonic() - start < 2
+
+
+# --- What else goes wrong -------------------------------------------------------------------------------------------
+
+
+def test_it_says_that_a_name_is_unknown_when_it_cannot_be_resolved(internet: Internet) -> None:
+    def resolve(_host: str, _port: int) -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    client = http.Client(site_url(internet.site), False, resolve, internet.connect)
+    request = http.Request("GET", client.locate("http://nowhere.example/"), {}, None)
+    with pytest.raises(http.Unreachable, match=r"No address is known for nowhere\.example"):
+        client.send(request, 5, LIMIT)
+
+
+def test_it_says_that_nobody_answers_when_the_connection_is_refused(internet: Internet) -> None:
+    internet.names["example.org"] = [[PUBLIC]]
+    internet.servers[PUBLIC, 80] = None
+    with pytest.raises(http.Unreachable, match=r"example\.org gave no proper answer: Connection refused"):
+        internet.call("http://example.org/")
+
+
+@pytest.mark.parametrize(
+    "reply", [b"", b"SSH-2.0-sample\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello"]
+)
+def test_it_says_that_the_answer_is_not_proper_when_it_is_not_http(internet: Internet, reply: bytes) -> None:
+    def other(answer: Answer) -> None:
+        answer.close_connection = True
+        answer.wfile.write(reply)
+
+    internet.site.answers["/"] = other
+    with pytest.raises(http.Unreachable, match=r"gave no proper answer: \w"):
+        internet.call("/")
+
+
+def test_it_names_both_statuses_but_no_query_when_a_status_is_not_the_required_one(internet: Internet) -> None:
+    response = internet.call("/none?key=s3cret")
+    with pytest.raises(http.UnexpectedStatus, match=r"/none answered 404 instead of 200"):
+        response.require(200)
+    assert response.require(404) is response

@@ -1,0 +1,670 @@
+"""Are occurrences exact?
+
+Tables for the nights on which clocks change, properties, and three other readings of the rule: every minute walked one
+by one, cronsim, and Celery's own crontab where it errs. THOROUGH=1 compares 10,000 expressions with cronsim and tries
+2,000 examples of each property, new ones each time.
+"""
+
+import itertools
+import os
+import random
+import time
+import zoneinfo
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from zoneinfo import ZoneInfo
+
+import pytest
+from celery import Celery
+from celery.schedules import crontab as celery_crontab
+from cronsim import CronSim
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+
+from jobs.occurrences import Clocked, Crontab, Interval, Invalid, Spec, next_occurrence, occurrences
+
+THOROUGH = bool(os.environ.get("THOROUGH"))
+EXPRESSIONS = 10_000 if THOROUGH else 600
+examples = settings(max_examples=2_000 if THOROUGH else 40, deadline=None, derandomize=not THOROUGH, database=None)
+
+MICROSECOND, SECOND, MINUTE, HOUR, DAY = (
+    timedelta(**{unit: 1}) for unit in ("microseconds", "seconds", "minutes", "hours", "days")
+)
+END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+
+
+def utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def cron(expression: str, zone: str = "UTC") -> Spec:
+    return Spec(Crontab(*expression.split(), zone))
+
+
+def readings(moments, zone: str) -> str:
+    """Moments as the clocks of the zone show them: day of month, time, offset."""
+    return " ".join(f"{moment.astimezone(ZoneInfo(zone)):%dT%H:%M%z}" for moment in moments)
+
+
+# The moment at which the clocks of a zone change.
+TURNS = [
+    ("America/New_York", "2026-03-08T07:00"),
+    ("America/New_York", "2026-11-01T06:00"),
+    ("Europe/London", "2026-03-29T01:00"),
+    ("Europe/London", "2026-10-25T01:00"),
+    ("Europe/Berlin", "2026-03-29T01:00"),
+    ("Europe/Berlin", "2026-10-25T01:00"),
+    ("Australia/Sydney", "2026-04-04T16:00"),
+    ("Australia/Sydney", "2026-10-03T16:00"),
+    ("Australia/Lord_Howe", "2026-04-04T15:00"),  # by half an hour
+    ("Australia/Lord_Howe", "2026-10-03T15:30"),
+    ("Pacific/Apia", "2011-12-30T10:00"),  # a day left out
+    ("Asia/Kathmandu", "1985-12-31T18:30"),  # a quarter of an hour, at midnight
+    ("Africa/Cairo", "2026-04-23T22:00"),  # a gap at midnight
+    ("Africa/Cairo", "2026-10-29T21:00"),  # an hour repeated before midnight
+    ("Asia/Beirut", "2026-03-28T22:00"),
+    ("Asia/Beirut", "2026-10-24T21:00"),
+    ("America/Sao_Paulo", "2018-11-04T03:00"),
+    ("America/Sao_Paulo", "2018-02-18T02:00"),
+    ("America/St_Johns", "2010-11-07T02:31"),  # at one minute past midnight: the day before comes back
+    ("Africa/Casablanca", "2026-02-15T02:00"),  # Ramadan
+    ("Africa/Casablanca", "2026-03-22T02:00"),
+    ("Pacific/Kwajalein", "1969-09-30T13:00"),  # a day less an hour, repeated
+    ("Antarctica/Troll", "2026-03-29T01:00"),  # by two hours
+    ("UTC", "2026-03-29T01:00"),
+]
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+NIGHTS = [  # zone, from and until by its clocks, {expression: what the clocks show when it is due}
+    (
+        *("America/New_York", "2026-03-08T01:30", "2026-03-08T04:00"),
+        {
+            "30 2 * * *": "08T03:00-0400",
+            "0,20,40 2 * * *": "08T03:00-0400",
+            "0 2,3 * * *": "08T03:00-0400",
+            "59 1-3 * * *": "08T01:59-0500 08T03:00-0400 08T03:59-0400",
+            "0 * * * *": "08T03:00-0400 08T04:00-0400",
+            "*/15 * * * *": "08T01:30-0500 08T01:45-0500 08T03:00-0400 08T03:15-0400 08T03:30-0400 08T03:45-0400 "
+            "08T04:00-0400",
+            "*/15 2 * * *": "",
+            "30 */2 * * *": "",
+        },
+    ),
+    (
+        *("America/New_York", "2026-11-01T00:30", "2026-11-01T02:30"),
+        {
+            "30 1 * * *": "01T01:30-0400",
+            "0,30 1,2 * * *": "01T01:00-0400 01T01:30-0400 01T02:00-0500 01T02:30-0500",
+            "0 * * * *": "01T01:00-0400 01T01:00-0500 01T02:00-0500",
+            "*/30 * * * *": "01T00:30-0400 01T01:00-0400 01T01:30-0400 01T01:00-0500 01T01:30-0500 01T02:00-0500 "
+            "01T02:30-0500",
+            "*/30 1 * * *": "01T01:00-0400 01T01:30-0400 01T01:00-0500 01T01:30-0500",
+            "*/15 2 * * *": "01T02:00-0500 01T02:15-0500 01T02:30-0500",
+        },
+    ),
+    (
+        *("Europe/London", "2026-03-29T00:30", "2026-03-29T02:30"),
+        {
+            "30 1 * * *": "29T02:00+0100",
+            "0 * * * *": "29T02:00+0100",
+            "*/15 * * * *": "29T00:30+0000 29T00:45+0000 29T02:00+0100 29T02:15+0100 29T02:30+0100",
+            "*/15 1 * * *": "",
+        },
+    ),
+    (
+        *("Europe/London", "2026-10-25T00:30", "2026-10-25T02:00"),
+        {
+            "30 1 * * *": "25T01:30+0100",
+            "0 * * * *": "25T01:00+0100 25T01:00+0000 25T02:00+0000",
+            "*/30 1 * * *": "25T01:00+0100 25T01:30+0100 25T01:00+0000 25T01:30+0000",
+        },
+    ),
+    (
+        *("Europe/Berlin", "2026-03-29T01:30", "2026-03-29T03:30"),
+        {
+            "30 2 * * *": "29T03:00+0200",
+            "15 2,3 * * *": "29T03:00+0200 29T03:15+0200",
+            "0 * * * *": "29T03:00+0200",
+            "*/15 2 * * *": "",
+        },
+    ),
+    (
+        *("Europe/Berlin", "2026-10-25T01:30", "2026-10-25T03:00"),
+        {
+            "30 2 * * *": "25T02:30+0200",
+            "0 * * * *": "25T02:00+0200 25T02:00+0100 25T03:00+0100",
+            "*/30 2 * * *": "25T02:00+0200 25T02:30+0200 25T02:00+0100 25T02:30+0100",
+        },
+    ),
+    (
+        *("Australia/Sydney", "2026-10-04T01:30", "2026-10-04T03:30"),
+        {"30 2 * * *": "04T03:00+1100", "0 * * * *": "04T03:00+1100", "*/15 2 * * *": ""},
+    ),
+    (
+        *("Australia/Sydney", "2026-04-05T01:30", "2026-04-05T03:00"),
+        {
+            "30 2 * * *": "05T02:30+1100",
+            "0 * * * *": "05T02:00+1100 05T02:00+1000 05T03:00+1000",
+            "*/30 2 * * *": "05T02:00+1100 05T02:30+1100 05T02:00+1000 05T02:30+1000",
+        },
+    ),
+    (
+        *("Australia/Lord_Howe", "2026-10-04T01:00", "2026-10-04T03:00"),
+        {
+            "15 2 * * *": "04T02:30+1100",
+            "30 2 * * *": "04T02:30+1100",
+            "0 * * * *": "04T01:00+1030 04T03:00+1100",
+            "*/15 * * * *": "04T01:00+1030 04T01:15+1030 04T01:30+1030 04T01:45+1030 04T02:30+1100 04T02:45+1100 "
+            "04T03:00+1100",
+            "*/15 2 * * *": "04T02:30+1100 04T02:45+1100",
+        },
+    ),
+    (
+        *("Australia/Lord_Howe", "2026-04-05T01:00", "2026-04-05T02:00"),
+        {
+            "45 1 * * *": "05T01:45+1100",
+            "0 * * * *": "05T01:00+1100 05T02:00+1030",
+            "*/15 * * * *": "05T01:00+1100 05T01:15+1100 05T01:30+1100 05T01:45+1100 05T01:30+1030 05T01:45+1030 "
+            "05T02:00+1030",
+        },
+    ),
+    (
+        *("Pacific/Apia", "2011-12-29T09:00", "2011-12-31T09:00"),
+        {
+            "0 9 * * *": "29T09:00-1000 31T00:00+1400 31T09:00+1400",
+            "0 9 30 12 *": "31T00:00+1400",
+            "0 9 * * fri": "31T00:00+1400",
+            "0 */6 * * *": "29T12:00-1000 29T18:00-1000 31T00:00+1400 31T06:00+1400",
+            "*/15 9 30 * *": "",
+        },
+    ),
+    (
+        *("Asia/Kathmandu", "1985-12-31T23:30", "1986-01-01T00:30"),
+        {
+            "5 0 * * *": "01T00:15+0545",
+            "*/15 * * * *": "31T23:30+0530 31T23:45+0530 01T00:15+0545 01T00:30+0545",
+        },
+    ),
+    (
+        *("Asia/Kathmandu", "2026-03-29T01:30", "2026-03-29T03:00"),
+        {"30 2 * * *": "29T02:30+0545", "0 * * * *": "29T02:00+0545 29T03:00+0545"},
+    ),
+    (
+        *("UTC", "2026-03-29T00:45", "2026-03-29T02:00"),
+        {
+            "30 1 * * *": "29T01:30+0000",
+            "0 * * * *": "29T01:00+0000 29T02:00+0000",
+            "*/15 * * * *": "29T00:45+0000 29T01:00+0000 29T01:15+0000 29T01:30+0000 29T01:45+0000 29T02:00+0000",
+        },
+    ),
+    (
+        *("Africa/Cairo", "2026-04-23T23:30", "2026-04-24T01:30"),
+        {"0 0 * * *": "24T01:00+0300", "0 0 24 * *": "24T01:00+0300", "*/30 0 * * *": ""},
+    ),
+    (
+        *("Africa/Cairo", "2026-10-29T22:30", "2026-10-30T00:30"),
+        {
+            "30 23 * * *": "29T23:30+0300",
+            "0 0 * * *": "30T00:00+0200",
+            "30 * * * *": "29T22:30+0300 29T23:30+0300 29T23:30+0200 30T00:30+0200",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("zone", "start", "end", "expression", "expected"),
+    [(*night, *row) for *night, rows in NIGHTS for row in rows.items()],
+)
+def test_it_follows_debians_rule_when_clocks_change(zone, start, end, expression, expected):
+    after, until = (datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone)) for text in (start, end))
+    assert readings(occurrences(cron(expression, zone), after - MICROSECOND, until), zone) == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "after", "expected"),
+    [
+        ("0 0 29 2 *", "2026-11-21T00:00", "2028-02-29T00:00"),
+        ("0 0 29 2 *", "2096-03-01T00:00", "2104-02-29T00:00"),
+        ("0 0 29 2 1", "2026-11-21T00:00", "2044-02-29T00:00"),
+        ("0 0 29 2 mon", "2072-03-01T00:00", "2112-02-29T00:00"),
+        ("*/15 0 29 2 1", "2072-03-01T00:00", "2112-02-29T00:00"),
+        ("30 6 25 12 *", "2026-12-25T06:30", "2027-12-25T06:30"),
+        ("0 0 31 * *", "2026-01-31T00:00", "2026-03-31T00:00"),
+        ("0 0 13 * fri", "2026-11-21T00:00", "2027-08-13T00:00"),  # Celery's AND, where cron means OR
+        ("0 0 * * 0", "2026-11-21T00:00", "2026-11-22T00:00"),
+        ("0 0 * * fri-mon", "2026-11-24T00:00", "2026-11-27T00:00"),  # Celery's ranges go round
+        ("0 22-2/2 * * *", "2026-11-21T22:30", "2026-11-22T00:00"),
+        ("0 0 1 JAN,september *", "2026-11-21T00:00", "2027-01-01T00:00"),
+        ("59 23 31 12 *", "9998-12-31T23:58", "9998-12-31T23:59"),
+    ],
+)
+def test_it_finds_the_next_date_when_it_is_rare(expression, after, expected):
+    assert next_occurrence(cron(expression), utc(after)) == utc(expected)
+
+
+# --- intervals, clocked, bounds -------------------------------------------------------------------------------------
+
+
+def test_it_keeps_an_interval_on_its_grid_when_centuries_pass():
+    spec = Spec(Interval(timedelta(seconds=1.000_007), utc("2026-01-01T00:00:00.000003")))
+    assert next_occurrence(spec, spec.timing.grid_from + 7 * 10**9 * spec.timing.every) == (
+        spec.timing.grid_from + (7 * 10**9 + 1) * spec.timing.every
+    )
+
+
+def test_it_begins_an_interval_at_its_grid_point_when_asked_from_before_it():
+    origin = utc("2026-01-01T00:00")
+    spec = Spec(Interval(HOUR, origin))
+    assert list(occurrences(spec, origin - DAY, origin + 2 * HOUR)) == [origin, origin + HOUR, origin + 2 * HOUR]
+    assert next_occurrence(spec, origin) == origin + HOUR
+
+
+def test_it_counts_real_hours_when_an_interval_crosses_a_clock_change():
+    berlin = ZoneInfo("Europe/Berlin")
+    origin = datetime(2026, 3, 28, 12, tzinfo=berlin)
+    assert next_occurrence(Spec(Interval(DAY, origin)), origin) == datetime(2026, 3, 29, 13, tzinfo=berlin)
+
+
+def test_it_happens_once_when_clocked():
+    at = utc("2026-01-01T12:00")
+    assert next_occurrence(Spec(Clocked(at)), at - MICROSECOND) == at
+    assert next_occurrence(Spec(Clocked(at)), at) is None
+    assert list(occurrences(Spec(Clocked(at)), at - DAY, at)) == [at]
+    assert list(occurrences(Spec(Clocked(at)), at - DAY, at - MICROSECOND)) == []
+
+
+def test_it_counts_the_start_but_not_the_end_when_both_are_due():
+    start, end = utc("2026-01-01T10:00"), utc("2026-01-01T12:00")
+    spec = Spec(Crontab("0", "*", "*", "*", "*", "UTC"), start, end)
+    assert list(occurrences(spec, start - DAY, end + DAY)) == [start, start + HOUR]
+    assert next_occurrence(spec, start + HOUR) is None
+    assert next_occurrence(spec, end + DAY) is None
+
+
+def test_it_is_not_due_at_its_bounds_when_nothing_else_makes_it_due():
+    start, end = utc("2026-01-01T10:07"), utc("2026-01-01T11:07")
+    assert list(occurrences(Spec(Crontab("0", "*", "*", "*", "*", "UTC"), start, end), start - DAY, end)) == [
+        utc("2026-01-01T11:00")
+    ]
+    assert next_occurrence(Spec(Clocked(start - SECOND), start), start - DAY) is None
+    assert next_occurrence(Spec(Clocked(end), None, end), start) is None
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "Pacific/Niue"])
+@pytest.mark.parametrize("expression", ["* * * * *", "0 0 * * *", "*/7 3 29 2 1", "0 0 29 2 1"])
+def test_it_ends_quietly_when_the_calendar_does(zone, expression):
+    for before_end in (timedelta(0), MICROSECOND, DAY, 364 * DAY, 366 * DAY, 400 * DAY):
+        moments = occurrences(cron(expression, zone), END_OF_TIME - before_end, END_OF_TIME)
+        assert all(moment.year < 9999 for moment in itertools.islice(moments, 1_000))
+
+
+@pytest.mark.parametrize("every", [SECOND, DAY, 3_600_000 * DAY, timedelta(days=3652058)])
+def test_it_ends_quietly_when_the_next_grid_point_is_beyond_the_calendar(every):
+    origin = END_OF_TIME - timedelta(milliseconds=1)
+    assert list(occurrences(Spec(Interval(every, origin)), origin - DAY, END_OF_TIME)) == [origin]
+    assert next_occurrence(Spec(Interval(every, utc("2026-01-01T00:00"))), END_OF_TIME) is None
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/New_York"])
+@pytest.mark.parametrize("expression", ["0 * * * *", "0 0 1 1 *"])
+def test_it_starts_when_asked_from_the_first_moment_of_the_calendar(zone, expression):
+    first = datetime.min.replace(tzinfo=UTC)
+    assert next_occurrence(cron(expression, zone), first).year in {1, 2, 3}
+    assert next_occurrence(Spec(Clocked(first + DAY), first, END_OF_TIME), first) == first + DAY
+    assert next_occurrence(Spec(Clocked(first + DAY), None, first), first) is None
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    ("31 February", "0 0 31 2 *", "Day 31 never comes in month 2; choose an earlier day."),
+    ("30 February", "0 0 30,31 feb *", "Day 30,31 never comes in month feb; choose an earlier day."),
+    ("31 of short months", "0 0 31 4,6,9,11 *", "Day 31 never comes in month 4,6,9,11; choose an earlier day."),
+    ("weekday 7", "0 0 * * 7", "Day of week: choose from 0 to 6 (Sunday is 0 or sun), not 7."),
+    ("weekdays to 7", "0 0 * * 1-7", "Day of week: choose from 0 to 6 (Sunday is 0 or sun), not 7."),
+    ("minute 60", "60 * * * *", "Minute: choose from 0 to 59, not 60."),
+    ("hour 24", "0 24 * * *", "Hour: choose from 0 to 23, not 24."),
+    ("day 0", "0 0 0 * *", "Day of month: choose from 1 to 31, not 0."),
+    ("month 13", "0 0 1 13 *", "Month: choose from 1 to 12, not 13."),
+    ("step 0", "*/0 * * * *", "Minute: the step in '*/0' must be from 1 to 60."),
+    ("step beyond the field", "0 */25 * * *", "Hour: the step in '*/25' must be from 1 to 24."),
+    ("range with step 0", "0-9/0 * * * *", "Minute: the step in '0-9/0' must be from 1 to 60."),
+    ("a sign", "> * * * *", "Minute: cannot read '>'; write * or, for example, 0, 10-20 or */15, joined by commas."),
+    ("an open range", "0 0 1- * *", "Day of month: cannot read '1-'; "),
+    ("a range without start", "0 0 -5 * *", "Day of month: cannot read '-5'; "),
+    ("a number with step", "0/5 * * * *", "Minute: cannot read '0/5'; "),
+    ("a step without number", "*/ * * * *", "Minute: cannot read '*/'; "),
+    ("junk after a step", "*/15foo * * * *", "Minute: cannot read '*/15foo'; "),
+    ("junk after a star", "** * * * *", "Minute: cannot read '**'; "),
+    ("junk after a range", "1-5-7 * * * *", "Minute: cannot read '1-5-7'; "),
+    ("two steps", "*/2/3 * * * *", "Minute: cannot read '*/2/3'; "),
+    ("an empty part", "1,,2 * * * *", "Minute: cannot read ''; "),
+    ("a comma at the end", "1, * * * *", "Minute: cannot read ''; "),
+    ("a month in the minutes", "jan * * * *", "Minute: cannot read 'jan'; "),
+    ("a weekday in the months", "0 0 * mon *", "Month: cannot read 'mon'; "),
+    ("a month in the weekdays", "0 0 * * mar", "Day of week: cannot read 'mar'; "),
+    ("a name nobody uses", "0 0 * * monkey", "Day of week: cannot read 'monkey'; "),
+    ("a name too short", "0 0 * * s", "Day of week: cannot read 's'; "),
+    ("a named step", "0 0 * */feb *", "Month: cannot read '*/feb'; "),
+    ("the last day", "0 0 L * *", "Day of month: cannot read 'L'; "),
+    ("digits of another script", "\u0661 * * * *", "Minute: cannot read '\u0661'; "),
+    ("a letter that only looks like one", "0 0 * o\u212at *", "Month: cannot read 'o\u212at'; "),
+    ("a field too long", f"{'1,' * 120}1 * * * *", "Minute is longer than 240 characters; "),
+]
+
+
+@pytest.mark.parametrize(("expression", "sentence"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_it_refuses_a_crontab_when_it_can_never_run_or_cannot_be_read(expression, sentence):
+    with pytest.raises(Invalid) as refusal:
+        cron(expression)
+    assert str(refusal.value).startswith(sentence)
+    assert str(refusal.value).endswith((".", "commas."))
+
+
+@pytest.mark.parametrize("text", ["", " ", " 5", "5 ", "1, 2", "1\n", "*\n", "\t*", "1\x00", "5\u00a0"])
+def test_it_refuses_a_field_when_it_is_empty_or_holds_a_space(text):
+    for position in range(5):
+        fields = ["*"] * 5
+        fields[position] = text
+        with pytest.raises(Invalid, match=r"is empty; write \* for every one\.$|cannot read .*joined by commas\.$"):
+            Crontab(*fields, "UTC")
+
+
+@pytest.mark.parametrize(
+    "zone", ["", "Mars/Olympus", "Europe", "../etc/passwd", "/etc/passwd", "a\x00b", "\ud800", "x" * 999]
+)
+def test_it_refuses_a_zone_when_nobody_knows_it(zone):
+    with pytest.raises(
+        Invalid, match=r"^There is no time zone .*; choose an IANA name such as Europe/Berlin or UTC\.$"
+    ):
+        cron("0 0 * * *", zone)
+
+
+@pytest.mark.parametrize(
+    ("every", "sentence"),
+    [
+        (MICROSECOND, "An interval of 1e-06 s is too short; choose one second or more."),
+        (timedelta(0), "An interval of 0 s is too short; choose one second or more."),
+        (-DAY, "An interval of -86400 s is too short; choose one second or more."),
+        (timedelta.max, "An interval of 999999999 days is too long; choose 3652058 days or fewer."),
+    ],
+)
+def test_it_refuses_an_interval_when_it_is_too_short_or_too_long(every, sentence):
+    with pytest.raises(Invalid) as refusal:
+        Interval(every, utc("2026-01-01T00:00"))
+    assert str(refusal.value) == sentence
+
+
+def test_it_refuses_moments_when_they_have_no_zone_or_end_before_they_start():
+    naive, at = datetime(2026, 1, 1), utc("2026-01-01T00:00")  # noqa: DTZ001 - naive is what is refused
+    for wrong in (
+        lambda: Clocked(naive),
+        lambda: Interval(DAY, naive),
+        lambda: Spec(Clocked(at), start=naive),
+        lambda: Spec(Clocked(at), end=naive),
+        lambda: next_occurrence(Spec(Clocked(at)), naive),
+    ):
+        with pytest.raises(Invalid, match=r"has no time zone; give an aware datetime\.$"):
+            wrong()
+    with pytest.raises(Invalid, match=r"^The schedule ends before it starts; choose an end after the start\.$"):
+        Spec(Clocked(at), start=at, end=at)
+
+
+# --- properties -----------------------------------------------------------------------------------------------------
+
+ZONES = sorted(zoneinfo.available_timezones() - {"localtime"})
+
+
+def fields(low: int, high: int, names: str = "") -> st.SearchStrategy[str]:
+    numbers = st.integers(low, high).map(str)
+    values = numbers | st.sampled_from(names.split()) if names else numbers
+    steps = st.integers(1, high - low + 1)
+    parts = st.one_of(
+        st.just("*"),
+        steps.map("*/{}".format),
+        values,
+        st.builds("{}-{}".format, values, values),
+        st.builds("{}-{}/{}".format, values, values, steps),
+    )
+    return st.lists(parts, min_size=1, max_size=3).map(",".join)
+
+
+@st.composite
+def crontabs(draw: st.DrawFn, zones: st.SearchStrategy[str]) -> Crontab:
+    days = draw(st.sampled_from(["*"]) | fields(1, 31)), draw(st.just("*") | fields(1, 12, "jan Feb DECEMBER"))
+    weekdays = draw(st.just("*") | fields(0, 6, "sun Tues saturday"))
+    try:
+        return Crontab(draw(fields(0, 59)), draw(fields(0, 23)), *days, weekdays, draw(zones))
+    except Invalid as refusal:
+        if "never comes" not in str(refusal):
+            raise
+        reject()
+
+
+@st.composite
+def specs_and_cuts(draw: st.DrawFn) -> tuple[Spec, datetime, datetime, datetime]:
+    """Any schedule, and three moments in order around a change of its zone's clocks."""
+    zone, turn = draw(st.sampled_from(TURNS))
+    around = st.timedeltas(-2 * DAY, 2 * DAY).map(lambda distance: utc(turn) + distance)
+    on_the_minute = around.map(lambda moment: moment.replace(second=0, microsecond=0))
+    moments = st.lists(around | on_the_minute | st.just(utc(turn)), min_size=3, max_size=3).map(sorted)
+    timing = draw(
+        crontabs(st.just(zone))
+        | st.builds(Clocked, around)
+        | st.builds(Interval, st.timedeltas(99 * SECOND, DAY), around)
+    )
+    start, end = draw(st.none() | around), draw(st.none() | around)
+    if start and end and end <= start:
+        start, end = None, start
+    return Spec(timing, start, end), *draw(moments)
+
+
+@examples
+@given(specs_and_cuts())
+def test_it_increases_strictly_and_stays_in_range_always(asked):
+    spec, after, _, until = asked
+    found = list(occurrences(spec, after, until))
+    assert all(earlier < later for earlier, later in itertools.pairwise(found))
+    assert all(after < moment <= until and moment.tzinfo is UTC for moment in found)
+    assert all((not spec.start or moment >= spec.start) and (not spec.end or moment < spec.end) for moment in found)
+
+
+@examples
+@given(specs_and_cuts())
+def test_it_has_no_gap_and_no_double_when_the_range_is_cut_in_two(asked):
+    spec, after, cut, until = asked
+    whole = list(occurrences(spec, after, until))
+    assert whole == list(occurrences(spec, after, cut)) + list(occurrences(spec, cut, until))
+
+
+@examples
+@given(specs_and_cuts())
+def test_it_gives_the_same_moments_when_asked_one_by_one(asked):
+    spec, after, _, until = asked
+    whole = list(itertools.islice(occurrences(spec, after, until), 200))
+    for earlier, later in itertools.pairwise([after, *whole]):
+        assert next_occurrence(spec, earlier) == later
+        assert next_occurrence(spec, later - MICROSECOND) == later
+    if len(whole) < 200:
+        following = next_occurrence(spec, whole[-1] if whole else after)
+        assert following is None or following > until
+
+
+@examples
+@given(
+    crontabs(st.sampled_from(ZONES)),
+    st.integers(-120 * 365, 300 * 365).map(lambda days: utc("2000-01-01") + days * DAY),
+)
+def test_it_shows_a_time_of_the_crontab_or_the_end_of_a_gap_in_every_zone_of_the_world(crontab, after):
+    moment, zone = next_occurrence(Spec(crontab), after), ZoneInfo(crontab.zone)
+    after_a_gap = moment.astimezone(zone).utcoffset() > (moment - SECOND).astimezone(zone).utcoffset()
+    reading = moment.astimezone(zone)
+    assert (reading.second == 0 and matcher(crontab)(reading)) or (after_a_gap and not follows_elapsed_time(crontab))
+
+
+# --- three oracles --------------------------------------------------------------------------------------------------
+
+
+def matcher(crontab: Crontab) -> Callable[[datetime], bool]:
+    fields = (crontab.minute, crontab.hour, crontab.day_of_week, crontab.day_of_month, crontab.month_of_year)
+    celery = celery_crontab(*fields)
+
+    def matches(reading: datetime) -> bool:
+        return (
+            reading.minute in celery.minute
+            and reading.hour in celery.hour
+            and reading.day in celery.day_of_month
+            and reading.month in celery.month_of_year
+            and reading.isoweekday() % 7 in celery.day_of_week
+        )
+
+    return matches
+
+
+def follows_elapsed_time(crontab: Crontab) -> bool:
+    return crontab.minute[0] == "*" or crontab.hour[0] == "*"
+
+
+@cache
+def every_minute_around(zone: str, turn: str) -> dict[datetime, datetime]:
+    """Each minute of two days and some hours, and what the clocks show."""
+    start = utc(turn) - 26 * HOUR
+    minutes = [start + n * MINUTE for n in range(2 * 26 * 60)]
+    return {minute: minute.astimezone(ZoneInfo(zone)).replace(tzinfo=None) for minute in minutes}
+
+
+def by_definition(crontab: Crontab, shown: dict[datetime, datetime]) -> list[datetime]:
+    matches = matcher(crontab)
+    if follows_elapsed_time(crontab):
+        return [minute for minute, reading in shown.items() if matches(reading)]
+    first_shown = {reading: minute for minute, reading in reversed(shown.items())}
+    due, following = set(), None
+    earliest, reading = min(first_shown), max(first_shown)
+    while reading >= earliest:
+        following = first_shown.get(reading, following)  # in a gap: what comes after it
+        if matches(reading):
+            due.add(following)
+        reading -= MINUTE
+    return sorted(due)
+
+
+@examples
+@given(st.data(), st.sampled_from(TURNS))
+def test_it_agrees_with_a_walk_through_every_minute_when_clocks_change(data, turn):
+    crontab, shown = data.draw(crontabs(st.just(turn[0]))), every_minute_around(*turn)
+    after, until = min(shown) - MICROSECOND, max(shown)
+    assert list(occurrences(Spec(crontab), after, until)) == by_definition(crontab, shown)
+
+
+COMMON = ["0 * * * *", "*/15 * * * *", "7 */2 * * *", "*/20 1-3 * * *", "30 0,1,2,3,23 * * *", "0-59 0-23 * * *"]
+
+
+@pytest.mark.parametrize(("zone", "turn"), TURNS)
+def test_it_agrees_with_a_walk_through_every_minute_when_jobs_are_common(zone, turn):
+    shown = every_minute_around(zone, turn)
+    for expression in COMMON:
+        spec = cron(expression, zone)
+        found = list(occurrences(spec, min(shown) - MICROSECOND, max(shown)))
+        assert found == by_definition(spec.timing, shown), expression
+
+
+def random_expression(dice: random.Random) -> str:
+    """What cronsim and Celery read alike: no range round the corner, none of one value with a step, one day field."""
+
+    def part(low: int, high: int) -> str:
+        first, last = sorted(dice.sample(range(low, high + 1), 2))
+        return dice.choice([f"{first}", f"{first}-{last}", f"{first}-{last}/{dice.randint(1, high)}"])
+
+    def field(low: int, high: int) -> str:
+        parts = ",".join(part(low, high) for _ in range(dice.randint(1, 3)))
+        return dice.choice(["*", f"*/{dice.randint(1, high)}", parts, parts])
+
+    day, weekday = dice.choice([("*", "*"), (field(1, 31), "*"), ("*", field(0, 6))])
+    return f"{field(0, 59)} {field(0, 23)} {day} {dice.choice(['*', '*', field(1, 12)])} {weekday}"
+
+
+# cronsim steps by whole hours, so a shift by half an hour costs it the top of a later hour; a midnight that is skipped
+# it takes for a real one; and at St John's it stands still. There only its fixed times are a measure: the walks above
+# measure the rest.
+HALF_HOURS_AND_MIDNIGHTS = {
+    *("Australia/Lord_Howe", "America/St_Johns", "Asia/Kathmandu", "Pacific/Apia"),
+    *("Africa/Cairo", "Asia/Beirut", "America/Sao_Paulo"),
+}
+
+
+def test_it_agrees_with_cronsim_on_random_expressions_with_one_day_field():
+    dice, compared = random.Random(None if THOROUGH else 3), 0
+    while compared < EXPRESSIONS:
+        (zone, turn), expression = dice.choice(TURNS), random_expression(dice)
+        try:
+            spec = cron(expression, zone)
+        except Invalid:  # 31 February
+            continue
+        if follows_elapsed_time(spec.timing) and zone in HALF_HOURS_AND_MIDNIGHTS:
+            continue
+        after = utc(turn) - dice.randint(1, 180) * MINUTE - dice.choice([0, 0, 0, 1, 400]) * DAY  # never in a repeat
+        theirs = list(itertools.islice(CronSim(expression, after.astimezone(ZoneInfo(zone))), 20))
+        ours = list(itertools.islice(occurrences(spec, after, END_OF_TIME), len(theirs)))
+        assert ours == [moment.astimezone(UTC) for moment in theirs], (expression, zone, after)
+        compared += 1
+
+
+def stock_runs(expression: str, zone: str, after: datetime, until: datetime) -> list[datetime]:
+    """When Celery's own crontab says that it is due, asked once a minute as beat does."""
+    now, latest, runs = after, after, []
+    stock = celery_crontab.from_string(expression)
+    stock.app = Celery(set_as_current=False)
+    stock.nowfun, stock.tz = (lambda: now), ZoneInfo(zone)
+    while now < until:
+        now += MINUTE
+        if stock.is_due(latest).is_due:
+            latest = now
+            runs.append(now)
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("expression", "zone", "after", "stock", "ours"),
+    [
+        ("0 * * * *", "America/New_York", "2026-11-01T04:30", "01 02", "01 01 02"),
+        ("*/15 1 * * *", "America/New_York", "2026-11-01T04:30", "01 01 01 01", "01 01 01 01 01 01 01 01"),
+        ("30 2 * * *", "America/New_York", "2026-03-08T05:30", "03:30", "03:00"),
+        ("0 * * * *", "Australia/Lord_Howe", "2026-10-03T14:00", "01:00 02:30 03:00", "01:00 03:00"),
+    ],
+)
+def test_it_runs_as_often_as_it_should_when_clocks_change_and_stock_celery_does_not(
+    expression, zone, after, stock, ours
+):
+    """S13."""
+    shape = "%H:%M" if ":" in ours else "%H"
+    after, until = utc(after), utc(after) + timedelta(hours=2.5)
+    shown = [
+        " ".join(moment.astimezone(ZoneInfo(zone)).strftime(shape) for moment in moments)
+        for moments in (stock_runs(expression, zone, after, until), occurrences(cron(expression, zone), after, until))
+    ]
+    assert shown == [stock, ours]
+
+
+# --- speed ----------------------------------------------------------------------------------------------------------
+
+
+def seconds_for(work) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def test_it_lists_a_million_occurrences_in_seconds():
+    after = utc("2026-01-01T00:00")
+    until = after + 1_000_000 * MINUTE
+    spec = cron("* * * * *", "America/New_York")
+    assert seconds_for(lambda: list(occurrences(spec, after, until))[999_999]) < 10
+
+
+@pytest.mark.parametrize("expression", ["30 6 25 12 *", "0 0 29 2 *", "*/5 0 29 2 mon"])
+def test_it_finds_the_next_yearly_occurrence_without_walking_through_the_year(expression):
+    spec, after = cron(expression, "Europe/Berlin"), utc("2026-12-26T00:00")
+    assert seconds_for(lambda: [next_occurrence(spec, after) for _ in range(100)]) < 0.1

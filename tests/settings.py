@@ -1,0 +1,6 @@
+"""Punctual's own settings, and one more app: a user's, with a `tasks.py` and its line in INSTALLED_APPS."""
+
+from project.settings import *  # noqa: F403
+from project.settings import INSTALLED_APPS
+
+INSTALLED_APPS = [*INSTALLED_APPS, "tests.app"]
