@@ -13,13 +13,14 @@ Capabilities:
     rescue        what becomes of runs that nobody will finish?
     pulse         keeps the runs of this process alive
     http          fetches an address, and never one it must not
+    demo          the demonstration schedules
+    supervisor    keeps processes alive that belong together, and ends them together
 What runs in beat and in workers:
     base          what makes a task a job: start guard and finish
     scheduler     the beat
     tasks/        the ready-made jobs
+    up            all of Punctual in one terminal
 Doors:
     admin         schedules and runs, for people
-    supervisor    everything in one terminal (`manage.py up`)
-    demo          the demonstration schedules
     management/   commands
 """

@@ -17,7 +17,6 @@ from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.formats import localize
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -36,7 +35,9 @@ LAST_RUN = ("state", "reason", "due_at", "started_at", "finished_at")
 class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat has no type hints
     def clean(self) -> dict[str, Any]:
         """Refuse what could never run, with the reason."""
+        self.cleaned_data.setdefault("task", "")  # the parent's clean() stumbles where the field itself was refused
         data: dict[str, Any] = super().clean()
+        data["headers"] = data.get("headers") or "{}"  # the column takes no empty value
         schedule = PeriodicTask(**{name: data[name] for name in data if name != "regtask"})
         try:
             calendar.spec_of(schedule, timezone.now())
@@ -67,17 +68,18 @@ def run_now(_: admin.ModelAdmin[PeriodicTask], request: HttpRequest, queryset: Q
         try:
             run = claim.request(schedule, actor=request.user.get_username())
         except Invalid as error:
-            messages.error(request, f"{schedule.name} cannot run: {error}")
+            messages.error(request, f"“{schedule.name}” cannot run: {error}")
             continue
         transaction.on_commit(partial(_send, request, run))
 
 
 def _send(request: HttpRequest, run: Run) -> None:
+    name = run.schedule_name
     try:
         dispatch.send([run])
-        messages.success(request, f"{run.schedule_name} is queued.")
+        messages.success(request, f"“{name}” is queued.")
     except dispatch.BrokerAwayError:
-        messages.warning(request, f"{run.schedule_name} waits: the broker is away. It is sent when the broker is back.")
+        messages.warning(request, f"“{name}” waits: the broker is away. It is sent as soon as the broker is back.")
 
 
 @admin.action(description="Enable", permissions=["change"])
@@ -132,16 +134,16 @@ class ScheduleAdmin(admin.ModelAdmin[PeriodicTask]):
     def next_due(self, schedule: PeriodicTask) -> str:
         policy: Policy | None = getattr(schedule, "policy", None)
         if policy is None:
-            return "noticed in a moment"
+            return "known in a few seconds"
         if policy.invalid_reason:
-            return f"cannot run: {policy.invalid_reason}"
+            return format_html('<span class="state state-flagged">cannot run</span> {}', policy.invalid_reason)
         return _moment(policy.next_due_at) if policy.next_due_at else "nothing to come"
 
     @admin.display(description="last outcome")
     def last_outcome(self, schedule: Any) -> str:
         if not schedule.last_state:
             return "has not been due yet"
-        return f"{schedule.last_state}: {schedule.last_reason}" if schedule.last_reason else schedule.last_state
+        return format_html("{} {}", _state(schedule.last_state), schedule.last_reason)
 
     @admin.display(description="late by")
     def lateness(self, schedule: Any) -> str:
@@ -190,18 +192,22 @@ class AttemptInline(ReadOnlyAdmin, admin.TabularInline[Attempt, Run]):
 @admin.register(Run)
 class RunAdmin(ReadOnlyAdmin, admin.ModelAdmin[Run]):
     inlines = (AttemptInline,)
-    list_display = ("schedule_name", "state", "due", "late_by", "took", "attempt", "trigger", "worker", "why")
+    list_display = ("schedule_name", "outcome", "due", "late_by", "took", "attempt", "trigger", "worker", "why")
     list_filter = ("state", "trigger")
     search_fields = ("=id", "^schedule_name")
     ordering = ("-id",)
     paginator = CappedPaginator
     show_full_result_count = False
 
+    @admin.display(description="state", ordering="state")
+    def outcome(self, run: Run) -> SafeString:
+        return _state(run.state)
+
     @admin.display(description="due", ordering="due_at")
     def due(self, run: Run) -> str:
         if run.count == 1:
             return _moment(run.due_at)
-        return f"{_moment(run.due_at)} to {_moment(run.last_due_at)} ({run.count} times)"
+        return format_html("{} to {} ({} times)", _moment(run.due_at), _moment(run.last_due_at), run.count)
 
     @admin.display(description="late by")
     def late_by(self, run: Run) -> str:
@@ -224,8 +230,12 @@ class FeedEntryAdmin(ReadOnlyAdmin, admin.ModelAdmin[FeedEntry]):
     show_full_result_count = False
 
 
-def _moment(moment: datetime) -> str:
-    return str(localize(timezone.localtime(moment).replace(microsecond=0)))
+def _state(state: str) -> SafeString:
+    return format_html('<span class="state state-{}">{}</span>', state, state)
+
+
+def _moment(moment: datetime) -> SafeString:
+    return format_html('<span class="moment">{}</span>', f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S}")
 
 
 def _between(start: datetime | None, end: datetime | None) -> str:

@@ -135,14 +135,14 @@ def _decide(
 
 
 def _run(policy: Policy, decision: policies.Decision, message: Message | None, now: datetime) -> Run:
-    run = _new_run(policy.schedule, message or Message(policy.schedule.task), decision.due_at, now + SENDING)
+    run = _new_run(policy.schedule, message or Message(policy.schedule.task), decision.due_at, now)
     run.last_due_at, run.count, run.reason = decision.last_due_at, decision.count, decision.reason
     if decision.reason:
         run.state, run.finished_at = State.SKIPPED, now
     return run
 
 
-def _new_run(schedule: PeriodicTask, message: Message, due_at: datetime, not_before: datetime) -> Run:
+def _new_run(schedule: PeriodicTask, message: Message, due_at: datetime, now: datetime) -> Run:
     return Run(
         schedule=schedule,
         schedule_name=schedule.name,
@@ -154,13 +154,14 @@ def _new_run(schedule: PeriodicTask, message: Message, due_at: datetime, not_bef
         options=message.options,
         due_at=due_at,
         last_due_at=due_at,
-        not_before=not_before,
-        expires_at=_expires_at(schedule, max(due_at, not_before)),
+        not_before=now + SENDING,
+        expires_at=_expires_at(schedule, now),
     )
 
 
-def _expires_at(schedule: PeriodicTask, since: datetime) -> datetime | None:
-    return since + timedelta(seconds=schedule.expire_seconds) if schedule.expire_seconds else None
+def _expires_at(schedule: PeriodicTask, now: datetime) -> datetime | None:
+    """Counted from now: a moment that is caught up late is still to have its time."""
+    return now + timedelta(seconds=schedule.expire_seconds) if schedule.expire_seconds else None
 
 
 def _count(runs: list[Run], now: datetime) -> None:
@@ -176,7 +177,7 @@ def _count(runs: list[Run], now: datetime) -> None:
 def request(schedule: PeriodicTask, actor: str) -> Run:
     """Write down a run that a person asks for, beside the schedule's own and whatever its policy says.
 
-    Raises `Invalid` where the schedule cannot run. The caller sends it, or leaves that to the next tick of beat.
+    Raises `Invalid` where the schedule cannot run. The caller's to send for `SENDING`, then any beat's.
     """
     now = database_now()
     policy = Policy.objects.filter(schedule=schedule).first() or Policy(schedule=schedule)

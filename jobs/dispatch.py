@@ -74,16 +74,20 @@ def _publish(runs: Sequence[Run]) -> list[Run]:
 
 def _publish_one(run: Run, producer: Any) -> bool:
     task = find_task(run.task)
+    if task is None:
+        return _refuse(run, f"no job is named {run.task!r}")
     try:
-        if task is None:
-            raise LookupError(f"no job is named {run.task!r}")
         task.apply_async(args=run.args, kwargs=run.kwargs, producer=producer, **_options(run))
     except (LookupError, TypeError, ValueError) as error:
-        log.warning("Run %s cannot be sent: %s", run.id, error, extra={"action": "dispatch", "run": str(run.id)})
-        this = Run.objects.filter(id=run.id, attempt=run.attempt)
-        this.move({State.WAITING}, State.FAILED, reason=f"could not be sent: {error}")
-        return False
+        return _refuse(run, str(error))
     return True
+
+
+def _refuse(run: Run, why: str) -> bool:
+    log.warning("Run %s cannot be sent: %s", run.id, why, extra={"action": "dispatch", "run": str(run.id)})
+    this = Run.objects.filter(id=run.id, attempt=run.attempt)
+    this.move({State.WAITING}, State.FAILED, reason=f"could not be sent: {why}")
+    return False
 
 
 def _options(run: Run) -> dict[str, Any]:

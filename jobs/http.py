@@ -201,7 +201,7 @@ def _exchange(request: Request, guard: "_Guard", limit: int) -> Response:
         # Their text quotes the value, which may be a secret.
         raise FetchError("The method or a header has characters that HTTP does not allow: remove them.") from None
     except (httpcore.ProtocolError, httpcore.NetworkError, OSError, zlib.error) as error:
-        raise Unreachable(f"{url.host} gave no proper answer: {error or type(error).__name__}") from error
+        raise Unreachable(f"{url.host} gave no proper answer: {error}") from error
 
 
 def _read(chunks: Iterable[bytes], headers: httpx.Headers, limit: int) -> bytes:
@@ -276,12 +276,8 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        try:
-            self._connection.settimeout(_left(self._end))
-            return _Stream(ssl_context.wrap_socket(self._connection, server_hostname=server_hostname), self._end)
-        except OSError:
-            self._connection.close()
-            raise
+        self._connection.settimeout(_left(self._end))
+        return _Stream(ssl_context.wrap_socket(self._connection, server_hostname=server_hostname), self._end)
 
     def close(self) -> None:
         self._connection.close()

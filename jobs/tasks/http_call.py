@@ -34,7 +34,7 @@ def http_call(url: str, method: str = "GET", expected_status: int = 200) -> dict
 def _refuse_bad_arguments(method: str, expected_status: int) -> None:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}.")
-    if type(expected_status) is not int or not 200 <= expected_status <= 599:
+    if not isinstance(expected_status, int) or not 200 <= expected_status <= 599:
         raise ValueError("expected_status must be a number from 200 to 599.")
     if expected_status in http.REDIRECTS:
         raise ValueError(f"expected_status cannot be {expected_status}: redirects are followed, so expect their end's.")

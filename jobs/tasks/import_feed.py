@@ -76,8 +76,7 @@ def _row(feed: str, base: str, entry: dict[str, Any]) -> FeedEntry:
 
 
 def _text(value: object) -> str:
-    # NUL and lone surrogates cannot be stored, and some feeds hold them.
-    return str(value or "").replace("\0", "").encode(errors="ignore").decode().strip()
+    return str(value or "").replace("\0", "").strip()  # PostgreSQL cannot store NUL, and some feeds hold it
 
 
 def _absolute(base: str, link: str) -> str:

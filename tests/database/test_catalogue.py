@@ -18,7 +18,7 @@ from django.db import connection
 from django.urls import resolve
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
-from jobs import demo, http
+from jobs import demo, http, tasks
 from jobs.models import FeedEntry
 from jobs.tasks.heartbeat import heartbeat
 from jobs.tasks.http_call import http_call
@@ -66,25 +66,11 @@ def rss(*items: str) -> bytes:
     return f"<rss version='2.0'><channel>{''.join(f'<item>{item}</item>' for item in items)}</channel></rss>".encode()
 
 
-def at_once(*calls: Callable[[], object]) -> None:
-    """Each call in its own thread, with its own connection, all from the same moment."""
-    barrier, errors = threading.Barrier(len(calls)), []
-
-    def run(call: Callable[[], object]) -> None:
-        barrier.wait(5)
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001 - told below, in the test's own thread
-            errors.append(error)
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=run, args=[call]) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert errors == []
+def in_own_connection(call: Callable[[], object]) -> None:
+    try:
+        call()
+    finally:
+        connection.close()
 
 
 # --- import_feed ----------------------------------------------------------------------------------------------------
@@ -109,15 +95,33 @@ def test_it_adds_only_what_is_new_when_a_feed_is_imported_again(web: Web) -> Non
 
 
 @pytest.mark.django_db
+def test_it_only_looks_when_nothing_is_new(web: Web, django_assert_num_queries: Callable[[int], Any]) -> None:
+    import_feed("/feed")
+    with django_assert_num_queries(1):
+        assert import_feed("/feed") == {"seen": 5, "new": 0}
+
+
+@pytest.mark.django_db
 def test_it_keeps_an_entry_once_for_each_feed_when_two_feeds_share_it(web: Web) -> None:
     web.pages["/other"] = SAMPLE
     assert [import_feed(url)["new"] for url in ("/feed", "/other")] == [5, 5]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_keeps_each_entry_once_when_a_feed_is_imported_several_times_at_once(web: Web) -> None:
-    at_once(*[lambda: import_feed("/feed")] * 4)
-    assert FeedEntry.objects.count() == 5
+def test_it_keeps_each_entry_once_when_another_import_comes_between(web: Web) -> None:
+    rivals: list[threading.Thread] = []
+
+    def import_elsewhere(execute: Callable[..., Any], sql: str, *arguments: Any) -> Any:
+        found = execute(sql, *arguments)
+        if sql.startswith("SELECT") and not rivals:
+            rivals.append(threading.Thread(target=in_own_connection, args=[lambda: import_feed("/feed")]))
+            rivals[0].start()
+            rivals[0].join()
+        return found
+
+    with connection.execute_wrapper(import_elsewhere):
+        import_feed("/feed")
+    assert (len(rivals), FeedEntry.objects.count()) == (1, 5)
 
 
 @pytest.mark.django_db
@@ -293,6 +297,13 @@ def test_it_logs_a_line_when_the_heart_beats(caplog: pytest.LogCaptureFixture) -
     caplog.set_level("INFO", "jobs.tasks")
     heartbeat()
     assert caplog.messages == ["Alive."]
+
+
+def test_it_finds_every_ready_made_job_when_celery_looks_for_them() -> None:
+    app.loader.import_default_modules()
+    files = sorted(path.stem for path in Path(tasks.__file__).parent.glob("[a-z]*.py"))
+    assert tasks.__all__ == files
+    assert {f"jobs.{name}" for name in files} <= set(app.tasks)
 
 
 # --- The demonstration ----------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ def test_it_publishes_an_ordinary_message_with_the_run_s_id_and_the_attempt(redi
     (message,) = messages(redis)
     headers = message["headers"]
     assert (headers["id"], headers["task"], headers[dispatch.ATTEMPT_HEADER]) == (str(run.id), "tests.nothing", 3)
+    assert (headers["eta"], headers["expires"]) == (None, None)
     body = json.loads(b64decode(message["body"]))
     assert body[:2] == [[1], {"a": "ü"}]
 

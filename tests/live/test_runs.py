@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, transaction
 from django_celery_results.models import TaskResult
 
 from jobs import dispatch
@@ -60,6 +60,18 @@ def test_it_runs_what_is_due_once_and_records_it(eventually, path):
     assert run.due_at <= run.started_at <= run.finished_at
     assert run.worker.startswith("worker0@localhost (")
     assert Policy.objects.get(schedule=schedule).next_due_at == due_at + timedelta(hours=1)
+
+
+def test_it_holds_no_lock_and_no_transaction_while_the_body_runs(eventually, path):
+    run = send("tests.hold", str(path))
+    eventually(lambda: lines(Path(f"{path}.started")))
+    with transaction.atomic():
+        assert Run.objects.select_for_update(nowait=True).get(id=run.id).state == State.RUNNING
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'")
+        assert cursor.fetchone() == (0,)
+    Path(f"{path}.go").touch()
+    eventually(lambda: ends(run))
 
 
 def test_it_rescues_at_once_when_only_the_child_of_a_worker_was_killed(eventually, path):

@@ -1,6 +1,7 @@
 """The ground the other live tests stand on: real servers, and real processes that work on this test's data."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,16 @@ from django.db import connection
 from project.celery import app
 from tests.servers import ROOT
 
+# A test run that starts something and dies.
+DOOMED = """
+import os, signal
+from tests.servers import Workspace
+workspace = Workspace()
+child = workspace.start(["sleep", "300"], workspace.folder / "log")
+print(workspace.folder, child.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
@@ -22,7 +33,7 @@ def test_it_works_on_the_database_that_was_asked_for(servers):
         (version,) = cursor.fetchone()
     assert connection.vendor == servers.database
     assert tuple(map(int, version.split("."))) >= ((3, 31) if servers.database == "sqlite" else (140_000,))
-    assert "test_punctual" in str(connection.settings_dict["NAME"])
+    assert Path(connection.settings_dict["NAME"]).name.startswith("test_")
 
 
 def test_it_begins_with_an_empty_redis_where_another_test_left_something(redis, redis_server):
@@ -47,7 +58,7 @@ def test_it_reaches_a_live_worker_on_the_broker_of_the_test(processes):
 
 def test_it_tells_a_process_that_ended_by_itself_from_one_that_was_killed(processes):
     worker = processes.start_worker("--concurrency=1")
-    worker.signal(9)
+    worker.signal(signal.SIGKILL)
     with pytest.raises(AssertionError, match=r"(?s)worker-0 ended by itself.* ready\."):
         processes.eventually(lambda: False)
     worker.kill()
@@ -63,6 +74,15 @@ def test_it_answers_the_health_checks_of_docker_compose_while_it_lives(processes
     worker.kill()
     beat.kill()
     assert all(check.wait(30) != 0 for check in ask_health(environment))
+
+
+def test_it_leaves_nothing_behind_when_the_test_run_is_killed(eventually):
+    doomed = subprocess.run([sys.executable, "-c", DOOMED], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert doomed.returncode == -signal.SIGKILL, doomed.stderr
+    folder, child = doomed.stdout.split()
+    eventually(lambda: not Path(folder).exists())
+    state = subprocess.run(["ps", "-o", "stat=", "-p", child], capture_output=True, text=True, check=False).stdout
+    assert state.strip() in {"", "Z", "Zs"}
 
 
 def ask_health(environment: dict[str, str]) -> list[subprocess.Popen[bytes]]:

@@ -419,6 +419,24 @@ def test_it_takes_an_address_for_public_when_the_internet_may_reach_it(address: 
     assert http.is_public(address)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://exa%6dple.org/",
+        "http://example.org\\.other.example/",
+        "http://.example.org/",
+        "http://[2606:4700::1111%25lo]/",
+        "http://example.org:0/",
+        "http://example.org:65616/",
+    ],
+)
+def test_it_looks_nothing_up_when_the_host_or_port_is_odd(internet: Internet, address: str) -> None:
+    client = http.Client(site_url(internet.site), False, lambda _host, _port: [PUBLIC], internet.connect)
+    with pytest.raises(http.Refused):
+        client.send(http.Request("GET", client.locate(address), {}, None), 5, LIMIT)
+    assert internet.tried == []
+
+
 def test_it_connects_to_the_checked_address_when_the_name_changes_its_answer(internet: Internet, web: Web) -> None:
     internet.add("rebind.example", web)
     internet.names["rebind.example"] = [[PUBLIC], ["127.0.0.1"]]
@@ -595,7 +613,8 @@ def test_it_repeats_no_secret_when_a_header_cannot_be_sent(internet: Internet, h
 
 
 @pytest.mark.parametrize("address", ["http://name:s3cret@example.org/", "http://name:s3cret@example.org:x/"])
-def test_it_repeats_no_password_when_the_address_holds_one(internet: Internet, address: str) -> None:
+def test_it_repeats_no_password_when_the_address_holds_one(internet: Internet, web: Web, address: str) -> None:
+    internet.add("example.org", web)
     with pytest.raises(http.Refused) as caught:
         internet.call(address)
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
@@ -608,7 +627,7 @@ def test_it_follows_redirects_when_each_hop_is_allowed(internet: Internet, web: 
     internet.add("example.org", web)
     internet.site.answers["/a/b"] = redirect(301, "../c")
     internet.site.answers["/c"] = redirect(302, "http://example.org/d")
-    web.answers["/d"] = redirect(308, "//example.org/")
+    web.answers["/d"] = lambda answer: answer.send(308, b"x" * (LIMIT + 1), location="//example.org/")
     response = internet.call("/a/b")
     assert (response.body, response.url) == (b"hello", "http://example.org/")
 
@@ -769,6 +788,23 @@ def assert_timed_out(call: Callable[[], http.Response]) -> None:
 
 
 # --- What else goes wrong -------------------------------------------------------------------------------------------
+
+
+def test_it_reads_the_answer_when_the_server_gives_it_before_the_request_is_sent(internet: Internet) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer_early() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=answer_early)
+        thread.start()
+        internet.names["example.org"] = [[PUBLIC]]
+        internet.servers[PUBLIC, 80] = listener.getsockname()
+        assert internet.call("http://example.org/", "POST", body=b"x" * 20_000_000).status == 413
+        thread.join()
 
 
 def test_it_says_that_a_name_is_unknown_when_it_cannot_be_resolved(internet: Internet) -> None:

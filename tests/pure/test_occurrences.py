@@ -26,7 +26,7 @@ from jobs.occurrences import Clocked, Crontab, Interval, Invalid, Spec, next_occ
 
 THOROUGH = bool(os.environ.get("THOROUGH"))
 EXPRESSIONS = 10_000 if THOROUGH else 600
-examples = settings(max_examples=2_000 if THOROUGH else 40, deadline=None, derandomize=not THOROUGH, database=None)
+examples = settings(max_examples=2_000 if THOROUGH else 25, deadline=None, derandomize=not THOROUGH, database=None)
 
 MICROSECOND, SECOND, MINUTE, HOUR, DAY = (
     timedelta(**{unit: 1}) for unit in ("microseconds", "seconds", "minutes", "hours", "days")
@@ -231,6 +231,7 @@ def test_it_follows_debians_rule_when_clocks_change(zone, start, end, expression
         ("0 0 29 2 1", "2026-11-21T00:00", "2044-02-29T00:00"),
         ("0 0 29 2 mon", "2072-03-01T00:00", "2112-02-29T00:00"),
         ("*/15 0 29 2 1", "2072-03-01T00:00", "2112-02-29T00:00"),
+        ("0 0 28-31 2,4 *", "2026-11-21T00:00", "2027-02-28T00:00"),  # some of these days exist
         ("30 6 25 12 *", "2026-12-25T06:30", "2027-12-25T06:30"),
         ("0 0 31 * *", "2026-01-31T00:00", "2026-03-31T00:00"),
         ("0 0 13 * fri", "2026-11-21T00:00", "2027-08-13T00:00"),  # Celery's AND, where cron means OR
@@ -364,13 +365,18 @@ def test_it_refuses_a_crontab_when_it_can_never_run_or_cannot_be_read(expression
     assert str(refusal.value).endswith((".", "commas."))
 
 
-@pytest.mark.parametrize("text", ["", " ", " 5", "5 ", "1, 2", "1\n", "*\n", "\t*", "1\x00", "5\u00a0"])
-def test_it_refuses_a_field_when_it_is_empty_or_holds_a_space(text):
+@pytest.mark.parametrize("text", [" ", " 5", "5 ", "1, 2", "1\n", "*\n", "\t*", "1\x00", "5\u00a0"])
+def test_it_refuses_a_field_when_it_holds_a_space(text):
     for position in range(5):
         fields = ["*"] * 5
         fields[position] = text
-        with pytest.raises(Invalid, match=r"is empty; write \* for every one\.$|cannot read .*joined by commas\.$"):
+        with pytest.raises(Invalid, match=r"cannot read .*joined by commas\.$"):
             Crontab(*fields, "UTC")
+
+
+def test_it_refuses_a_field_when_it_is_empty():
+    with pytest.raises(Invalid, match=r"^Month is empty; write \* for every one\.$"):
+        Crontab("0", "0", "1", "", "*", "UTC")
 
 
 @pytest.mark.parametrize(
@@ -606,7 +612,7 @@ def test_it_agrees_with_cronsim_on_random_expressions_with_one_day_field():
         if follows_elapsed_time(spec.timing) and zone in HALF_HOURS_AND_MIDNIGHTS:
             continue
         after = utc(turn) - dice.randint(1, 180) * MINUTE - dice.choice([0, 0, 0, 1, 400]) * DAY  # never in a repeat
-        theirs = list(itertools.islice(CronSim(expression, after.astimezone(ZoneInfo(zone))), 20))
+        theirs = list(itertools.islice(CronSim(expression, after.astimezone(ZoneInfo(zone))), 12))
         ours = list(itertools.islice(occurrences(spec, after, END_OF_TIME), len(theirs)))
         assert ours == [moment.astimezone(UTC) for moment in theirs], (expression, zone, after)
         compared += 1

@@ -51,16 +51,15 @@ class Command(BaseCommand):
 def describe(run: Run) -> str:
     """A finished run in one line: local time, state, schedule, how late it started and how long it took."""
     finished_at = f"{localtime(run.finished_at):%H:%M:%S}" if run.finished_at else "--:--:--"
-    times = [
-        f"{seconds(run.lateness)} late" if run.lateness is not None else "",
-        f"took {seconds(run.duration)}" if run.duration is not None else "",
-    ]
-    parts = [f"{finished_at}  {run.state:9}  {run.schedule_name or run.task:30}", *times, run.reason or run.error_class]
+    late = f"{length(run.lateness)} late" if run.lateness is not None else ""
+    took = f"took {length(run.duration)}" if run.duration is not None else ""
+    parts = [finished_at, f"{run.state:9}", f"{run.schedule_name or run.task:30}", late, took, run.reason]
     return "  ".join(part for part in parts if part).rstrip()
 
 
-def seconds(length: timedelta) -> str:
-    return f"{length.total_seconds():.2f} s"
+def length(time: timedelta) -> str:
+    seconds = time.total_seconds()
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,383 @@
+"""`make run` and `manage.py up` as people start them: what runs, what is restarted, what is left, what is refused."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from jobs.management.commands.up import describe, printable
+from jobs.models import Run, State, database_now
+from jobs.supervisor import FIRST_DELAY, HEALTHY, LARGEST_LOG, LONGEST_DELAY, Child, Supervisor, SupervisorError
+from jobs.up import Follower
+from project import embedded
+from tests.making import make_run
+from tests.servers import ROOT
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="who is left is read from /proc, which only Linux has")
+
+PARTS = ("beat", "worker", "gunicorn", "valkey-server")
+
+
+def eventually(function: Callable[[], object], deadline: float = 20) -> object:
+    until = time.monotonic() + deadline
+    while not (value := function()):
+        assert time.monotonic() < until, f"not within {deadline} s; the last value was {value!r}"
+        time.sleep(0.02)
+    return value
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def processes(var: Path) -> dict[int, str]:
+    """The processes that live and were started for `var`, by the part they belong to."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+        except OSError:  # it has just ended
+            continue
+        if os.fsencode(var) in words + environment:
+            found[int(folder.name)] = next((part for part in PARTS if part.encode() in words), "supervisor")
+    return found
+
+
+def part(var: Path, name: str) -> set[int]:
+    return {pid for pid, of in processes(var).items() if of == name}
+
+
+def leader(var: Path, name: str) -> int:
+    """The process that the supervisor started, not what that one started in turn."""
+    return min(pid for pid in part(var, name) if os.getsid(pid) == pid)
+
+
+class Up:
+    """A `manage.py up` on `var`, with nothing of this process's environment but what every process needs."""
+
+    def __init__(self, workspace, var: Path, *arguments: str, **environment: str) -> None:
+        self.var = var
+        self.port = free_port()
+        self._workspace = workspace
+        self._file = workspace.folder / f"up-{self.port}.log"
+        command = [sys.executable, "manage.py", "up", "--port", str(self.port), *arguments]
+        needed = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        settings = {"ENV_FILE": os.devnull, "DEBUG": "true", "VAR_DIR": str(var), **environment}
+        self._child = workspace.start(command, self._file, cwd=ROOT, env=needed | settings)
+
+    @property
+    def lines(self) -> str:
+        return self._file.read_text()
+
+    @property
+    def running(self) -> bool:
+        return self._child.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        self._child.send_signal(number)
+
+    def says(self, pattern: str, deadline: float = 30) -> re.Match[str]:
+        def said() -> re.Match[str] | None:
+            ended, lines = not self.running, self.lines
+            assert not ended or re.search(pattern, lines), f"it ended without saying {pattern!r}:\n{lines}"
+            return re.search(pattern, lines)
+
+        try:
+            return eventually(said, deadline)
+        except AssertionError as error:
+            raise AssertionError(f"it did not say {pattern!r}:\n{self.lines}") from error
+
+    def ends(self, deadline: float = 40) -> int:
+        try:
+            status = self._child.wait(deadline)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end:\n{self.lines}") from None
+        self._workspace.forget(self._child)
+        return status
+
+
+@pytest.fixture(scope="module")
+def installed(servers, tmp_path_factory) -> Up:
+    """What a first `up --demo --until 3` left behind: an installation with runs, and what it said."""
+    up = Up(servers.workspace, tmp_path_factory.mktemp("up") / "var", "--demo", "--until", "3")
+    assert up.ends() == 0, up.lines
+    return up
+
+
+@pytest.fixture
+def again(servers, installed) -> Iterator[Up]:
+    up = Up(servers.workspace, installed.var, "--demo")
+    up.says("Punctual runs at")
+    yield up
+    if up.running:
+        up.signal(signal.SIGTERM)
+        assert up.ends() == 0, up.lines
+
+
+@pytest.fixture
+def refused(servers, tmp_path) -> Callable[..., str]:
+    """What an `up` said that ended with status 1 in a sentence, and started nothing."""
+
+    def refuse(*arguments: str, var: Path = tmp_path / "var", **environment: str) -> str:
+        up = Up(servers.workspace, var, *arguments, **environment)
+        assert up.ends() == 1, up.lines
+        assert up.lines.count("\n") == 1, up.lines
+        assert not list(var.glob("log/*.log"))
+        return up.lines
+
+    return refuse
+
+
+# --- A whole Punctual -----------------------------------------------------------------------------------------------
+
+
+@linux
+def test_it_runs_until_enough_scheduled_runs_have_succeeded_and_leaves_nothing_behind(installed):
+    runs = re.findall(
+        r"^\d\d:\d\d:\d\d  succeeded  .+  [\d.]+ m?s late  took [\d.]+ m?s$", installed.lines, re.MULTILINE
+    )
+    assert len(runs) >= 3, installed.lines
+    assert len(re.findall("password: ", installed.lines)) == 1
+    assert f"http://127.0.0.1:{installed.port}/" in installed.lines
+    assert not processes(installed.var)
+    assert not embedded.socket_path(installed.var).exists()
+
+
+@linux
+def test_it_goes_on_where_it_was_and_stops_in_order_on_ctrl_c(again):
+    assert "password" not in again.lines
+    again.says(r"succeeded")
+    again.signal(signal.SIGINT)
+    order = []
+    while alive := set(processes(again.var).values()):
+        order += [name for name in PARTS if name not in alive and name not in order]
+    assert order == list(PARTS)
+    assert again.ends() == 0, again.lines
+    assert "password" not in again.lines
+    assert not embedded.socket_path(again.var).exists()
+
+
+@linux
+def test_it_restarts_what_was_killed_and_clears_away_its_processes(again, servers):
+    pool = eventually(lambda: len(part(again.var, "worker")) >= 3 and part(again.var, "worker"))
+    os.kill(leader(again.var, "worker"), signal.SIGKILL)
+    again.says(r"worker was killed by SIGKILL; starting it again in 0.5 s. The last line of \S+worker.log: \S")
+    os.kill(leader(again.var, "valkey-server"), signal.SIGKILL)
+    again.says(r"valkey was killed by SIGKILL")
+    eventually(lambda: len(part(again.var, "worker") - pool) >= 3 and part(again.var, "valkey-server"))
+    assert not part(again.var, "worker") & pool
+    killed_at = len(again.lines)
+    eventually(lambda: "succeeded" in again.lines[killed_at:])
+
+    second = Up(servers.workspace, again.var)
+    assert second.ends() == 1
+    assert second.lines == f"Punctual already runs on {again.var}: stop it, or set another VAR_DIR for this one.\n"
+
+
+@linux
+def test_it_leaves_no_process_when_it_is_killed_and_runs_again_at_once(again, servers):
+    again.signal(signal.SIGKILL)
+    again.ends()
+    next_one = Up(servers.workspace, again.var, "--until", "1")
+    assert next_one.ends() == 0, next_one.lines
+    assert not processes(again.var)
+
+
+@linux
+def test_it_stops_what_it_has_started_when_asked_to_while_it_starts(servers, tmp_path):
+    up = Up(servers.workspace, tmp_path, "--until", "1")
+    eventually(lambda: part(tmp_path, "valkey-server"))
+    up.signal(signal.SIGHUP)
+    assert up.ends() == 1
+    assert "Stopped before 1 scheduled runs had succeeded." in up.lines
+    assert "runs at" not in up.lines
+    assert not processes(tmp_path)
+
+
+@linux
+def test_it_fails_with_what_it_knows_when_too_few_runs_succeed_in_time(servers, tmp_path):
+    up = Up(servers.workspace, tmp_path, "--until", "1", "--deadline", "0.1")
+    assert up.ends() == 1
+    assert up.lines.endswith("Only 0 of 1 scheduled runs succeeded within 0.1 s (runs: none).\n")
+    assert not processes(tmp_path)
+
+
+# --- What is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"DATABASE_URL": "nonsense"}, "Configuration: DATABASE_URL cannot be read"),
+        ({"DATABASE_URL": "postgres://me:hidden@127.0.0.1:1/x"}, "The database cannot be used (connection failed"),
+        ({"REDIS_URL": "redis://:hidden@127.0.0.1:1/0"}, "The broker cannot be reached (Error 111"),
+        ({"BROKER_URL": "carrier-pigeon://x"}, "The broker cannot be reached ('No such transport: carrier-pigeon')"),
+    ],
+)
+def test_it_tells_in_a_sentence_what_cannot_be_used(refused, environment, sentence):
+    told = refused(**environment)
+    assert told.startswith(sentence)
+    assert "hidden" not in told
+
+
+@pytest.mark.parametrize("port", ["0", "70000"])
+def test_it_refuses_a_port_that_is_none(refused, port):
+    assert refused("--port", port) == f"--port {port} is no port: choose a number from 1 to 65535.\n"
+
+
+def test_it_refuses_a_port_in_use(refused):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        expected = f"Port {port} cannot be used (Address already in use): choose another with --port.\n"
+        assert refused("--port", str(port)) == expected
+
+
+@pytest.mark.parametrize("environment", [{}, {"SECRET_KEY": "known"}])
+def test_it_refuses_a_folder_that_cannot_be_written(refused, tmp_path, environment):
+    (tmp_path / "file").touch()  # root may write anywhere, but not below a file
+    told = refused(var=tmp_path / "file" / "var", **environment)
+    assert "cannot be written (Not a directory): set VAR_DIR to a folder that can." in told
+
+
+@pytest.mark.parametrize("python", ["Python 3.9.2", "missing"])
+def test_it_refuses_a_wrong_python_and_makes_nothing(tmp_path, python):
+    old = tmp_path / "old python"
+    if python != "missing":
+        old.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo {python} || exit 1\n')
+        old.chmod(0o700)
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    made = subprocess.run(["make", "run", f"PYTHON={old}"], cwd=folder, capture_output=True, text=True)
+    assert made.returncode != 0
+    sentence, *rest = made.stderr.splitlines()
+    assert sentence.startswith(f"Python 3.11 or newer is needed, but {old} is {python}: ")
+    assert [line.partition(" ")[0] for line in rest] == ["make:"]
+    assert not list(folder.glob(".*"))
+
+
+# --- One child ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def child(tmp_path) -> Callable[..., Child]:
+    """A child that runs a shell command; it must be stopped by the test."""
+    return lambda command, patience=10: Child("it", ["/bin/sh", "-c", command], tmp_path, tmp_path / "it.log", patience)
+
+
+def test_it_restarts_ever_more_slowly_and_begins_anew_after_a_healthy_life(child):
+    it, told = child("echo last words; exit 3"), []
+    with Supervisor(told.append) as supervisor:
+        supervisor.start(it)
+        delays = []
+        for _ in range(9):
+            it.process.wait()
+            supervisor.revive()
+            assert it.process is None
+            delays.append(it.delay)
+            it.start_at = time.monotonic()
+            supervisor.revive()
+        it.process.wait()
+        it.started_at -= HEALTHY
+        supervisor.revive()
+    assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30, 30] and LONGEST_DELAY == 30
+    assert it.delay == FIRST_DELAY
+    assert told[0] == f"it ended with status 3; starting it again in 0.5 s. The last line of {it.log}: last words"
+
+
+def test_it_waits_before_it_restarts(child):
+    it = child("exit 3")
+    with Supervisor(lambda _: None) as supervisor:
+        supervisor.start(it)
+        it.process.wait()
+        supervisor.revive()
+        supervisor.revive()
+        assert it.process is None
+        eventually(lambda: supervisor.revive() or it.process)
+        assert time.monotonic() >= it.start_at
+
+
+@linux
+def test_it_kills_a_stubborn_child_and_all_it_started_once_its_patience_is_over(child, tmp_path):
+    it = child(
+        f"trap '' TERM; (trap '' TERM; while :; do sleep 9; done) & : {tmp_path}; while :; do sleep 9; done", 0.2
+    )
+    with Supervisor(lambda _: None) as supervisor:
+        supervisor.start(it)
+        eventually(lambda: len(processes(tmp_path)) >= 2)
+        started_at = time.monotonic()
+    assert 0.2 <= time.monotonic() - started_at < 5
+    eventually(lambda: not processes(tmp_path), deadline=5)
+
+
+def test_it_hastens_when_it_is_asked_twice(child):
+    it, told = child("trap '' TERM; echo deaf; while :; do sleep 9; done", 600), []
+    with pytest.raises(KeyboardInterrupt), Supervisor(told.append) as supervisor:
+        supervisor.start(it)
+        eventually(lambda: it.log.read_bytes())
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert it.process is None
+    assert told == ["Stopping it."]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_it_refuses_a_child_that_never_answers_because_it_has_ended(child):
+    it = child("echo no such thing >&2; exit 1")
+    with pytest.raises(SupervisorError, match=r"it did not start. The last line of .*: no such thing"):
+        with Supervisor(lambda _: None) as supervisor:
+            supervisor.start(it)
+            supervisor.wait_for(it, lambda: False)
+
+
+def test_it_begins_a_log_anew_once_it_is_large(child):
+    it = child("echo new")
+    for size, kept in ((LARGEST_LOG, True), (LARGEST_LOG + 1, False)):
+        it.log.write_bytes(b"x" * size)
+        it.start()
+        it.process.wait()
+        assert it.log.read_bytes().startswith(b"x") is kept
+    assert it.log.read_bytes() == b"new\n"
+    it.stop(lambda seconds: seconds)
+
+
+# --- What it shows --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_it_shows_each_finished_run_once_and_in_order_even_where_one_is_seen_late():
+    now = database_now()
+    make_run(state=State.SUCCEEDED, finished_at=now)
+    follower = Follower()
+    assert follower.news() == []
+    same = [make_run(state=State.FAILED, finished_at=now + timedelta(seconds=9)) for _ in range(3)]
+    make_run(state=State.RUNNING)
+    assert sorted(run.id for run in follower.news()) == sorted(run.id for run in same)
+    late = make_run(state=State.SUCCEEDED, finished_at=now + timedelta(seconds=5))
+    last = make_run(state=State.SKIPPED, finished_at=now + timedelta(seconds=60))
+    assert follower.news() == [late, last]
+    assert follower.news() == []
+
+
+def test_it_shows_a_run_in_one_line_that_no_terminal_obeys():
+    moment = datetime(2026, 3, 1, 4, 5, 6, tzinfo=UTC)
+    run = Run(
+        schedule_name="Bad\x1b[2J",
+        state=State.FAILED,
+        reason="ValueError: no\nmore",
+        due_at=moment,
+        started_at=moment + timedelta(milliseconds=20),
+        finished_at=moment + timedelta(seconds=2),
+    )
+    assert printable(describe(run)) == "04:05:08  failed     Bad [2J  20 ms late  took 2.0 s  ValueError: no more"
