@@ -109,7 +109,7 @@ class ScheduleAdmin(admin.ModelAdmin[PeriodicTask]):
     inlines = (PolicyInline,)
     actions = (run_now, enable, disable)
     list_display = ("name", "enabled", "when", "next_due", "last_outcome", "lateness", "duration", "runs")
-    list_filter = ("enabled", "policy__overlap", "one_off")
+    list_filter = ("enabled", ("policy__invalid_reason", admin.EmptyFieldListFilter))
     list_select_related = ("policy", *calendar.KINDS)
     search_fields = ("name", "task")
     ordering = ("name",)
@@ -192,6 +192,12 @@ class AttemptInline(ReadOnlyAdmin, admin.TabularInline[Attempt, Run]):
 @admin.register(Run)
 class RunAdmin(ReadOnlyAdmin, admin.ModelAdmin[Run]):
     inlines = (AttemptInline,)
+    fieldsets = (
+        (None, {"fields": ("outcome", "why", "schedule", "due", "late_by", "took", "trigger", "actor")}),
+        ("What", {"fields": ("task", "args", "kwargs", "queue", "priority", "options")}),
+        ("Life", {"fields": ("attempt", "sends", "queued", "started", "finished", "worker", "id")}),
+        ("Error", {"fields": ("error_class", "error")}),
+    )
     list_display = ("schedule_name", "outcome", "due", "late_by", "took", "attempt", "trigger", "worker", "why")
     list_filter = ("state", "trigger")
     search_fields = ("=id", "^schedule_name")
@@ -221,6 +227,22 @@ class RunAdmin(ReadOnlyAdmin, admin.ModelAdmin[Run]):
     def why(self, run: Run) -> str:
         return run.reason or NOTHING
 
+    @admin.display(description="queued")
+    def queued(self, run: Run) -> str:
+        return _moment(run.queued_at)
+
+    @admin.display(description="started")
+    def started(self, run: Run) -> str:
+        return _moment(run.started_at)
+
+    @admin.display(description="finished")
+    def finished(self, run: Run) -> str:
+        return _moment(run.finished_at)
+
+    @admin.display(description="error")
+    def error(self, run: Run) -> str:
+        return format_html("<pre>{}</pre>", run.error_text) if run.error_text else NOTHING
+
 
 @admin.register(FeedEntry)
 class FeedEntryAdmin(ReadOnlyAdmin, admin.ModelAdmin[FeedEntry]):
@@ -234,7 +256,9 @@ def _state(state: str) -> SafeString:
     return format_html('<span class="state state-{}">{}</span>', state, state)
 
 
-def _moment(moment: datetime) -> SafeString:
+def _moment(moment: datetime | None) -> str:
+    if moment is None:
+        return NOTHING
     return format_html('<span class="moment">{}</span>', f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S}")
 
 
@@ -244,5 +268,5 @@ def _between(start: datetime | None, end: datetime | None) -> str:
         return NOTHING
     seconds = (end - start).total_seconds()
     if abs(seconds) < 60:
-        return f"{seconds:.2f} s"
+        return format_html('<span class="moment">{} s</span>', f"{seconds:.2f}")
     return str(timedelta(seconds=round(seconds)))

@@ -19,7 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpcore
 import httpx
@@ -118,8 +118,8 @@ def is_public(address: str) -> bool:
 class Request:
     method: str
     url: httpx.URL
-    headers: Mapping[str, str]
-    body: bytes | None
+    headers: Mapping[str, str] = field(repr=False)  # these two may hold secrets
+    body: bytes | None = field(repr=False)
 
     def redirected(self, response: Response) -> "Request":
         """The next request. As in browsers, a 303, and a 301 or 302 after a POST, ask on with GET."""

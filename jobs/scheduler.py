@@ -83,13 +83,13 @@ class Scheduler(beat.Scheduler):
             Run.objects.filter(state__in=UNSTARTED).aggregate(at=Min("not_before"))["at"],
         ]
         waits: list[float] = [(moment - now).total_seconds() for moment in moments if moment]
-        wait = min([self.max_interval, *waits])
+        wait: float = min([self.max_interval, *waits])
         # What is due and still there is locked by somebody's transaction: look again soon, but do not spin.
         return max(wait, SHORTEST_SLEEP) if wait > 0 else LOCKED_SLEEP
 
     def _back_off(self, error: Exception) -> float:
         self._failures += 1
         connection.close()
-        pause = min(0.5 * 2 ** min(self._failures, 10), LONGEST_BACKOFF)
+        pause = min(0.5 * (1 << min(self._failures, 10)), LONGEST_BACKOFF)
         log.error("This tick failed, the next comes in %.1f s: %s", pause, error, exc_info=not isinstance(error, Error))
         return pause

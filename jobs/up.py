@@ -66,7 +66,6 @@ class Follower:
 
     def news(self) -> list[Run]:
         """The runs that finished since the last call. After a DatabaseError it may be asked again."""
-        close_old_connections()
         runs = Run.objects.filter(finished_at__isnull=False).order_by("finished_at", "id")
         if self._newest is not None:
             runs = runs.filter(finished_at__gte=self._newest - self.OVERLAP)
@@ -190,8 +189,8 @@ def _start_children(wish: Wish, supervisor: Supervisor) -> None:
     pool = ["--concurrency", "2", "--without-gossip", "--without-mingle", "--hostname", f"up-{wish.port}@%h"]
     web = _child("web", [*gunicorn, *threads, "--graceful-timeout", "5", "--no-control-socket"], 10)
     supervisor.start(web)
-    supervisor.start(_child("worker", [*celery, "worker", "--loglevel", "INFO", *pool], 20))
-    supervisor.start(_child("beat", [*celery, "beat", "--loglevel", "INFO"], 10))
+    supervisor.start(_child("worker", [*celery, "worker", *pool], 20))
+    supervisor.start(_child("beat", [*celery, "beat"], 10))
     supervisor.wait_for(web, lambda: _web_answers(wish.port))
 
 
@@ -220,6 +219,7 @@ def _follow(wish: Wish, supervisor: Supervisor, follower: Follower, show: Callab
         supervisor.revive()
         if wish.until is not None and time.monotonic() > deadline:
             raise SupervisorError(_shortfall(wish, scheduled, supervisor.children))
+        close_old_connections()
         try:
             news = follower.news()
         except DatabaseError as error:

@@ -1,4 +1,4 @@
-"""Every setting of Punctual, read from the environment (or from `.env` beside manage.py) and typed here, nowhere else.
+"""Every setting of Punctual, read from the environment or from `.env` beside manage.py, and typed here, nowhere else.
 
 Its one rule: a value that cannot be read stops the process with the variable's name. Any variable may be given as
 NAME_FILE instead, the path of a file that holds the value, so that secrets need not stand in the environment.
@@ -6,6 +6,7 @@ With DEBUG off, nothing is guessed: SECRET_KEY, ALLOWED_HOSTS, DATABASE_URL and 
 EMBEDDED=true must ask for SQLite and a Valkey server of our own in VAR_DIR.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from project import embedded
 django_stubs_ext.monkeypatch()  # lets Django's generic classes name their model, which the type checker needs
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-environ.Env.read_env(BASE_DIR / ".env")
+environ.Env.read_env(os.environ.get("ENV_FILE", BASE_DIR / ".env"))
 env = environ.FileAwareEnv().ENVIRON
 required = environ.Env.NOTSET
 
@@ -51,6 +52,13 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
+def site(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+        raise ValueError
+    return text.rstrip("/")
+
+
 # How each kind of value is read, and what it must be. Lower case, for Django takes capitals for a setting.
 kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "str": (str, "text"),
@@ -58,6 +66,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "int": (int, "a whole number"),
     "float": (positive, "a number above 0"),
     "list": (words, "words with commas between them"),
+    "site": (site, "the address of a site, such as https://punctual.example"),
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
     "email_url": (environ.Env.email_url_config, "like smtp://user:password@host:587/?tls=True or consolemail://"),
@@ -92,7 +101,7 @@ SECRET_KEY: str = read("str", "SECRET_KEY", "" if DEBUG else required) or embedd
 # Host names the web process answers to, separated by commas.
 ALLOWED_HOSTS: list[str] = read("list", "ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"] if DEBUG else required)
 # The address under which people and jobs reach the web process.
-SITE_URL: str = read("str", "SITE_URL", "http://127.0.0.1:8000").rstrip("/")
+SITE_URL: str = read("site", "SITE_URL", "http://127.0.0.1:8000")
 # Whether jobs may call private addresses, such as services of your own network. This site itself is always allowed.
 HTTP_ALLOW_PRIVATE: bool = read("bool", "HTTP_ALLOW_PRIVATE", False)
 
@@ -115,7 +124,8 @@ def _database() -> dict[str, Any]:
             "DATABASE_URL cannot be read: it must look like postgres://user:password@host:5432/name or "
             "sqlite:////absolute/path.sqlite3."
         )
-    if scheme == "sqlite" and not url.startswith("sqlite:////"):
+    # In memory, each process would have its own: good enough for commands that look at no data.
+    if scheme == "sqlite" and not url.startswith("sqlite:////") and url != "sqlite://:memory:":
         raise ImproperlyConfigured(
             "DATABASE_URL needs an absolute path, after four slashes: sqlite:////srv/name.sqlite3."
         )
@@ -225,6 +235,7 @@ INSTALLED_APPS = [
     "jobs",
 ]
 MIDDLEWARE = [
+    "project.health.alive",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -264,7 +275,6 @@ HTTPS: bool = read("bool", "HTTPS", not DEBUG)
 # Whether a proxy in front sets X-Forwarded-Proto (and removes it from what clients send).
 BEHIND_PROXY: bool = read("bool", "BEHIND_PROXY", False)
 SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
-SECURE_REDIRECT_EXEMPT = [r"^healthz$"]
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None

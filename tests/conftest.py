@@ -15,10 +15,6 @@ from django.db import connection
 from tests.servers import SERVERS, MissingServerError, Servers
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    django_settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # slow ones are for people
-
-
 def pytest_report_header(config: pytest.Config) -> str:
     return f"database: {config.getoption('database')}"
 

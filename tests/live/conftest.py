@@ -96,12 +96,12 @@ class Processes:
     def start_worker(self, *arguments: str, env: dict[str, str] | None = None) -> Process:
         """A worker that is ready to take jobs; it has two child processes unless the arguments say otherwise."""
         node = f"worker{len(self._started)}@localhost"
-        command = [*CELERY, "worker", "--concurrency=2", "--loglevel=INFO", f"--hostname={node}", *QUIET, *arguments]
+        command = [*CELERY, "worker", "--concurrency=2", f"--hostname={node}", *QUIET, *arguments]
         return self._start("worker", command, env, ready=" ready.")
 
     def start_beat(self, *arguments: str, env: dict[str, str] | None = None) -> Process:
         """A beat that has begun to tick."""
-        return self._start("beat", [*CELERY, "beat", "--loglevel=INFO", *arguments], env, ready="beat: Starting...")
+        return self._start("beat", [*CELERY, "beat", *arguments], env, ready="beat: Starting...")
 
     def close(self) -> None:
         """End everything, and show every log: pytest prints it where the test has failed."""

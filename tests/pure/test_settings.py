@@ -56,7 +56,7 @@ BAD_DATABASE_URLS = [
     f"postgres://user:{SECRET}@db/",
     f"postgres://user:{SECRET}@[::1/punctual",
     "sqlite://",
-    "sqlite://:memory:",
+    "sqlite:///:memory:",
     "sqlite:///relative.sqlite3",
     "sqlite://host/absolute.sqlite3",
 ]
@@ -196,6 +196,7 @@ def test_it_reads_a_database_url(outcomes):
         "postgresql:////run/postgresql/name": {"HOST": "/run/postgresql", "NAME": "name"},
         "postgres://db/name?sslmode=require&conn_max_age=5": {"CONN_MAX_AGE": 5, "CONN_HEALTH_CHECKS": True},
         "sqlite:////srv/a%2Bb.sqlite3": {"NAME": "/srv/a+b.sqlite3", "CONN_MAX_AGE": 0},
+        "sqlite://:memory:": {"NAME": ":memory:"},
     }
     seen = outcomes(*({**COMPLETE, "DATABASE_URL": url} for url in expected))
     for url, outcome in zip(expected, seen, strict=True):

@@ -39,7 +39,7 @@ LAYERS = [
     {"jobs.base", "jobs.scheduler", "jobs.tasks", "jobs.tasks.*", "jobs.up"},
     # Doors: parse, call one function, render.
     {"jobs", "jobs.admin", "jobs.admin.*", "jobs.api", "jobs.monitoring", "jobs.checks", "jobs.apps"}
-    | {"jobs.management.*", "project", "project.settings", "project.celery"}
+    | {"jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
     | {"project.urls", "project.wsgi", "project.asgi"},
 ]
 NOT_PURE = {"django", "django_celery_beat", "django_celery_results", "environ", "kombu", "project", "psycopg", "redis"}
