@@ -32,18 +32,18 @@ MOMENTS = 10_000
 def claim_due() -> Iterator[list[Run]]:
     """Claim all that is due by the database's clock, batch by batch; yields the runs of each batch that are to be sent.
 
-    They are committed, and the caller's for `SENDING`; what it does not send by then the outbox offers again.
+    They are committed, and the caller's for `SENDING`; what it does not send by then the outbox offers again. What is
+    locked by others, or has more due moments than one pass takes, is still due afterwards: for the next tick.
     """
     now = database_now()
-    while Policy.objects.due(now).exists():
+    claimed = BATCH
+    while claimed == BATCH and Policy.objects.due(now).exists():
         try:
             runs, claimed = _claim_batch(Policy.objects.due(now)[:BATCH], now)
         except (DataError, IntegrityError, ValueError):
             log.warning("A batch of due schedules cannot be stored; claiming them one by one.", exc_info=True)
             runs, claimed = _claim_singly(now)
         yield runs
-        if not claimed:  # what is left is locked by others, and due again in the next tick
-            return
 
 
 def _claim_singly(now: datetime) -> tuple[list[Run], int]:

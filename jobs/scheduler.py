@@ -84,7 +84,7 @@ class Scheduler(beat.Scheduler):
         ]
         waits: list[float] = [(moment - now).total_seconds() for moment in moments if moment]
         wait: float = min([self.max_interval, *waits])
-        # What is due and still there is locked by somebody's transaction: look again soon, but do not spin.
+        # What is still due is locked by somebody, or has more moments than a pass takes: look soon, but do not spin.
         return max(wait, SHORTEST_SLEEP) if wait > 0 else LOCKED_SLEEP
 
     def _back_off(self, error: Exception) -> float:
