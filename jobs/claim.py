@@ -56,8 +56,28 @@ def _claim_singly(now: datetime) -> tuple[list[Run], int]:
             runs += _claim_batch(this.due(now), now)[0]
         except (DataError, IntegrityError, ValueError) as error:
             log.exception("Schedule %s cannot be claimed.", schedule, extra={"action": "claim", "schedule": schedule})
-            this.update(next_due_at=None, invalid_reason=f"Its run cannot be stored: {error}")
+            _record_unstorable(this.get(), f"Its run cannot be stored: {error}", now)
     return runs, len(due)
+
+
+def _record_unstorable(policy: Policy, reason: str, now: datetime) -> None:
+    """Flag the schedule, and account for its moment in a row that holds nothing of it but the reason."""
+    moment = policy.next_due_at or now
+    Run.objects.bulk_create(
+        [
+            Run(
+                schedule_id=policy.pk,
+                due_at=moment,
+                last_due_at=moment,
+                not_before=now,
+                state=State.SKIPPED,
+                finished_at=now,
+                reason=f"invalid: {reason}",
+            )
+        ],
+        ignore_conflicts=True,
+    )
+    Policy.objects.filter(pk=policy.pk).update(next_due_at=None, invalid_reason=reason)
 
 
 def _claim_batch(due: PolicyQuerySet, now: datetime) -> tuple[list[Run], int]:
@@ -70,12 +90,13 @@ def _claim_batch(due: PolicyQuerySet, now: datetime) -> tuple[list[Run], int]:
         )
         in_the_way = _in_the_way([policy.pk for policy in locked])
         runs = [run for policy in locked for run in _runs_of(policy, now, in_the_way.get(policy.pk))]
+        runs = _grow_stretches(locked, runs)
         Run.objects.bulk_create(runs, ignore_conflicts=True)
         Policy.objects.bulk_create(
             locked,
             update_conflicts=True,
             unique_fields=["schedule"],
-            update_fields=["next_due_at", "invalid_reason"],
+            update_fields=["next_due_at", "stretch", "invalid_reason"],
         )
         to_send = [run for run in runs if run.state == State.WAITING]
         _count(to_send, now)
@@ -87,6 +108,27 @@ def _in_the_way(schedules: list[int]) -> dict[int, policies.Busy]:
     active = Run.objects.active().filter(schedule__in=schedules).order_by("-due_at")
     rows = active.values_list("schedule_id", "due_at", "state", "worker")
     return {schedule: policies.Busy(due_at, state, worker) for schedule, due_at, state, worker in rows}
+
+
+def _grow_stretches(locked: list[Policy], runs: list[Run]) -> list[Run]:
+    """Add skipped moments to the row before them where the reason is the same; returns the rows that are new.
+
+    A one-second schedule that is blocked for a day leaves one row, not 86,400. Only `count` and `last_due_at` grow.
+    """
+    stretches = Run.objects.in_bulk([policy.stretch for policy in locked if policy.stretch])
+    last = {policy.pk: stretches.get(policy.stretch) for policy in locked}
+    new = []
+    for run in runs:
+        stretch = last[run.schedule_id]
+        if stretch and run.state == State.SKIPPED and run.reason == stretch.reason:
+            stretch.count, stretch.last_due_at = stretch.count + run.count, run.last_due_at
+        else:
+            new.append(run)
+            last[run.schedule_id] = run if run.state == State.SKIPPED else None
+    Run.objects.bulk_update(stretches.values(), ["count", "last_due_at"])
+    for policy in locked:
+        policy.stretch = stretch.id if (stretch := last[policy.pk]) else None
+    return new
 
 
 def _runs_of(policy: Policy, now: datetime, busy: policies.Busy | None) -> list[Run]:

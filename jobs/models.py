@@ -90,6 +90,9 @@ class Policy(models.Model):
     next_due_at = models.DateTimeField(null=True, editable=False, help_text="Empty: nothing to come.")
     timing_since = models.DateTimeField(null=True, editable=False, help_text="When the present timing took effect.")
     fingerprint = models.TextField(editable=False, default="", help_text="What next_due_at was computed from.")
+    stretch = models.UUIDField(
+        null=True, editable=False, help_text="The row of the moments that were skipped last, while they are."
+    )
     invalid_reason = models.TextField(
         editable=False, default="", help_text="Why this schedule cannot run; empty: it can."
     )

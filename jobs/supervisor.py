@@ -118,11 +118,12 @@ class Child:
 class Supervisor:
     """Starts children, keeps them alive, and stops all of them when its `with` block is left, however it is left.
 
-    SIGINT, SIGTERM and SIGHUP leave the block by KeyboardInterrupt at the next `pause`; a second one hastens.
+    SIGINT, SIGTERM, SIGHUP, and a `tell` that raises OSError because nobody reads any more, leave the block by
+    KeyboardInterrupt at the next `pause`. A second signal hastens.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
-        self.tell = tell
+        self._tell = tell
         self.children: list[Child] = []
         self._asked = 0
         self._stopping = False
@@ -147,6 +148,13 @@ class Supervisor:
         self._asked += 1
         if self._asked > 1 and not self._stopping:  # something that never pauses hangs, such as a migration
             raise KeyboardInterrupt
+
+    def tell(self, line: str) -> None:
+        # A closed terminal does not always send SIGHUP to more than the first process in it, which may be `make`.
+        try:
+            self._tell(line)
+        except OSError:
+            self._asked = max(self._asked, 1)
 
     def pause(self, seconds: float) -> None:
         """Wait. Raises KeyboardInterrupt once a signal has asked for the end."""

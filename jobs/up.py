@@ -76,8 +76,8 @@ class Follower:
         return news
 
 
-def run(wish: Wish, tell: Callable[[str], None], show: Callable[[Run], None]) -> None:
-    """Run everything until a signal or the wish ends it. `tell` takes sentences, `show` takes each run that finished.
+def run(wish: Wish, tell: Callable[[str], None], describe: Callable[[Run], str]) -> None:
+    """Run everything until a signal or the wish ends it, and `tell` what happens and `describe` what finishes.
 
     Raises SupervisorError or ServerError; then nothing that was started is left.
     """
@@ -87,11 +87,11 @@ def run(wish: Wish, tell: Callable[[str], None], show: Callable[[Run], None]) ->
         _check_broker()
         _prepare_database()
         if wish.demo:
-            _install_demo(tell)
+            _install_demo(supervisor)
         follower = Follower()
         _start_children(wish, supervisor)
-        tell(f"Punctual runs at {wish.address}/ (logs in {settings.VAR_DIR}/log; Ctrl-C stops it).")
-        _follow(wish, supervisor, follower, show)
+        supervisor.tell(f"Punctual runs at {wish.address}/ (logs in {settings.VAR_DIR}/log; Ctrl-C stops it).")
+        _follow(wish, supervisor, follower, describe)
         return
     if wish.until is not None:
         raise SupervisorError(f"Stopped before {wish.until} scheduled runs had succeeded.")
@@ -164,14 +164,13 @@ def _prepare_database() -> None:
         raise SupervisorError(f"The database cannot be used ({_brief(error)}): check DATABASE_URL.") from error
 
 
-def _install_demo(tell: Callable[[str], None]) -> None:
+def _install_demo(supervisor: Supervisor) -> None:
     users = get_user_model().objects
     if not users.exists():
         password = secrets.token_urlsafe(12)
         users.create_superuser("admin", password=password)
-        tell(
-            f"Admin user: admin, password: {password} (shown this once; `manage.py changepassword admin` sets another)"
-        )
+        hint = "(shown this once; `manage.py changepassword admin` sets another)"
+        supervisor.tell(f"Admin user: admin, password: {password} {hint}")
     demo.install()
 
 
@@ -180,7 +179,8 @@ def _install_demo(tell: Callable[[str], None]) -> None:
 
 def _start_children(wish: Wish, supervisor: Supervisor) -> None:
     if (server := _embedded_server()) is not None:
-        valkey = _child("valkey", server.command(), 10, server.prepare, server.tidy)
+        valkey = _child("valkey", server.command(), 10)
+        valkey.prepare, valkey.tidy = server.prepare, server.tidy
         supervisor.start(valkey)
         supervisor.wait_for(valkey, server.answers)
     gunicorn = [sys.executable, "-m", "gunicorn", "project.wsgi", "--bind", f"127.0.0.1:{wish.port}"]
@@ -194,8 +194,8 @@ def _start_children(wish: Wish, supervisor: Supervisor) -> None:
     supervisor.wait_for(web, lambda: _web_answers(wish.port))
 
 
-def _child(name: str, command: Sequence[str], patience: float, *care: Callable[[], object]) -> Child:
-    return Child(name, command, settings.BASE_DIR, settings.VAR_DIR / "log" / f"{name}.log", patience, *care)
+def _child(name: str, command: Sequence[str], patience: float) -> Child:
+    return Child(name, command, settings.BASE_DIR, settings.VAR_DIR / "log" / f"{name}.log", patience)
 
 
 def _web_answers(port: int) -> bool:
@@ -209,7 +209,7 @@ def _web_answers(port: int) -> bool:
         web.close()
 
 
-def _follow(wish: Wish, supervisor: Supervisor, follower: Follower, show: Callable[[Run], None]) -> None:
+def _follow(wish: Wish, supervisor: Supervisor, follower: Follower, describe: Callable[[Run], str]) -> None:
     """Keep the children alive and show what finishes until the wish is fulfilled; SupervisorError when it is not."""
     deadline = time.monotonic() + wish.deadline
     scheduled = Counter[str]()
@@ -229,7 +229,7 @@ def _follow(wish: Wish, supervisor: Supervisor, follower: Follower, show: Callab
             continue
         readable = True
         for finished in news:
-            show(finished)
+            supervisor.tell(describe(finished))
         scheduled.update(finished.state for finished in news if finished.trigger == Trigger.SCHEDULE)
 
 

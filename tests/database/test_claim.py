@@ -105,6 +105,24 @@ def test_it_skips_with_the_reason_while_an_earlier_run_is_not_over():
     assert row.finished_at is not None
 
 
+def test_it_makes_one_row_of_what_is_skipped_for_one_reason_however_many_passes_it_takes():
+    schedule = make_schedule(every=SECOND)
+    blocking = make_run(schedule, state=State.RUNNING, due_at=database_now() - HOUR)
+    first = make_due(schedule, ago=3.5 * SECOND)
+    claim_all()
+    make_due(schedule)  # the next pass
+    claim_all()
+    stretch = Run.objects.exclude(id=blocking.id).get()
+    assert (stretch.state, stretch.due_at, stretch.count) == (State.SKIPPED, first, 5)
+    assert stretch.last_due_at == Policy.objects.get().next_due_at - SECOND
+    Run.objects.finish(blocking.id, 1, State.SUCCEEDED)
+    make_due(schedule)
+    assert len(claim_all()) == 1
+    make_due(schedule)
+    assert claim_all() == []
+    assert Run.objects.filter(state=State.SKIPPED).count() == 2
+
+
 def test_it_does_not_let_another_schedule_s_run_stand_in_the_way():
     make_run(make_schedule("other"), state=State.RUNNING)
     make_due(make_schedule("this"))
@@ -204,6 +222,7 @@ def test_it_claims_one_by_one_what_cannot_be_stored_together():
         )
     assert [run.schedule for run in claim_all()] == [good]
     assert Policy.objects.get(schedule=bad).invalid_reason.startswith("Its run cannot be stored")
+    assert Run.objects.get(schedule=bad).reason.startswith("invalid: Its run cannot be stored")
 
 
 def test_it_skips_what_was_switched_off_before_it_could_start():

@@ -1,5 +1,6 @@
 """`make run` and `manage.py up` as people start them: what runs, what is restarted, what is left, what is refused."""
 
+import io
 import os
 import re
 import signal
@@ -337,6 +338,19 @@ def test_it_hastens_when_it_is_asked_twice(child):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_it_stops_when_nobody_reads_what_it_tells(child):
+    def to_nobody(_line: str) -> None:
+        raise BrokenPipeError
+
+    it = child("exec sleep 60")
+    with suppress(KeyboardInterrupt), Supervisor(to_nobody) as supervisor:
+        supervisor.start(it)
+        supervisor.tell("hello?")
+        supervisor.pause(0)
+        pytest.fail("the pause went on")
+    assert it.process is None
+
+
 def test_it_refuses_a_child_that_never_answers_because_it_has_ended(child):
     it = child("echo no such thing >&2; exit 1")
     with Supervisor(lambda _: None) as supervisor:
@@ -374,10 +388,11 @@ def test_it_shows_each_finished_run_once_and_in_order_even_where_one_is_seen_lat
     assert follower.news() == []
 
 
-def test_it_shows_a_run_in_one_line_that_no_terminal_obeys():
+def test_it_shows_a_run_in_one_line_that_no_terminal_obeys(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
     moment = datetime(2026, 3, 1, 4, 5, 6, tzinfo=UTC)
     run = Run(
-        schedule_name="Bad\x1b[2J",
+        schedule_name="Bad\x1b[2J \u2713",
         state=State.FAILED,
         reason="ValueError: no\nmore",
         due_at=moment,
@@ -386,5 +401,5 @@ def test_it_shows_a_run_in_one_line_that_no_terminal_obeys():
     )
     assert (
         printable(describe(run))
-        == "04:05:08  failed     Bad [2J                         20 ms late  took 2.0 s  ValueError: no more"
+        == "04:05:08  failed     Bad [2J \\u2713                       20 ms late  took 2.0 s  ValueError: no more"
     )

@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import ArgumentParser
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand
@@ -32,20 +33,19 @@ class Command(BaseCommand):
         if until is not None and until < 1:
             sys.exit(f"--until {until} can never be reached: choose 1 or more.")
         try:
-            up.run(up.Wish(port, demo, until, deadline), self.tell, self.show)
+            up.run(up.Wish(port, demo, until, deadline), self.tell, describe)
         except (SupervisorError, ServerError) as error:
             sys.exit(str(error))
 
-    def show(self, run: Run) -> None:
-        self.tell(describe(run))
-
     def tell(self, line: str) -> None:
-        """Print a line at once. Where nobody reads any more, go on silently: the children must still be stopped."""
+        """Print a line at once. Raises OSError when nobody reads any more; what is printed then is lost."""
         try:
             self.stdout.write(printable(line))
             self.stdout.flush()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with Path(os.devnull).open("w") as nowhere:  # or Python complains at its end that it cannot print
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            raise
 
 
 def describe(run: Run) -> str:
@@ -63,5 +63,7 @@ def length(time: timedelta) -> str:
 
 
 def printable(text: str) -> str:
-    """Names and reasons may hold what a terminal would obey."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    """Names and reasons may hold what a terminal would obey, or cannot show."""
+    shown = "".join(character if character.isprintable() else " " for character in text)
+    encoding = sys.stdout.encoding or "ascii"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
