@@ -20,7 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 # Kernels refuse socket paths over about 104 bytes; beyond this, and for paths that no URL can hold, /tmp serves.
 LONGEST_SOCKET_PATH = 90
-ENDING_SECONDS = 3.0  # a server whose supervisor was just killed may still be about to end
+ENDING_SECONDS = 2.0  # a server whose supervisor was just killed may still be about to end
 
 
 class ServerError(RuntimeError):
@@ -90,14 +90,13 @@ class Valkey:
         return [server_binary(), *listening, *keeping, "--daemonize", "no", "--loglevel", "warning"]
 
     def prepare(self) -> None:
-        """Make the folders and take the socket of a dead server away. Raises ServerError; a live server stays."""
+        """Make the folders; the server itself takes a dead one's socket away. A live one is refused with ServerError."""
         try:
             for folder in (self.var / "valkey", self.log.parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.socket.parent != self.var:
                 _make_private(self.socket.parent)
             self._await_end()
-            self.socket.unlink(missing_ok=True)
         except OSError as error:
             raise ServerError(
                 f"{error.filename} cannot be written ({error.strerror}): choose another VAR_DIR."

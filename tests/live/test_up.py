@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import redis
 
 from jobs.management.commands.up import describe, printable
 from jobs.models import Run, State, database_now
@@ -257,7 +259,10 @@ def test_it_refuses_a_folder_that_cannot_be_written(refused, tmp_path, environme
 def test_it_refuses_a_wrong_python_and_makes_nothing(tmp_path, python):
     old = tmp_path / "old python"
     if python != "missing":
-        old.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo {python} || exit 1\n')
+        pretend = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
+        old.write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && echo {python} || exec {sys.executable} -c "{pretend}" "$2"\n'
+        )
         old.chmod(0o700)
     folder = tmp_path / "project"
     folder.mkdir()
@@ -267,8 +272,68 @@ def test_it_refuses_a_wrong_python_and_makes_nothing(tmp_path, python):
     assert made.returncode != 0
     sentence, *rest = made.stderr.splitlines()
     assert sentence.startswith(f"Python 3.11 or newer is needed, but {old} is {python}: ")
-    assert [line.partition(" ")[0] for line in rest] == ["make:"]
+    assert [re.sub(r"\[\d+\]", "", line).partition(" ")[0] for line in rest] == ["make:"]
     assert not list(folder.glob(".*"))
+
+
+# --- The embedded server --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_valkey(servers) -> Callable[[embedded.Valkey], subprocess.Popen[bytes]]:
+    def run(server: embedded.Valkey) -> subprocess.Popen[bytes]:
+        server.prepare()
+        process = servers.workspace.start(server.command(), server.log)
+        eventually(server.answers)
+        return process
+
+    return run
+
+
+@pytest.mark.parametrize("folder", ["var", "a folder that no URL can hold", "x" * 100])
+def test_it_keeps_what_its_server_was_told_and_leaves_no_socket(servers, run_valkey, tmp_path, folder):
+    server = embedded.Valkey(tmp_path / folder)
+    for found in (None, b"told"):
+        process = run_valkey(server)
+        with redis.Redis.from_url(server.url) as client:
+            assert client.get("it") == found
+            client.set("it", "told")
+        assert server.socket.stat().st_mode & 0o077 == 0
+        process.terminate()
+        process.wait()
+        servers.workspace.forget(process)
+        server.tidy()
+        assert not server.socket.exists()
+    assert server.socket.parent == server.var or not server.socket.parent.exists()
+
+
+def test_it_clears_away_the_socket_of_a_killed_server(servers, run_valkey, tmp_path):
+    server = embedded.Valkey(tmp_path)
+    for _ in range(2):  # it starts where a socket was left, too
+        process = run_valkey(server)
+        process.kill()
+        process.wait()
+        servers.workspace.forget(process)
+        assert server.socket.exists()
+    server.tidy()
+    assert not server.socket.exists()
+
+
+def test_it_refuses_a_second_server_on_the_same_data(servers, run_valkey, tmp_path):
+    process = run_valkey(embedded.Valkey(tmp_path))
+    with pytest.raises(embedded.ServerError, match=r"Another server answers at .*valkey.sock: stop it"):
+        embedded.Valkey(tmp_path).prepare()
+    process.kill()
+    process.wait()
+    servers.workspace.forget(process)
+
+
+def test_it_refuses_a_socket_folder_that_somebody_else_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    server = embedded.Valkey(tmp_path / ("x" * 100))
+    server.socket.parent.symlink_to(tmp_path)
+    with pytest.raises(embedded.ServerError, match="belongs to somebody else"):
+        server.prepare()
 
 
 # --- One child ------------------------------------------------------------------------------------------------------
@@ -326,14 +391,15 @@ def test_it_kills_a_stubborn_child_and_all_it_started_once_its_patience_is_over(
 
 
 def test_it_hastens_when_it_is_asked_twice(child):
-    it, told = child("trap '' TERM; echo deaf; while :; do sleep 9; done", 600), []
+    it, told = child("trap '' TERM; echo deaf; while :; do sleep 9; done", 20), []
+    began_at = time.monotonic()
     with suppress(KeyboardInterrupt), Supervisor(told.append) as supervisor:
         supervisor.start(it)
         eventually(it.log.read_bytes)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("the second signal did not end the block")
-    assert it.process is None
+    assert time.monotonic() - began_at < 10
     assert told == ["Stopping it."]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
