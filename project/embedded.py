@@ -90,7 +90,7 @@ class Valkey:
         return [server_binary(), *listening, *keeping, "--daemonize", "no", "--loglevel", "warning"]
 
     def prepare(self) -> None:
-        """Make the folders; the server itself takes a dead one's socket away. A live one is refused with ServerError."""
+        """Make the folders; the server itself takes a dead one's socket away. Raises ServerError for a live one."""
         try:
             for folder in (self.var / "valkey", self.log.parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
