@@ -95,8 +95,7 @@ def disable(_: admin.ModelAdmin[PeriodicTask], request: HttpRequest, queryset: Q
 def _switch(request: HttpRequest, queryset: QuerySet[PeriodicTask], *, enabled: bool) -> None:
     chosen = PeriodicTask.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
     chosen.update(enabled=enabled)
-    while calendar.refresh(chosen):
-        pass
+    calendar.refresh(chosen)
     messages.success(request, f"{chosen.count()} schedules are {'enabled' if enabled else 'disabled'}.")
 
 

@@ -9,19 +9,21 @@ The base of every task by the application in project/celery.py: nothing needs to
 import logging
 import os
 from datetime import timedelta
+from traceback import format_exception_only
 from typing import Any
 from uuid import UUID
 
 from celery import signals, states
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError
+from celery.utils.time import maybe_make_aware
 from django.db import DatabaseError
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from jobs import policies, pulse
 from jobs.dispatch import ATTEMPT_HEADER
-from jobs.models import LONGEST_ERROR_TEXT, Attempt, Run, State
+from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Run, State
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
         """The start guard. Raises `Ignore` when this attempt was started, expired, cancelled or rescued before."""
         attempt = self.request.get(ATTEMPT_HEADER)
         if attempt is not None:
-            _start(task_id, attempt, f"{self.request.hostname} ({os.getpid()})")
+            _start(task_id, attempt, f"{str(self.request.hostname)[: LONGEST_NAME - 20]} ({os.getpid()})")
         super().before_start(task_id, args, kwargs)
 
     def apply_async(  # type: ignore[override] # options are passed through as they come
@@ -77,7 +79,7 @@ def _retry(held: pulse.Held, args: Any, kwargs: Any, options: dict[str, Any]) ->
     run = Run.objects.get(id=held.run_id)
     run.attempt = held.attempt
     countdown, eta = options.get("countdown") or 0, options.get("eta")
-    delay = eta - timezone.now() if eta else timedelta(seconds=countdown)
+    delay = maybe_make_aware(eta) - timezone.now() if eta else timedelta(seconds=countdown)
     reason = f"the task asked to be run again in {delay.total_seconds():.0f} s"
     changes = {"args": list(args), "kwargs": kwargs, "options": {**run.options, "retries": options["retries"]}}
     pulse.release(held.task_id)
@@ -88,8 +90,9 @@ def fail(run_id: UUID, attempt: int, exception: BaseException, text: str) -> Non
     """Record a failed attempt: another one follows while the schedule's policy has some left, else the run failed."""
     run = Run.objects.select_related("schedule__policy").get(id=run_id)
     run.attempt = attempt
-    sentence = _storable(f"{type(exception).__name__}: {exception}")[:LONGEST_REASON]
-    error = {"error_class": type(exception).__name__, "error_text": _storable(text)[-LONGEST_ERROR_TEXT:]}
+    kind = _storable(type(exception).__name__)[:LONGEST_NAME]
+    sentence = _storable(format_exception_only(exception)[-1].strip())[:LONGEST_REASON]
+    error = {"error_class": kind, "error_text": _storable(text)[-LONGEST_ERROR_TEXT:]}
     delay = policies.retry_delay(attempt, run.policy.max_attempts, run.policy.retry_delay)
     if delay is None:
         Run.objects.finish(run_id, attempt, State.FAILED, reason=sentence, **error)

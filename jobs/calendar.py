@@ -26,8 +26,8 @@ from jobs.occurrences import Clocked, Crontab, Interval, Invalid, Spec, Timing, 
 
 KINDS = {"interval": IntervalSchedule, "crontab": CrontabSchedule, "solar": SolarSchedule, "clocked": ClockedSchedule}
 CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
-# How many changed schedules one sweep takes at a time, so that memory stays bounded after a bulk load.
-SWEEP_BATCH = 2000
+# Changed schedules that are taken at a time, so that memory stays bounded after a bulk load.
+BATCH = 2000
 
 # Every column that has a say in when a schedule is due.
 TIMING_COLUMNS = (
@@ -58,8 +58,8 @@ def refresh(schedules: QuerySet[PeriodicTask]) -> int:
 
     Two processes may do this at once: both write what they read, and a row that changed in between shows up again.
     """
-    stale = list(changed(schedules)[:SWEEP_BATCH])
-    if stale:
+    total = 0
+    while stale := list(changed(schedules)[:BATCH]):
         now = database_now()
         Policy.objects.bulk_create(
             [_renewed(schedule, now) for schedule in stale],
@@ -67,15 +67,15 @@ def refresh(schedules: QuerySet[PeriodicTask]) -> int:
             unique_fields=["schedule"],
             update_fields=["next_due_at", "timing_since", "fingerprint", "invalid_reason"],
         )
-    return len(stale)
+        total += len(stale)
+        if len(stale) < BATCH:
+            break
+    return total
 
 
 def sweep() -> int:
     """Find changes that no signal told of; returns how many schedules had one."""
-    total = 0
-    while found := refresh(PeriodicTask.objects.all()):
-        total += found
-    return total
+    return refresh(PeriodicTask.objects.all())
 
 
 def _renewed(schedule: PeriodicTask, now: datetime) -> Policy:

@@ -25,6 +25,7 @@ from jobs import policies
 
 # How long a sender has a run to itself; after this the outbox offers it again.
 SENDING = timedelta(seconds=10)
+LONGEST_NAME = 200  # characters
 LONGEST_ERROR_TEXT = 20_000  # characters; the end of a traceback says most
 
 
@@ -207,11 +208,11 @@ class Run(models.Model):
 
     id = models.UUIDField(primary_key=True, default=new_run_id, editable=False)
     schedule = models.ForeignKey(PeriodicTask, models.SET_NULL, null=True, related_name="runs", db_index=False)
-    schedule_name = models.CharField(max_length=200)
-    task = models.CharField(max_length=200)
+    schedule_name = models.CharField(max_length=LONGEST_NAME)
+    task = models.CharField(max_length=LONGEST_NAME)
     args = models.JSONField(default=list)
     kwargs = models.JSONField(default=dict)
-    queue = models.CharField(max_length=200, blank=True)
+    queue = models.CharField(max_length=LONGEST_NAME, blank=True)
     priority = models.PositiveSmallIntegerField(null=True)
     options = models.JSONField(default=dict, help_text="Further options of the message, as apply_async takes them.")
 
@@ -232,9 +233,9 @@ class Run(models.Model):
     queued_at = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
-    worker = models.CharField(max_length=200, blank=True)
+    worker = models.CharField(max_length=LONGEST_NAME, blank=True)
     lease_until = models.DateTimeField(null=True)
-    error_class = models.CharField(max_length=200, blank=True)
+    error_class = models.CharField(max_length=LONGEST_NAME, blank=True)
     error_text = models.TextField(blank=True)
 
     objects = RunQuerySet.as_manager()
@@ -318,8 +319,8 @@ class Attempt(models.Model):
     reason = models.TextField(blank=True)
     started_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(db_default=Now())
-    worker = models.CharField(max_length=200, blank=True)
-    error_class = models.CharField(max_length=200, blank=True)
+    worker = models.CharField(max_length=LONGEST_NAME, blank=True)
+    error_class = models.CharField(max_length=LONGEST_NAME, blank=True)
     error_text = models.TextField(blank=True)
 
     class Meta:

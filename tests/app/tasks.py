@@ -39,6 +39,17 @@ def fail(message: str) -> None:
     raise ValueError(message.replace("NUL", "\0"))
 
 
+class OddError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@shared_task(name="tests.fail_oddly")
+def fail_oddly() -> None:
+    """Raise what can neither be printed nor stored as it is."""
+    raise OddError("\ud800\0")
+
+
 @shared_task(name="tests.retry", bind=True, max_retries=2)
 def retry(self: Task, path: str) -> None:
     """Ask twice to be run again, then succeed."""

@@ -110,6 +110,13 @@ def test_it_records_a_failure_with_its_error(eventually):
     assert "raise ValueError(message.replace(" in run.error_text
 
 
+def test_it_records_an_error_that_can_neither_be_printed_nor_stored(eventually):
+    run = send("tests.fail_oddly")
+    eventually(lambda: ends(run))
+    assert (run.state, run.error_class) == (State.FAILED, "OddError")
+    assert run.reason == "tests.app.tasks.OddError: <exception str() failed>"
+
+
 def test_it_tries_a_failed_run_again_as_often_as_the_policy_says(eventually):
     run = send("tests.fail", "no", max_attempts=3, retry_delay=timedelta(milliseconds=10))
     eventually(lambda: ends(run))
