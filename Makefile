@@ -7,14 +7,15 @@
 #   make install                     .venv alone; PYTHON=/path/to/python3.12 chooses what it is made of
 PYTHON ?= python3
 BIN := .venv/bin
+WRITABLE := test -w . || { echo "This folder cannot be written: put the project into one that can." >&2; exit 1; }
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 
 .PHONY: run test lint lock install
 .NOTPARALLEL:
 
-# Without `.env` and without settings in the environment, this is somebody's first try: it is told so.
+# With no settings at all, in `.env` or in the environment, this is somebody's first try: then DEBUG is switched on.
 run: .venv/runs
-	@test -e .env || test -n "$${DEBUG+set}$${DATABASE_URL+set}" || echo DEBUG=true > .env
+	@test -e .env || test -n "$${DEBUG+set}$${DATABASE_URL+set}" || { $(WRITABLE); echo DEBUG=true > .env; }
 	@exec $(BIN)/python manage.py up --demo $(ARGS)
 
 test: .venv/develops
@@ -53,7 +54,7 @@ install: .venv/runs
 
 # Made anew, too, when the Python it was made of is gone.
 $(BIN)/python:
-	@test -w . || { echo "This folder cannot be written: put the project into one that can." >&2; exit 1; }
+	@$(WRITABLE)
 	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2> /dev/null \
 	  || { echo "Python 3.11 or newer is needed, but $(PYTHON) is" \
 	            "$$("$(PYTHON)" --version 2> /dev/null || echo missing): name another with PYTHON=/path/to/python3." >&2; exit 1; }

@@ -16,7 +16,7 @@ from celery import current_app
 from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, KombuError
 
 from jobs import policies
 from jobs.message import find_task
@@ -78,7 +78,7 @@ def _publish_one(run: Run, producer: Any) -> bool:
         return _refuse(run, f"no job is named {run.task!r}")
     try:
         task.apply_async(args=run.args, kwargs=run.kwargs, producer=producer, **_options(run))
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, EncodeError) as error:
         return _refuse(run, str(error))
     return True
 
@@ -114,4 +114,4 @@ def _sends(run: Run) -> int:
 
 def _broker_errors() -> tuple[type[BaseException], ...]:
     connection = current_app.connection_for_write()
-    return (OperationalError, *connection.connection_errors, *connection.channel_errors)
+    return (KombuError, *connection.connection_errors, *connection.channel_errors)

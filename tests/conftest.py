@@ -5,6 +5,7 @@ are skipped; where REQUIRE_SERVERS is set (CI) or TEST_DATABASE_URL or TEST_REDI
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -56,6 +57,18 @@ def redis(redis_server: redis_client.Redis) -> redis_client.Redis:
     """A client of the run's Redis, whose database is empty as the test begins."""
     redis_server.flushdb()
     return redis_server
+
+
+@pytest.fixture
+def frozen_broker(redis: redis_client.Redis) -> Iterator[None]:
+    """The run's Redis accepts connections and answers nothing, until the test is over."""
+    process = redis.info("server")["process_id"]
+    try:
+        os.kill(process, signal.SIGSTOP)
+    except (ProcessLookupError, PermissionError):
+        pytest.skip("The Redis named by TEST_REDIS_URL is not this run's own, to be stopped at will.")
+    yield
+    os.kill(process, signal.SIGCONT)
 
 
 @pytest.fixture(autouse=True)

@@ -87,6 +87,15 @@ def test_it_offers_again_what_nobody_sent_or_started(redis):
     assert dispatch.send_waiting() == 0
 
 
+def test_it_keeps_runs_waiting_while_the_broker_is_frozen(frozen_broker):
+    run = make_run()
+    with pytest.raises(dispatch.BrokerAwayError, match="runs wait in the ledger"):
+        dispatch.send_waiting()
+    run.refresh_from_db()
+    assert (run.state, run.sends) == (State.WAITING, 0)
+    assert database_now() < run.not_before + dispatch.SENDING
+
+
 @pytest.mark.django_db(transaction=True)
 def test_it_sends_each_run_once_with_many_senders_at_once(redis):
     for _ in range(40):

@@ -9,6 +9,7 @@ import pytest
 from django_celery_beat.models import PeriodicTask
 
 from jobs.models import Attempt, Policy, Run, State, database_now
+from project import embedded
 from tests.making import ends, lines, make_due, make_schedule, send
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -106,6 +107,31 @@ def test_it_loses_nothing_when_the_broker_is_emptied(processes, eventually, redi
     Run.objects.filter(id=lost.id).update(not_before=database_now())  # its patience is over
     eventually(lambda: ends(lost))
     assert lines(path) == [str(Run.objects.get(schedule=schedule).id), str(lost.id)]
+
+
+def test_it_goes_on_when_the_broker_was_killed_and_comes_back_empty(processes, eventually, servers, path, tmp_path):
+    broker = embedded.Valkey(servers.workspace.folder / "own")
+    broker.prepare()
+    command = [argument.replace("yes", "no") for argument in broker.command()]
+    elsewhere = {"BROKER_URL": embedded.broker_url(broker.url)}
+    first = servers.workspace.start(command, broker.log)
+    eventually(broker.answers)
+    processes.start_worker(env=elsewhere)
+    beat = processes.start_beat(env=elsewhere)
+    schedule = make_schedule(task="tests.note", args=[str(path)])
+    make_due(schedule)
+    eventually(lambda: len(lines(path)) == 1)
+    first.kill()
+    first.wait()
+    make_due(schedule)
+    eventually(lambda: "does not take messages" in beat.log)
+    assert Run.objects.filter(state=State.WAITING).count() == 1
+    second = servers.workspace.start(command, broker.log)
+    eventually(lambda: len(lines(path)) == 2, deadline=40)
+    eventually(lambda: not Run.objects.active().exists())
+    assert Run.objects.filter(state=State.SUCCEEDED).count() == 2
+    second.kill()
+    second.wait()
 
 
 def test_it_claims_while_the_broker_is_away_and_sends_when_it_is_back(processes, eventually, path):
