@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -77,12 +78,11 @@ def _renew(due: list[Held]) -> None:
     """One statement for all. A database that is away is asked again in a moment: the lease has three more chances."""
     attempts = Q(*(Q(id=held.run_id, attempt=held.attempt) for held in due), _connector=Q.OR)
     try:
-        Run.objects.filter(attempts, state=State.RUNNING).update(lease_until=Now() + lease())
+        with closing(connection):
+            Run.objects.filter(attempts, state=State.RUNNING).update(lease_until=Now() + lease())
     except Error:
         log.warning("The leases of %d runs could not be renewed.", len(due), exc_info=True)
         return
-    finally:
-        connection.close()
     for held in due:
         held.renewed_at = time.monotonic()
 
