@@ -80,6 +80,7 @@ def _retry(held: pulse.Held, args: Any, kwargs: Any, options: dict[str, Any]) ->
     run.attempt = held.attempt
     countdown, eta = options.get("countdown") or 0, options.get("eta")
     delay = maybe_make_aware(eta) - timezone.now() if eta else timedelta(seconds=countdown)
+    delay = min(delay, policies.LONGEST_COUNTDOWN)
     reason = f"the task asked to be run again in {delay.total_seconds():.0f} s"
     changes = {"args": list(args), "kwargs": kwargs, "options": {**run.options, "retries": options["retries"]}}
     pulse.release(held.task_id)

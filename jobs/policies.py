@@ -16,6 +16,8 @@ MISSED_AFTER = timedelta(seconds=60)
 LOST_ATTEMPTS = 3
 # The longest wait between two attempts.
 LONGEST_RETRY_DELAY = timedelta(hours=6)
+# The longest wait that a task may ask for itself: a date that no calendar holds could not be read back.
+LONGEST_COUNTDOWN = timedelta(days=3650)
 # How long a sent message may go without a start before it counts as lost; doubles with each sending, up to an hour.
 FIRST_PATIENCE = timedelta(seconds=20)
 LONGEST_PATIENCE = timedelta(hours=1)
@@ -126,7 +128,7 @@ def retry_delay(attempt: int, max_attempts: int, base: timedelta) -> timedelta |
     """
     if attempt >= max_attempts:
         return None
-    delay = min(base * _doubled(attempt), LONGEST_RETRY_DELAY)
+    delay = min(min(base, LONGEST_RETRY_DELAY) * _doubled(attempt), LONGEST_RETRY_DELAY)
     return delay * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, guards nothing
 
 

@@ -64,6 +64,11 @@ def retry_for_ever(self: Task, path: str) -> None:
     raise self.retry(countdown=0, exc=ValueError("still not"))
 
 
+@shared_task(name="tests.retry_in", bind=True)
+def retry_in(self: Task, seconds: float) -> None:
+    raise self.retry(countdown=seconds)
+
+
 @shared_task(name="tests.ignore")
 def ignore() -> None:
     raise Ignore

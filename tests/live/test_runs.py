@@ -136,6 +136,16 @@ def test_it_keeps_a_task_s_own_retries_as_attempts_of_one_run(eventually, path):
     assert lines(Path(f"{path}.bad")) == ["0", "1"]
 
 
+def test_it_keeps_dates_readable_however_long_a_task_wants_to_wait(eventually):
+    run = send("tests.retry_in", 1e12)
+    eventually(lambda: ends(run) or run.attempt == 2)
+    assert (run.state, run.attempt) == (State.WAITING, 2)
+    assert run.not_before > database_now() + timedelta(days=3000)
+    hopeless = send("tests.retry_in", 1e300)
+    eventually(lambda: ends(hopeless))
+    assert hopeless.state == State.FAILED
+
+
 @pytest.mark.parametrize(("task", "state"), [("tests.ignore", "succeeded"), ("tests.reject", "failed")])
 def test_it_ends_a_run_whose_task_ends_itself(eventually, task, state):
     run = send(task)

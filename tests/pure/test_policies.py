@@ -97,6 +97,7 @@ def test_it_doubles_the_delay_between_attempts_up_to_a_cap():
         delay = retry_delay(attempt, 9, base)
         assert expected * 0.9 <= delay.total_seconds() <= expected * 1.1
     assert retry_delay(30_000, 32_000, base) <= LONGEST_RETRY_DELAY * 1.1
+    assert retry_delay(99, 100, timedelta.max) <= LONGEST_RETRY_DELAY * 1.1
 
 
 @pytest.mark.parametrize(("attempt", "most", "again"), [(1, 1, False), (1, 2, True), (2, 2, False), (3, 2, False)])
