@@ -21,7 +21,7 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django_celery_beat.admin import PeriodicTaskForm
-from django_celery_beat.models import PeriodicTask
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from jobs import calendar, claim, dispatch
 from jobs.message import message_of
@@ -42,6 +42,18 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
         try:
             calendar.spec_of(schedule, timezone.now())
             message_of(schedule, Policy())
+        except Invalid as error:
+            raise ValidationError(str(error)) from error
+        return data
+
+
+class TimingForm(forms.ModelForm[Any]):
+    """For the rows that say when: refuses what never comes, however the stock validators like it."""
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or {}
+        try:
+            calendar.timing_of(self._meta.model(**data), timezone.now())
         except Invalid as error:
             raise ValidationError(str(error)) from error
         return data
@@ -99,7 +111,12 @@ def _switch(request: HttpRequest, queryset: QuerySet[PeriodicTask], *, enabled: 
     messages.success(request, f"{chosen.count()} schedules are {'enabled' if enabled else 'disabled'}.")
 
 
-admin.site.unregister(PeriodicTask)
+admin.site.unregister([PeriodicTask, CrontabSchedule, IntervalSchedule])
+
+
+@admin.register(CrontabSchedule, IntervalSchedule)
+class TimingAdmin(admin.ModelAdmin[Any]):
+    form = TimingForm
 
 
 @admin.register(PeriodicTask)

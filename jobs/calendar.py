@@ -95,13 +95,15 @@ def spec_of(schedule: PeriodicTask, since: datetime) -> Spec:
     kinds = [kind for kind in KINDS if getattr(schedule, f"{kind}_id") is not None]
     if len(kinds) != 1:
         raise Invalid("Choose exactly one of interval, crontab, solar or clocked.")
-    return Spec(_timing(schedule, kinds[0], since), start=schedule.start_time, end=schedule.expires)
+    timing = timing_of(getattr(schedule, kinds[0]), schedule.start_time or since)
+    return Spec(timing, start=schedule.start_time, end=schedule.expires)
 
 
-def _timing(schedule: PeriodicTask, kind: str, since: datetime) -> Timing:
-    row: Any = getattr(schedule, kind)
+def timing_of(row: Any, grid_from: datetime) -> Timing:
+    """The calendar's view of a row of one of `KINDS`. Raises `Invalid` with the reason."""
+    kind = next(kind for kind, model in KINDS.items() if isinstance(row, model))
     if kind == "interval":
-        return Interval(_length(row), schedule.start_time or since)
+        return Interval(_length(row), grid_from)
     if kind == "crontab":
         return Crontab(**{field: getattr(row, field) for field in CRONTAB_FIELDS}, zone=str(row.timezone))
     if kind == "clocked":

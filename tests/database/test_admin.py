@@ -7,7 +7,7 @@ from html import unescape
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.urls import reverse
-from django_celery_beat.models import PeriodicTask
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from jobs.models import Policy, Run, State, Trigger, database_now
 from tests.making import make_run, make_schedule
@@ -16,6 +16,8 @@ pytestmark = pytest.mark.django_db
 
 SCHEDULES = reverse("admin:django_celery_beat_periodictask_changelist")
 NEW = reverse("admin:django_celery_beat_periodictask_add")
+NEW_CRONTAB = reverse("admin:django_celery_beat_crontabschedule_add")
+NEW_INTERVAL = reverse("admin:django_celery_beat_intervalschedule_add")
 RUNS = reverse("admin:jobs_run_changelist")
 
 
@@ -159,6 +161,37 @@ def test_it_refuses_what_could_never_run_with_a_sentence(admin_client, fields, s
     assert PeriodicTask.objects.filter(name="new").exists() is (sentence is None)
     if sentence:
         assert sentence in page
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"day_of_week": "-1"}, "day"),
+        ({"day_of_week": "7"}, "day"),
+        ({"day_of_month": "31", "month_of_year": "2"}, "month"),
+        ({"minute": "*/0"}, "must be from 1 to 60"),
+        ({"timezone": "Mars/Phobos"}, "Select a valid choice"),
+    ],
+)
+def test_it_refuses_a_crontab_that_never_comes(admin_client, fields, sentence):
+    every = dict.fromkeys(("minute", "hour", "day_of_month", "month_of_year", "day_of_week"), "*")
+    page = text(admin_client.post(NEW_CRONTAB, {**every, "timezone": "UTC", **fields}))
+    assert sentence in page.split("Please correct the error")[1]
+    assert not CrontabSchedule.objects.exists()
+
+
+def test_it_lists_a_crontab_that_was_written_past_the_form(admin_client):
+    CrontabSchedule.objects.bulk_create([CrontabSchedule(day_of_week="-1")])
+    assert "* * * * -1" in text(admin_client.get(reverse("admin:django_celery_beat_crontabschedule_changelist")))
+    address = reverse("admin:django_celery_beat_crontabschedule_change", args=[CrontabSchedule.objects.get().pk])
+    assert "-1" in admin_client.get(address).content.decode()
+
+
+@pytest.mark.parametrize(("every", "period"), [("0", "days"), ("1", "microseconds"), ("1000000000", "days")])
+def test_it_refuses_an_interval_that_cannot_be_kept(admin_client, every, period):
+    page = text(admin_client.post(NEW_INTERVAL, {"every": every, "period": period}))
+    assert "Please correct the error" in page
+    assert not IntervalSchedule.objects.exists()
 
 
 def test_it_runs_a_schedule_now_for_the_person_who_asked(admin_client, redis, django_capture_on_commit_callbacks):
