@@ -109,6 +109,13 @@ def test_it_finds_runs_by_schedule_name_and_id(admin_client):
         assert "1 run" in page
 
 
+@pytest.mark.parametrize(("value", "shown"), [("waiting", True), ("failed", False), ("\x00", True), ("x", True)])
+def test_it_filters_runs_by_known_states_only(admin_client, value, shown):
+    make_run(make_schedule("nightly"))
+    page = text(admin_client.get(RUNS, {"state__exact": value}, follow=True))
+    assert ("nightly" in page) is shown
+
+
 def test_it_makes_a_schedule_with_its_policy(admin_client):
     make_schedule("other")
     interval = PeriodicTask.objects.get().interval_id
@@ -139,6 +146,7 @@ def test_it_changes_a_policy_and_leaves_the_next_due_moment_alone(admin_client):
         ({"args": "{}"}, "must be a JSON list"),
         ({"kwargs": '["a"]'}, "must be a JSON object"),
         ({"headers": "[]"}, "must be a JSON object"),
+        ({"args": "[" * 3000}, "not valid JSON"),
         ({"headers": '{"task": "tests.die"}'}, "belong to Celery"),
         ({"args": '["\\u0000"]'}, "control characters"),
         ({"name": "\x00"}, "Null characters are not allowed"),
