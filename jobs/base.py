@@ -8,7 +8,9 @@ The base of every task by the application in project/celery.py: nothing needs to
 
 import logging
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from traceback import format_exception_only
 from typing import Any
 from uuid import UUID
@@ -17,7 +19,8 @@ from celery import signals, states
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError
 from celery.utils.time import maybe_make_aware
-from django.db import DatabaseError
+from django.db import Error as DatabaseError
+from django.db import connection
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -106,14 +109,23 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
+def _write(end: Callable[[], object]) -> None:
+    """Record an end, on a new connection if the task left a broken one: what is not recorded is run again."""
+    try:
+        end()
+    except DatabaseError:
+        connection.close()
+        end()
+
+
 def _on_success(sender: Any, **_: Any) -> None:
     if held := pulse.release(sender.request.id):
-        Run.objects.finish(held.run_id, held.attempt, State.SUCCEEDED)
+        _write(partial(Run.objects.finish, held.run_id, held.attempt, State.SUCCEEDED))
 
 
 def _on_failure(task_id: str, exception: BaseException, einfo: Any = None, **_: Any) -> None:
     if held := pulse.release(task_id):
-        fail(held.run_id, held.attempt, exception, str(getattr(einfo, "traceback", "")))
+        _write(partial(fail, held.run_id, held.attempt, exception, str(getattr(einfo, "traceback", ""))))
     elif isinstance(exception, (TimeLimitExceeded, WorkerLostError)):
         _on_child_gone(task_id, exception)
 
@@ -121,7 +133,7 @@ def _on_failure(task_id: str, exception: BaseException, einfo: Any = None, **_: 
 def _on_postrun(task_id: str, state: str | None = None, **_: Any) -> None:
     if state in CHOSEN and (held := pulse.release(task_id)):
         final, reason = CHOSEN[state]
-        Run.objects.finish(held.run_id, held.attempt, final, reason=reason)
+        _write(partial(Run.objects.finish, held.run_id, held.attempt, final, reason=reason))
 
 
 def _on_child_gone(task_id: str, exception: BaseException) -> None:

@@ -138,11 +138,13 @@ def _runs_of(policy: Policy, now: datetime, busy: policies.Busy | None) -> list[
         moments, policy.next_due_at = _moments(policy, first, now)
         more = policy.next_due_at is not None and policy.next_due_at <= now
         decisions, message = _decide(policy, moments, now, busy, more=more)
+        return [_run(policy, decision, message, now) for decision in decisions]
     except Exception as error:
         log.exception("Schedule %s cannot be computed.", policy.pk, extra={"action": "claim", "schedule": policy.pk})
         policy.next_due_at, policy.invalid_reason = None, f"It cannot be computed: {error}"
-        decisions, message = policies.skip([first], f"invalid: {policy.invalid_reason}"), None
-    return [_run(policy, decision, message, now) for decision in decisions]
+        policy.schedule.expire_seconds = None  # it may be what could not be computed
+        (decision,) = policies.skip([first], f"invalid: {policy.invalid_reason}")
+        return [_run(policy, decision, None, now)]
 
 
 def _moments(policy: Policy, first: datetime, now: datetime) -> tuple[list[datetime], datetime | None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject
+from django.db import connection
 
 DEADLINE = 60.0  # seconds after which a forgotten task gives up
 
@@ -48,6 +49,14 @@ class OddError(Exception):
 def fail_oddly() -> None:
     """Raise what can neither be printed nor stored as it is."""
     raise OddError("\ud800\0")
+
+
+@shared_task(name="tests.break_connection", bind=True)
+def break_connection(self: Task, path: str) -> None:
+    """Leave a line, and the database connection as a restarted server leaves it."""
+    _append(path, self.request.id)
+    connection.ensure_connection()
+    connection.connection.close()
 
 
 @shared_task(name="tests.retry", bind=True, max_retries=2)

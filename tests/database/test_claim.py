@@ -197,6 +197,17 @@ def test_it_flags_a_schedule_without_any_timing_and_runs_all_others():
     assert "exactly one" in Run.objects.get(schedule=bad).reason
 
 
+def test_it_flags_an_expiry_beyond_every_calendar_and_runs_all_others():
+    bad, good = make_schedule("bad"), make_schedule("good")
+    seconds = 10**15 if connection.vendor == "sqlite" else 2**31 - 1  # what the column holds
+    PeriodicTask.objects.filter(pk=bad.pk).update(expire_seconds=seconds)
+    make_due(bad, ago=SECOND)
+    make_due(good)
+    expected = {good} if connection.vendor == "sqlite" else {bad, good}
+    assert {run.schedule for run in claim_all()} == expected
+    assert Run.objects.count() == 2
+
+
 def test_it_clears_the_flag_when_the_row_is_mended():
     schedule = make_schedule(task="tests.nothin")
     make_due(schedule)

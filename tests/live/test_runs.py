@@ -102,6 +102,13 @@ def test_it_starts_a_run_once_however_often_its_message_comes(eventually, path):
     assert lines(path) == [str(run.id), str(last.id)]
 
 
+def test_it_records_the_end_of_a_run_whose_connection_broke(eventually, path):
+    run = send("tests.break_connection", str(path))
+    eventually(lambda: ends(run))
+    assert (run.state, run.attempt) == (State.SUCCEEDED, 1)
+    assert lines(path) == [str(run.id)]
+
+
 def test_it_records_a_failure_with_its_error(eventually):
     run = send("tests.fail", "as NUL asked")
     eventually(lambda: ends(run))
