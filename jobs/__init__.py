@@ -5,10 +5,14 @@ Pure, without Django:
     policies      what should happen to a due moment, a failed attempt, a lost one?
 Data:
     models        the ledger: policies, runs, attempts; the only way a run changes its state
+    bulk          writes many rows in one statement
 Capabilities:
     calendar      when is a `PeriodicTask` due next, and has it changed?
     message       what does it ask Celery to run?
     claim         writes due moments into the ledger, each once
+    ask           writes down runs that somebody asks for: by hand, as a backfill
+    release       when may a run start that waits for another one to end?
+    envelope      what does Celery make of a run's message?
     dispatch      hands runs to Celery
     rescue        what becomes of runs that nobody will finish?
     pulse         keeps the runs of this process alive

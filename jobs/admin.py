@@ -24,7 +24,7 @@ from django.utils.safestring import SafeString
 from django_celery_beat.admin import PeriodicTaskForm
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from jobs import calendar, claim, dispatch
+from jobs import ask, calendar, dispatch
 from jobs.message import message_of
 from jobs.models import Attempt, FeedEntry, Policy, Run
 from jobs.occurrences import Invalid
@@ -83,7 +83,7 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
 def run_now(_: admin.ModelAdmin[PeriodicTask], request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
     for schedule in queryset:
         try:
-            run = claim.request(schedule, actor=request.user.get_username())
+            run = ask.run_now(schedule, actor=request.user.get_username())
         except Invalid as error:
             messages.error(request, f"“{schedule.name}” cannot run: {error}")
             continue

@@ -25,8 +25,8 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from jobs import policies, pulse
-from jobs.dispatch import ATTEMPT_HEADER
-from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Run, State
+from jobs.envelope import ATTEMPT_HEADER
+from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Policy, Run, State
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,9 @@ def _retry(held: pulse.Held, args: Any, kwargs: Any, options: dict[str, Any]) ->
     reason = f"the task asked to be run again in {delay.total_seconds():.0f} s"
     changes = {"args": list(args), "kwargs": kwargs, "options": {**run.options, "retries": options["retries"]}}
     pulse.release(held.task_id)
+    if run.cancel_reason:
+        Run.objects.finish(run.id, run.attempt, State.CANCELLED, reason=run.cancel_reason)
+        return
     run.return_to_waiting(Run.objects.all(), Attempt.Outcome.RETRIED, delay, reason=reason, **changes)
 
 
@@ -98,10 +101,12 @@ def fail(run_id: UUID, attempt: int, exception: BaseException, text: str) -> Non
     sentence = _storable(format_exception_only(exception)[-1].strip())[:LONGEST_REASON]
     error = {"error_class": kind, "error_text": _storable(text)[-LONGEST_ERROR_TEXT:]}
     delay = policies.retry_delay(attempt, run.policy.max_attempts, run.policy.retry_delay)
-    if delay is None:
-        Run.objects.finish(run_id, attempt, State.FAILED, reason=sentence, **error)
-    else:
+    if run.cancel_reason:
+        Run.objects.finish(run_id, attempt, State.CANCELLED, reason=run.cancel_reason, **error)
+    elif delay is not None:
         run.return_to_waiting(Run.objects.all(), Attempt.Outcome.FAILED, delay, reason=sentence, **error)
+    elif Run.objects.finish(run_id, attempt, State.FAILED, reason=sentence, **error):
+        Policy.objects.filter(pk=run.schedule_id).pause_if_failing()
 
 
 def _storable(text: str) -> str:

@@ -1,33 +1,51 @@
 """When is a schedule due next? Joins django-celery-beat's rows to `occurrences`, and notices every change of them.
 
 Its one rule: `Policy.next_due_at` is computed when the timing changes, from that moment on, so nothing ever fires
-because it was edited, enabled or resumed. A moment that was already due then stays due.
+because it was edited, enabled or resumed. A moment that was already due then stays due, under the timing it had.
 
 A saved row is noticed in its own transaction. `QuerySet.update()`, `bulk_create`, fixtures and plain SQL send no
 signal: the fingerprint of each timing, compared inside the database, shows them to the next `sweep`.
 """
 
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
+from django.db import connection, transaction
 from django.db.models import F, Func, Model, Q, QuerySet, TextField, Value
 from django.db.models.functions import Cast, Coalesce
-from django.db.models.signals import post_save
+from django.db.models.signals import post_delete, post_save, pre_delete
 from django_celery_beat.models import (
     ClockedSchedule,
     CrontabSchedule,
     IntervalSchedule,
     PeriodicTask,
+    PeriodicTasks,
     SolarSchedule,
 )
 
+from jobs import bulk
 from jobs.models import Policy, database_now
-from jobs.occurrences import Clocked, Crontab, Interval, Invalid, Spec, Timing, next_occurrence
+from jobs.occurrences import (
+    FOREVER,
+    Clocked,
+    Crontab,
+    Interval,
+    Invalid,
+    Solar,
+    Spec,
+    Timing,
+    as_text,
+    from_text,
+    next_occurrence,
+    occurrences,
+)
 
 KINDS = {"interval": IntervalSchedule, "crontab": CrontabSchedule, "solar": SolarSchedule, "clocked": ClockedSchedule}
 CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 # Changed schedules that are taken at a time, so that memory stays bounded after a bulk load.
 BATCH = 2000
+COMPUTED = ("next_due_at", "timing", "timing_since", "fingerprint", "former", "invalid_reason")
 
 # Every column that has a say in when a schedule is due.
 TIMING_COLUMNS = (
@@ -44,50 +62,79 @@ def _fingerprint() -> Func:
 
 
 def changed(schedules: QuerySet[PeriodicTask]) -> QuerySet[PeriodicTask]:
-    """Those whose timing is not the one their `next_due_at` was computed from."""
-    annotated: QuerySet[PeriodicTask] = (
-        schedules.annotate(fingerprint=_fingerprint())
-        .exclude(policy__fingerprint=F("fingerprint"))
-        .select_related("policy", *KINDS)
-    )
-    return annotated
+    """Those whose timing is not the one their `next_due_at` was computed from, by primary key."""
+    annotated: QuerySet[PeriodicTask] = schedules.annotate(fingerprint=_fingerprint())
+    return annotated.exclude(policy__fingerprint=F("fingerprint")).select_related(*KINDS).order_by("pk")
 
 
-def refresh(schedules: QuerySet[PeriodicTask]) -> int:
+def refresh(schedules: QuerySet[PeriodicTask], *, wait: bool = True) -> int:
     """Compute `next_due_at` of the changed ones among `schedules`; returns how many there were.
 
-    Two processes may do this at once: both write what they read, and a row that changed in between shows up again.
+    A policy that somebody else has locked is waited for, or left for another time where `wait` is off.
     """
-    total = 0
-    while stale := list(changed(schedules)[:BATCH]):
-        now = database_now()
-        Policy.objects.bulk_create(
-            [_renewed(schedule, now) for schedule in stale],
-            update_conflicts=True,
-            unique_fields=["schedule"],
-            update_fields=["next_due_at", "timing_since", "fingerprint", "invalid_reason"],
-        )
-        total += len(stale)
-        if len(stale) < BATCH:
-            break
+    total, last = 0, 0
+    while stale := list(changed(schedules).filter(pk__gt=last)[:BATCH]):
+        total += _renew({schedule.pk: schedule for schedule in stale}, wait=wait)
+        last = stale[-1].pk
     return total
 
 
 def sweep() -> int:
     """Find changes that no signal told of; returns how many schedules had one."""
-    return refresh(PeriodicTask.objects.all())
+    return refresh(PeriodicTask.objects.all(), wait=False)
 
 
-def _renewed(schedule: PeriodicTask, now: datetime) -> Policy:
-    before: Policy | None = getattr(schedule, "policy", None)
-    policy = Policy(schedule=schedule, timing_since=now, fingerprint=schedule.fingerprint)
+def version() -> object:
+    """Something that differs when any schedule may have been changed since it was asked last; far cheaper than a sweep.
+
+    PostgreSQL numbers every version of a row (xmin), SQLite every commit of another connection.
+    """
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            cursor.execute("PRAGMA data_version")
+        else:
+            tables = [connection.ops.quote_name(model._meta.db_table) for model in (PeriodicTask, *KINDS.values())]
+            sums = (f"(SELECT (count(*), sum(xmin::text::bigint))::text FROM {table})" for table in tables)  # noqa: S608 - table names of models
+            cursor.execute(f"SELECT {', '.join(sums)}")
+        return cursor.fetchone()
+
+
+def _renew(schedules: dict[int, Any], *, wait: bool) -> int:
+    with transaction.atomic():
+        known = Policy.objects.filter(pk__in=schedules)
+        new = schedules.keys() - set(known.values_list("pk", flat=True))
+        bulk.insert(Policy, [Policy(schedule_id=pk) for pk in sorted(new)])
+        locked = list(known.select_for_update(skip_locked=not wait).order_by("pk"))
+        now = database_now()
+        for policy in locked:
+            _compute(policy, schedules[policy.pk], now)
+        bulk.update(Policy, locked, COMPUTED)
+    return len(locked)
+
+
+def _compute(policy: Policy, schedule: Any, now: datetime) -> None:
+    """Set what follows from the timing. What was due under the timing before stays due, and is remembered with it."""
+    owed_from = policy.owed_from or policy.next_due_at
+    is_owed = owed_from is not None and owed_from <= now
+    if is_owed:
+        policy.former = [*(policy.former or ()), (policy.timing, now.isoformat())]
+    policy.timing, policy.timing_since, policy.fingerprint = "", now, schedule.fingerprint
+    policy.invalid_reason, upcoming = "", None
     try:
-        upcoming = next_occurrence(spec_of(schedule, now), after=now) if schedule.enabled else None
+        spec = spec_of(schedule, now)
+        if schedule.enabled:
+            policy.timing, upcoming = as_text(spec), next_occurrence(spec, after=now)
     except Invalid as error:
-        policy.invalid_reason, upcoming = str(error), None
-    is_owed = before is not None and before.next_due_at is not None and before.next_due_at <= now
-    policy.next_due_at = before.next_due_at if before and is_owed else upcoming
-    return policy
+        policy.invalid_reason = str(error)
+    if not is_owed:
+        policy.next_due_at = upcoming
+
+
+def upcoming(policy: Policy, count: int) -> list[datetime]:
+    """The next due moments of a schedule, whatever its pause says; none where it is disabled or cannot be computed."""
+    if not policy.timing:
+        return []
+    return list(islice(occurrences(from_text(policy.timing), database_now(), FOREVER), count))
 
 
 def spec_of(schedule: PeriodicTask, since: datetime) -> Spec:
@@ -108,7 +155,7 @@ def timing_of(row: Any, grid_from: datetime) -> Timing:
         return Crontab(**{field: getattr(row, field) for field in CRONTAB_FIELDS}, zone=str(row.timezone))
     if kind == "clocked":
         return Clocked(row.clocked_time)
-    raise Invalid("Solar schedules cannot be run yet: use a crontab.")
+    return Solar(row.event, float(row.latitude), float(row.longitude))
 
 
 def _length(interval: IntervalSchedule) -> timedelta:
@@ -131,5 +178,10 @@ def _on_save(sender: type[Model], instance: Any, raw: bool = False, **_: Any) ->
 
 
 def connect() -> None:
+    """Listen to saves, and keep django-celery-beat from locking one row for all in each of them: nobody reads it."""
+    PeriodicTask.no_changes = True
+    for model in KINDS.values():
+        for signal in (post_save, pre_delete, post_delete):
+            signal.disconnect(PeriodicTasks.update_changed, sender=model)
     for model in (PeriodicTask, *KINDS.values()):
         post_save.connect(_on_save, sender=model, dispatch_uid=f"jobs.calendar.{model.__name__}")

@@ -10,7 +10,6 @@ A message is an ordinary Celery message with the run's id as its task id, so tha
 import logging
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
 from celery import current_app
 from django.db import transaction
@@ -19,13 +18,11 @@ from django.db.models.functions import Now
 from kombu.exceptions import EncodeError, KombuError
 
 from jobs import policies
-from jobs.message import find_task
+from jobs.envelope import Envelopes, Sendable
 from jobs.models import SENDING, UNSTARTED, Run, State, database_now
 
 log = logging.getLogger(__name__)
 
-# The header that says which attempt of its run a message starts.
-ATTEMPT_HEADER = "punctual_attempt"
 BATCH = 500  # messages per pipeline
 
 
@@ -33,7 +30,7 @@ class BrokerAwayError(Exception):
     """The broker did not take the messages: the runs stay in the ledger and are sent when it is back."""
 
 
-def send(runs: Sequence[Run]) -> None:
+def send(runs: Sequence[Sendable]) -> None:
     """Publish these runs and mark them as queued. They must be committed, and the caller's alone for `SENDING`.
 
     A run whose message cannot be made ends as failed, with the reason. Raises `BrokerAwayError` when nothing was taken.
@@ -64,43 +61,31 @@ def _take() -> list[Run]:
     return runs
 
 
-def _publish(runs: Sequence[Run]) -> list[Run]:
+def _publish(runs: Sequence[Sendable]) -> list[Sendable]:
     try:
-        with current_app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch():  # type: ignore[attr-defined] # new in kombu 5.7
-            return [run for run in runs if _publish_one(run, producer)]
+        with current_app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch(BATCH):  # type: ignore[attr-defined] # new in kombu 5.7
+            envelopes = Envelopes(producer)
+            return [run for run in runs if _publish_one(run, envelopes)]
     except _broker_errors() as error:
         raise BrokerAwayError(f"The broker does not take messages ({error}): runs wait in the ledger.") from error
 
 
-def _publish_one(run: Run, producer: Any) -> bool:
-    task = find_task(run.task)
-    if task is None:
-        return _refuse(run, f"no job is named {run.task!r}")
+def _publish_one(run: Sendable, envelopes: Envelopes) -> bool:
     try:
-        task.apply_async(args=run.args, kwargs=run.kwargs, producer=producer, **_options(run))
+        envelopes.publish(run)
     except (LookupError, TypeError, ValueError, EncodeError) as error:
         return _refuse(run, str(error))
     return True
 
 
-def _refuse(run: Run, why: str) -> bool:
+def _refuse(run: Sendable, why: str) -> bool:
     log.warning("Run %s cannot be sent: %s", run.id, why, extra={"action": "dispatch", "run": str(run.id)})
     this = Run.objects.filter(id=run.id, attempt=run.attempt)
     this.move({State.WAITING}, State.FAILED, reason=f"could not be sent: {why}")
     return False
 
 
-def _options(run: Run) -> dict[str, Any]:
-    options = dict(run.options)
-    options["headers"] = {**options.get("headers", {}), ATTEMPT_HEADER: run.attempt}
-    if run.queue:
-        options["queue"] = run.queue
-    if run.priority is not None:
-        options["priority"] = run.priority
-    return {**options, "task_id": str(run.id), "retry": False}
-
-
-def _mark_queued(runs: Sequence[Run]) -> None:
+def _mark_queued(runs: Sequence[Sendable]) -> None:
     """Note the sending. What has started meanwhile is no longer waiting, and stays as it is."""
     for sends, group in groupby(sorted(runs, key=_sends), key=_sends):
         sent = Run.objects.filter(id__in=[run.id for run in group])
@@ -108,7 +93,7 @@ def _mark_queued(runs: Sequence[Run]) -> None:
         sent.move({State.WAITING}, State.QUEUED, queued_at=Now(), sends=F("sends") + 1, not_before=again_at)
 
 
-def _sends(run: Run) -> int:
+def _sends(run: Sendable) -> int:
     return run.sends
 
 

@@ -11,9 +11,7 @@ from functools import cache
 from typing import Any, cast
 
 from celery import current_app
-from django_celery_beat.models import PeriodicTask
 
-from jobs.models import Policy
 from jobs.occurrences import Invalid
 
 LONGEST_ARGUMENTS = 16_384  # characters of JSON
@@ -68,8 +66,11 @@ class Message:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def message_of(schedule: PeriodicTask, policy: Policy) -> Message:
-    """The message of the next run of `schedule`. Raises `Invalid` with a sentence that says what to mend."""
+def message_of(schedule: Any, policy: Any) -> Message:
+    """The message of the next run of a schedule. Raises `Invalid` with a sentence that says what to mend.
+
+    Anything will do that has the columns of a `PeriodicTask` and of a `Policy`.
+    """
     args = _json(schedule.args, "Positional arguments", list)
     kwargs = _json(schedule.kwargs, "Keyword arguments", dict)
     _check_fits(schedule.task, args, kwargs)
@@ -95,7 +96,7 @@ def _tasks() -> dict[str, Any]:
     return cast("dict[str, Any]", current_app.tasks)
 
 
-def _options(schedule: PeriodicTask, policy: Policy) -> dict[str, Any]:
+def _options(schedule: Any, policy: Any) -> dict[str, Any]:
     headers = _json(schedule.headers, "Message headers", dict)
     if taken := sorted(OWN_HEADERS.intersection(headers)):
         raise Invalid(f"Message headers must not set {', '.join(taken)}: these belong to Celery.")
@@ -106,7 +107,7 @@ def _options(schedule: PeriodicTask, policy: Policy) -> dict[str, Any]:
         "time_limit": policy.time_limit,
         "ignore_result": None if policy.keep_result is None else not policy.keep_result,
     }
-    return {name: value for name, value in options.items() if value not in (None, "", {})}
+    return {**(policy.options or {}), **{name: value for name, value in options.items() if value not in (None, "", {})}}
 
 
 def _check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -132,7 +133,7 @@ def _json(text: str | None, what: str, kind: type[Any]) -> Any:
     if len(text) > LONGEST_ARGUMENTS:
         raise Invalid(f"{what} are longer than {LONGEST_ARGUMENTS} characters: pass an id and let the job look it up.")
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise Invalid(f"{what} are not valid JSON: {error}") from error
     if not isinstance(value, kind):
@@ -157,6 +158,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key stands twice")
     return result
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
 
 
 def _check_storable(value: Any, what: str, depth: int) -> None:

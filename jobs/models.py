@@ -11,13 +11,13 @@ import secrets
 from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import connection, models, transaction
-from django.db.models import F, Q
-from django.db.models.functions import Now
+from django.db.models import Case, F, Q, When
+from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
@@ -42,7 +42,8 @@ def database_now() -> datetime:
 def new_run_id() -> UUID:
     """A random id that sorts by time (UUID version 7, RFC 9562), so that new rows stay together in the index."""
     milliseconds = int(timezone.now().timestamp() * 1000)
-    return UUID(int=milliseconds << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62))
+    random = secrets.randbits(74)
+    return UUID(int=milliseconds << 80 | 7 << 76 | random >> 62 << 64 | 2 << 62 | random & (1 << 62) - 1)
 
 
 def lease() -> timedelta:
@@ -71,11 +72,25 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 UNSTARTED = frozenset({State.WAITING, State.QUEUED})
 ACTIVE = frozenset(TRANSITIONS)
 TERMINAL = frozenset(State) - ACTIVE
+ENDED_BY_ITSELF = frozenset({State.SUCCEEDED, State.FAILED, State.LOST})
 
 
 class Trigger(models.TextChoices):
     SCHEDULE = "schedule"
     MANUAL = "manual"
+    BACKFILL = "backfill"
+
+
+CATCH_UP_CHOICES = [
+    (policies.CatchUp.NONE, "run none of them"),
+    (policies.CatchUp.LATEST, "run the latest one"),
+    (policies.CatchUp.ALL, "run all of them"),
+]
+
+
+PAUSED = Q(paused_at__isnull=False, paused_until__isnull=True) | Q(paused_until__gt=Now())
+# What a pause held back is due again; the next claim decides about it anew.
+NOTHING_HELD_BACK: dict[str, Any] = {"next_due_at": Coalesce("owed_from", "next_due_at"), "owed_from": None}
 
 
 class PolicyQuerySet(models.QuerySet["Policy"]):
@@ -83,34 +98,87 @@ class PolicyQuerySet(models.QuerySet["Policy"]):
         """Schedules with a due moment, the longest waiting first (index policy_next_due)."""
         return self.filter(next_due_at__lte=now).order_by("next_due_at")
 
+    def paused(self) -> "PolicyQuerySet":
+        """Schedules whose pause is not over."""
+        return self.filter(PAUSED)
+
+    def pause(self, by: str, reason: str = "", until: datetime | None = None, catch_up: str = "none") -> int:
+        """Run nothing that falls due from now on until `until` (None: until `resume`); returns how many were paused.
+
+        `catch_up`, one of `policies.CatchUp`, says which of the moments that pass meanwhile are run afterwards.
+        A pause that is on goes on with the new words.
+        """
+        return self.update(
+            paused_at=Case(When(PAUSED, then=F("paused_at")), default=Now()),
+            paused_until=until,
+            paused_by=by,
+            pause_reason=reason,
+            pause_catch_up=catch_up,
+            **NOTHING_HELD_BACK,
+        )
+
+    def resume(self) -> int:
+        """End the pause now: of what was due meanwhile runs what the pause said, and nothing else starts early."""
+        return self.paused().update(paused_until=Now(), **NOTHING_HELD_BACK)
+
+    def pause_if_failing(self) -> bool:
+        """Pause this one schedule if as many of its runs failed in a row as its policy allows; says whether it did."""
+        policy = self.filter(pause_after_failures__isnull=False).first()
+        if policy is None:
+            return False
+        last = Run.objects.of_schedule(policy.pk).filter(trigger=Trigger.SCHEDULE, state__in=ENDED_BY_ITSELF)
+        if policy.paused_at is not None:  # what failed before a person resumed it is forgiven
+            last = last.filter(finished_at__gt=policy.paused_until or policy.paused_at)
+        states = list(last.values_list("state", flat=True)[: policy.pause_after_failures])
+        if len(states) < (policy.pause_after_failures or 0) or State.SUCCEEDED in states:
+            return False
+        reason = f"{len(states)} runs in a row failed"
+        return bool(self.exclude(pk__in=self.paused()).pause(by="Punctual", reason=reason))
+
 
 class Policy(models.Model):
     """What a schedule does beyond being due, and when it is due next. One row for each `PeriodicTask`."""
 
     schedule = models.OneToOneField(PeriodicTask, models.CASCADE, primary_key=True, related_name="policy")
     next_due_at = models.DateTimeField(null=True, editable=False, help_text="Empty: nothing to come.")
+    timing = models.TextField(editable=False, default="", help_text="What next_due_at was computed from, as a Spec.")
     timing_since = models.DateTimeField(null=True, editable=False, help_text="When the present timing took effect.")
-    fingerprint = models.TextField(editable=False, default="", help_text="What next_due_at was computed from.")
+    fingerprint = models.TextField(editable=False, default="", help_text="The schedule's columns behind `timing`.")
+    former = models.JSONField(
+        editable=False, null=True, help_text="Timings before the present one of which moments are still owed."
+    )
+    owed_from = models.DateTimeField(
+        null=True, editable=False, help_text="The first moment that a pause holds back, to be decided when it is over."
+    )
     stretch = models.UUIDField(
         null=True, editable=False, help_text="The row of the moments that were skipped last, while they are."
     )
     invalid_reason = models.TextField(
         editable=False, default="", help_text="Why this schedule cannot run; empty: it can."
     )
+    entry = models.TextField(
+        editable=False,
+        default="",
+        help_text="Its entry in CELERY_BEAT_SCHEDULE as last installed; empty: not from there.",
+    )
+    options = models.JSONField(
+        editable=False, null=True, help_text="Further options of its messages, as apply_async takes them."
+    )
 
     overlap = models.CharField(
         max_length=20,
-        choices=[(policies.Overlap.SKIP, "skip the new run"), (policies.Overlap.ALLOW, "run them side by side")],
+        choices=[
+            (policies.Overlap.SKIP, "skip the new run"),
+            (policies.Overlap.QUEUE_ONE, "let one wait for the end of the earlier run"),
+            (policies.Overlap.ALLOW, "run them side by side"),
+            (policies.Overlap.CANCEL_PREVIOUS, "cancel the earlier run"),
+        ],
         default=policies.Overlap.SKIP,
         help_text="What to do when it is due while an earlier run is not over.",
     )
     catch_up = models.CharField(
         max_length=20,
-        choices=[
-            (policies.CatchUp.NONE, "run none of them"),
-            (policies.CatchUp.LATEST, "run the latest one"),
-            (policies.CatchUp.ALL, "run all of them"),
-        ],
+        choices=CATCH_UP_CHOICES,
         default=policies.CatchUp.LATEST,
         help_text="What to do with moments that were missed while nothing was running.",
     )
@@ -118,6 +186,36 @@ class Policy(models.Model):
         default=timedelta(days=1),
         validators=[MinValueValidator(timedelta(0))],
         help_text="Moments missed longer ago than this are not caught up (days hh:mm:ss).",
+    )
+    catch_up_cap = models.PositiveSmallIntegerField(
+        "catch-up at most",
+        default=100,
+        validators=[MinValueValidator(1), MaxValueValidator(policies.MOST_CAUGHT_UP)],
+        help_text="Where all are run: no more than this many of them, the latest.",
+    )
+    jitter = models.DurationField(
+        default=timedelta(0),
+        validators=[MinValueValidator(timedelta(0))],
+        help_text="Start each run up to this much later, at random, but before the next one is due (hh:mm:ss).",
+    )
+    remaining_runs = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        help_text="Switch the schedule off after this many further runs; skipped and manual ones do not count.",
+    )
+    skip_next = models.PositiveIntegerField(default=0, help_text="How many of the next due moments to skip.")
+    pause_after_failures = models.PositiveSmallIntegerField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(1000)],
+        help_text="Pause after this many failed runs in a row. Empty: never.",
+    )
+    paused_at = models.DateTimeField(null=True, editable=False)
+    paused_until = models.DateTimeField(null=True, editable=False, help_text="Empty: until somebody resumes it.")
+    paused_by = models.CharField(max_length=150, editable=False, default="")
+    pause_reason = models.CharField(max_length=500, editable=False, default="")
+    pause_catch_up = models.CharField(
+        max_length=20, editable=False, choices=CATCH_UP_CHOICES, default=policies.CatchUp.NONE
     )
     max_attempts = models.PositiveSmallIntegerField(
         default=1,
@@ -153,14 +251,48 @@ class Policy(models.Model):
         return f"policy of {self.schedule}"
 
     @property
-    def rule(self) -> policies.Rule:
-        return policies.Rule(policies.Overlap(self.overlap), policies.CatchUp(self.catch_up), self.catch_up_window)
+    def pause(self) -> policies.Pause | None:
+        """The pause that is on, or was on last; None before the first."""
+        return policies.Pause.of(self)
+
+
+class Backfill(models.Model):
+    """A person's request to run what a schedule was due for in a range of time, a few runs at once."""
+
+    class Which(models.TextChoices):
+        MISSING = "missing", "what has not run"
+        FAILED = "failed", "what has not run or failed"
+        ALL = "all", "everything, also what succeeded"
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    schedule = models.ForeignKey(PeriodicTask, models.CASCADE, related_name="backfills")
+    start = models.DateTimeField(help_text="The first moment of the range.")
+    end = models.DateTimeField(help_text="The moment after the range.")
+    which = models.CharField(max_length=10, choices=Which.choices, default=Which.MISSING)
+    at_once = models.PositiveSmallIntegerField(
+        default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(1000)],
+        help_text="How many of its runs may be under way at the same time.",
+    )
+    actor = models.CharField(max_length=150)
+    created_at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"backfill of {self.schedule} from {self.start:%Y-%m-%d %H:%M} to {self.end:%Y-%m-%d %H:%M}"
 
 
 class RunQuerySet(models.QuerySet["Run"]):
     def active(self) -> "RunQuerySet":
         """Runs that are not over (index run_active)."""
         return self.filter(state__in=ACTIVE)
+
+    def of_schedule(self, schedule: int) -> "RunQuerySet":
+        """Its runs, the latest first (index run_recent)."""
+        return self.filter(schedule=schedule).order_by("-due_at")
+
+    def held(self) -> "RunQuerySet":
+        """Runs that wait for another one to end (index run_held)."""
+        return self.filter(state=State.WAITING, not_before__isnull=True)
 
     def to_send(self, now: datetime) -> "RunQuerySet":
         """The outbox: runs to hand to Celery now, because nobody did or because nothing came of it (run_to_send)."""
@@ -185,6 +317,12 @@ class RunQuerySet(models.QuerySet["Run"]):
         if to in TERMINAL:
             changes |= {"finished_at": Now(), "lease_until": None}
         return self.filter(state__in=expected).update(state=to, **changes)
+
+    def cancel(self, reason: str) -> int:
+        """End at once what has not started, ask what is running to end; returns how many were either."""
+        sentence = f"cancelled: {reason}"
+        ended = self.move(UNSTARTED, State.CANCELLED, reason=sentence)
+        return ended + self.filter(state=State.RUNNING).update(cancel_reason=sentence)
 
     def start(self, run_id: UUID, attempt: int, worker: str) -> bool:
         """Take an attempt for this process; False when it was taken, expired, cancelled or rescued before."""
@@ -218,12 +356,16 @@ class Run(models.Model):
 
     trigger = models.CharField(max_length=20, choices=Trigger.choices, default=Trigger.SCHEDULE)
     actor = models.CharField(max_length=150, blank=True, help_text="Who asked for it, where a person did.")
+    backfill = models.ForeignKey(Backfill, models.SET_NULL, null=True, related_name="runs", db_index=False)
     due_at = models.DateTimeField()
     last_due_at = models.DateTimeField(
         help_text="Differs from due_at where one row stands for a stretch of skipped ones."
     )
     count = models.PositiveIntegerField(default=1, help_text="How many due moments this row stands for.")
-    not_before = models.DateTimeField(help_text="Unstarted runs are handed to Celery when this moment has come.")
+    not_before = models.DateTimeField(
+        null=True,
+        help_text="Unstarted runs are handed to Celery when this moment has come; empty: when another run has ended.",
+    )
     expires_at = models.DateTimeField(null=True)
 
     state = models.CharField(max_length=10, choices=State.choices, default=State.WAITING)
@@ -235,6 +377,7 @@ class Run(models.Model):
     finished_at = models.DateTimeField(null=True)
     worker = models.CharField(max_length=LONGEST_NAME, blank=True)
     lease_until = models.DateTimeField(null=True)
+    cancel_reason = models.TextField(blank=True, help_text="Why it was asked to end; empty: it was not.")
     error_class = models.CharField(max_length=LONGEST_NAME, blank=True)
     error_text = models.TextField(blank=True)
 
@@ -248,6 +391,8 @@ class Run(models.Model):
                 "expires_at", name="run_expires", condition=Q(state__in=sorted(UNSTARTED), expires_at__isnull=False)
             ),
             models.Index("schedule", name="run_active", condition=Q(state__in=sorted(ACTIVE))),
+            models.Index("schedule", name="run_held", condition=Q(state=State.WAITING, not_before__isnull=True)),
+            models.Index("backfill", name="run_backfill", condition=Q(backfill__isnull=False)),
             models.Index("schedule", F("due_at").desc(), name="run_recent"),
             models.Index("finished_at", name="run_finished", condition=Q(finished_at__isnull=False)),
         ]
@@ -288,7 +433,7 @@ class Run(models.Model):
         """
         error = {name: changes.pop(name) for name in ("error_class", "error_text") if name in changes}
         changes |= {"attempt": self.attempt + 1, "sends": 0, "not_before": Now() + delay}
-        changes |= {"started_at": None, "lease_until": None, "worker": ""}
+        changes |= {"started_at": None, "lease_until": None, "worker": "", "expires_at": None}
         with transaction.atomic():
             if not among.filter(id=self.id, attempt=self.attempt).move({State.RUNNING}, State.WAITING, **changes):
                 return False

@@ -5,13 +5,16 @@ sentence, because that sentence is what a person reads in the ledger at four in 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 # A moment claimed later than this was missed: beat was down, and catch-up decides about it.
 MISSED_AFTER = timedelta(seconds=60)
+# The most moments that a schedule can be told to catch up.
+MOST_CAUGHT_UP = 10_000
 # A run whose process died is tried this often in all, even where failures are not retried.
 LOST_ATTEMPTS = 3
 # The longest wait between two attempts.
@@ -27,15 +30,48 @@ class Overlap(StrEnum):
     """What to do with a due moment while an earlier run of the schedule is not over."""
 
     SKIP = "skip"
+    QUEUE_ONE = "queue_one"
     ALLOW = "allow"
+    CANCEL_PREVIOUS = "cancel_previous"
 
 
 class CatchUp(StrEnum):
-    """Which moments that passed while no beat was there are still run."""
+    """Which of the moments that passed while nothing could run are still run."""
 
     NONE = "none"
     LATEST = "latest"
     ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """From `start` until `end` (None: until somebody resumes it) nothing falls due; afterwards what `catch_up` says."""
+
+    start: datetime
+    end: datetime | None
+    by: str
+    reason: str
+    catch_up: CatchUp
+
+    @classmethod
+    def of(cls, policy: Any) -> "Pause | None":
+        """The pause in the columns of a policy."""
+        if policy.paused_at is None:
+            return None
+        catch_up = CatchUp(policy.pause_catch_up)
+        return cls(policy.paused_at, policy.paused_until, policy.paused_by, policy.pause_reason, catch_up)
+
+    def covers(self, moment: datetime) -> bool:
+        return self.start <= moment and (self.end is None or moment < self.end)
+
+    def holds_back(self, moment: datetime, now: datetime) -> bool:
+        """Whether only the end of the pause decides about the moment."""
+        return self.catch_up is not CatchUp.NONE and self.covers(moment) and self.covers(now)
+
+    @property
+    def sentence(self) -> str:
+        until = f" until {_text(self.end)}" if self.end else ""
+        return f"paused by {self.by}{until}{': ' if self.reason else ''}{self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,58 +81,125 @@ class Rule:
     overlap: Overlap = Overlap.SKIP
     catch_up: CatchUp = CatchUp.LATEST
     window: timedelta = timedelta(days=1)
+    cap: int = 100
+    pause: Pause | None = None
+    skip_next: int = 0
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """The run that is in the way of the next one: when it was due, what it does, where."""
+    """A run that is in the way of the next one: when it was due, what it does, where."""
 
     due_at: datetime
     state: str
     worker: str = ""
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The outcome of one due moment, or of a stretch of skipped ones; an empty reason means it runs."""
+    """The outcome of one due moment, or of a stretch of skipped ones; an empty reason means it runs.
+
+    A `held` one runs as soon as the runs before it are over.
+    """
 
     due_at: datetime
     last_due_at: datetime
     count: int = 1
     reason: str = ""
+    held: bool = False
 
 
-def decide(rule: Rule, due: Sequence[datetime], now: datetime, *, busy: Busy | None, more: bool) -> list[Decision]:
+def decide(
+    rule: Rule, due: Sequence[datetime], now: datetime, *, busy: Sequence[Busy] = (), following: int = 0
+) -> list[Decision]:
     """Decide about the moments of one schedule that are due, oldest first.
 
-    `more` says that younger due moments follow in the next pass, so that none of these can be the latest.
+    `busy` are its runs that are not over, oldest first; `following` is how many missed moments the next pass will have.
+    Where fewer decisions than moments come out, the last run of a limited schedule has come: nothing is due after it.
     """
-    caught_up = _caught_up(rule, due, now, more=more)
+    if len(due) == 1 and not busy and rule == USUAL and now - due[0] <= MISSED_AFTER:
+        return [Decision(due[0], due[0])]
+    if rule.limit == 0:
+        return skip(due, USED_UP)
+    late = _late(rule, due, now)
+    caught_up = _caught_up(rule, late, due, now, following)
+    unwanted = {moment: reason for moment, reason in late.items() if moment not in caught_up}
+    unwanted |= dict.fromkeys(due[: rule.skip_next], SKIPPED_BY_HAND)
+    taken = _taken(rule, [moment for moment in due if moment not in unwanted], busy, catches_up=bool(caught_up))
+    if rule.limit is not None and len(taken) == rule.limit:
+        due = due[: due.index(taken[-1]) + 1]
+    runs = {moment: _is_held(rule, busy, moment != taken[0]) for moment in taken}
     decisions: list[Decision] = []
     for moment in due:
-        reason = ""
-        if now - moment > MISSED_AFTER and moment not in caught_up:
-            reason = _missed_sentence(rule)
-        elif busy and rule.overlap is Overlap.SKIP:
-            reason = _overlap_sentence(busy)
+        if moment in runs:
+            decisions.append(Decision(moment, moment, held=runs[moment]))
         else:
-            busy = Busy(moment, "waiting")
-        _append(decisions, moment, reason)
+            _skip_one(decisions, moment, unwanted.get(moment) or _overlap_sentence(rule, busy, taken))
     return decisions
 
 
-def _caught_up(rule: Rule, due: Sequence[datetime], now: datetime, *, more: bool) -> set[datetime]:
-    missed = [moment for moment in due if MISSED_AFTER < now - moment <= rule.window]
-    if rule.catch_up is CatchUp.ALL:
-        return set(missed)
-    is_latest = missed and missed[-1] == due[-1] and not more
-    return {missed[-1]} if rule.catch_up is CatchUp.LATEST and is_latest else set()
+USUAL = Rule()
+USED_UP = "limited: all its runs have been run"
+SKIPPED_BY_HAND = "by hand: the next due moments were to be skipped"
 
 
-def _append(decisions: list[Decision], moment: datetime, reason: str) -> None:
-    """Add a decision, growing the last one where the same reason skipped the moment before."""
+def _late(rule: Rule, due: Sequence[datetime], now: datetime) -> dict[datetime, str]:
+    """The moments at which nothing could run, in order, each with the reason."""
+    missed_sentence = _missed_sentence(rule)
+    reasons = {}
+    for moment in due:
+        if rule.pause and rule.pause.covers(moment):
+            reasons[moment] = rule.pause.sentence
+        elif now - moment > MISSED_AFTER:
+            reasons[moment] = missed_sentence
+    return reasons
+
+
+def _caught_up(
+    rule: Rule, late: Collection[datetime], due: Sequence[datetime], now: datetime, following: int
+) -> set[datetime]:
+    """Which of the late moments run all the same: a pause and an outage have each their own say."""
+    paused = [moment for moment in late if rule.pause and rule.pause.covers(moment)]
+    missed = [moment for moment in late if not (rule.pause and rule.pause.covers(moment))]
+    recent = [moment for moment in missed if now - moment <= rule.window]
+    after_pause = rule.pause.catch_up if rule.pause else CatchUp.NONE
+    chosen: set[datetime] = set()
+    for kind, candidates in ((rule.catch_up, recent), (after_pause, paused)):
+        if kind is CatchUp.ALL and following < rule.cap:
+            chosen.update(candidates[-(rule.cap - following) :])
+        elif kind is CatchUp.LATEST and candidates[-1:] == due[-1:] and not following:
+            chosen.update(candidates[-1:])
+    return chosen
+
+
+def _taken(rule: Rule, wanted: Sequence[datetime], busy: Sequence[Busy], *, catches_up: bool) -> Sequence[datetime]:
+    """The moments that run, now or one after the other: the latest where not all may.
+
+    What an outage or a pause left to be caught up was not due beside another run: there is room for all of it.
+    """
+    every_late_one = CatchUp.ALL in (rule.catch_up, rule.pause.catch_up if rule.pause else None)
+    if rule.overlap is Overlap.CANCEL_PREVIOUS:
+        room = 1
+    elif rule.overlap is Overlap.ALLOW or (catches_up and every_late_one):
+        room = len(wanted)
+    elif rule.overlap is Overlap.QUEUE_ONE:
+        room = all(run.held for run in busy) + all(not run.held for run in busy)
+    else:
+        room = int(not busy)
+    latest = wanted[max(0, len(wanted) - room) :]
+    return latest if rule.limit is None else latest[: rule.limit]
+
+
+def _is_held(rule: Rule, busy: Sequence[Busy], has_elder: bool) -> bool:
+    return rule.overlap is not Overlap.ALLOW and (bool(busy) or has_elder)
+
+
+def _skip_one(decisions: list[Decision], moment: datetime, reason: str) -> None:
+    """Add a skipped moment, growing the last decision where the same reason skipped the moment before."""
     last = decisions[-1] if decisions else None
-    if last and reason and last.reason == reason:
+    if last and last.reason == reason:
         decisions[-1] = Decision(last.due_at, moment, last.count + 1, reason)
     else:
         decisions.append(Decision(moment, moment, 1, reason))
@@ -111,14 +214,27 @@ def _missed_sentence(rule: Rule) -> str:
     kept = {
         CatchUp.NONE: "nothing that was missed",
         CatchUp.LATEST: "only the latest missed one",
-        CatchUp.ALL: f"what was missed in the last {rule.window}",
+        CatchUp.ALL: f"what was missed in the last {rule.window}, at most {rule.cap} of it",
     }
     return f"missed: no beat was running when this was due; catch-up runs {kept[rule.catch_up]}"
 
 
-def _overlap_sentence(busy: Busy) -> str:
-    where = f" on {busy.worker}" if busy.worker else ""
-    return f"overlap: the run due {busy.due_at:%Y-%m-%d %H:%M:%S} UTC was still {busy.state}{where}; policy: skip"
+def _overlap_sentence(rule: Rule, busy: Sequence[Busy], taken: Sequence[datetime]) -> str:
+    policy = rule.overlap.replace("_", " ")
+    if not busy:
+        return f"overlap: it had not started when the run due {_text(taken[-1])} came due; policy: {policy}"
+    where = f" on {busy[0].worker}" if busy[0].worker else ""
+    return f"overlap: the run due {_text(busy[0].due_at)} was still {busy[0].state}{where}; policy: {policy}"
+
+
+def _text(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def jittered(due_at: datetime, upcoming: datetime | None, jitter: timedelta) -> datetime:
+    """When a run is to start: up to `jitter` after it was due, at random, but before the next one is due."""
+    room = upcoming - due_at - timedelta.resolution if upcoming else jitter
+    return due_at + min(jitter, room) * random.random()  # noqa: S311 - spreads load, guards nothing
 
 
 def retry_delay(attempt: int, max_attempts: int, base: timedelta) -> timedelta | None:

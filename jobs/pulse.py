@@ -7,17 +7,19 @@ extension that never releases it) silences this thread too, and its run is rescu
 
 import logging
 import os
+import signal
 import threading
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from billiard.pool import soft_timeout_sighandler
 from django.db import Error, connection
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from jobs.models import Run, State, lease
+from jobs.models import Run, RunQuerySet, State, lease
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,9 @@ class Held:
 
     run_id: UUID
     attempt: int
+    started_at: float = field(default_factory=time.monotonic)
     renewed_at: float = field(default_factory=time.monotonic)
+    interrupted: bool = False
 
     @property
     def task_id(self) -> str:
@@ -64,27 +68,46 @@ def release(task_id: str) -> Held | None:
 
 def _beat() -> None:
     while True:
-        time.sleep(min(QUIET, lease().total_seconds() / 4))
-        due = [held for held in list(_held.values()) if _is_due(held)]
-        if due:
-            _renew(due)
+        time.sleep(_pause())
+        if old := [held for held in list(_held.values()) if time.monotonic() - held.started_at >= _pause()]:
+            _look_after(old)
 
 
-def _is_due(held: Held) -> bool:
-    return time.monotonic() - held.renewed_at >= lease().total_seconds() / 4
+def _pause() -> float:
+    return min(QUIET, lease().total_seconds() / 4)
 
 
-def _renew(due: list[Held]) -> None:
-    """One statement for all. A database that is away is asked again in a moment: the lease has three more chances."""
-    attempts = Q(*(Q(id=held.run_id, attempt=held.attempt) for held in due), _connector=Q.OR)
+def _look_after(old: list[Held]) -> None:
+    """Two statements for all. A database that is away is asked again in a moment: the lease has three more chances."""
+    due = [held for held in old if time.monotonic() - held.renewed_at >= lease().total_seconds() / 4]
     try:
         with closing(connection):
-            Run.objects.filter(attempts, state=State.RUNNING).update(lease_until=Now() + lease())
+            if due:
+                _running(due).update(lease_until=Now() + lease())
+            unwanted = set(_running(old).exclude(cancel_reason="").values_list("id", flat=True))
     except Error:
         log.warning("The leases of %d runs could not be renewed.", len(due), exc_info=True)
         return
     for held in due:
         held.renewed_at = time.monotonic()
+    for held in old:
+        if held.run_id in unwanted and find(held.task_id) is held and not held.interrupted:
+            held.interrupted = True
+            _interrupt(held)
+
+
+def _running(helds: list[Held]) -> RunQuerySet:
+    attempts = Q(*(Q(id=held.run_id, attempt=held.attempt) for held in helds), _connector=Q.OR)
+    return Run.objects.filter(attempts, state=State.RUNNING)
+
+
+def _interrupt(held: Held) -> None:
+    """Raise `SoftTimeLimitExceeded` in the task, as its time limit would: it may clean up. Prefork pools only."""
+    if signal.getsignal(signal.SIGUSR1) is soft_timeout_sighandler:
+        log.info("Run %s is asked to end.", held.run_id, extra={"action": "cancel", "run": held.task_id})
+        os.kill(os.getpid(), signal.SIGUSR1)
+    else:
+        log.warning("Run %s is to end, but this pool cannot interrupt it.", held.run_id, extra={"run": held.task_id})
 
 
 def _forget() -> None:

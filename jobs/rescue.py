@@ -8,7 +8,7 @@ import logging
 from datetime import timedelta
 
 from jobs import policies
-from jobs.models import UNSTARTED, Attempt, Run, RunQuerySet, State, database_now
+from jobs.models import UNSTARTED, Attempt, Policy, Run, RunQuerySet, State, database_now
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +26,21 @@ def rescue() -> int:
 def _expire(overdue: RunQuerySet) -> int:
     if not overdue.exists():  # a look is cheaper than an UPDATE of nothing, which makes SQLite's other writers wait
         return 0
-    return overdue.move(UNSTARTED, State.EXPIRED, reason="expired: no worker was free to start it in time")
+    return overdue.move(
+        UNSTARTED, State.EXPIRED, reason="expired: no worker started it in the time its schedule gives it"
+    )
 
 
 def _rescue(run: Run, orphans: RunQuerySet) -> bool:
-    policy = run.policy
     reason = f"lost: {run.worker} gave no sign of life until {run.lease_until:%Y-%m-%d %H:%M:%S} UTC"
-    if policies.runs_again_after_loss(run.attempt, policy.max_attempts, wanted=policy.rerun_if_lost):
+    this, policy = orphans.filter(id=run.id, attempt=run.attempt), run.policy
+    if run.cancel_reason:
+        done = bool(this.move({State.RUNNING}, State.CANCELLED, reason=run.cancel_reason))
+    elif policies.runs_again_after_loss(run.attempt, policy.max_attempts, wanted=policy.rerun_if_lost):
         done = run.return_to_waiting(orphans, Attempt.Outcome.LOST, timedelta(0), reason=reason)
     else:
-        done = bool(orphans.filter(id=run.id, attempt=run.attempt).move({State.RUNNING}, State.LOST, reason=reason))
+        done = bool(this.move({State.RUNNING}, State.LOST, reason=reason))
+        Policy.objects.filter(pk=run.schedule_id).pause_if_failing()
     if done:
         log.warning("Run %s: %s", run.id, reason, extra={"action": "rescue", "run": str(run.id)})
     return done

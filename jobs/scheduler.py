@@ -12,8 +12,9 @@ from typing import Any
 from celery import beat
 from django.db import Error, close_old_connections, connection
 from django.db.models import Min
+from django_celery_beat.models import PeriodicTasks
 
-from jobs import calendar, claim, dispatch, rescue
+from jobs import calendar, claim, dispatch, release, rescue
 from jobs.models import UNSTARTED, Policy, Run, database_now
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 LONGEST_SLEEP = 1.0  # seconds; a run that a person asked for waits no longer, even if its sender died
 SHORTEST_SLEEP = 0.005
 LOCKED_SLEEP = 0.1
-SWEEP_EVERY = 5.0  # seconds between looks for changes that no signal told of
+HELD_SLEEP = 0.2  # while a run waits for another one to end
+SWEEP_EVERY = 2.5  # seconds between looks for changes that no signal told of
 RESCUE_EVERY = 2.0  # seconds
 LONGEST_BACKOFF = 15.0  # seconds between ticks while the database is away
 
@@ -36,6 +38,8 @@ class Scheduler(beat.Scheduler):
         self.max_interval = min(self.max_interval, LONGEST_SLEEP)
         self._failures = 0
         self._done_at: dict[str, float] = {}
+        self._version: object = None
+        self._told_at: object = None
 
     def setup_schedule(self) -> None:
         """Nothing is loaded: the schedules stay in the database."""
@@ -51,18 +55,33 @@ class Scheduler(beat.Scheduler):
 
     def _pass(self) -> float:
         close_old_connections()
-        if self._is_time_for("sweep", SWEEP_EVERY):
-            calendar.sweep()
+        if self._is_time_for("sweep", SWEEP_EVERY) or self._was_told():
+            self._sweep()
         self._send_due()
         if self._is_time_for("rescue", RESCUE_EVERY):
             rescue.rescue()
         return self._seconds_to_next()
+
+    def _was_told(self) -> bool:
+        """Whether somebody called django-celery-beat's `PeriodicTasks.update_changed()` after a change in bulk."""
+        told_at = PeriodicTasks.last_change()
+        news = bool(told_at != self._told_at)
+        self._told_at = told_at
+        return news
+
+    def _sweep(self) -> None:
+        version = calendar.version()
+        if version != self._version:
+            calendar.sweep()
+            self._version = version
 
     def _send_due(self) -> None:
         """Claim first, whatever the broker does: a moment is written down when it is due, and sent when that works."""
         try:
             for runs in claim.claim_due():
                 dispatch.send(runs)
+            if Run.objects.held().exists():
+                release.release()
             dispatch.send_waiting()
         except dispatch.BrokerAwayError as error:
             for _ in claim.claim_due():
@@ -83,7 +102,8 @@ class Scheduler(beat.Scheduler):
             Run.objects.filter(state__in=UNSTARTED).aggregate(at=Min("not_before"))["at"],
         ]
         waits: list[float] = [(moment - now).total_seconds() for moment in moments if moment]
-        wait: float = min([self.max_interval, *waits])
+        longest = HELD_SLEEP if Run.objects.held().exists() else self.max_interval
+        wait: float = min([longest, *waits])
         # What is still due is locked by somebody, or has more moments than a pass takes: look soon, but do not spin.
         return max(wait, SHORTEST_SLEEP) if wait > 0 else LOCKED_SLEEP
 

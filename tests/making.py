@@ -8,8 +8,9 @@ from uuid import uuid4
 
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from jobs import claim, dispatch
+from jobs import ask, calendar, dispatch
 from jobs.models import ACTIVE, Policy, Run, State, database_now
+from jobs.occurrences import as_text
 
 
 def make_schedule(name: str = "it", task: str = "tests.nothing", **options: Any) -> PeriodicTask:
@@ -35,7 +36,8 @@ def make_schedule(name: str = "it", task: str = "tests.nothing", **options: Any)
 def make_due(schedule: PeriodicTask, ago: timedelta = timedelta(0)) -> datetime:
     """Let the schedule have been due since `ago`, as if it had existed before; returns that moment."""
     moment = database_now() - ago
-    Policy.objects.filter(schedule=schedule).update(next_due_at=moment, timing_since=moment)
+    timing = as_text(calendar.spec_of(schedule, moment))
+    Policy.objects.filter(schedule=schedule).update(next_due_at=moment, timing_since=moment, timing=timing)
     return moment
 
 
@@ -54,7 +56,7 @@ def make_run(schedule: PeriodicTask | None = None, state: State = State.WAITING,
 def send(task: str, *args: object, **policy: object) -> Run:
     """A run of a schedule of its own, handed to the broker."""
     schedule = make_schedule(f"{task} {uuid4()}", task=task, args=list(args), policy=policy)
-    run = claim.request(schedule, actor="ada")
+    run = ask.run_now(schedule, actor="ada")
     dispatch.send([run])
     return run
 

@@ -38,6 +38,7 @@ def form(schedule: PeriodicTask | None = None, **fields) -> dict[str, object]:
     policy = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1 if schedule else 0, "MIN_NUM_FORMS": 0, "MAX_NUM_FORMS": 1}
     policy |= {"0-overlap": "skip", "0-catch_up": "latest", "0-catch_up_window": "1 00:00:00", "0-max_attempts": 1}
     policy |= {"0-retry_delay": "00:00:30", "0-rerun_if_lost": "on", "0-keep_result": "unknown"}
+    policy |= {"0-catch_up_cap": 100, "0-jitter": "00:00:00", "0-skip_next": 0}
     if schedule:
         policy["0-schedule"] = schedule.pk
     row = {"name": "new", "task": "tests.nothing", "enabled": "on", "args": "[]", "kwargs": "{}", "headers": "{}"}

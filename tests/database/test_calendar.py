@@ -4,12 +4,13 @@ from datetime import timedelta
 
 import pytest
 from django.core import serializers
+from django.db import connection
 from django.utils import timezone
-from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from jobs import calendar, claim
 from jobs.models import Policy, Run, database_now
-from tests.making import make_due, make_schedule
+from tests.making import make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
 HOUR = timedelta(hours=1)
@@ -169,3 +170,58 @@ def test_it_removes_a_policy_with_its_schedule_and_keeps_the_runs():
     assert not Policy.objects.exists()
     run = Run.objects.get(id=runs[0].id)
     assert (run.schedule, run.schedule_name) == (None, "it")
+
+
+class Proxy(PeriodicTask):
+    class Meta:
+        proxy = True
+        app_label = "jobs"
+
+
+def delete_in_sql() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM django_celery_beat_periodictask")
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [lambda: PeriodicTask.objects.all().delete(), lambda: Proxy.objects.all().delete(), delete_in_sql],
+    ids=["in bulk", "through a proxy", "by SQL"],
+)
+def test_it_forgets_a_deleted_schedule_and_keeps_its_runs(delete):
+    if delete is delete_in_sql and connection.vendor == "sqlite":
+        pytest.skip("SQLite refuses the DELETE: a constraint cannot be changed there")
+    run = make_run(make_schedule("gone"))
+    make_due(PeriodicTask.objects.get())
+    delete()
+    assert not Policy.objects.exists()
+    assert list(claim.claim_due()) == []
+    run.refresh_from_db()
+    assert (run.schedule, run.schedule_name) == (None, "gone")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_tells_by_a_look_whether_any_schedule_may_have_changed():
+    schedule = make_schedule()
+    seen = [calendar.version()]
+    for change in (
+        lambda: PeriodicTask.objects.update(description="x"),
+        lambda: IntervalSchedule.objects.update(every=7),
+        lambda: make_schedule("another"),
+        schedule.delete,
+    ):
+        assert calendar.version() == seen[-1]
+        change()
+        if connection.vendor == "postgresql":  # SQLite tells of other connections' commits only
+            assert calendar.version() not in seen
+            seen.append(calendar.version())
+
+
+def test_it_writes_to_no_row_that_all_schedules_share_when_one_is_saved():
+    schedule = make_schedule(cron={"minute": "5"})
+    PeriodicTasks.objects.all().delete()
+    schedule.save()
+    schedule.crontab.save()
+    schedule.crontab.delete()
+    assert not PeriodicTasks.objects.exists()

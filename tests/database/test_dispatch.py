@@ -9,6 +9,7 @@ import pytest
 from django.db import connection
 
 from jobs import dispatch
+from jobs.envelope import ATTEMPT_HEADER
 from jobs.models import Run, State, database_now
 from jobs.policies import FIRST_PATIENCE
 from tests.making import make_run, make_schedule
@@ -27,7 +28,7 @@ def test_it_publishes_an_ordinary_message_with_the_run_s_id_and_the_attempt(redi
     dispatch.send([run])
     (message,) = messages(redis)
     headers = message["headers"]
-    assert (headers["id"], headers["task"], headers[dispatch.ATTEMPT_HEADER]) == (str(run.id), "tests.nothing", 3)
+    assert (headers["id"], headers["task"], headers[ATTEMPT_HEADER]) == (str(run.id), "tests.nothing", 3)
     assert (headers["eta"], headers["expires"]) == (None, None)
     body = json.loads(b64decode(message["body"]))
     assert body[:2] == [[1], {"a": "ü"}]

@@ -11,6 +11,7 @@ from django.db import connection, transaction
 from django_celery_results.models import TaskResult
 
 from jobs import dispatch
+from jobs.envelope import ATTEMPT_HEADER
 from jobs.models import Policy, Run, State, Trigger, database_now
 from project.celery import app
 from tests.live.conftest import Processes
@@ -199,8 +200,8 @@ def test_it_refuses_hostile_attempts_and_goes_on(eventually, path):
     run = make_run(task="tests.note", args=[str(path)], not_before=database_now() + timedelta(hours=1))
     note = app.tasks["tests.note"]
     for attempt in ("x", [], {"a": 1}, -1, 2, 10**30, "1; DROP TABLE"):
-        note.apply_async([str(path)], task_id=str(run.id), headers={dispatch.ATTEMPT_HEADER: attempt})
-    note.apply_async([str(path)], task_id="no-uuid", headers={dispatch.ATTEMPT_HEADER: 1})
+        note.apply_async([str(path)], task_id=str(run.id), headers={ATTEMPT_HEADER: attempt})
+    note.apply_async([str(path)], task_id="no-uuid", headers={ATTEMPT_HEADER: 1})
     last = send("tests.note", f"{path}.last")
     eventually(lambda: ends(last))
     run.refresh_from_db()

@@ -1,31 +1,48 @@
 """Are occurrences exact?
 
 Tables for the nights on which clocks change, properties, and three other readings of the rule: every minute walked one
-by one, cronsim, and Celery's own crontab where it errs. THOROUGH=1 compares 10,000 expressions with cronsim and tries
-2,000 examples of each property, new ones each time.
+by one, cronsim, Celery's own crontab where it errs, and its own solar events. THOROUGH=1 compares 10,000 expressions
+with cronsim and tries 2,000 examples of each property, new ones each time.
 """
 
 import itertools
 import os
 import random
+import sys
 import time
 import zoneinfo
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import cache
 from zoneinfo import ZoneInfo
 
+import ephem
 import pytest
 from celery import Celery
 from celery.schedules import crontab as celery_crontab
+from celery.schedules import solar as celery_solar
 from cronsim import CronSim
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from jobs.occurrences import Clocked, Crontab, Interval, Invalid, Spec, next_occurrence, occurrences
+from jobs.occurrences import (
+    HIGHEST_LATITUDE,
+    SOLAR_EVENTS,
+    Clocked,
+    Crontab,
+    Interval,
+    Invalid,
+    Solar,
+    Spec,
+    as_text,
+    from_text,
+    next_occurrence,
+    occurrences,
+)
 
 THOROUGH = bool(os.environ.get("THOROUGH"))
-EXPRESSIONS = 10_000 if THOROUGH else 600
+EXPRESSIONS = 10_000 if THOROUGH else 400
 examples = settings(max_examples=2_000 if THOROUGH else 25, deadline=None, derandomize=not THOROUGH, database=None)
 
 MICROSECOND, SECOND, MINUTE, HOUR, DAY = (
@@ -188,8 +205,20 @@ NIGHTS = [  # zone, from and until by its clocks, {expression: what the clocks s
         },
     ),
     (
+        *("Pacific/Apia", "2020-09-27T02:30", "2020-09-27T04:30"),
+        {"30 3 * * *": "27T04:00+1400", "0 * * * *": "27T04:00+1400", "*/15 3 * * *": ""},
+    ),
+    (
+        *("Pacific/Apia", "2021-04-04T02:30", "2021-04-04T04:00"),
+        {"30 3 * * *": "04T03:30+1400", "0 * * * *": "04T03:00+1400 04T03:00+1300 04T04:00+1300"},
+    ),
+    (
         *("Asia/Kathmandu", "2026-03-29T01:30", "2026-03-29T03:00"),
         {"30 2 * * *": "29T02:30+0545", "0 * * * *": "29T02:00+0545 29T03:00+0545"},
+    ),
+    (
+        *("Asia/Kathmandu", "2026-10-25T01:30", "2026-10-25T03:00"),
+        {"30 2 * * *": "25T02:30+0545", "0 * * * *": "25T02:00+0545 25T03:00+0545"},
     ),
     (
         *("UTC", "2026-03-29T00:45", "2026-03-29T02:00"),
@@ -197,6 +226,14 @@ NIGHTS = [  # zone, from and until by its clocks, {expression: what the clocks s
             "30 1 * * *": "29T01:30+0000",
             "0 * * * *": "29T01:00+0000 29T02:00+0000",
             "*/15 * * * *": "29T00:45+0000 29T01:00+0000 29T01:15+0000 29T01:30+0000 29T01:45+0000 29T02:00+0000",
+        },
+    ),
+    (
+        *("UTC", "2026-10-25T00:45", "2026-10-25T02:00"),
+        {
+            "30 1 * * *": "25T01:30+0000",
+            "0 * * * *": "25T01:00+0000 25T02:00+0000",
+            "*/30 * * * *": "25T01:00+0000 25T01:30+0000 25T02:00+0000",
         },
     ),
     (
@@ -318,6 +355,182 @@ def test_it_starts_when_asked_from_the_first_moment_of_the_calendar(zone, expres
     assert next_occurrence(Spec(Clocked(first + DAY), None, first), first) is None
 
 
+# --- solar ----------------------------------------------------------------------------------------------------------
+
+PLACES = {
+    "Berlin": (52.52, 13.405, "Europe/Berlin"),
+    "London": (51.5074, -0.1278, "Europe/London"),
+    "New York": (40.7128, -74.006, "America/New_York"),
+    "Quito": (-0.1807, -78.4678, "America/Guayaquil"),
+    "Sydney": (-33.8688, 151.2093, "Australia/Sydney"),
+    "Ushuaia": (-54.8019, -68.303, "America/Argentina/Ushuaia"),
+    "Taveuni": (-16.8, 179.9999, "Pacific/Fiji"),  # on the date line
+    "Apia": (-13.8333, -171.7667, "Pacific/Apia"),  # behind it
+    "Tromso": (69.6492, 18.9553, "Europe/Oslo"),
+    "Svalbard": (78.2232, 15.6267, "Arctic/Longyearbyen"),
+    "McMurdo": (-77.85, 166.67, "Antarctica/McMurdo"),
+}
+
+
+def sun(event: str, place: str) -> Spec:
+    return Spec(Solar(event, *PLACES[place][:2]))
+
+
+@pytest.mark.parametrize(
+    ("event", "place", "expected"),
+    [  # as almanacs have them
+        ("sunrise", "Berlin", "2026-06-21T04:43"),
+        ("sunset", "Berlin", "2026-06-21T21:33"),
+        ("sunrise", "London", "2026-06-21T04:43"),
+        ("sunset", "London", "2026-06-21T21:21"),
+        ("sunrise", "New York", "2026-12-21T07:16"),
+        ("sunset", "New York", "2026-12-21T16:32"),
+        ("sunrise", "Sydney", "2026-01-01T05:48"),
+        ("sunset", "Sydney", "2026-01-01T20:09"),
+    ],
+)
+def test_it_knows_when_the_sun_rises_and_sets_when_places_are_well_known(event, place, expected):
+    moment = datetime.fromisoformat(expected).replace(tzinfo=ZoneInfo(PLACES[place][2]))
+    assert abs(next_occurrence(sun(event, place), moment - HOUR) - moment) < MINUTE
+
+
+@pytest.mark.parametrize(
+    ("event", "place", "last", "first"),
+    [  # by the clocks there, the last before the polar day or night, and the first after it
+        ("sunrise", "Tromso", "2026-05-18", "2026-07-26"),
+        ("sunset", "Tromso", "2026-05-18", "2026-07-26"),
+        ("sunrise", "Tromso", "2026-11-27", "2027-01-15"),
+        ("sunset", "Tromso", "2026-11-27", "2027-01-15"),
+        ("sunrise", "Svalbard", "2026-04-18", "2026-08-25"),
+        ("sunset", "Svalbard", "2026-04-18", "2026-08-25"),
+        ("sunrise", "Svalbard", "2026-10-26", "2027-02-16"),
+        ("sunset", "Svalbard", "2026-10-26", "2027-02-16"),
+        ("dawn_astronomical", "Tromso", "2026-03-26", "2026-09-17"),
+        ("sunrise", "McMurdo", "2026-04-24", "2026-08-19"),
+    ],
+)
+def test_it_waits_for_the_sun_when_polar_day_or_night_is_long(event, place, last, first):
+    spec, zone = sun(event, place), ZoneInfo(PLACES[place][2])
+    before, after = (datetime.fromisoformat(text).replace(tzinfo=zone) for text in (last, first))
+    (last_moment,) = occurrences(spec, before, after)
+    assert last_moment.astimezone(zone).date() == before.date()
+    for asked_at in (last_moment, last_moment + 25 * DAY):
+        assert next_occurrence(spec, asked_at).astimezone(zone).date() == after.date()
+
+
+def test_it_knows_noon_when_polar_night_is_long():
+    after = utc("2026-12-01T00:00")
+    assert len(list(occurrences(sun("solar_noon", "Svalbard"), after, after + 30 * DAY))) == 30
+
+
+@pytest.mark.parametrize("event", SOLAR_EVENTS)
+def test_it_comes_once_a_day_on_both_sides_of_the_date_line_at_the_same_moments(event):
+    range_ = utc("2026-06-01T00:00"), utc("2026-06-01T00:00") + 50 * DAY
+    east, west, other_west = (
+        list(occurrences(Spec(Solar(event, -16.8, longitude)), *range_)) for longitude in (180, -180, -179.9999)
+    )
+    assert len(east) in {49, 50, 51}
+    assert all(abs(later - earlier - DAY) < 2 * MINUTE for earlier, later in itertools.pairwise(east))
+    for ours, theirs in ((east, west), (east, other_west)):
+        assert len(ours) == len(theirs)
+        assert all(abs(one - other) <= SECOND for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("event", sorted(set(SOLAR_EVENTS) - {"solar_noon"}))
+@pytest.mark.parametrize("latitude", [HIGHEST_LATITUDE, -HIGHEST_LATITUDE])
+def test_it_comes_within_a_year_when_a_place_is_as_near_to_a_pole_as_may_be(latitude, event):
+    spec = Spec(Solar(event, latitude, 25))
+    for years in range(2, 9_997, 7 if THOROUGH else 4_997):
+        after = utc("0001-01-01T00:00") + years * 365.2425 * DAY
+        assert next_occurrence(spec, after) < after + 300 * DAY
+
+
+def test_it_knows_noon_when_asked_at_a_pole():
+    noons = list(occurrences(Spec(Solar("solar_noon", 90, 0)), utc("2026-11-03T00:00"), utc("2026-11-05T00:00")))
+    assert noons == list(occurrences(Spec(Solar("solar_noon", 0, 0)), utc("2026-11-03T00:00"), utc("2026-11-05T00:00")))
+    assert [f"{noon:%dT%H:%M}" for noon in noons] == ["03T11:43", "04T11:43"]
+
+
+@pytest.mark.parametrize("longitude", [-180, 179.9])
+@pytest.mark.parametrize("event", SOLAR_EVENTS)
+def test_it_stays_calm_when_the_calendar_begins_ends_or_was_reformed(event, longitude):
+    spec = Spec(Solar(event, 45, longitude))
+    assert next_occurrence(spec, datetime.min.replace(tzinfo=UTC)) - utc("0002-01-01T00:00") < DAY
+    assert next_occurrence(spec, END_OF_TIME) is None
+    assert len(list(occurrences(spec, utc("9998-12-01T00:00"), END_OF_TIME))) in {31, 32}
+    assert len(list(occurrences(spec, utc("1582-10-01T00:00"), utc("1582-10-31T00:00")))) in {29, 30, 31}
+    assert len(list(occurrences(spec, utc("1500-02-25T00:00"), utc("1500-03-05T00:00")))) in {7, 8, 9}
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+TEXTS = {  # as they stand in databases
+    '{"kind":"interval","every":1500000,"grid_from":"2026-01-01T00:00:00.000003+00:00"}': Spec(
+        Interval(1.5 * SECOND, utc("2026-01-01T00:00:00.000003"))
+    ),
+    '{"kind":"crontab","minute":"*/5","hour":"9-17","day_of_month":"*","month_of_year":"jan","day_of_week":"mon",'
+    '"zone":"Europe/Berlin","start":"2026-01-01T00:00:00.000000+00:00","end":"2027-01-01T00:00:00.000001+00:00"}': Spec(
+        Crontab("*/5", "9-17", "*", "jan", "mon", "Europe/Berlin"),
+        datetime(2026, 1, 1, 1, tzinfo=ZoneInfo("Europe/Berlin")),
+        utc("2027-01-01T00:00:00.000001"),
+    ),
+    '{"kind":"clocked","at":"0002-03-04T05:06:07.000000+00:00","end":"9999-12-31T23:59:59.999999+00:00"}': Spec(
+        Clocked(utc("0002-03-04T05:06:07")), end=END_OF_TIME
+    ),
+    '{"kind":"solar","event":"dusk_civil","latitude":52.52,"longitude":-13.0}': Spec(
+        Solar("dusk_civil", Decimal("52.520000"), -13)
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "spec"), TEXTS.items(), ids=["interval", "crontab", "clocked", "solar"])
+def test_it_keeps_a_schedule_as_text_always_the_same(text, spec):
+    assert as_text(spec) == text
+    assert from_text(text) == spec
+    assert from_text(text) is from_text(text)
+
+
+def test_it_writes_the_same_text_when_schedules_are_equal():
+    at_zero, at_minus_zero = Spec(Solar("sunset", 0, 0.0)), Spec(Solar("sunset", -0.0, Decimal("-0.0")))
+    assert at_zero == at_minus_zero
+    assert as_text(at_zero) == as_text(at_minus_zero)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", "null", "7", '"interval"', "[" * 100_000, '{"kind":"interval"', '{"kind":"lunar"}'),
+        *('{"kind":["clocked"],"at":"2026-01-01T00:00:00+00:00"}', '{"kind":"clocked","at":null}'),
+        *('{"kind":"clocked","at":1}', '{"kind":"clocked","at":"soon"}', '{"kind":"clocked"}'),
+        '{"kind":"clocked","at":"2026-01-01T00:00:00+00:00","start":null}',
+        '{"kind":"clocked","at":"2026-01-01T00:00:00+00:00","twice":true}',
+        '{"kind":"interval","every":1e300,"grid_from":"2026-01-01T00:00:00+00:00"}',
+        '{"kind":"interval","every":NaN,"grid_from":"2026-01-01T00:00:00+00:00"}',
+        '{"kind":"crontab","minute":5,"hour":"*","day_of_month":"*","month_of_year":"*","day_of_week":"*","zone":"UTC"}',
+        '{"kind":"crontab","minute":"5","hour":"*","day_of_month":"*","month_of_year":"*","day_of_week":"*","zone":[]}',
+        '{"kind":"solar","event":[],"latitude":1,"longitude":1}',
+        f'{{"kind":"solar","event":"sunset","latitude":1{"0" * 400},"longitude":1}}',
+    ],
+)
+def test_it_refuses_a_text_when_it_is_no_schedule(text):
+    with pytest.raises(Invalid, match=r"^The text .* is no schedule; save the schedule again\.$") as refusal:
+        from_text(text)
+    assert len(str(refusal.value)) < 300
+
+
+def test_it_says_what_is_wrong_with_a_text_when_its_schedule_can_no_longer_be():
+    for text, sentence in (
+        ('{"kind":"clocked","at":"2026-01-01T00:00:00"}', r"has no time zone; give an aware datetime\.$"),
+        (
+            '{"kind":"solar","event":"sunset","latitude":NaN,"longitude":1}',
+            r"^A latitude of nan degrees is on no map; ",
+        ),
+        (next(text for text in TEXTS if "Berlin" in text).replace("Berlin", "Bonn"), r"^There is no time zone "),
+    ):
+        with pytest.raises(Invalid, match=sentence):
+            from_text(text)
+
+
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 REFUSED = [
@@ -404,6 +617,36 @@ def test_it_refuses_an_interval_when_it_is_too_short_or_too_long(every, sentence
     assert str(refusal.value) == sentence
 
 
+@pytest.mark.parametrize(
+    ("solar", "sentence"),
+    [
+        (
+            ("moonrise", 0, 0),
+            f"There is no solar event 'moonrise'; choose one of {', '.join(SOLAR_EVENTS)}.",
+        ),
+        (("", 0, 0), "There is no solar event ''; choose one of dawn_astronomical, "),
+        (("sunset", 90.5, 0), "A latitude of 90.5 degrees is on no map; choose one from -90 to 90."),
+        (("sunset", -91, 0), "A latitude of -91 degrees is on no map; choose one from -90 to 90."),
+        (("sunset", float("nan"), 0), "A latitude of nan degrees is on no map; choose one from -90 to 90."),
+        (("sunset", 0, 180.001), "A longitude of 180.001 degrees is on no map; choose one from -180 to 180."),
+        (("sunset", 0, float("-inf")), "A longitude of -inf degrees is on no map; choose one from -180 to 180."),
+        (("sunrise", -90, 0), "At latitude -90 the sun does not rise and set by the day; choose solar_noon or a lat"),
+    ],
+)
+def test_it_refuses_a_solar_event_when_it_does_not_exist_or_comes_at_no_such_place(solar, sentence):
+    with pytest.raises(Invalid) as refusal:
+        Solar(*solar)
+    assert str(refusal.value).startswith(sentence)
+    assert str(refusal.value).endswith(".")
+
+
+def test_it_refuses_a_solar_event_when_ephem_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ephem", None)
+    sentence = r"^Solar schedules need the package ephem: install it, or use a crontab\.$"
+    with pytest.raises(Invalid, match=sentence):
+        Solar("sunset", 0, 0)
+
+
 def test_it_refuses_moments_when_they_have_no_zone_or_end_before_they_start():
     naive, at = datetime(2026, 1, 1), utc("2026-01-01T00:00")  # noqa: DTZ001 - naive is what is refused
     for wrong in (
@@ -450,6 +693,12 @@ def crontabs(draw: st.DrawFn, zones: st.SearchStrategy[str]) -> Crontab:
         reject()
 
 
+LATITUDES = st.floats(-HIGHEST_LATITUDE, HIGHEST_LATITUDE) | st.floats(65, 80)
+LONGITUDES = st.floats(-180, 180) | st.sampled_from([-180, 0, 180])
+solars = st.builds(Solar, st.sampled_from(sorted(SOLAR_EVENTS)), LATITUDES, LONGITUDES)
+moments_ever = st.datetimes(timezones=st.just(UTC))
+
+
 @st.composite
 def specs_and_cuts(draw: st.DrawFn) -> tuple[Spec, datetime, datetime, datetime]:
     """Any schedule, and three moments in order around a change of its zone's clocks."""
@@ -459,6 +708,7 @@ def specs_and_cuts(draw: st.DrawFn) -> tuple[Spec, datetime, datetime, datetime]
     moments = st.lists(around | on_the_minute | st.just(utc(turn)), min_size=3, max_size=3).map(sorted)
     timing = draw(
         crontabs(st.just(zone))
+        | solars
         | st.builds(Clocked, around)
         | st.builds(Interval, st.timedeltas(99 * SECOND, DAY), around)
     )
@@ -500,6 +750,40 @@ def test_it_gives_the_same_moments_when_asked_one_by_one(asked):
 
 
 @examples
+@given(solars, moments_ever, st.lists(st.timedeltas(timedelta(0), 100 * DAY), min_size=2, max_size=2).map(sorted))
+def test_it_finds_the_same_sun_whoever_asks_and_wherever_the_range_is_cut(solar, after, distances):
+    try:
+        cut, until = (after + distance for distance in distances)
+    except OverflowError:
+        reject()
+    spec = Spec(solar)
+    whole = list(occurrences(spec, after, until))
+    assert whole == list(occurrences(spec, after, cut)) + list(occurrences(spec, cut, until))
+    assert all(later - earlier > DAY / 2 for earlier, later in itertools.pairwise(whole))
+    assert not any(moment.microsecond for moment in whole)
+    for earlier, later in itertools.islice(itertools.pairwise([after, *whole]), 20):
+        assert next_occurrence(spec, earlier) == next_occurrence(spec, later - MICROSECOND) == later
+
+
+@examples
+@given(
+    crontabs(st.sampled_from(ZONES))
+    | solars
+    | st.builds(Clocked, moments_ever)
+    | st.builds(Interval, st.timedeltas(SECOND, 3_652_058 * DAY), moments_ever),
+    st.lists(moments_ever, min_size=2, max_size=2, unique=True).map(sorted),
+    st.booleans(),
+    st.booleans(),
+)
+def test_it_reads_from_a_text_exactly_what_was_written(timing, bounds, has_start, has_end):
+    spec = Spec(timing, bounds[0] if has_start else None, bounds[1] if has_end else None)
+    text = as_text(spec)
+    assert text.isascii()
+    assert from_text(text) == spec
+    assert as_text(from_text(text)) == text
+
+
+@examples
 @given(
     crontabs(st.sampled_from(ZONES)),
     st.integers(-120 * 365, 300 * 365).map(lambda days: utc("2000-01-01") + days * DAY),
@@ -511,7 +795,7 @@ def test_it_shows_a_time_of_the_crontab_or_the_end_of_a_gap_in_every_zone_of_the
     assert (reading.second == 0 and matcher(crontab)(reading)) or (after_a_gap and not follows_elapsed_time(crontab))
 
 
-# --- three oracles --------------------------------------------------------------------------------------------------
+# --- four oracles ---------------------------------------------------------------------------------------------------
 
 
 def matcher(crontab: Crontab) -> Callable[[datetime], bool]:
@@ -654,6 +938,39 @@ def test_it_runs_as_often_as_it_should_when_clocks_change_and_stock_celery_does_
     assert shown == [stock, ours]
 
 
+def stock_sun(spec: Spec, after: datetime, until: datetime) -> list[datetime]:
+    """The events that Celery's own solar schedule finds one after the other."""
+    timing, found = spec.timing, []
+    stock = celery_solar(timing.event, timing.latitude, timing.longitude)
+    moment = ephem.Date(after)
+    while (moment := stock._next_event(moment)).datetime().replace(tzinfo=UTC) <= until:
+        found.append(moment.datetime().replace(tzinfo=UTC))
+        moment = ephem.Date(moment + ephem.minute)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("event", "place"),
+    [
+        ("dawn_astronomical", "Ushuaia"),
+        ("dawn_nautical", "Quito"),
+        ("dawn_civil", "Apia"),
+        ("sunrise", "Tromso"),
+        ("solar_noon", "Taveuni"),
+        ("sunset", "Svalbard"),
+        ("dusk_civil", "McMurdo"),
+        ("dusk_nautical", "London"),
+        ("dusk_astronomical", "Berlin"),
+        *(itertools.product(SOLAR_EVENTS, PLACES) if THOROUGH else ()),
+    ],
+)
+def test_it_agrees_with_celerys_sun_all_year(event, place):
+    spec, after, until = sun(event, place), utc("2026-01-01T00:30"), utc("2027-01-01T00:30")
+    ours, theirs = list(occurrences(spec, after, until)), stock_sun(spec, after, until)
+    assert len(ours) == len(theirs) > 100
+    assert all(abs(one - other) < 3 * SECOND for one, other in zip(ours, theirs, strict=True))
+
+
 # --- speed ----------------------------------------------------------------------------------------------------------
 
 
@@ -674,3 +991,35 @@ def test_it_lists_a_million_occurrences_in_seconds():
 def test_it_finds_the_next_yearly_occurrence_without_walking_through_the_year(expression):
     spec, after = cron(expression, "Europe/Berlin"), utc("2026-12-26T00:00")
     assert seconds_for(lambda: [next_occurrence(spec, after) for _ in range(100)]) < 0.1
+
+
+@pytest.mark.parametrize("expression", ["*/5 * * * *", "0 9 * * *", "30 2 1 1 *"])
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_it_finds_thousands_of_next_occurrences_in_a_second(expression, zone):
+    specs, moment = [cron(expression, zone), Spec(Interval(HOUR, utc("2026-01-01T00:00")))], utc("2026-01-01T00:00")
+
+    def one_after_the_other():
+        for spec in specs:
+            latest = moment
+            for _ in range(1_000):
+                latest = next_occurrence(spec, latest)
+
+    assert seconds_for(one_after_the_other) < 0.2  # ten times what it takes
+
+
+def test_it_reads_ten_thousand_schedules_from_texts_in_a_second():
+    template = (
+        as_text(cron("1 2 * * 3", "Asia/Tokyo")).replace('"1"', '"%d"').replace('"2"', '"%d"').replace('"3"', '"%d"')
+    )
+    times = itertools.product(range(60), range(24), range(7))
+    texts = [template % time for time in itertools.islice(times, 10_000)]
+    assert len(set(texts)) == 10_000
+    from_text.cache_clear()
+    assert seconds_for(lambda: [from_text(text) for text in texts]) < 1
+    assert seconds_for(lambda: [from_text(text) for text in texts]) < 0.1  # known by now
+
+
+def test_it_lists_the_suns_year_and_crosses_polar_night_at_once():
+    after = utc("2026-11-01T00:00")
+    assert seconds_for(lambda: list(occurrences(sun("sunset", "Berlin"), after, after + 365 * DAY))) < 0.5
+    assert seconds_for(lambda: next_occurrence(sun("sunrise", "Svalbard"), after)) < 0.1

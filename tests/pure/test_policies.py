@@ -1,6 +1,7 @@
 """The decisions, as tables: which due moments run, which are skipped and with what sentence, when to try again."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise, product
 
 import pytest
 
@@ -8,11 +9,14 @@ from jobs.policies import (
     FIRST_PATIENCE,
     LONGEST_PATIENCE,
     LONGEST_RETRY_DELAY,
+    SKIPPED_BY_HAND,
     Busy,
     CatchUp,
     Overlap,
+    Pause,
     Rule,
     decide,
+    jittered,
     patience,
     retry_delay,
     runs_again_after_loss,
@@ -28,7 +32,10 @@ def moments(*hours_ago: float) -> list[datetime]:
 
 
 def outcome(decisions) -> list[str]:
-    return [f"{'skip' if d.reason else 'run'}{'' if d.count == 1 else f' x{d.count}'}" for d in decisions]
+    return [
+        f"{'skip' if d.reason else 'held' if d.held else 'run'}{'' if d.count == 1 else f' x{d.count}'}"
+        for d in decisions
+    ]
 
 
 @pytest.mark.parametrize(
@@ -46,22 +53,22 @@ def outcome(decisions) -> list[str]:
 )
 def test_it_catches_up_what_the_policy_asks_for(catch_up, hours_ago, expected):
     rule = Rule(Overlap.ALLOW, catch_up, window=timedelta(days=1))
-    assert outcome(decide(rule, moments(*hours_ago), NOW, busy=None, more=False)) == expected
+    assert outcome(decide(rule, moments(*hours_ago), NOW)) == expected
 
 
 def test_it_catches_up_nothing_of_a_pass_that_younger_moments_follow():
-    assert outcome(decide(Rule(), moments(3, 2, 1), NOW, busy=None, more=True)) == ["skip x3"]
+    assert outcome(decide(Rule(), moments(3, 2, 1), NOW, following=1)) == ["skip x3"]
 
 
 def test_it_runs_a_moment_that_is_late_by_less_than_a_minute_whatever_the_catch_up():
     rule = Rule(catch_up=CatchUp.NONE)
-    assert outcome(decide(rule, [NOW - timedelta(seconds=60)], NOW, busy=None, more=False)) == ["run"]
-    assert outcome(decide(rule, [NOW - timedelta(seconds=61)], NOW, busy=None, more=False)) == ["skip"]
+    assert outcome(decide(rule, [NOW - timedelta(seconds=60)], NOW)) == ["run"]
+    assert outcome(decide(rule, [NOW - timedelta(seconds=61)], NOW)) == ["skip"]
 
 
 def test_it_skips_with_a_sentence_that_names_the_run_in_the_way():
     busy = Busy(NOW - HOUR, "running", "celery@a (7)")
-    (decision,) = decide(Rule(), moments(0), NOW, busy=busy, more=False)
+    (decision,) = decide(Rule(), moments(0), NOW, busy=[busy])
     assert decision.reason == (
         "overlap: the run due 2026-03-01 03:00:00 UTC was still running on celery@a (7); policy: skip"
     )
@@ -69,21 +76,136 @@ def test_it_skips_with_a_sentence_that_names_the_run_in_the_way():
 
 def test_it_lets_runs_overlap_where_the_policy_allows_it():
     busy = Busy(NOW - HOUR, "running")
-    assert outcome(decide(Rule(Overlap.ALLOW), moments(0.01, 0), NOW, busy=busy, more=False)) == ["run", "run"]
+    assert outcome(decide(Rule(Overlap.ALLOW), moments(0.01, 0), NOW, busy=[busy])) == ["run", "run"]
 
 
-def test_it_skips_the_second_of_two_moments_that_are_claimed_together():
-    assert outcome(decide(Rule(), moments(0.01, 0), NOW, busy=None, more=False)) == ["run", "skip"]
+def test_it_runs_the_latest_of_moments_that_are_claimed_together():
+    decisions = decide(Rule(), moments(0.01, 0), NOW)
+    assert outcome(decisions) == ["skip", "run"]
+    assert decisions[0].reason == (
+        "overlap: it had not started when the run due 2026-03-01 04:00:00 UTC came due; policy: skip"
+    )
+
+
+RUNNING, HELD = Busy(NOW - HOUR, "running"), Busy(NOW - HOUR / 2, "waiting", held=True)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "busy", "expected"),
+    [
+        (Overlap.SKIP, [], ["skip", "run"]),
+        (Overlap.SKIP, [RUNNING], ["skip x2"]),
+        (Overlap.SKIP, [HELD], ["skip x2"]),
+        (Overlap.ALLOW, [], ["run", "run"]),
+        (Overlap.ALLOW, [RUNNING], ["run", "run"]),
+        (Overlap.QUEUE_ONE, [], ["run", "held"]),
+        (Overlap.QUEUE_ONE, [RUNNING], ["skip", "held"]),
+        (Overlap.QUEUE_ONE, [RUNNING, HELD], ["skip x2"]),
+        (Overlap.CANCEL_PREVIOUS, [], ["skip", "run"]),
+        (Overlap.CANCEL_PREVIOUS, [RUNNING], ["skip", "held"]),
+        (Overlap.CANCEL_PREVIOUS, [RUNNING, HELD], ["skip", "held"]),
+    ],
+)
+def test_it_lets_runs_meet_as_the_policy_says(overlap, busy, expected):
+    assert outcome(decide(Rule(overlap), moments(0.01, 0), NOW, busy=busy)) == expected
+
+
+@pytest.mark.parametrize(("overlap", "expected"), [(Overlap.SKIP, "held"), (Overlap.ALLOW, "run")])
+def test_it_catches_up_one_after_the_other_where_runs_must_not_meet(overlap, expected):
+    rule = Rule(overlap, CatchUp.ALL)
+    assert outcome(decide(rule, moments(3, 2, 1, 0), NOW)) == ["run", *[expected] * 3]
+
+
+@pytest.mark.parametrize(
+    ("following", "expected"), [(0, ["skip x3", "run", "run"]), (1, ["skip x4", "run"]), (2, ["skip x5"])]
+)
+def test_it_catches_up_no_more_than_the_cap_and_those_the_latest(following, expected):
+    rule = Rule(Overlap.ALLOW, CatchUp.ALL, cap=2)
+    assert outcome(decide(rule, moments(5, 4, 3, 2, 1), NOW, following=following)) == expected
+
+
+def paused(catch_up: CatchUp, until: datetime | None = NOW) -> Pause:
+    return Pause(NOW - 4 * HOUR, until, "ada", "maintenance", catch_up)
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "expected"),
+    [
+        (CatchUp.NONE, ["skip", "skip x3"]),  # the first fell due before the pause, and was missed
+        (CatchUp.LATEST, ["skip", "skip x2", "run"]),
+        (CatchUp.ALL, ["skip", "run", "run", "run"]),
+    ],
+)
+def test_it_runs_after_a_pause_what_the_pause_said(catch_up, expected):
+    rule = Rule(Overlap.ALLOW, CatchUp.NONE, pause=paused(catch_up))
+    assert outcome(decide(rule, moments(5, 3, 2, 1), NOW)) == expected
+
+
+def test_it_says_who_paused_until_when_and_why():
+    rule = Rule(pause=paused(CatchUp.NONE, NOW + HOUR))
+    (decision,) = decide(rule, moments(0), NOW)
+    assert decision.reason == "paused by ada until 2026-03-01 05:00:00 UTC: maintenance"
+    assert paused(CatchUp.NONE, None).sentence == "paused by ada: maintenance"
+
+
+def test_it_runs_what_falls_due_at_the_end_of_a_pause():
+    assert outcome(decide(Rule(pause=paused(CatchUp.NONE)), moments(0), NOW)) == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "until", "expected"),
+    [
+        (CatchUp.NONE, None, False),
+        (CatchUp.ALL, None, True),
+        (CatchUp.LATEST, NOW + HOUR, True),
+        (CatchUp.ALL, NOW, False),
+    ],
+)
+def test_it_holds_back_until_a_pause_is_over_what_only_its_end_decides(catch_up, until, expected):
+    assert paused(catch_up, until).holds_back(NOW - HOUR, NOW) is expected
+
+
+def test_it_skips_as_many_as_somebody_chose_by_hand():
+    decisions = decide(Rule(Overlap.ALLOW, skip_next=2), moments(0.003, 0.002, 0.001), NOW)
+    assert outcome(decisions) == ["skip x2", "run"]
+    assert decisions[0].reason == SKIPPED_BY_HAND
+
+
+@pytest.mark.parametrize(
+    ("overlap", "limit", "expected"),
+    [
+        (Overlap.ALLOW, 2, ["run", "run"]),
+        (Overlap.ALLOW, 4, ["run", "run", "run"]),
+        (Overlap.SKIP, 1, ["skip x2", "run"]),
+        (Overlap.QUEUE_ONE, 1, ["skip", "run"]),
+        (Overlap.ALLOW, 0, ["skip x3"]),
+    ],
+)
+def test_it_ends_a_limited_schedule_with_its_last_run(overlap, limit, expected):
+    assert outcome(decide(Rule(overlap, limit=limit), moments(0.003, 0.002, 0.001), NOW)) == expected
+
+
+def test_it_does_not_count_a_skipped_moment_as_one_of_a_limited_schedule():
+    assert outcome(decide(Rule(limit=1, skip_next=1), moments(0), NOW)) == ["skip"]
 
 
 def test_it_accounts_for_every_moment_exactly_once():
     due = moments(*(n / 100 for n in range(300, -1, -1)))
-    for catch_up in CatchUp:
-        for overlap in Overlap:
-            decisions = decide(Rule(overlap, catch_up, 2 * HOUR), due, NOW, busy=None, more=False)
-            assert sum(decision.count for decision in decisions) == len(due)
-            assert decisions[0].due_at == due[0]
-            assert decisions[-1].last_due_at == due[-1]
+    pauses = [None, *(paused(catch_up, NOW - HOUR) for catch_up in CatchUp)]
+    for overlap, catch_up, pause, busy in product(Overlap, CatchUp, pauses, ([], [RUNNING], [RUNNING, HELD])):
+        rule = Rule(overlap, catch_up, 2 * HOUR, pause=pause)
+        decisions = decide(rule, due, NOW, busy=busy)
+        assert sum(decision.count for decision in decisions) == len(due)
+        assert decisions[0].due_at == due[0]
+        assert decisions[-1].last_due_at == due[-1]
+        assert all(earlier.last_due_at < later.due_at for earlier, later in pairwise(decisions))
+
+
+def test_it_spreads_starts_at_random_but_never_into_the_next_period():
+    starts = [jittered(NOW, NOW + timedelta(seconds=2), HOUR) for _ in range(1000)]
+    assert all(NOW <= start < NOW + timedelta(seconds=2) for start in starts)
+    assert len(set(starts)) > 900
+    assert NOW <= jittered(NOW, None, HOUR) <= NOW + HOUR
 
 
 def test_it_makes_one_row_of_a_skipped_stretch():

@@ -1,0 +1,97 @@
+"""Writes down runs that somebody asks for, beside those that fall due.
+
+Its one rule: a request is a run like any other, committed before it is sent; it leaves the calendar alone and asks no
+policy whether it may run. A backfill takes from the ledger what to run, and starts a few of its runs at a time.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+
+from django.db import transaction
+from django.db.models import Q
+from django_celery_beat.models import PeriodicTask
+
+from jobs import bulk
+from jobs.calendar import spec_of
+from jobs.claim import NewRun, new_run
+from jobs.message import Message, message_of
+from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, database_now
+from jobs.occurrences import Invalid, occurrences
+
+MOST_BACKFILLED = 10_000  # due moments
+_INSTANT = timedelta.resolution
+
+# What stands for "it ran, or is about to": a moment that has such a run is not missing.
+_PRESENT = {
+    Backfill.Which.MISSING: ACTIVE | {State.SUCCEEDED, State.FAILED, State.LOST},
+    Backfill.Which.FAILED: ACTIVE | {State.SUCCEEDED},
+    Backfill.Which.ALL: ACTIVE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a backfill would do: the moments it would run, and how many of the range it would leave alone."""
+
+    moments: list[datetime]
+    left_alone: int
+
+
+def run_now(schedule: PeriodicTask, actor: str) -> Run:
+    """Write down a run that a person asks for. Raises `Invalid` where the schedule cannot run.
+
+    The caller's to send for `SENDING`, then any beat's.
+    """
+    now = database_now()
+    policy = Policy.objects.filter(schedule=schedule).first() or Policy(schedule=schedule)
+    new = new_run(schedule.pk, schedule.name, message_of(schedule, policy), now, now)
+    new.trigger, new.actor = Trigger.MANUAL.value, actor
+    bulk.insert(Run, [new])
+    return Run.objects.get(id=new.id)
+
+
+def preview(request: Backfill) -> Preview:
+    """What `backfill` would run now, the oldest moment first. Raises `Invalid` with what to choose instead."""
+    policy = Policy.objects.select_related("schedule").filter(schedule=request.schedule_id).first()
+    if policy is None:
+        raise Invalid("The schedule was made a moment ago, and nothing is known of it yet: try again in a few seconds.")
+    message_of(policy.schedule, policy)
+    if not request.start < request.end <= database_now():
+        raise Invalid("Choose a range that ends after it starts and lies in the past.")
+    spec = spec_of(policy.schedule, policy.timing_since or database_now())
+    moments = list(islice(occurrences(spec, request.start - _INSTANT, request.end - _INSTANT), MOST_BACKFILLED + 1))
+    if len(moments) > MOST_BACKFILLED:
+        raise Invalid(f"There are more than {MOST_BACKFILLED} due moments in this range; choose a shorter one.")
+    present = _present(request, _PRESENT[Backfill.Which(request.which)])
+    wanted = [moment for moment in moments if moment not in present]
+    return Preview(wanted, len(moments) - len(wanted))
+
+
+def _present(request: Backfill, states: Collection[State]) -> set[datetime]:
+    of_range = Q(due_at__gte=request.start, due_at__lt=request.end)
+    runs = Run.objects.of_schedule(request.schedule_id).filter(of_range, state__in=states)
+    return set(runs.exclude(trigger=Trigger.MANUAL).values_list("due_at", flat=True))
+
+
+def backfill(request: Backfill) -> int:
+    """Save this request and write down its runs; returns how many. They start one after the other, by any beat.
+
+    Asked twice with the same id it is done once, and 0 is returned. Raises `Invalid` as `preview` does.
+    """
+    with transaction.atomic():
+        policy = Policy.objects.select_related("schedule").select_for_update().get(schedule=request.schedule_id)
+        if Backfill.objects.filter(id=request.id).exists():
+            return 0
+        moments = preview(request).moments
+        request.save(force_insert=True)
+        message = message_of(policy.schedule, policy)
+        bulk.insert(Run, [_backfilling(request, policy.schedule, message, moment) for moment in moments])
+    return len(moments)
+
+
+def _backfilling(request: Backfill, schedule: PeriodicTask, message: Message, moment: datetime) -> NewRun:
+    run = new_run(schedule.pk, schedule.name, message, moment, moment)
+    run.trigger, run.actor, run.backfill_id, run.not_before = Trigger.BACKFILL.value, request.actor, request.id, None
+    return run

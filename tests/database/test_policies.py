@@ -1,0 +1,389 @@
+"""What a schedule does with its due moments, from the policy's columns to the rows of the ledger."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django_celery_beat.models import PeriodicTask
+
+from jobs import ask, calendar, claim, release
+from jobs.base import fail
+from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, database_now
+from jobs.occurrences import Invalid
+from jobs.policies import CatchUp, Overlap
+from jobs.rescue import rescue
+from tests.making import make_due, make_run, make_schedule
+
+pytestmark = pytest.mark.django_db
+SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+
+def claim_all() -> list[Run]:
+    """The rows of the runs that were claimed and are to be sent."""
+    return [Run.objects.get(id=run.id) for runs in claim.claim_due() for run in runs]
+
+
+def states(schedule: PeriodicTask) -> list[str]:
+    """What became of its moments, the oldest first."""
+    runs = Run.objects.filter(schedule=schedule).order_by("due_at", "trigger")
+    return [f"{'held' if run.state == State.WAITING and run.not_before is None else run.state}" for run in runs]
+
+
+def end(run: Run, state: State = State.SUCCEEDED) -> None:
+    Run.objects.filter(id=run.id).update(state=State.RUNNING, started_at=database_now(), lease_until=database_now())
+    assert Run.objects.finish(run.id, run.attempt, state)
+
+
+# --- overlap --------------------------------------------------------------------------------------------------------
+
+
+def test_it_lets_one_run_wait_for_the_end_of_the_one_before_it():
+    schedule = make_schedule(policy={"overlap": Overlap.QUEUE_ONE}, expire_seconds=60)
+    running = make_run(schedule, state=State.RUNNING, due_at=database_now() - HOUR)
+    for _ in range(2):
+        make_due(schedule)
+        assert claim_all() == []
+    assert states(schedule) == ["running", "held", "skipped"]
+    assert release.release() == 0
+    end(running)
+    assert release.release() == 1
+    held = Run.objects.get(state=State.WAITING)
+    assert held.not_before <= database_now()
+    assert timedelta(0) < held.expires_at - database_now() <= MINUTE
+
+
+def test_it_cancels_what_has_not_started_and_asks_what_runs_to_end_for_a_younger_run():
+    schedule = make_schedule(policy={"overlap": Overlap.CANCEL_PREVIOUS})
+    running = make_run(schedule, state=State.RUNNING, due_at=database_now() - 2 * HOUR)
+    queued = make_run(schedule, state=State.QUEUED, due_at=database_now() - HOUR)
+    make_due(schedule)
+    assert claim_all() == []
+    running.refresh_from_db()
+    queued.refresh_from_db()
+    assert (queued.state, running.state) == (State.CANCELLED, State.RUNNING)
+    assert queued.reason == running.cancel_reason
+    assert running.cancel_reason.endswith("takes its place; policy: cancel previous")
+    assert states(schedule)[-1] == "held"
+    fail(running.id, running.attempt, RuntimeError("interrupted"), "")
+    running.refresh_from_db()
+    assert (running.state, running.reason) == (State.CANCELLED, running.cancel_reason)
+    assert release.release() == 1
+
+
+def test_it_cancels_a_run_that_was_to_end_and_died_instead_of_starting_it_again():
+    run = make_run(
+        make_schedule(), state=State.RUNNING, lease_until=database_now() - SECOND, cancel_reason="cancelled: x"
+    )
+    assert rescue() == 1
+    run.refresh_from_db()
+    assert (run.state, run.reason) == (State.CANCELLED, "cancelled: x")
+
+
+def test_it_does_not_let_a_backfill_stand_in_the_way():
+    schedule = make_schedule()
+    backfill = Backfill.objects.create(schedule=schedule, start=database_now() - DAY, end=database_now(), actor="ada")
+    make_run(schedule, state=State.RUNNING, trigger=Trigger.BACKFILL, backfill=backfill)
+    make_due(schedule)
+    assert len(claim_all()) == 1
+
+
+def test_it_catches_up_one_after_the_other():
+    schedule = make_schedule(every=10 * MINUTE, policy={"catch_up": CatchUp.ALL, "catch_up_cap": 3})
+    make_due(schedule, ago=HOUR)
+    (first,) = claim_all()
+    assert states(schedule) == ["skipped", "waiting", "held", "held", "held"]  # three missed, and the one of now
+    order = [first.due_at]
+    for _ in range(3):
+        end(Run.objects.get(due_at=order[-1], schedule=schedule))
+        assert release.release() == 1
+        order.append(Run.objects.get(state=State.WAITING, not_before__isnull=False).due_at)
+    assert order == sorted(order)
+    assert len(set(order)) == 4
+
+
+def test_it_ends_held_runs_whose_schedule_was_deleted():
+    schedule = make_schedule()
+    run = make_run(schedule, not_before=None)
+    PeriodicTask.objects.filter(pk=schedule.pk).delete()
+    release.release()
+    run.refresh_from_db()
+    assert (run.state, run.reason) == (State.CANCELLED, "cancelled: its schedule was deleted")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_releases_no_more_than_may_run_when_two_do_it_at_once():
+    schedule = make_schedule()
+    for hours in range(5):
+        make_run(schedule, not_before=None, due_at=database_now() - hours * HOUR)
+    barrier = threading.Barrier(3)
+
+    def releaser() -> None:
+        barrier.wait()
+        release.release()
+        connection.close()
+
+    threads = [threading.Thread(target=releaser) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Run.objects.held().count() == 4
+
+
+# --- jitter, limits, skipping ---------------------------------------------------------------------------------------
+
+
+def test_it_starts_a_run_later_by_a_random_part_of_the_jitter():
+    schedule = make_schedule(every=HOUR, policy={"jitter": 2 * HOUR}, expire_seconds=60)
+    due_at = make_due(schedule)
+    assert claim_all() == []
+    run = Run.objects.get()
+    assert due_at < run.not_before < due_at + HOUR
+    assert run.expires_at == run.not_before + MINUTE
+
+
+def test_it_switches_a_limited_schedule_off_with_its_last_run():
+    schedule = make_schedule(policy={"remaining_runs": 2, "skip_next": 1, "overlap": Overlap.ALLOW})
+    for _ in range(3):
+        make_due(schedule)
+        claim_all()
+    ask.run_now(PeriodicTask.objects.get(), actor="ada")
+    assert states(schedule) == ["skipped", "waiting", "waiting", "waiting"]
+    assert [run.trigger for run in Run.objects.filter(state=State.WAITING).order_by("due_at")][-1] == Trigger.MANUAL
+    policy = Policy.objects.select_related("schedule").get()
+    assert (policy.remaining_runs, policy.next_due_at, policy.schedule.enabled) == (0, None, False)
+    assert claim_all() == []
+
+
+def test_it_skips_the_next_moments_by_hand():
+    schedule = make_schedule(policy={"skip_next": 2})
+    for expected in (0, 0, 1):
+        make_due(schedule)
+        assert len(claim_all()) == expected
+    row = Run.objects.get(state=State.SKIPPED)
+    assert (row.count, row.reason) == (2, "by hand: the next due moments were to be skipped")
+    assert Policy.objects.get().skip_next == 0
+
+
+# --- pause ----------------------------------------------------------------------------------------------------------
+
+
+def pause(schedule: PeriodicTask, ago: timedelta, **words) -> None:
+    Policy.objects.filter(schedule=schedule).pause(**{"by": "ada", "reason": "maintenance", **words})
+    Policy.objects.filter(schedule=schedule).update(paused_at=database_now() - ago)
+
+
+def test_it_accounts_for_what_falls_due_while_paused_with_the_reason():
+    schedule = make_schedule(every=10 * MINUTE)
+    make_due(schedule, ago=HOUR)
+    pause(schedule, ago=2 * HOUR)
+    assert claim_all() == []
+    row = Run.objects.get()
+    assert (row.state, row.count, row.reason) == (State.SKIPPED, 7, "paused by ada: maintenance")
+    assert Policy.objects.filter(schedule=schedule).resume() == 1
+    make_due(schedule)
+    assert len(claim_all()) == 1
+
+
+@pytest.mark.parametrize(("catch_up", "expected"), [("latest", ["skipped", "waiting"]), ("all", ["waiting"] * 7)])
+def test_it_runs_what_a_pause_held_back_when_somebody_resumes(catch_up, expected):
+    schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW, "catch_up": CatchUp.NONE})
+    first = make_due(schedule, ago=HOUR + MINUTE)
+    pause(schedule, ago=2 * HOUR, catch_up=catch_up)
+    assert claim_all() == []
+    assert not Run.objects.exists()
+    policy = Policy.objects.get()
+    assert (policy.owed_from, policy.next_due_at) == (first, None)
+    assert claim_all() == []
+    Policy.objects.filter(schedule=schedule).resume()
+    claim_all()
+    assert states(schedule) == expected
+    assert sum(run.count for run in Run.objects.all()) == 7
+    assert Policy.objects.get().next_due_at == first + 70 * MINUTE
+
+
+def test_it_ends_a_pause_at_its_time_by_itself():
+    schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW})
+    make_due(schedule, ago=HOUR + MINUTE)
+    until = database_now() + HOUR
+    pause(schedule, ago=2 * HOUR, catch_up="all", until=until)
+    claim_all()
+    assert Policy.objects.get().next_due_at == until
+    Policy.objects.update(paused_until=database_now() - 5 * MINUTE, next_due_at=database_now())  # the time has come
+    assert len(claim_all()) == 7
+    assert not Policy.objects.paused().exists()
+
+
+def test_it_runs_what_was_missed_before_a_pause_as_catch_up_says():
+    schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW, "catch_up": CatchUp.ALL})
+    make_due(schedule, ago=35 * MINUTE)
+    pause(schedule, ago=20 * MINUTE)
+    assert len(claim_all()) == 2
+    assert states(schedule) == ["waiting", "waiting", "skipped"]
+
+
+def test_it_keeps_what_a_pause_held_back_when_the_schedule_is_edited():
+    schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW})
+    make_due(schedule, ago=35 * MINUTE)
+    pause(schedule, ago=HOUR, catch_up="all")
+    claim_all()
+    schedule.interval = make_schedule("other", every=DAY).interval
+    schedule.save()
+    Policy.objects.filter(schedule=schedule).resume()
+    assert len(claim_all()) == 4
+
+
+def test_it_goes_on_with_a_pause_in_new_words():
+    schedule = make_schedule(every=10 * MINUTE)
+    make_due(schedule, ago=HOUR)
+    pause(schedule, ago=2 * HOUR, catch_up="all")
+    claim_all()
+    Policy.objects.filter(schedule=schedule).pause(by="bob", reason="longer")
+    assert claim_all() == []
+    assert (Run.objects.get().count, Run.objects.get().reason) == (7, "paused by bob: longer")
+
+
+def test_it_pauses_a_schedule_whose_runs_fail_in_a_row_only_after_their_attempts():
+    schedule = make_schedule(policy={"pause_after_failures": 2, "max_attempts": 2, "retry_delay": timedelta(0)})
+    for hours in (3, 2):
+        run = make_run(schedule, state=State.RUNNING, due_at=database_now() - hours * HOUR)
+        fail(run.id, 1, ValueError("no"), "")
+        assert not Policy.objects.paused().exists()
+        Run.objects.filter(id=run.id).update(state=State.RUNNING, started_at=database_now())
+        fail(run.id, 2, ValueError("no"), "")
+    policy = Policy.objects.paused().get()
+    assert (policy.paused_by, policy.pause_reason) == ("Punctual", "2 runs in a row failed")
+    assert policy.pause.sentence == "paused by Punctual: 2 runs in a row failed"
+
+
+def test_it_forgives_what_failed_before_somebody_resumed():
+    schedule = make_schedule(policy={"pause_after_failures": 2})
+    for _ in range(2):
+        run = make_run(schedule, state=State.RUNNING)
+        fail(run.id, 1, ValueError("no"), "")
+    assert Policy.objects.filter(schedule=schedule).resume() == 1
+    run = make_run(schedule, state=State.RUNNING)
+    fail(run.id, 1, ValueError("no"), "")
+    assert not Policy.objects.paused().exists()
+
+
+@pytest.mark.parametrize("between", [State.SUCCEEDED, State.LOST])
+def test_it_counts_lost_runs_as_failures_and_starts_anew_after_a_success(between):
+    schedule = make_schedule(policy={"pause_after_failures": 3, "rerun_if_lost": False})
+    for ago, state in ((3, State.FAILED), (2, between), (1, State.FAILED)):
+        make_run(schedule, state=state, due_at=database_now() - ago * HOUR)
+    Policy.objects.filter(schedule=schedule).pause_if_failing()
+    assert Policy.objects.paused().exists() is (between == State.LOST)
+
+
+# --- changes --------------------------------------------------------------------------------------------------------
+
+
+def test_it_settles_what_was_due_before_an_edit_under_the_timing_of_then():
+    schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW, "catch_up": CatchUp.ALL})
+    first = make_due(schedule, ago=35 * MINUTE)
+    other = make_schedule("other", every=DAY).interval
+    PeriodicTask.objects.filter(pk=schedule.pk).update(interval=other)
+    calendar.sweep()
+    assert [run.due_at for run in claim_all()] == [first + n * 10 * MINUTE for n in range(4)]
+    policy = Policy.objects.get(schedule=schedule)
+    assert policy.former is None
+    assert policy.next_due_at > database_now() + 23 * HOUR
+
+
+def test_it_settles_what_was_due_before_several_edits_and_a_disabling():
+    schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW, "catch_up": CatchUp.ALL})
+    make_due(schedule, ago=35 * MINUTE)
+    schedule.enabled = False
+    schedule.save()
+    schedule.enabled, schedule.interval = True, make_schedule("other", every=DAY).interval
+    schedule.save()
+    assert len(claim_all()) == 4
+
+
+def test_it_skips_all_that_was_due_when_a_schedule_is_switched_off_before_it_could_start():
+    schedule = make_schedule(every=10 * MINUTE)
+    make_due(schedule, ago=35 * MINUTE)
+    schedule.enabled = False
+    schedule.save()
+    assert claim_all() == []
+    row = Run.objects.get()
+    assert (row.count, row.reason) == (4, "disabled before it could start")
+
+
+# --- backfill -------------------------------------------------------------------------------------------------------
+
+
+def make_backfill(schedule: PeriodicTask, **columns) -> Backfill:
+    now = database_now().replace(minute=0, second=0, microsecond=0)
+    defaults = {"start": now - 6 * HOUR, "end": now, "actor": "ada"}
+    return Backfill(schedule=schedule, **{**defaults, **columns})
+
+
+@pytest.fixture
+def hourly() -> PeriodicTask:
+    """Due at each full hour; of the last six one succeeded, one failed, one is under way, and a stretch was skipped."""
+    schedule = make_schedule(cron={"minute": "0"})
+    full_hour = database_now().replace(minute=0, second=0, microsecond=0)
+    for ago, state in ((6, State.SUCCEEDED), (5, State.FAILED), (4, State.RUNNING), (3, State.SKIPPED)):
+        make_run(schedule, state=state, due_at=full_hour - ago * HOUR, last_due_at=full_hour - ago * HOUR)
+    return schedule
+
+
+@pytest.mark.parametrize(
+    ("which", "hours_ago"), [("missing", [3, 2, 1]), ("failed", [5, 3, 2, 1]), ("all", [6, 5, 3, 2, 1])]
+)
+def test_it_previews_a_backfill_and_then_does_just_that(hourly, which, hours_ago):
+    backfill = make_backfill(hourly, which=which, at_once=2)
+    seen = ask.preview(backfill)
+    assert seen.moments == [backfill.end - hours * HOUR for hours in hours_ago]
+    assert seen.left_alone == 6 - len(hours_ago)
+    assert ask.backfill(backfill) == len(hours_ago)
+    runs = Run.objects.filter(backfill=backfill).order_by("due_at")
+    assert [run.due_at for run in runs] == seen.moments
+    assert {(run.trigger, run.actor, run.schedule) for run in runs} == {(Trigger.BACKFILL, "ada", hourly)}
+
+
+def test_it_makes_a_backfill_once_however_often_it_is_asked(hourly):
+    backfill = make_backfill(hourly, which="all")
+    assert ask.backfill(backfill) == 5
+    assert ask.backfill(make_backfill(hourly, which="all", id=backfill.id)) == 0
+    assert Run.objects.filter(backfill=backfill).count() == 5
+    assert ask.preview(make_backfill(hourly)).moments == []  # what is under way is not missing
+
+
+def test_it_starts_as_many_runs_of_a_backfill_at_once_as_asked_for(hourly):
+    backfill = make_backfill(hourly, which="all", at_once=2)
+    ask.backfill(backfill)
+    mine = Run.objects.filter(backfill=backfill)
+    assert not mine.filter(not_before__isnull=False).exists()
+    assert (release.release(), release.release()) == (2, 0)
+    end(mine.filter(not_before__isnull=False).order_by("due_at").first())
+    assert release.release() == 1
+    while mine.filter(state__in=ACTIVE).exists():
+        for run in mine.filter(state=State.WAITING, not_before__isnull=False):
+            end(run)
+        release.release()
+    assert set(mine.values_list("state", flat=True)) == {State.SUCCEEDED}
+
+
+def test_it_backfills_a_disabled_schedule_too(hourly):
+    PeriodicTask.objects.update(enabled=False)
+    calendar.sweep()
+    assert len(ask.preview(make_backfill(hourly)).moments) == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"start": database_now}, "in the past"),
+        ({"end": lambda: database_now() + HOUR}, "in the past"),
+        ({"start": lambda: database_now() - 3000 * DAY}, "more than 10000 due moments"),
+    ],
+)
+def test_it_refuses_a_backfill_that_makes_no_sense(hourly, columns, sentence):
+    backfill = make_backfill(hourly, **{name: value() for name, value in columns.items()})
+    with pytest.raises(Invalid, match=sentence):
+        ask.backfill(backfill)
+    assert not Backfill.objects.exists()

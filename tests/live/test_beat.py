@@ -1,0 +1,124 @@
+"""The beat as operators start it, and what it lives through: options, signals, a lost database, a wrong clock."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.db import connection
+from django_celery_beat.models import CrontabSchedule, PeriodicTask
+
+from jobs import ask, calendar
+from jobs.models import Backfill, Policy, Run, State, Trigger, database_now
+from tests.making import ends, lines, make_due, make_schedule
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "lines"
+
+
+def test_it_beats_as_operators_start_it_and_ends_quickly_in_the_middle_of_a_burst(processes, eventually, tmp_path):
+    every = make_schedule().interval
+    names = (f"s{number}" for number in range(2999))
+    PeriodicTask.objects.bulk_create(PeriodicTask(name=name, task="tests.nothing", interval=every) for name in names)
+    calendar.sweep()
+    due_at = database_now()
+    Policy.objects.update(next_due_at=due_at)
+    pidfile = tmp_path / "beat.pid"
+    options = ("-S", "jobs.scheduler:Scheduler", "--max-interval", "1", "--pidfile", str(pidfile))
+    beat = processes.start_beat(*options)
+    assert pidfile.read_text().strip() == str(beat.pid)
+    eventually(lambda: Run.objects.filter(state=State.QUEUED).exists())
+    beat.stop()
+    assert not pidfile.exists()
+    processes.start_beat(*options)
+    eventually(lambda: Run.objects.filter(state=State.QUEUED).count() == 3000)
+    assert Run.objects.filter(due_at=due_at).count() == 3000
+
+
+def test_it_beats_inside_a_worker(processes, eventually, path, tmp_path):
+    schedule = make_schedule(every=SECOND, task="tests.note", args=[str(path)])
+    processes.start_worker("-B", "--schedule", str(tmp_path / "unused"))
+    eventually(lambda: Run.objects.filter(schedule=schedule, state=State.SUCCEEDED).count() >= 2)
+    assert len(lines(path)) >= 2
+
+
+@pytest.mark.parametrize("wrong_by", [3600, -3600])
+def test_it_goes_by_the_database_s_clock_where_the_host_s_is_wrong(processes, eventually, path, wrong_by):
+    start = database_now().replace(microsecond=0)
+    schedule = make_schedule(every=SECOND, task="tests.note", args=[str(path)], start_time=start)
+    folder = Path(__file__).parent / "wrong_clock"
+    clock = {
+        "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
+        "CLOCK_WRONG_BY": str(wrong_by),
+    }
+    processes.start_worker(env=clock)
+    processes.start_beat(env=clock)
+    runs = Run.objects.filter(schedule=schedule)
+    eventually(lambda: runs.filter(state=State.SUCCEEDED).count() >= 3)
+    assert not runs.filter(reason__startswith="missed").exists()
+    for run in runs.filter(state=State.SUCCEEDED):
+        assert run.due_at.microsecond == 0
+        assert timedelta(0) <= run.lateness < MINUTE
+
+
+def test_it_comes_back_by_itself_when_the_database_was_away(processes, eventually):
+    schedule = make_schedule(every=SECOND, policy={"overlap": "allow", "catch_up": "all"})
+    beat = processes.start_beat()
+    eventually(Run.objects.exists)
+    name = connection.settings_dict["NAME"]
+    connection.close()
+    with connection._nodb_cursor() as server:
+        server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        try:
+            server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            processes.eventually(lambda: "This tick failed" in beat.log)
+        finally:
+            server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    back_at = database_now()
+    eventually(lambda: Run.objects.filter(schedule=schedule, due_at__gt=back_at).exists())
+    moments = list(Run.objects.filter(schedule=schedule).order_by("due_at").values_list("due_at", flat=True))
+    assert moments == [moments[0] + n * SECOND for n in range(len(moments))]
+
+
+def test_it_fires_nothing_and_falls_behind_in_nothing_when_a_timing_changes_past_the_models(processes, eventually):
+    schedule = make_schedule(cron={"minute": "0", "hour": "4"})
+    processes.start_beat()
+    CrontabSchedule.objects.filter(pk=schedule.crontab_id).update(minute="59", hour="3")
+    expected = calendar.next_occurrence(calendar.spec_of(PeriodicTask.objects.get(), database_now()), database_now())
+    eventually(lambda: Policy.objects.get().next_due_at == expected, deadline=5)
+    assert not Run.objects.exists()
+
+
+def test_it_runs_a_backfill_a_few_at_a_time_and_lets_a_run_wait_for_the_one_before_it(processes, eventually, path):
+    schedule = make_schedule(task="tests.note", args=[str(path)], cron={"minute": "0"}, policy={"overlap": "queue_one"})
+    processes.start_worker()
+    processes.start_beat()
+    end = database_now().replace(minute=0, second=0, microsecond=0)
+    ask.backfill(Backfill(schedule=schedule, start=end - 6 * HOUR, end=end, at_once=2, actor="ada"))
+    mine = Run.objects.filter(trigger=Trigger.BACKFILL)
+    eventually(lambda: mine.filter(state=State.SUCCEEDED).count() == 6)
+    assert len(lines(path)) == 6
+
+
+def test_it_stops_a_running_job_for_the_next_one_where_the_policy_says_so(processes, eventually, path):
+    schedule = make_schedule(task="tests.hold", args=[str(path)], policy={"overlap": "cancel_previous"})
+    processes.start_worker(env={"LEASE_SECONDS": "4"})
+    processes.start_beat(env={"LEASE_SECONDS": "4"})
+    make_due(schedule)
+    eventually(lambda: lines(Path(f"{path}.started")))
+    first = Run.objects.get()
+    make_due(schedule)
+    eventually(lambda: ends(first))
+    assert (first.state, first.error_class) == (State.CANCELLED, "SoftTimeLimitExceeded")
+    assert first.reason == "cancelled: the next run of its schedule takes its place; policy: cancel previous"
+    eventually(lambda: len(lines(Path(f"{path}.started"))) == 2)
+    Path(f"{path}.go").touch()
+    second = Run.objects.exclude(id=first.id).get()
+    eventually(lambda: ends(second))
+    assert second.state == State.SUCCEEDED
