@@ -68,14 +68,14 @@ def changed(schedules: QuerySet[PeriodicTask]) -> QuerySet[PeriodicTask]:
 
 
 def refresh(schedules: QuerySet[PeriodicTask], *, wait: bool = True) -> int:
-    """Compute `next_due_at` of the changed ones among `schedules`; returns how many there were.
+    """Compute `next_due_at` of the changed ones among `schedules`; returns how many there were, also of those left.
 
     A policy that somebody else has locked is waited for, or left for another time where `wait` is off.
     """
     total, last = 0, 0
     while stale := list(changed(schedules).filter(pk__gt=last)[:BATCH]):
-        total += _renew({schedule.pk: schedule for schedule in stale}, wait=wait)
-        last = stale[-1].pk
+        _renew({schedule.pk: schedule for schedule in stale}, wait=wait)
+        total, last = total + len(stale), stale[-1].pk
     return total
 
 
@@ -99,7 +99,7 @@ def version() -> object:
         return cursor.fetchone()
 
 
-def _renew(schedules: dict[int, Any], *, wait: bool) -> int:
+def _renew(schedules: dict[int, Any], *, wait: bool) -> None:
     with transaction.atomic():
         known = Policy.objects.filter(pk__in=schedules)
         new = schedules.keys() - set(known.values_list("pk", flat=True))
@@ -109,7 +109,6 @@ def _renew(schedules: dict[int, Any], *, wait: bool) -> int:
         for policy in locked:
             _compute(policy, schedules[policy.pk], now)
         bulk.update(Policy, locked, COMPUTED)
-    return len(locked)
 
 
 def _compute(policy: Policy, schedule: Any, now: datetime) -> None:

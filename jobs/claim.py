@@ -214,6 +214,7 @@ class _Due:
 def _runs_of(policy: Claimed, now: datetime, busy: Sequence[policies.Busy]) -> list[NewRun]:
     """The rows for all that is due of one schedule; moves the policy on and sets `policy.invalid_reason`."""
     first = policy.owed_from or policy.next_due_at or now
+    due = _Due([first], None)
     try:
         due = _due(policy, first, now)
         _move(policy, due, now)
@@ -221,15 +222,12 @@ def _runs_of(policy: Claimed, now: datetime, busy: Sequence[policies.Busy]) -> l
         ends = [*(decision.due_at for decision in decisions[1:]), due.upcoming]
         return [_run(policy, decision, end, message, now) for decision, end in zip(decisions, ends, strict=False)]
     except Exception as error:
-        log.exception(
-            "Schedule %s cannot be computed.",
-            policy.schedule_id,
-            extra={"action": "claim", "schedule": policy.schedule_id},
-        )
-        policy.next_due_at, policy.owed_from, policy.former = None, None, None
+        schedule = policy.schedule_id
+        log.exception("Schedule %s cannot be claimed.", schedule, extra={"action": "claim", "schedule": schedule})
+        policy.next_due_at, policy.owed_from, policy.former = due.upcoming, None, None
         policy.invalid_reason = f"It cannot be computed: {error}"
-        (decision,) = policies.skip([first], f"invalid: {policy.invalid_reason}")
-        return [_run(policy, decision, None, None, now)]
+        decisions = policies.skip(due.moments or [first], f"invalid: {policy.invalid_reason}")
+        return [_run(policy, decision, None, None, now) for decision in decisions]
 
 
 def _due(policy: Claimed, first: datetime, now: datetime) -> _Due:

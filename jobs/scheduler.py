@@ -7,6 +7,8 @@ may run at once. Nothing is saved at shutdown, so a signal can interrupt it anyw
 
 import logging
 import time
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from celery import beat
@@ -57,10 +59,13 @@ class Scheduler(beat.Scheduler):
         close_old_connections()
         if self._is_time_for("sweep", SWEEP_EVERY) or self._was_told():
             self._sweep()
-        self._send_due()
         if self._is_time_for("rescue", RESCUE_EVERY):
             rescue.rescue()
-        return self._seconds_to_next()
+        agenda = _Agenda.look()
+        if agenda.has_work:
+            self._send_due()
+            agenda = _Agenda.look()
+        return agenda.pause(self.max_interval)
 
     def _was_told(self) -> bool:
         """Whether somebody called django-celery-beat's `PeriodicTasks.update_changed()` after a change in bulk."""
@@ -70,18 +75,18 @@ class Scheduler(beat.Scheduler):
         return news
 
     def _sweep(self) -> None:
+        """Sweep if anything may have changed; what a sweep finds locked by somebody is found by the next."""
         version = calendar.version()
         if version != self._version:
-            calendar.sweep()
-            self._version = version
+            found = calendar.sweep()
+            self._version = None if found else version
 
     def _send_due(self) -> None:
         """Claim first, whatever the broker does: a moment is written down when it is due, and sent when that works."""
         try:
             for runs in claim.claim_due():
                 dispatch.send(runs)
-            if Run.objects.held().exists():
-                release.release()
+            release.release()
             dispatch.send_waiting()
         except dispatch.BrokerAwayError as error:
             for _ in claim.claim_due():
@@ -95,21 +100,39 @@ class Scheduler(beat.Scheduler):
         self._done_at[what] = now
         return True
 
-    def _seconds_to_next(self) -> float:
-        now = database_now()
-        moments = [
-            Policy.objects.aggregate(at=Min("next_due_at"))["at"],
-            Run.objects.filter(state__in=UNSTARTED).aggregate(at=Min("not_before"))["at"],
-        ]
-        waits: list[float] = [(moment - now).total_seconds() for moment in moments if moment]
-        longest = HELD_SLEEP if Run.objects.held().exists() else self.max_interval
-        wait: float = min([longest, *waits])
-        # What is still due is locked by somebody, or has more moments than a pass takes: look soon, but do not spin.
-        return max(wait, SHORTEST_SLEEP) if wait > 0 else LOCKED_SLEEP
-
     def _back_off(self, error: Exception) -> float:
         self._failures += 1
         connection.close()
         pause = min(0.5 * (1 << min(self._failures, 10)), LONGEST_BACKOFF)
         log.error("This tick failed, the next comes in %.1f s: %s", pause, error, exc_info=not isinstance(error, Error))
         return pause
+
+
+@dataclass(frozen=True, slots=True)
+class _Agenda:
+    """What there is to do and when, by the database's clock: all that an idle tick asks."""
+
+    now: datetime
+    next_due_at: datetime | None
+    next_send_at: datetime | None
+    holds_runs: bool
+
+    @classmethod
+    def look(cls) -> "_Agenda":
+        return cls(
+            database_now(),
+            Policy.objects.aggregate(at=Min("next_due_at"))["at"],
+            Run.objects.filter(state__in=UNSTARTED).aggregate(at=Min("not_before"))["at"],
+            Run.objects.held().exists(),
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return self.holds_runs or any(moment <= self.now for moment in (self.next_due_at, self.next_send_at) if moment)
+
+    def pause(self, longest: float) -> float:
+        """Seconds until there is something to do."""
+        waits = [(moment - self.now).total_seconds() for moment in (self.next_due_at, self.next_send_at) if moment]
+        wait = min([longest, *waits, *([HELD_SLEEP] if self.holds_runs else [])])
+        # What is still due is locked by somebody, or has more moments than a pass takes: look soon, but do not spin.
+        return max(wait, SHORTEST_SLEEP) if wait > 0 else LOCKED_SLEEP
