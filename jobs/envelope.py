@@ -80,7 +80,7 @@ class Envelopes:
             "id": run_id,
             "root_id": run_id,
             "parent_id": None,
-            "argsrepr": saferepr(run.args, self._longest[0]) if run.args else "[]",
+            "argsrepr": saferepr(run.args, self._longest[0]) if run.args else "()",
             "kwargsrepr": saferepr(run.kwargs, self._longest[1]) if run.kwargs else "{}",
             ATTEMPT_HEADER: run.attempt,
         }

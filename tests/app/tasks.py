@@ -112,6 +112,19 @@ def careless(self: Task, path: str) -> None:
     _append(path, self.request.id)
 
 
+class Signed(Task):
+    """A base with a way of its own to publish."""
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any) -> Any:
+        options["headers"] = {**(options.get("headers") or {}), "x-signed": task_id}
+        return super().apply_async(args, kwargs, task_id=task_id, **options)
+
+
+@shared_task(name="tests.signed", base=Signed)
+def signed() -> None:
+    """Do nothing, after a message with a header of its base's."""
+
+
 @shared_task(name="tests.answer", ignore_result=False)
 def answer() -> int:
     return 42

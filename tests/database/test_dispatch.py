@@ -6,10 +6,12 @@ from base64 import b64decode
 from datetime import timedelta
 
 import pytest
+from celery.signals import before_task_publish
 from django.db import connection
 
 from jobs import dispatch
 from jobs.envelope import ATTEMPT_HEADER
+from jobs.message import find_task
 from jobs.models import Run, State, database_now
 from jobs.policies import FIRST_PATIENCE
 from tests.making import make_run, make_schedule
@@ -51,6 +53,62 @@ def test_it_sends_along_queue_priority_limits_and_headers(redis):
     headers = message["headers"]
     assert (headers["timelimit"], headers["ignore_result"], headers["retries"]) == ([9, None], False, 2)
     assert headers["x-team"] == "billing"
+
+
+def comparable(message: dict) -> dict:
+    """A message without what differs between any two."""
+    message["properties"].pop("delivery_tag")
+    return message
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"args": [1, "ü", None], "kwargs": {"a": [1.5, {"b": []}]}},
+        {"queue": "slow", "priority": 3, "options": {"time_limit": 9, "soft_time_limit": 5, "shadow": "other name"}},
+        {"options": {"routing_key": "r.k", "headers": {"x-team": "billing"}, "retries": 2}},
+        {"task": "tests.answer", "options": {"ignore_result": True}},
+        {"task": "celery.backend_cleanup"},
+        {"args": ["x" * 3000]},
+    ],
+)
+def test_it_copies_what_celery_would_have_published_itself(redis, columns):
+    runs = [make_run(**{"args": [], **columns}) for _ in range(2)]
+    dispatch.send(runs)
+    queue = columns.get("queue", "celery")
+    key = f"{queue}\x06\x163" if "priority" in columns else queue
+    sent = messages(redis, key)
+    redis.flushdb()
+    for run in runs:
+        options = {**run.options, **{name: columns[name] for name in ("queue", "priority") if name in columns}}
+        options["headers"] = {**options.get("headers", {}), ATTEMPT_HEADER: 1}
+        find_task(run.task).apply_async(run.args, run.kwargs, task_id=str(run.id), **options)
+    assert [comparable(message) for message in sent] == [comparable(message) for message in messages(redis, key)]
+    assert len(sent) == 2
+
+
+def test_it_asks_celery_for_each_message_where_somebody_listens_to_publishing(redis):
+    seen = []
+
+    def listener(headers, **_):
+        headers["x-trace"] = f"of {headers['id']}"
+        seen.append(headers["id"])
+
+    runs = [make_run() for _ in range(3)]
+    before_task_publish.connect(listener)
+    try:
+        dispatch.send(runs)
+    finally:
+        before_task_publish.disconnect(listener)
+    assert seen == [str(run.id) for run in runs]
+    assert [message["headers"]["x-trace"] for message in messages(redis)] == [f"of {run.id}" for run in runs]
+
+
+def test_it_asks_a_task_that_publishes_in_a_way_of_its_own_for_each_message(redis):
+    runs = [make_run(task="tests.signed") for _ in range(2)]
+    dispatch.send(runs)
+    assert [message["headers"]["x-signed"] for message in messages(redis)] == [str(run.id) for run in runs]
 
 
 def test_it_leaves_a_run_running_that_a_worker_started_before_it_was_marked(redis):
