@@ -14,6 +14,7 @@ Capabilities:
     release       when may a run start that waits for another one to end?
     envelope      what does Celery make of a run's message?
     dispatch      hands runs to Celery
+    entries       installs the schedules of CELERY_BEAT_SCHEDULE
     rescue        what becomes of runs that nobody will finish?
     pulse         keeps the runs of this process alive
     http          fetches an address, and never one it must not

@@ -16,7 +16,7 @@ from django.db import Error, close_old_connections, connection
 from django.db.models import Min
 from django_celery_beat.models import PeriodicTasks
 
-from jobs import calendar, claim, dispatch, release, rescue
+from jobs import calendar, claim, dispatch, entries, release, rescue
 from jobs.models import UNSTARTED, Policy, Run, database_now
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class Scheduler(beat.Scheduler):
         self.max_interval = min(self.max_interval, LONGEST_SLEEP)
         self._failures = 0
         self._done_at: dict[str, float] = {}
+        self._installed = False
         self._version: object = None
         self._told_at: object = None
 
@@ -57,6 +58,7 @@ class Scheduler(beat.Scheduler):
 
     def _pass(self) -> float:
         close_old_connections()
+        self._install()
         if self._is_time_for("sweep", SWEEP_EVERY) or self._was_told():
             self._sweep()
         if self._is_time_for("rescue", RESCUE_EVERY):
@@ -66,6 +68,14 @@ class Scheduler(beat.Scheduler):
             self._send_due()
             agenda = _Agenda.look()
         return agenda.pause(self.max_interval)
+
+    def _install(self) -> None:
+        """Once, in the first pass that reaches the database."""
+        if self._installed:
+            return
+        for name, reason in entries.install(self.app).refused.items():
+            log.error("The entry %r of CELERY_BEAT_SCHEDULE is not installed: %s", name, reason)
+        self._installed = True
 
     def _was_told(self) -> bool:
         """Whether somebody called django-celery-beat's `PeriodicTasks.update_changed()` after a change in bulk."""

@@ -5,3 +5,4 @@ from project.settings import INSTALLED_APPS
 
 INSTALLED_APPS = [*INSTALLED_APPS, "tests.app"]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # slow ones are for people
+CELERY_RESULT_EXPIRES = None  # or every beat would bring the schedule that deletes old results among a test's own
