@@ -41,4 +41,4 @@ def test_it_runs_the_task_of_a_new_app_with_one_line_in_the_settings(processes, 
     make_due(schedule)
     eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).exists())
     assert lines(path) == ["hello-Ada"]
-    assert Policy.objects.get().invalid_reason == ""
+    assert Policy.objects.get(schedule=schedule).invalid_reason == ""
