@@ -6,7 +6,7 @@ policy whether it may run. A backfill takes from the ledger what to run, and sta
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from django.db import transaction
@@ -22,6 +22,7 @@ from jobs.occurrences import Invalid, occurrences
 
 MOST_BACKFILLED = 10_000  # due moments
 _INSTANT = timedelta.resolution
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # What stands for "it ran, or is about to": a moment that has such a run is not missing.
 _PRESENT = {
@@ -58,8 +59,8 @@ def preview(request: Backfill) -> Preview:
     if policy is None:
         raise Invalid("The schedule was made a moment ago, and nothing is known of it yet: try again in a few seconds.")
     message_of(policy.schedule, policy)
-    if not request.start < request.end <= database_now():
-        raise Invalid("Choose a range that ends after it starts and lies in the past.")
+    if not _EPOCH < request.start < request.end <= database_now():
+        raise Invalid("Choose a range in the past, after 1970, that ends after it starts.")
     spec = spec_of(policy.schedule, policy.timing_since or database_now())
     moments = list(islice(occurrences(spec, request.start - _INSTANT, request.end - _INSTANT), MOST_BACKFILLED + 1))
     if len(moments) > MOST_BACKFILLED:

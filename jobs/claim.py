@@ -74,18 +74,6 @@ class Claimed:
     priority: int | None
     expire_seconds: int | None
 
-    @property
-    def rule(self) -> policies.Rule:
-        return policies.Rule(
-            overlap=policies.Overlap(self.overlap),
-            catch_up=policies.CatchUp(self.catch_up),
-            window=self.catch_up_window,
-            cap=self.catch_up_cap,
-            pause=policies.Pause.of(self),
-            skip_next=self.skip_next,
-            limit=1 if self.one_off else self.remaining_runs,
-        )
-
 
 _OF_POLICY = {field.attname for field in Policy._meta.concrete_fields}
 _COLUMNS = [column.name if column.name in _OF_POLICY else f"schedule__{column.name}" for column in fields(Claimed)]
@@ -281,7 +269,7 @@ def _decide(
     except Invalid as error:
         policy.invalid_reason = str(error)
         return policies.skip(due.moments, f"invalid: {error}"), None
-    rule = policy.rule
+    rule = policies.Rule.of(policy, one_off=policy.one_off)
     decisions = policies.decide(rule, due.moments, now, busy=busy, following=due.following)
     _count_down(policy, rule.limit, len(due.moments), sum(not decision.reason for decision in decisions))
     return decisions, message

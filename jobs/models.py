@@ -82,9 +82,9 @@ class Trigger(models.TextChoices):
 
 
 CATCH_UP_CHOICES = [
-    (policies.CatchUp.NONE, "run none of them"),
-    (policies.CatchUp.LATEST, "run the latest one"),
-    (policies.CatchUp.ALL, "run all of them"),
+    (policies.CatchUp.NONE.value, "run none of them"),
+    (policies.CatchUp.LATEST.value, "run the latest one"),
+    (policies.CatchUp.ALL.value, "run all of them"),
 ]
 
 
@@ -246,6 +246,16 @@ class Policy(models.Model):
     class Meta:
         verbose_name_plural = "policies"
         indexes = [models.Index("next_due_at", name="policy_next_due", condition=Q(next_due_at__isnull=False))]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(
+                    overlap__in=[overlap.value for overlap in policies.Overlap],
+                    catch_up__in=[kind for kind, _ in CATCH_UP_CHOICES],
+                    pause_catch_up__in=[kind for kind, _ in CATCH_UP_CHOICES],
+                ),
+                name="policy_choices_known",
+            )
+        ]
 
     def __str__(self) -> str:
         return f"policy of {self.schedule}"

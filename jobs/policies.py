@@ -5,7 +5,7 @@ sentence, because that sentence is what a person reads in the ledger at four in 
 """
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -85,6 +85,19 @@ class Rule:
     pause: Pause | None = None
     skip_next: int = 0
     limit: int | None = None
+
+    @classmethod
+    def of(cls, policy: Any, *, one_off: bool) -> "Rule":
+        """The rule in the columns of a policy."""
+        return cls(
+            overlap=Overlap(policy.overlap),
+            catch_up=CatchUp(policy.catch_up),
+            window=policy.catch_up_window,
+            cap=policy.catch_up_cap,
+            pause=Pause.of(policy),
+            skip_next=policy.skip_next,
+            limit=1 if one_off else policy.remaining_runs,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +216,21 @@ def _skip_one(decisions: list[Decision], moment: datetime, reason: str) -> None:
         decisions[-1] = Decision(last.due_at, moment, last.count + 1, reason)
     else:
         decisions.append(Decision(moment, moment, 1, reason))
+
+
+def foresee(rule: Rule, upcoming: Iterable[datetime]) -> Iterator[tuple[datetime, str]]:
+    """Moments to come, each with what speaks against its run today, until a limited schedule has had its last run."""
+    left = rule.limit
+    for number, moment in enumerate(upcoming):
+        if left == 0:
+            return
+        if number < rule.skip_next:
+            yield moment, SKIPPED_BY_HAND
+        elif rule.pause and rule.pause.covers(moment):
+            yield moment, rule.pause.sentence
+        else:
+            left = left and left - 1
+            yield moment, ""
 
 
 def skip(due: Sequence[datetime], reason: str) -> list[Decision]:

@@ -1,15 +1,17 @@
 """The admin: it shows what the ledger says, refuses what could never run, and acts only for those who may."""
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from html import unescape
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.urls import reverse
-from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
 
-from jobs.models import Policy, Run, State, Trigger, database_now
+from jobs import calendar
+from jobs.models import Backfill, Policy, Run, State, Trigger, database_now
 from tests.making import make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
@@ -17,6 +19,8 @@ pytestmark = pytest.mark.django_db
 SCHEDULES = reverse("admin:django_celery_beat_periodictask_changelist")
 NEW = reverse("admin:django_celery_beat_periodictask_add")
 NEW_CRONTAB = reverse("admin:django_celery_beat_crontabschedule_add")
+NEW_SOLAR = reverse("admin:django_celery_beat_solarschedule_add")
+NEW_CLOCKED = reverse("admin:django_celery_beat_clockedschedule_add")
 NEW_INTERVAL = reverse("admin:django_celery_beat_intervalschedule_add")
 RUNS = reverse("admin:jobs_run_changelist")
 
@@ -28,9 +32,19 @@ def text(response) -> str:
     return re.sub(r"\s+", " ", unescape(body))
 
 
-def act(client, name: str, *schedules):
+def act(client, name: str, *schedules, **fields):
+    """Choose an action for the ticked schedules; with `fields`, send the form of the page that it answers with."""
     data = {"action": name, "_selected_action": [schedule.pk for schedule in schedules]}
-    return client.post(SCHEDULES, data, follow=True)
+    return client.post(SCHEDULES, data | fields | ({"step": "1"} if fields else {}), follow=True)
+
+
+def history(schedule: PeriodicTask) -> list[str]:
+    entries = LogEntry.objects.filter(object_id=schedule.pk).order_by("pk")
+    return [entry.get_change_message() for entry in entries]
+
+
+def page_of(client, schedule: PeriodicTask) -> str:
+    return text(client.get(reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])))
 
 
 def form(schedule: PeriodicTask | None = None, **fields) -> dict[str, object]:
@@ -203,6 +217,237 @@ def test_it_refuses_an_interval_that_cannot_be_kept(admin_client, every, period)
     assert not IntervalSchedule.objects.exists()
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"event": "sunset", "latitude": "89.9", "longitude": "0"}, "latitude"),
+        ({"event": "sunset", "latitude": "NaN", "longitude": "0"}, "Enter a number"),
+        ({"event": "sunset", "latitude": "", "longitude": ""}, "This field is required"),
+        ({"event": "teatime", "latitude": "1", "longitude": "1"}, "Select a valid choice"),
+        ({}, "This field is required"),
+    ],
+)
+def test_it_refuses_an_event_of_the_sun_that_cannot_be_computed(admin_client, fields, sentence):
+    assert sentence in text(admin_client.post(NEW_SOLAR, fields))
+    assert not SolarSchedule.objects.exists()
+
+
+def test_it_makes_an_event_of_the_sun_and_a_moment(admin_client):
+    admin_client.post(NEW_SOLAR, {"event": "sunset", "latitude": "52.5", "longitude": "13.4"})
+    admin_client.post(NEW_CLOCKED, {"clocked_time_0": "2031-01-01", "clocked_time_1": "04:00"})
+    assert (SolarSchedule.objects.count(), ClockedSchedule.objects.count()) == (1, 1)
+    assert "Enter a valid date" in text(admin_client.post(NEW_CLOCKED, {"clocked_time_0": "x", "clocked_time_1": "y"}))
+
+
+def test_it_shows_the_next_due_moments_in_both_zones_with_what_speaks_against_them(admin_client):
+    cron = {"minute": "0", "hour": "4", "timezone": "Asia/Kathmandu"}
+    schedule = make_schedule(cron=cron, policy={"skip_next": 1, "remaining_runs": 2})
+    policy = Policy.objects.get()
+    first, *_ = calendar.upcoming(policy, 1)
+    Policy.objects.all().pause(by="ada", reason="audit", until=first + timedelta(days=1, hours=1))
+    page = page_of(admin_client, schedule)
+    shown = page.split("Due next:")[1].split("Condition:")[0]
+    days = [first + timedelta(days=number) for number in range(4)]
+    for day in days:
+        assert f"{day:%Y-%m-%d} 22:15:00 = 04:00:00 Asia/Kathmandu" in shown
+    assert f"{days[0] + timedelta(days=4):%Y-%m-%d}" not in shown  # two runs are left
+    assert shown.index("by hand") < shown.index("paused by ada") < shown.index(f"{days[2]:%Y-%m-%d}")
+    assert "Condition: paused by ada until" in page
+    assert "audit" in page
+
+
+def test_it_says_where_a_schedule_comes_from_and_why_it_cannot_run(admin_client):
+    schedule = make_schedule(cron={"day_of_month": "31", "month_of_year": "2"}, policy={"entry": "x"})
+    page = page_of(admin_client, schedule)
+    assert "nothing to come" in page
+    assert f"cannot run {Policy.objects.get().invalid_reason}" in page
+    assert "CELERY_BEAT_SCHEDULE" in page
+
+
+@pytest.mark.parametrize(
+    ("condition", "shown"),
+    [("paused", "tired"), ("flagged", "broken"), ("settings", "installed"), ("", "plain"), ("x", "plain")],
+)
+def test_it_finds_schedules_by_their_condition(admin_client, condition, shown):
+    for name in ("tired", "broken", "installed", "plain"):
+        make_schedule(name)
+    Policy.objects.filter(schedule__name="tired").pause(by="ada")
+    Policy.objects.filter(schedule__name="broken").update(invalid_reason="no")
+    Policy.objects.filter(schedule__name="installed").update(entry="x")
+    page = text(admin_client.get(SCHEDULES, {"condition": condition}, follow=True))
+    found = {
+        name
+        for name in ("tired", "broken", "installed", "plain")
+        if f" {name} tests.nothing" in page or f" {name} " in page
+    }
+    assert shown in found
+    assert len(found) == (4 if shown == "plain" else 1)
+
+
+def test_it_leaves_alone_what_beat_counted_down_while_a_person_edited(admin_client):
+    schedule = make_schedule(policy={"skip_next": 3, "remaining_runs": 3})
+    address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
+    shown = admin_client.get(address).content.decode()
+    assert 'name="initial-policy-0-skip_next" value="3"' in shown
+    Policy.objects.update(skip_next=2, remaining_runs=1)
+    fields = form(schedule, name="it", interval=schedule.interval_id, **{"policy-0-jitter": "00:00:05"})
+    for name in ("skip_next", "remaining_runs"):
+        fields |= {f"policy-0-{name}": 3, f"initial-policy-0-{name}": 3}
+    admin_client.post(address, fields)
+    policy = Policy.objects.get()
+    assert (policy.skip_next, policy.remaining_runs, policy.jitter) == (2, 1, timedelta(seconds=5))
+
+
+def test_it_refuses_a_limit_of_no_runs_but_keeps_one_that_is_used_up(admin_client):
+    schedule = make_schedule(policy={"remaining_runs": 4})
+    address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
+    fields = form(schedule, name="it", interval=schedule.interval_id)
+    page = text(
+        admin_client.post(address, fields | {"policy-0-remaining_runs": 0, "initial-policy-0-remaining_runs": 4})
+    )
+    assert "Give at least 1, or disable the schedule" in page
+    Policy.objects.update(remaining_runs=0)
+    used_up = {"policy-0-remaining_runs": 0, "initial-policy-0-remaining_runs": 0}
+    assert "was changed successfully" in text(admin_client.post(address, fields | used_up, follow=True))
+
+
+def test_it_pauses_with_a_reason_until_a_date_and_resumes(admin_client):
+    schedule, other = make_schedule("nightly"), make_schedule("other")
+    asked = text(act(admin_client, "pause", schedule))
+    assert "Pause 1 schedule" in asked
+    assert not Policy.objects.paused().exists()
+    fields = {"reason": "audit", "until_0": "2099-01-01", "until_1": "06:00", "catch_up": "latest"}
+    assert "1 schedule is paused." in text(act(admin_client, "pause", schedule, **fields))
+    policy = Policy.objects.paused().get()
+    assert (policy.schedule, policy.paused_by, policy.pause_reason) == (schedule, "admin", "audit")
+    assert (policy.paused_until, policy.pause_catch_up) == (datetime(2099, 1, 1, 6, tzinfo=UTC), "latest")
+    assert "paused by admin until 2099-01-01 06:00:00 UTC: audit" in text(admin_client.get(SCHEDULES))
+    assert "1 schedule is resumed." in text(act(admin_client, "resume", schedule, other))
+    assert not Policy.objects.paused().exists()
+    assert history(schedule) == ["Paused.", "Resumed."]
+    assert history(other) == []
+    assert "0 schedules are resumed." in text(act(admin_client, "resume", other))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"until_0": "2001-01-01", "until_1": "06:00", "catch_up": "none"}, "next hundred years"),
+        ({"until_0": "9999-12-31", "until_1": "23:59", "catch_up": "none"}, "next hundred years"),
+        ({"until_0": "2099-01-01", "catch_up": "none"}, "Enter a valid time"),
+        ({"catch_up": "sometimes"}, "Select a valid choice"),
+        ({"reason": "x" * 501, "catch_up": "none"}, "at most 500"),
+        ({"reason": "\x00", "catch_up": "none"}, "Null characters"),
+        ({"reason": "no catch-up said"}, "This field is required"),
+    ],
+)
+def test_it_asks_again_for_a_pause_that_cannot_be_meant(admin_client, fields, sentence):
+    assert sentence in text(act(admin_client, "pause", make_schedule(), **fields))
+    assert not Policy.objects.paused().exists()
+
+
+def test_it_skips_as_many_due_moments_as_it_is_told(admin_client):
+    schedules = [make_schedule(f"s{number}") for number in range(3)]
+    assert "How many" in text(act(admin_client, "skip_next", *schedules[:2]))
+    page = text(act(admin_client, "skip_next", *schedules[:2], moments=2))
+    assert "2 schedules are told to skip 2 due moments." in page
+    assert list(Policy.objects.order_by("pk").values_list("skip_next", flat=True)) == [2, 2, 0]
+    for wrong in (-1, "x", 10**9, ""):
+        assert "How many" in text(act(admin_client, "skip_next", *schedules, moments=wrong))
+    assert history(schedules[0]) == ["Told to skip 2 due moments."]
+
+
+def test_it_acts_on_every_page_of_what_was_found(admin_client):
+    for number in range(3):
+        make_schedule(f"wanted{number}")
+    first = make_schedule("other")
+    asked = admin_client.post(
+        SCHEDULES + "?q=wanted", {"action": "pause", "select_across": 1, "_selected_action": first.pk}
+    )
+    assert "Pause 3 schedules" in text(asked)
+    hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.content.decode()))
+    admin_client.post(SCHEDULES + "?q=wanted", {**hidden, "catch_up": "none"})
+    assert Policy.objects.paused().count() == 3
+    assert not Policy.objects.paused().filter(schedule=first).exists()
+
+
+def backfill_fields(**fields) -> dict[str, object]:
+    today = database_now().replace(minute=0, second=0, microsecond=0) - timedelta(days=1)
+    start, end = today - timedelta(hours=12), today
+    moments = {
+        "start_0": f"{start:%Y-%m-%d}",
+        "start_1": f"{start:%H:%M}",
+        "end_0": f"{end:%Y-%m-%d}",
+        "end_1": f"{end:%H:%M}",
+    }
+    return moments | {"which": "missing", "at_once": 2} | fields
+
+
+def hidden_of(response) -> dict[str, str]:
+    return dict(
+        re.findall(r'<input type="hidden" name="(request|previewed)" value="([^"]*)"', response.content.decode())
+    )
+
+
+def test_it_previews_a_backfill_and_does_it_once(admin_client):
+    schedule = make_schedule("hourly", cron={"minute": "30"})
+    previewed = act(admin_client, "backfill", schedule, **backfill_fields(preview="Preview"))
+    assert "It would run 12 times. " in text(previewed)
+    assert "Run 12 times" in previewed.content.decode()
+    assert not Backfill.objects.exists()
+    fields = backfill_fields(do="Run 12 times", **hidden_of(previewed))
+    assert "“hourly” runs 12 times, 2 at once: show its runs" in text(act(admin_client, "backfill", schedule, **fields))
+    assert "This was asked for before" in text(act(admin_client, "backfill", schedule, **fields))
+    assert Run.objects.filter(trigger=Trigger.BACKFILL, actor="admin").count() == 12
+    asked = Backfill.objects.get()
+    assert (asked.at_once, asked.actor) == (2, "admin")
+    page = text(admin_client.get(reverse("admin:jobs_backfill_changelist")))
+    assert "0 of 12 over" in page
+    shown = text(admin_client.get(RUNS, {"backfill__id__exact": asked.pk}))
+    assert "12 runs" in shown
+    assert "waits for an earlier run to end" in shown
+    assert len(history(schedule)) == 1
+
+
+def test_it_previews_again_what_was_changed_after_the_preview(admin_client):
+    schedule = make_schedule("hourly", cron={"minute": "30"})
+    previewed = act(admin_client, "backfill", schedule, **backfill_fields(preview="Preview"))
+    fields = backfill_fields(do="Run 12 times", **hidden_of(previewed)) | {"which": "all"}
+    assert "It would run 12 times" in text(act(admin_client, "backfill", schedule, **fields))
+    assert not Run.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"end_0": "2001-01-01"}, "Choose a range in the past"),
+        ({"start_0": "0001-01-01", "start_1": "00:00"}, "Choose a range in the past"),
+        ({"end_0": "9999-12-31", "end_1": "23:59"}, "Choose a range in the past"),
+        ({"start_0": "1971-01-01"}, "more than 10000 due moments"),
+        ({"start_0": ""}, "This field is required"),
+        ({"at_once": 0}, "greater than or equal to 1"),
+        ({"which": "some"}, "Select a valid choice"),
+        ({"request": "x", "previewed": "y", "do": "Run"}, "It would run"),
+    ],
+)
+def test_it_asks_again_for_a_backfill_that_cannot_be_meant(admin_client, fields, sentence):
+    schedule = make_schedule("hourly", cron={"minute": "30"})
+    assert sentence in text(act(admin_client, "backfill", schedule, **backfill_fields(**fields)))
+    assert not Run.objects.exists()
+
+
+def test_it_says_that_there_is_nothing_to_backfill_and_why_a_schedule_cannot_be(admin_client):
+    never = make_schedule("never", cron={"day_of_month": "31", "month_of_year": "2"})
+    assert "month" in text(act(admin_client, "backfill", never, **backfill_fields()))
+    hourly = make_schedule("hourly", cron={"minute": "30"})
+    fields = backfill_fields(end_1=backfill_fields()["start_1"], end_0=backfill_fields()["start_0"])
+    fields["end_1"] = f"{fields['start_1'][:3]}10"
+    page = act(admin_client, "backfill", hourly, **fields)
+    assert "It would run 0 times" in text(page)
+    assert 'name="do"' not in page.content.decode()
+    assert "Choose one schedule" in text(act(admin_client, "backfill", never, hourly))
+
+
 def test_it_runs_a_schedule_now_for_the_person_who_asked(admin_client, redis, django_capture_on_commit_callbacks):
     schedule = make_schedule("nightly", enabled=False)
     with django_capture_on_commit_callbacks(execute=True):
@@ -235,20 +480,40 @@ def test_it_switches_many_schedules_and_fires_none(admin_client):
     assert not Run.objects.exists()
 
 
-@pytest.mark.parametrize("action", ["run_now", "enable", "disable"])
-def test_it_lets_nobody_act_who_may_only_look(viewer, action):
+@pytest.mark.parametrize(
+    ("action", "fields"),
+    [
+        *(("run_now", {}), ("enable", {}), ("disable", {}), ("resume", {}), ("pause", {"catch_up": "none"})),
+        *(("skip_next", {"moments": 3}), ("backfill", {"which": "all", "at_once": 1, "do": "Run"})),
+    ],
+)
+def test_it_lets_nobody_act_who_may_only_look(viewer, action, fields):
     schedule = make_schedule(enabled=action != "enable")
+    Policy.objects.all().pause(by="ada") if action == "resume" else None
     assert "it" in text(viewer.get(SCHEDULES))
-    act(viewer, action, schedule)
+    before = Policy.objects.values().get()
+    act(viewer, action, schedule, **fields)
     schedule.refresh_from_db()
     assert schedule.enabled is (action != "enable")
+    assert Policy.objects.values().get() == before
     assert not Run.objects.exists()
+    assert not Backfill.objects.exists()
+
+
+def test_it_shows_a_policy_to_whoever_may_see_the_schedule_and_lets_them_change_nothing(viewer):
+    schedule = make_schedule(policy={"overlap": "queue_one"})
+    assert "let one wait for the end of the earlier run" in page_of(viewer, schedule)
+    address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
+    fields = form(schedule, name="it", interval=schedule.interval_id, **{"policy-0-overlap": "allow"})
+    assert viewer.post(address, fields).status_code == 403
+    assert Policy.objects.get().overlap == "queue_one"
 
 
 def test_it_keeps_the_stock_actions_that_bypass_the_ledger_away(admin_client):
     make_schedule()
     page = admin_client.get(SCHEDULES).content.decode()
-    assert set(re.findall(r'<option value="(\w+)"', page)) == {"delete_selected", "run_now", "enable", "disable"}
+    ours = {"run_now", "enable", "disable", "pause", "resume", "skip_next", "backfill"}
+    assert set(re.findall(r'<option value="(\w+)"', page)) == {"delete_selected", *ours}
 
 
 def test_it_removes_schedules_and_keeps_their_runs(admin_client):

@@ -39,8 +39,12 @@ LAYERS = [
     {"jobs.ask", "jobs.dispatch", "jobs.release"},
     # What runs: in beat, in workers, and all of it in one terminal.
     {"jobs.base", "jobs.scheduler", "jobs.tasks", "jobs.tasks.*", "jobs.up"},
+    # The admin's parts.
+    {"jobs.admin.display"},
+    {"jobs.admin.actions"},
     # Doors: parse, call one function, render.
-    {"jobs", "jobs.admin", "jobs.admin.*", "jobs.api", "jobs.monitoring", "jobs.checks", "jobs.apps"}
+    {"jobs.admin.runs", "jobs.admin.schedules"},
+    {"jobs", "jobs.admin", "jobs.api", "jobs.monitoring", "jobs.checks", "jobs.apps"}
     | {"jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
     | {"project.urls", "project.wsgi", "project.asgi"},
 ]

@@ -1,0 +1,235 @@
+"""Schedules with their policies, and the rows that say when they are due."""
+
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from django import forms
+from django.contrib import admin
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.core.exceptions import ValidationError
+from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django_celery_beat.admin import PeriodicTaskForm
+from django_celery_beat.models import PeriodicTask
+
+from jobs import calendar
+from jobs.admin import actions
+from jobs.admin.display import NOTHING, between, moment, state
+from jobs.message import message_of
+from jobs.models import Policy, Run
+from jobs.occurrences import Invalid
+from jobs.policies import Rule, foresee
+
+SHOWN = 5  # coming due moments
+# What beat counts down while a person edits: compared with what the page showed, not with what the row has now.
+COUNTED_DOWN = {"remaining_runs", "skip_next"}
+LAST_RUN = ("state", "reason", "due_at", "started_at", "finished_at")
+
+
+class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat has no type hints
+    def _clean_json(self, field: str) -> str:
+        """Not the parent's, which stumbles over deep nesting: `message_of` reads it all in clean()."""
+        return str(self.cleaned_data[field])
+
+    def clean(self) -> dict[str, Any]:
+        """Refuse what could never run, with the reason."""
+        self.cleaned_data.setdefault("task", "")  # the parent's clean() stumbles where the field itself was refused
+        data: dict[str, Any] = super().clean()
+        data["headers"] = data.get("headers") or "{}"  # the column takes no empty value
+        schedule = PeriodicTask(**{name: data[name] for name in data if name != "regtask"})
+        try:
+            calendar.spec_of(schedule, timezone.now())
+            message_of(schedule, Policy())
+        except Invalid as error:
+            raise ValidationError(str(error)) from error
+        return data
+
+
+class TimingForm(forms.ModelForm[Any]):
+    """For the rows that say when: refuses what never comes, however the stock validators like it."""
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or {}
+        if self.errors:
+            return data
+        try:
+            calendar.timing_of(self._meta.model(**data), timezone.now())
+        except Invalid as error:
+            raise ValidationError(str(error)) from error
+        return data
+
+
+class PolicyForm(forms.ModelForm[Policy]):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in COUNTED_DOWN & set(self.fields):
+            self.fields[name].show_hidden_initial = True
+
+    def clean_remaining_runs(self) -> int | None:
+        remaining: int | None = self.cleaned_data["remaining_runs"]
+        if remaining == 0 and "remaining_runs" in self.changed_data:
+            raise ValidationError("Give at least 1, or disable the schedule. Empty: no limit.")
+        return remaining
+
+    def save(self, commit: bool = True) -> Policy:
+        """Write what the person changed and nothing else: beat moves the other columns meanwhile."""
+        if commit and self.changed_data:
+            self.instance.save(update_fields=[name for name in self.changed_data if name in self.cleaned_data])
+        return self.instance
+
+
+class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
+    """A part of the schedule's page: whoever may see or change the schedule may see or change its policy."""
+
+    model = Policy
+    form = PolicyForm
+    can_delete = False
+    readonly_fields = ("due_next", "condition", "origin")
+    fieldsets = (
+        (None, {"fields": readonly_fields}),
+        ("When it is due", {"fields": ("overlap", "catch_up", "catch_up_window", "catch_up_cap", "jitter")}),
+        ("How often", {"fields": ("skip_next", "remaining_runs", "pause_after_failures")}),
+        ("Each run", {"fields": ("max_attempts", "retry_delay", "rerun_if_lost", "time_limit", "keep_result")}),
+    )
+
+    def has_view_permission(self, request: HttpRequest, _: Any = None) -> bool:
+        return request.user.has_perm("django_celery_beat.view_periodictask") or self.has_change_permission(request)
+
+    def has_change_permission(self, request: HttpRequest, _: Any = None) -> bool:
+        return request.user.has_perm("django_celery_beat.change_periodictask")
+
+    def has_add_permission(self, request: HttpRequest, _: Any = None) -> bool:
+        return request.user.has_perm("django_celery_beat.add_periodictask")
+
+    @admin.display(description="due next")
+    def due_next(self, policy: Policy) -> str:
+        zone = getattr(policy.schedule.crontab, "timezone", None)
+        rule = Rule.of(policy, one_off=policy.schedule.one_off)
+        coming = [_coming(due_at, reason, zone) for due_at, reason in foresee(rule, calendar.upcoming(policy, SHOWN))]
+        if not coming:
+            return "nothing to come"
+        return format_html("<ul>{}</ul>", format_html_join("", "<li>{}</li>", ((line,) for line in coming)))
+
+    @admin.display(description="condition")
+    def condition(self, policy: Policy) -> str:
+        return _condition(policy) or "as it should be"
+
+    @admin.display(description="comes from")
+    def origin(self, policy: Policy) -> str:
+        if not policy.entry:
+            return "the admin, or code"
+        return (
+            "CELERY_BEAT_SCHEDULE. When its entry there changes, so does this schedule; when the entry is gone, the"
+            " schedule is deleted. Whether it is enabled or paused is for people to say."
+        )
+
+
+class ConditionFilter(admin.SimpleListFilter):
+    title = "condition"
+    parameter_name = "condition"
+
+    def lookups(self, _request: HttpRequest, _schedules: Any) -> list[tuple[str, str]]:
+        return [("paused", "paused"), ("flagged", "cannot run"), ("settings", "from the settings")]
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> QuerySet[PeriodicTask]:
+        conditions = {
+            "paused": Q(policy__in=Policy.objects.paused()),
+            "flagged": ~Q(policy__invalid_reason=""),
+            "settings": ~Q(policy__entry=""),
+        }
+        chosen = self.value()
+        if chosen is not None and chosen not in conditions:
+            raise IncorrectLookupParameters
+        return queryset.filter(conditions.get(chosen or "", Q()))
+
+
+admin.site.unregister([PeriodicTask, *calendar.KINDS.values()])
+
+
+@admin.register(*calendar.KINDS.values())
+class TimingAdmin(admin.ModelAdmin[Any]):
+    form = TimingForm
+
+
+@admin.register(PeriodicTask)
+class ScheduleAdmin(admin.ModelAdmin[PeriodicTask]):
+    form = ScheduleForm
+    inlines = (PolicyInline,)
+    actions = (
+        *(actions.run_now, actions.enable, actions.disable),
+        *(actions.pause, actions.resume, actions.skip_next, actions.backfill),
+    )
+    list_display = ("name", "enabled", "when", "next_due", "last_outcome", "lateness", "duration", "runs")
+    list_filter = ("enabled", ConditionFilter)
+    list_select_related = ("policy", *calendar.KINDS)
+    search_fields = ("name", "task")
+    ordering = ("name",)
+    fieldsets = (
+        (None, {"fields": ("name", "regtask", "task", "enabled", "description")}),
+        ("When", {"fields": ("interval", "crontab", "solar", "clocked", "start_time", "expires", "one_off")}),
+        ("Arguments", {"fields": ("args", "kwargs")}),
+        ("Message", {"fields": ("expire_seconds", "queue", "priority", "exchange", "routing_key", "headers")}),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodicTask]:
+        latest = Run.objects.filter(schedule=OuterRef("pk")).order_by("-due_at")
+        columns = {f"last_{name}": Subquery(latest.values(name)[:1]) for name in LAST_RUN}
+        schedules: QuerySet[PeriodicTask] = super().get_queryset(request).annotate(**columns)
+        return schedules
+
+    @admin.display(description="when")
+    def when(self, schedule: PeriodicTask) -> str:
+        return str(schedule.scheduler or NOTHING)
+
+    @admin.display(description="next due", ordering="policy__next_due_at")
+    def next_due(self, schedule: PeriodicTask) -> str:
+        policy: Policy | None = getattr(schedule, "policy", None)
+        if policy is None:
+            return "known in a few seconds"
+        due = moment(policy.next_due_at) if policy.next_due_at else "nothing to come"
+        condition = _condition(policy)
+        return format_html("{} {}", due, condition) if condition else due
+
+    @admin.display(description="last outcome")
+    def last_outcome(self, schedule: Any) -> str:
+        if not schedule.last_state:
+            return "has not been due yet"
+        return format_html("{} {}", state(schedule.last_state), schedule.last_reason)
+
+    @admin.display(description="late by")
+    def lateness(self, schedule: Any) -> str:
+        return between(schedule.last_due_at, schedule.last_started_at)
+
+    @admin.display(description="took")
+    def duration(self, schedule: Any) -> str:
+        return between(schedule.last_started_at, schedule.last_finished_at)
+
+    @admin.display(description="runs")
+    def runs(self, schedule: PeriodicTask) -> SafeString:
+        address = reverse("admin:jobs_run_changelist")
+        return format_html('<a href="{}?schedule__id__exact={}">show</a>', address, schedule.pk)
+
+
+def _condition(policy: Policy) -> str:
+    """Why the schedule does not run at present, if there is a reason."""
+    if policy.invalid_reason:
+        return format_html("{} {}", state("flagged", "cannot run"), policy.invalid_reason)
+    if policy.pause and policy.pause.covers(timezone.now()):
+        return state("paused", policy.pause.sentence)
+    return ""
+
+
+def _coming(due_at: datetime, reason: str, zone: ZoneInfo | None) -> SafeString:
+    """A due moment in the site's zone, in the schedule's where that is another one, and what speaks against its run."""
+    local = (
+        f" = {due_at.astimezone(zone):%H:%M:%S} {zone}"
+        if zone and str(zone) != timezone.get_current_timezone_name()
+        else ""
+    )
+    against = format_html(" {}", state("skipped", reason)) if reason else ""
+    return format_html("{}{}{}", moment(due_at), local, against)
