@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
+from django.utils.safestring import SafeString, mark_safe
 from django_celery_beat.admin import PeriodicTaskForm
 from django_celery_beat.models import PeriodicTask
 
@@ -21,7 +21,7 @@ from jobs import calendar
 from jobs.admin import actions
 from jobs.admin.display import NOTHING, between, moment, state
 from jobs.message import message_of
-from jobs.models import Policy, Run
+from jobs.models import Policy, Run, Trigger
 from jobs.occurrences import Invalid
 from jobs.policies import Rule, foresee
 
@@ -113,7 +113,7 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
         coming = [_coming(due_at, reason, zone) for due_at, reason in foresee(rule, calendar.upcoming(policy, SHOWN))]
         if not coming:
             return "nothing to come"
-        return format_html("<ul>{}</ul>", format_html_join("", "<li>{}</li>", ((line,) for line in coming)))
+        return format_html_join(mark_safe("<br>"), "{}", ((line,) for line in coming))
 
     @admin.display(description="condition")
     def condition(self, policy: Policy) -> str:
@@ -177,7 +177,7 @@ class ScheduleAdmin(admin.ModelAdmin[PeriodicTask]):
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodicTask]:
-        latest = Run.objects.filter(schedule=OuterRef("pk")).order_by("-due_at")
+        latest = Run.objects.filter(schedule=OuterRef("pk")).exclude(trigger=Trigger.BACKFILL).order_by("-due_at")
         columns = {f"last_{name}": Subquery(latest.values(name)[:1]) for name in LAST_RUN}
         schedules: QuerySet[PeriodicTask] = super().get_queryset(request).annotate(**columns)
         return schedules
@@ -220,7 +220,7 @@ def _condition(policy: Policy) -> str:
     if policy.invalid_reason:
         return format_html("{} {}", state("flagged", "cannot run"), policy.invalid_reason)
     if policy.pause and policy.pause.covers(timezone.now()):
-        return state("paused", policy.pause.sentence)
+        return format_html("{}{}", state("paused"), policy.pause.sentence.removeprefix("paused"))
     return ""
 
 
@@ -231,5 +231,5 @@ def _coming(due_at: datetime, reason: str, zone: ZoneInfo | None) -> SafeString:
         if zone and str(zone) != timezone.get_current_timezone_name()
         else ""
     )
-    against = format_html(" {}", state("skipped", reason)) if reason else ""
+    against = format_html(" {} {}", state("skipped", "skipped:"), reason) if reason else ""
     return format_html("{}{}{}", moment(due_at), local, against)

@@ -73,6 +73,7 @@ def test_it_shows_when_a_schedule_is_due_and_how_its_last_run_ended(admin_client
     due_at = database_now() - timedelta(minutes=5)
     times = {"due_at": due_at, "started_at": due_at + timedelta(seconds=2)}
     make_run(schedule, State.FAILED, **times, finished_at=due_at + timedelta(seconds=6.5), reason="ValueError: no")
+    make_run(schedule, State.SUCCEEDED, trigger=Trigger.BACKFILL)
     page = text(admin_client.get(SCHEDULES))
     assert f"{Policy.objects.get().next_due_at:%Y-%m-%d %H:%M:%S}" in page
     assert "failed ValueError: no 2.00 s 4.50 s" in page
