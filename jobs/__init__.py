@@ -26,6 +26,6 @@ What runs in beat and in workers:
     tasks/        the ready-made jobs
     up            all of Punctual in one terminal
 Doors:
-    admin         schedules and runs, for people
+    admin/        schedules and runs, for people
     management/   commands
 """

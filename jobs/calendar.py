@@ -4,11 +4,13 @@ Its one rule: `Policy.next_due_at` is computed when the timing changes, from tha
 because it was edited, enabled or resumed. A moment that was already due then stays due, under the timing it had.
 
 A saved row is noticed in its own transaction. `QuerySet.update()`, `bulk_create`, fixtures and plain SQL send no
-signal: the fingerprint of each timing, compared inside the database, shows them to the next `sweep`.
+signal: the next `look` compares the fingerprint of each timing that was written, inside the database.
 """
 
 from datetime import datetime, timedelta
+from functools import reduce
 from itertools import islice
+from operator import or_
 from typing import Any
 
 from django.db import connection, transaction
@@ -80,23 +82,38 @@ def refresh(schedules: QuerySet[PeriodicTask], *, wait: bool = True) -> int:
 
 
 def sweep() -> int:
-    """Find changes that no signal told of; returns how many schedules had one."""
+    """Find every change that no signal told of; returns how many schedules had one."""
     return refresh(PeriodicTask.objects.all(), wait=False)
 
 
-def version() -> object:
-    """Something that differs when any schedule may have been changed since it was asked last; far cheaper than a sweep.
+def look(since: Any = None) -> Any:
+    """Refresh what was written since the look that returned `since`, whoever wrote it and how (None: everything).
 
-    PostgreSQL numbers every version of a row (xmin), SQLite every commit of another connection.
+    Returns what to give to the next look; `since` itself where something was found, as somebody may have had it locked.
+    """
+    now, written = _written(since)
+    found = sweep() if since is None else refresh(PeriodicTask.objects.filter(written), wait=False) if written else 0
+    return since if found else now
+
+
+def _written(since: Any) -> tuple[Any, Q]:
+    """A mark of this moment, and which schedules were written since another one; with neither, no condition.
+
+    PostgreSQL notes in each row the number of the transaction that wrote it. New is what was written by a transaction
+    that may have been running at the mark, or is younger. SQLite tells only that another connection wrote something.
     """
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":
-            cursor.execute("PRAGMA data_version")
-        else:
-            tables = [connection.ops.quote_name(model._meta.db_table) for model in (PeriodicTask, *KINDS.values())]
-            sums = (f"(SELECT (count(*), sum(xmin::text::bigint))::text FROM {table})" for table in tables)  # noqa: S608 - table names of models
-            cursor.execute(f"SELECT {', '.join(sums)}")
-        return cursor.fetchone()
+            now = cursor.execute("PRAGMA data_version").fetchone()
+            return now, Q(pk__isnull=False) if now != since else Q()
+        tables = [connection.ops.quote_name(model._meta.db_table) for model in (PeriodicTask, *KINDS.values())]
+        new = (f"ARRAY(SELECT id FROM {table} WHERE age(xmin) <= age(%(since)s::xid))" for table in tables)  # noqa: S608 - table names of models
+        mark = "pg_snapshot_xmin(pg_current_snapshot())::xid::text"
+        cursor.execute(f"SELECT {mark}, {', '.join(new)}", {"since": since or "0"})
+        now, schedules, *timings = cursor.fetchone()
+    written = {"pk": schedules} | dict(zip(KINDS, timings, strict=True))
+    conditions = (Q(**{f"{column}__in": ids}) for column, ids in written.items() if ids)
+    return now, reduce(or_, conditions, Q())
 
 
 def _renew(schedules: dict[int, Any], *, wait: bool) -> None:

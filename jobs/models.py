@@ -25,7 +25,7 @@ from django_celery_beat.models import PeriodicTask
 from jobs import policies
 
 # How long a sender has a run to itself; after this the outbox offers it again.
-SENDING = timedelta(seconds=10)
+SENDING = timedelta(seconds=5)
 LONGEST_NAME = 200  # characters
 LONGEST_ERROR_TEXT = 20_000  # characters; the end of a traceback says most
 

@@ -25,7 +25,8 @@ LONGEST_SLEEP = 1.0  # seconds; a run that a person asked for waits no longer, e
 SHORTEST_SLEEP = 0.005
 LOCKED_SLEEP = 0.1
 HELD_SLEEP = 0.2  # while a run waits for another one to end
-SWEEP_EVERY = 2.5  # seconds between looks for changes that no signal told of
+LOOK_EVERY = 2.5  # seconds between looks for changes that no signal told of
+SWEEP_EVERY = 300.0  # seconds between looks at everything, should a look ever have missed something
 RESCUE_EVERY = 2.0  # seconds
 LONGEST_BACKOFF = 15.0  # seconds between ticks while the database is away
 
@@ -41,7 +42,7 @@ class Scheduler(beat.Scheduler):
         self._failures = 0
         self._done_at: dict[str, float] = {}
         self._installed = False
-        self._version: object = None
+        self._looked: object = None
         self._told_at: object = None
 
     def setup_schedule(self) -> None:
@@ -59,8 +60,10 @@ class Scheduler(beat.Scheduler):
     def _pass(self) -> float:
         close_old_connections()
         self._install()
-        if self._is_time_for("sweep", SWEEP_EVERY) or self._was_told():
-            self._sweep()
+        if self._is_time_for("sweep", SWEEP_EVERY):
+            self._looked = None
+        if self._is_time_for("look", LOOK_EVERY) or self._was_told():
+            self._looked = calendar.look(self._looked)
         if self._is_time_for("rescue", RESCUE_EVERY):
             rescue.rescue()
         agenda = _Agenda.look()
@@ -83,13 +86,6 @@ class Scheduler(beat.Scheduler):
         news = bool(told_at != self._told_at)
         self._told_at = told_at
         return news
-
-    def _sweep(self) -> None:
-        """Sweep if anything may have changed; what a sweep finds locked by somebody is found by the next."""
-        version = calendar.version()
-        if version != self._version:
-            found = calendar.sweep()
-            self._version = None if found else version
 
     def _send_due(self) -> None:
         """Claim first, whatever the broker does: a moment is written down when it is due, and sent when that works."""

@@ -105,9 +105,10 @@ def _temporary_folder() -> str:
 class Servers:
     """The addresses this run's settings are given, and the servers behind them, each started when first asked for."""
 
-    def __init__(self, workspace: Workspace, database: str) -> None:
+    def __init__(self, workspace: Workspace, database: str, *, durable: bool = False) -> None:
         self.workspace = workspace
         self.database = database
+        self._durable = durable  # whether our own PostgreSQL waits for the disk, as it does in production
         given, folder = os.environ.get("TEST_DATABASE_URL"), workspace.folder
         if database == "sqlite":
             self.database_url = f"sqlite:///{folder}/punctual.sqlite3"
@@ -147,7 +148,7 @@ class Servers:
         if self.database == "sqlite":
             return
         if "TEST_DATABASE_URL" not in os.environ:
-            start_postgresql(self.workspace)
+            start_postgresql(self.workspace, durable=self._durable)
             return
         config = environ.Env.db_url_config(self.database_url)
         names = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password", "NAME": "dbname"}
@@ -172,13 +173,13 @@ class Servers:
 # --- PostgreSQL -----------------------------------------------------------------------------------------------------
 
 
-def start_postgresql(workspace: Workspace) -> None:
+def start_postgresql(workspace: Workspace, *, durable: bool = False) -> None:
     """Run the first PostgreSQL found on this machine that starts. Raises MissingServerError."""
     tried = []
     for binaries in _installations(workspace):
         for user in _users():
             try:
-                _run_postgresql(workspace, binaries, user)
+                _run_postgresql(workspace, binaries, user, durable=durable)
             except (MissingServerError, OSError, subprocess.SubprocessError) as error:
                 tried.append(f"{binaries} as {user or 'this user'}: {error}")
             else:
@@ -225,7 +226,7 @@ def _users() -> list[str | None]:
     return [name for name in ("postgres", "nobody") if name in known]
 
 
-def _run_postgresql(workspace: Workspace, binaries: Path, user: str | None) -> None:
+def _run_postgresql(workspace: Workspace, binaries: Path, user: str | None, *, durable: bool) -> None:
     folder = workspace.folder / "postgresql"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
@@ -242,8 +243,8 @@ def _run_postgresql(workspace: Workspace, binaries: Path, user: str | None) -> N
     workspace.forget(maker)
     if failed:
         raise MissingServerError(_end_of(log))
-    lax = ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200"]
-    place = ["-D", folder / "data", "-k", folder, "-c", "listen_addresses="]
+    lax = [] if durable else ["-c", "fsync=off", "-c", "full_page_writes=off"]
+    place = ["-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-c", "max_connections=200"]
     server = workspace.start([binaries / "postgres", *place, *lax], log, **options)
     try:
         _await(server, log, lambda: _check_postgresql(folder))

@@ -1,10 +1,12 @@
 """When a schedule is due next, and that every way of changing one is noticed without firing anything."""
 
+import threading
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
 from django.core import serializers
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
@@ -201,21 +203,66 @@ def test_it_forgets_a_deleted_schedule_and_keeps_its_runs(delete):
     assert (run.schedule, run.schedule_name) == (None, "gone")
 
 
+def elsewhere(sql: str, go: threading.Event | None = None) -> threading.Thread:
+    """Another connection that runs one statement in a savepoint of a transaction, which ends when it may."""
+
+    def write() -> None:
+        with closing(connection), transaction.atomic(), transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute(sql)
+            written.set()
+            if go:
+                assert go.wait(20)
+
+    written = threading.Event()
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert written.wait(20)
+    return thread
+
+
 @pytest.mark.django_db(transaction=True)
-def test_it_tells_by_a_look_whether_any_schedule_may_have_changed():
+@pytest.mark.parametrize("table", ["periodictask SET start_time = '2040-01-01'", "intervalschedule SET every = 7200"])
+def test_it_finds_by_a_look_what_others_have_written(table, django_assert_max_num_queries):
     schedule = make_schedule()
-    seen = [calendar.version()]
-    for change in (
-        lambda: PeriodicTask.objects.update(description="x"),
-        lambda: IntervalSchedule.objects.update(every=7),
-        lambda: make_schedule("another"),
-        schedule.delete,
-    ):
-        assert calendar.version() == seen[-1]
-        change()
-        if connection.vendor == "postgresql":  # SQLite tells of other connections' commits only
-            assert calendar.version() not in seen
-            seen.append(calendar.version())
+    looked = calendar.look(calendar.look())
+    with django_assert_max_num_queries(1):
+        looked = calendar.look(looked)
+    elsewhere(f"UPDATE django_celery_beat_{table}").join()
+    assert calendar.look(looked) == looked  # what was found is looked for once more
+    assert next_due(schedule) - database_now() > HOUR
+    looked = calendar.look(looked)
+    with django_assert_max_num_queries(1):
+        calendar.look(looked)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_compares_in_a_look_only_what_was_written():
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite does not tell what was written, only that something was.")
+    schedule = make_schedule()
+    looked = calendar.look(calendar.look())
+    elsewhere("INSERT INTO django_celery_beat_clockedschedule (clocked_time) VALUES ('2040-01-01')").join()
+    Policy.objects.update(fingerprint="what no look should see")
+    make_schedule("another", cron={"minute": "5"})
+    looked = calendar.look(looked)
+    assert Policy.objects.get(schedule=schedule).fingerprint == "what no look should see"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_finds_by_a_look_what_was_written_before_the_last_one_and_committed_after_it():
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite lets one write at a time.")
+    schedule, go = make_schedule(), threading.Event()
+    looked = calendar.look()
+    writer = elsewhere("UPDATE django_celery_beat_intervalschedule SET every = 7200", go)
+    PeriodicTask.objects.update(description="a younger transaction")
+    for _ in range(3):
+        looked = calendar.look(looked)
+    go.set()
+    writer.join()
+    calendar.look(looked)
+    assert next_due(schedule) - database_now() > HOUR
 
 
 def test_it_writes_to_no_row_that_all_schedules_share_when_one_is_saved():

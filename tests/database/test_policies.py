@@ -4,7 +4,7 @@ import threading
 from datetime import timedelta
 
 import pytest
-from django.db import connection
+from django.db import IntegrityError, connection
 from django_celery_beat.models import PeriodicTask
 
 from jobs import ask, calendar, claim, release
@@ -166,18 +166,23 @@ def test_it_skips_the_next_moments_by_hand():
     assert Policy.objects.get().skip_next == 0
 
 
-@pytest.mark.parametrize("column", ["overlap", "catch_up"])
-def test_it_flags_a_policy_that_says_nothing_known_and_goes_on_when_it_is_mended(column):
-    bad, good = make_schedule("bad", every=10 * MINUTE, policy={column: "nonsense"}), make_schedule("good")
+@pytest.mark.parametrize("column", ["overlap", "catch_up", "pause_catch_up"])
+def test_it_lets_nobody_write_a_policy_that_says_nothing_known(column):
+    make_schedule()
+    with pytest.raises(IntegrityError, match="policy_choices_known"):
+        Policy.objects.update(**{column: "nonsense"})
+
+
+def test_it_flags_a_policy_that_cannot_be_read_and_goes_on_when_it_is_mended():
+    bad, good = make_schedule("bad", every=10 * MINUTE), make_schedule("good")
     make_due(bad, ago=25 * MINUTE)
+    Policy.objects.filter(schedule=bad).update(former=[["", "nonsense"]])
     make_due(good)
     assert [run.schedule for run in claim_all()] == [good]
     row, policy = Run.objects.get(schedule=bad), Policy.objects.get(schedule=bad)
-    assert (row.state, row.count) == (State.SKIPPED, 3)
+    assert (row.state, row.count) == (State.SKIPPED, 1)
     assert row.reason == f"invalid: {policy.invalid_reason}"
     assert "nonsense" in policy.invalid_reason
-    assert policy.next_due_at > database_now()
-    Policy.objects.filter(schedule=bad).update(**{column: Policy._meta.get_field(column).default})
     make_due(bad)
     assert [run.schedule for run in claim_all()] == [bad]
     assert Policy.objects.get(schedule=bad).invalid_reason == ""

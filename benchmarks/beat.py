@@ -1,0 +1,284 @@
+"""Beat beside django-celery-beat's DatabaseScheduler: a burst, queries, idling, edits.
+
+Two beats of Punctual are measured beside one, too. The stock scheduler is told of every change
+(`PeriodicTasks.update_changed()`), which Punctual finds by itself, and its bursts are watched only for `Size.watched`.
+"""
+
+import os
+import platform
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from statistics import median
+from typing import Any
+
+import psutil
+from celery import current_app
+from django.db import connection
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
+from django_celery_beat.schedulers import DatabaseScheduler
+
+from benchmarks.ground import POLL, Ground, cpu, memory, wait_for
+from jobs import calendar
+from jobs.models import Policy, database_now
+from jobs.scheduler import Scheduler
+
+OURS, TWO, STOCK = "Punctual", "Punctual, two beats", "django-celery-beat"
+SCHEDULERS = {OURS: "jobs.scheduler:Scheduler", STOCK: "django_celery_beat.schedulers:DatabaseScheduler"}
+QUEUE, PULSE, EDITED = "celery", "pulse", "edited"  # of the broker: the burst's, of a sign of life, of an edit
+EDITED_EVERY = 1  # second
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of everything; times in seconds."""
+
+    schedules: int
+    due: Sequence[int]
+    edited: int
+    pulse: int  # how often a beat shows that it works
+    lead: int  # from the start of a beat to its burst
+    watched: float  # how long the stock scheduler's burst is watched
+    idle: float
+    edits: int
+
+
+FULL = Size(schedules=50_000, due=(1_000, 10_000), edited=10_000, pulse=5, lead=30, watched=30, idle=30, edits=3)
+QUICK = Size(schedules=300, due=(100,), edited=50, pulse=1, lead=7, watched=8, idle=1, edits=1)
+
+
+class Bench:
+    """All measurements; `run` prints them as they come."""
+
+    def __init__(self, ground: Ground, size: Size) -> None:
+        self._ground, self._size = ground, size
+        self._figures: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+
+    def run(self, measurements: Sequence[str], rounds: int) -> None:
+        self._make_schedules()
+        versions = f"PostgreSQL {connection.pg_version // 10_000}, Python {platform.python_version()}"
+        print(
+            f"{self._size.schedules:,} schedules; {versions}, {os.cpu_count()} cores; medians of {rounds} [range]",
+            flush=True,
+        )
+        for name in measurements:
+            for _ in range(rounds):
+                getattr(self, name)()
+            self._print()
+
+    # --- the measurements -------------------------------------------------------------------------------------------
+
+    def burst(self) -> None:
+        """Many crontabs due in one minute: how fast are they sent, how late, at what cost?"""
+        for due in self._size.due:
+            for who, beats in ((OURS, 1), (STOCK, 1), (TWO, 2)):
+                self._burst(f"{due:,} due in one minute", who, beats, due)
+
+    def queries(self) -> None:
+        """Asked of the database for each run, counted in this process."""
+        due = self._size.due[0]
+        for who, beat in ((OURS, self._our_tick), (STOCK, self._stock_ticks)):
+            self._arrange(due)
+            queries = Counter[str]()
+            with connection.execute_wrapper(partial(_count, queries)):
+                sent = beat(due)
+            self._note("queries", who, "for each run", queries.total() / sent)
+
+    def idle(self) -> None:
+        """What a beat costs while nothing is due but its pulse."""
+        for who in (OURS, STOCK):
+            with self._beats(who) as beats:
+                backends, before = _backends(), cpu(beats)
+                before_there = cpu(backends)
+                time.sleep(self._size.idle)
+                self._note("idle", who, "CPU %", 100 * (cpu(beats) - before) / self._size.idle)
+                self._note("idle", who, "CPU % in PostgreSQL", 100 * (cpu(backends) - before_there) / self._size.idle)
+                self._note("idle", who, "MB", memory(beats))
+
+    def edit(self) -> None:
+        """From a change until it takes effect: one schedule saved, and many changed by `update()`."""
+        for who in (OURS, STOCK):
+            with self._beats(who):
+                for _ in range(self._size.edits):
+                    self._note("edits", who, "one save, s", self._effect(self._save_one, who))
+                self._note("edits", who, f"update() of {self._size.edited:,}, s", self._effect(self._update_many, who))
+                self._many().update(enabled=False)
+
+    # --- how --------------------------------------------------------------------------------------------------------
+
+    def _burst(self, what: str, who: str, beats: int, due: int) -> None:
+        at = self._arrange(due)
+        with self._beats(who, beats) as running:
+            if time.time() > at.timestamp() - 0.5:
+                raise TimeoutError("the beat was not ready when the burst was due: give it a longer lead")
+            wait_for(lambda: time.time() > at.timestamp() - 0.3)
+            before = cpu(running)
+            times = self._arrivals(due, at.timestamp(), self._size.watched if who == STOCK else 120)
+            used = cpu(running) - before
+        late = [moment - at.timestamp() for moment in times] or [float("nan")]
+        end = late[-1] if len(times) == due else self._size.watched
+        self._note(what, who, "sent", len(times))
+        self._note(what, who, "per second", len(times) / end)
+        self._note(what, who, "p50 late, s", late[len(late) // 2])
+        self._note(what, who, "p99 late, s", late[len(late) * 99 // 100])
+        self._note(what, who, "CPU µs each", used / max(1, len(times)) * 1e6)
+
+    def _arrivals(self, expected: int, since: float, patience: float) -> list[float]:
+        """When each message came into the queue."""
+        times: list[float] = []
+        while len(times) < expected and time.time() < since + patience:
+            there = self._ground.broker.llen(QUEUE)
+            times += [time.time()] * (there - len(times))
+            time.sleep(POLL)
+        return times
+
+    def _our_tick(self, due: int) -> int:
+        Policy.objects.filter(schedule__in=self._due(due)).update(next_due_at=database_now())
+        scheduler = Scheduler(app=current_app)
+        while self._ground.broker.llen(QUEUE) < due:
+            scheduler.tick()
+        return self._ground.broker.llen(QUEUE)
+
+    def _stock_ticks(self, due: int) -> int:
+        """Only a few: its cost for each run is the same for the others."""
+        self._due(due).update(last_run_at=datetime.now(UTC) - timedelta(days=3))
+        scheduler = DatabaseScheduler(app=current_app)
+        scheduler._finalize.cancel()
+        while self._ground.broker.llen(QUEUE) < min(due, 50):
+            scheduler.tick()
+        scheduler.sync()
+        return self._ground.broker.llen(QUEUE)
+
+    def _effect(self, change: Callable[[], float], who: str) -> float:
+        """Seconds from a change to the first message that it causes, beyond the interval of the schedule."""
+        self._ground.broker.delete(EDITED)
+        PeriodicTask.objects.filter(queue=EDITED).update(enabled=False)
+        changed_at = change()
+        if who == STOCK:
+            PeriodicTasks.update_changed()
+        return wait_for(lambda: bool(self._ground.broker.llen(EDITED))) - changed_at - EDITED_EVERY
+
+    def _save_one(self) -> float:
+        interval, _ = IntervalSchedule.objects.get_or_create(every=EDITED_EVERY, period="seconds")
+        PeriodicTask.objects.filter(name=EDITED).delete()
+        PeriodicTask.objects.create(name=EDITED, task="tests.nothing", interval=interval, queue=EDITED)
+        return time.time()
+
+    def _update_many(self) -> float:
+        self._many().update(enabled=True)
+        return time.time()
+
+    @contextmanager
+    def _beats(self, who: str, number: int = 1) -> Iterator[list[psutil.Process]]:
+        """Beats that have sent their first pulse, and a settled database."""
+        self._ground.broker.flushdb()
+        with connection.cursor() as cursor:
+            cursor.execute("TRUNCATE jobs_run CASCADE")
+            cursor.execute("VACUUM ANALYZE")
+        scheduler = SCHEDULERS.get(who, SCHEDULERS[OURS])
+        command = ["celery", "-A", "project", "beat", "-S", scheduler, "--pidfile="]
+        with self._ground.running(*[command] * number) as processes:
+            wait_for(lambda: bool(self._ground.broker.llen(PULSE)))
+            yield processes
+
+    # --- the rows ---------------------------------------------------------------------------------------------------
+
+    def _make_schedules(self) -> None:
+        """Crontabs none of which is due today, a pulse, and more to be switched on, of which one then shows it."""
+        day = (datetime.now(UTC).day + 14) % 28 + 1
+        crontabs = CrontabSchedule.objects.bulk_create(
+            CrontabSchedule(minute=minute, hour=hour, day_of_month=day) for hour in range(24) for minute in range(60)
+        )
+        self._never = {"crontab": crontabs[0], "interval": None}
+        names = [f"s{n}" for n in range(self._size.schedules)] + [f"e{n}" for n in range(self._size.edited)]
+        rows = [
+            PeriodicTask(name=name, task="tests.nothing", args=f"[{n}]", crontab=crontabs[n % len(crontabs)])
+            for n, name in enumerate(names)
+        ]
+        for row in rows[self._size.schedules :]:
+            row.enabled = False
+        second, pulse = (
+            IntervalSchedule.objects.get_or_create(every=every, period="seconds")[0]
+            for every in (EDITED_EVERY, self._size.pulse)
+        )
+        rows[-1].crontab, rows[-1].interval, rows[-1].queue = None, second, EDITED
+        rows.append(PeriodicTask(name="pulse", task="tests.nothing", interval=pulse, queue=PULSE))
+        PeriodicTask.objects.bulk_create(rows, batch_size=2000)
+        PeriodicTasks.update_changed()
+        calendar.sweep()
+
+    def _due(self, due: int) -> Any:
+        return PeriodicTask.objects.filter(name__in=[f"s{n}" for n in range(due)])
+
+    def _many(self) -> Any:
+        return PeriodicTask.objects.filter(name__startswith="e", name__regex=r"^e\d+$")
+
+    def _arrange(self, due: int) -> datetime:
+        """Let so many schedules be due at a moment, which is returned, as if none of them had ever been due before.
+
+        It is the next full minute that leaves the lead; a quick look takes intervals, which need no full minute.
+        """
+        self._ground.broker.flushdb()
+        all_that_was_due = self._due(max(self._size.due))
+        all_that_was_due.update(last_run_at=None, **self._never)
+        Policy.objects.filter(schedule__in=all_that_was_due).delete()
+        at = (datetime.now(UTC) + timedelta(seconds=self._size.lead)).replace(second=0, microsecond=0)
+        if self._size is QUICK:
+            lead, _ = IntervalSchedule.objects.get_or_create(every=self._size.lead, period="seconds")
+            self._due(due).update(interval=lead, crontab=None, last_run_at=datetime.now(UTC))
+        else:
+            at += timedelta(minutes=1)
+            self._due(due).update(crontab=CrontabSchedule.objects.create(minute=at.minute, hour=at.hour))
+        calendar.sweep()
+        first = Policy.objects.get(schedule__name="s0").next_due_at
+        return first if first and self._size is QUICK else at
+
+    # --- the figures ------------------------------------------------------------------------------------------------
+
+    def _note(self, what: str, who: str, figure: str, value: float) -> None:
+        self._figures[what, figure, who].append(value)
+
+    def _print(self) -> None:
+        """Print what was noted since the last time, with the ratio of the stock part's median to ours."""
+        title = ""
+        for (what, figure), values in _grouped(self._figures).items():
+            if what != title:
+                title = what
+                print(f"\n{what}")
+            texts = [f"{who} {_range(numbers)}" for who, numbers in values.items()]
+            ours, stock = median(values[OURS]), median(values[STOCK])
+            ratio = max(ours, stock) / min(ours, stock) if min(ours, stock) > 0 else float("nan")
+            print(f"  {figure:24} {'; '.join(texts)}; ratio {ratio:,.1f}", flush=True)
+        self._figures.clear()
+
+
+def _count(queries: Counter[str], execute: Callable[..., Any], *statement: Any) -> Any:
+    queries[statement[0]] += 1
+    return execute(*statement)
+
+
+def _grouped(figures: dict[tuple[str, str, str], list[float]]) -> dict[tuple[str, str], dict[str, list[float]]]:
+    grouped: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(dict)
+    for (what, figure, who), values in figures.items():
+        grouped[what, figure][who] = values
+    return grouped
+
+
+def _range(values: Sequence[float]) -> str:
+    digits = 0 if median(values) >= 100 else 3
+    low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), median(values), max(values)))
+    return f"{middle} [{low} to {high}]"
+
+
+def _backends() -> list[psutil.Process]:
+    """The database's processes that serve others than this one; none where it runs on another machine."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " AND backend_type = 'client backend'"
+        )
+        return [psutil.Process(pid) for (pid,) in cursor.fetchall() if psutil.pid_exists(pid)]

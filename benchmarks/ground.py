@@ -1,0 +1,100 @@
+"""The ground that a benchmark runs on: servers and a database of its own, with Django set up in this process.
+
+TEST_DATABASE_URL and TEST_REDIS_URL name other servers, as for tests. PostgreSQL writes to disk as it does by default.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import django
+import psutil
+import redis
+
+from tests.servers import ROOT, MissingServerError, Servers, Workspace, settle
+
+POLL = 0.002  # seconds between two looks
+PATIENCE = 120.0  # seconds that a process may take until it does its work
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where a benchmark finds the broker, and starts its processes."""
+
+    workspace: Workspace
+    broker: redis.Redis
+    environment: dict[str, str]
+
+    @contextmanager
+    def running(self, *commands: Sequence[str]) -> Iterator[list[psutil.Process]]:
+        """Processes of these commands, killed in the end. What they wrote is shown where that end was an error."""
+        log = self.workspace.folder / f"bench-{time.monotonic_ns()}.log"
+        children = [
+            self.workspace.start([sys.executable, "-m", *command], log, cwd=ROOT, env=self.environment)
+            for command in commands
+        ]
+        try:
+            yield [psutil.Process(child.pid) for child in children]
+        except Exception:
+            sys.stderr.write(log.read_text(errors="replace")[-4000:])
+            raise
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+                self.workspace.forget(child)
+
+
+@contextmanager
+def ground() -> Iterator[Ground]:
+    """A ground that is removed in the end, with everything on it."""
+    workspace = Workspace()
+    try:
+        servers = Servers(workspace, "postgresql", durable=True)
+        settle({**servers.environment(), "LOG_LEVEL": "WARNING"})
+        try:
+            servers.have_database()
+            servers.have_redis()
+        except MissingServerError as missing:
+            sys.exit(str(missing))
+        with _database() as name, redis.Redis.from_url(servers.redis_url) as broker:
+            broker.flushdb()
+            yield Ground(workspace, broker, {**os.environ, "DATABASE_URL": servers.database_url_for(name)})
+    finally:
+        workspace.close()
+
+
+@contextmanager
+def _database() -> Iterator[str]:
+    django.setup()
+    from django.db import connection
+
+    name = connection.settings_dict["NAME"]
+    connection.creation.create_test_db(verbosity=0, autoclobber=True)
+    try:
+        yield connection.settings_dict["NAME"]
+    finally:
+        connection.creation.destroy_test_db(name, verbosity=0)
+
+
+def wait_for(what: Callable[[], bool], patience: float = PATIENCE) -> float:
+    """The moment (as `time.time()`) at which `what` first held. Raises TimeoutError."""
+    until = time.monotonic() + patience
+    while not what():
+        if time.monotonic() > until:
+            raise TimeoutError(f"not within {patience} s")
+        time.sleep(POLL)
+    return time.time()
+
+
+def cpu(processes: Sequence[psutil.Process]) -> float:
+    """Seconds of processor time that they used so far."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def memory(processes: Sequence[psutil.Process]) -> float:
+    """Megabytes that they hold."""
+    return sum(process.memory_info().rss for process in processes) / 1e6

@@ -1,0 +1,25 @@
+"""Do the benchmarks still run? What they measure is for people and quiet machines to judge."""
+
+import re
+import subprocess
+import sys
+
+from tests.servers import ROOT
+
+
+def test_it_measures_both_schedulers_side_by_side(servers, redis):
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "queries", "--only", "idle"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = re.findall(
+        r"^  (.+?)  +Punctual \S+ .*; django-celery-beat \S+ .*; ratio (\S+)$", done.stdout, re.MULTILINE
+    )
+    assert {name for name, _ in figures} == {"for each run", "CPU %", "CPU % in PostgreSQL", "MB"}
+    assert float(dict(figures)["for each run"]) > 5
+
+
+def test_it_refuses_a_measurement_that_does_not_exist():
+    command = [sys.executable, "-m", "benchmarks", "--only", "everything"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "invalid choice: 'everything'" in done.stderr
