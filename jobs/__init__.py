@@ -4,7 +4,7 @@ Pure, without Django:
     occurrences   when is a schedule due?
     policies      what should happen to a due moment, a failed attempt, a lost one?
 Data:
-    models        the ledger: policies, runs, attempts; the only way a run changes its state
+    models/       the ledger: policies, runs, attempts, steps; the only way a run changes its state
     bulk          writes many rows in one statement
 Capabilities:
     calendar      when is a `PeriodicTask` due next, and has it changed?
@@ -12,11 +12,15 @@ Capabilities:
     claim         writes due moments into the ledger, each once
     ask           writes down runs that somebody asks for: by hand, as a backfill
     release       when may a run start that waits for another one to end?
+    steps         what does a run wait for that set off other tasks?
     envelope      what does Celery make of a run's message?
     dispatch      hands runs to Celery
     entries       installs the schedules of CELERY_BEAT_SCHEDULE
+    finish        how does an attempt of a run end?
     rescue        what becomes of runs that nobody will finish?
     pulse         keeps the runs of this process alive
+    logs          keeps what a run logs
+    current       what a task can ask and tell while it executes
     http          fetches an address, and never one it must not
     demo          the demonstration schedules
     supervisor    keeps processes alive that belong together, and ends them together

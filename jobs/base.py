@@ -1,17 +1,16 @@
 """What makes a Celery task a job: it may start an attempt of a run only once, and its end is written into the ledger.
 
 Its one rule: the ledger is asked before the body runs, and the answer "somebody else has it" ends the message, not the
-run. Tasks without the attempt header (plain `delay()`, steps of a chain) pass untouched and cost nothing.
+run. Tasks that belong to no run (plain `delay()`) pass untouched and cost nothing.
 
 The base of every task by the application in project/celery.py: nothing needs to be imported to be a job.
 """
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
-from traceback import format_exception_only
 from typing import Any
 from uuid import UUID
 
@@ -21,16 +20,17 @@ from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError
 from celery.utils.time import maybe_make_aware
 from django.db import Error as DatabaseError
 from django.db import connection
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from jobs import policies, pulse
+from jobs import finish, policies, pulse, steps
 from jobs.envelope import ATTEMPT_HEADER
-from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Policy, Run, State
+from jobs.models import LONGEST_NAME, Attempt, Run, State, Step
+from jobs.steps import STEP_HEADER
 
 log = logging.getLogger(__name__)
 
-LONGEST_REASON = 500  # characters of an error in the sentence of its run; the whole of it stands beside
 _here = ""  # the node name of the worker that this process belongs to
 
 
@@ -46,9 +46,8 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """The start guard. Raises `Ignore` when this attempt was started, expired, cancelled or rescued before."""
-        attempt = self.request.get(ATTEMPT_HEADER)
-        if attempt is not None:
-            _start(task_id, attempt, f"{str(self.request.hostname)[: LONGEST_NAME - 20]} ({os.getpid()})")
+        if self.request.get(ATTEMPT_HEADER) is not None or self.request.get(STEP_HEADER) is not None:
+            _start(self.request, task_id)
         super().before_start(task_id, args, kwargs)
 
     def apply_async(  # type: ignore[override] # options are passed through as they come
@@ -56,25 +55,31 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
     ) -> Any:
         """As Celery's, but `self.retry()` of a run waits in the ledger: messages with an ETA may be repeated."""
         held = pulse.find(task_id) if options.get("retries") else None
-        if held is None:
+        if held is None or held.is_step:
             return super().apply_async(args, kwargs, task_id=task_id, **options)
         _retry(held, args or (), kwargs or {}, options)
         return self.AsyncResult(held.task_id)
 
 
-def _start(task_id: str, attempt: Any, worker: str) -> None:
+def _start(request: Any, task_id: str) -> None:
+    worker = f"{str(request.hostname)[: LONGEST_NAME - 20]} ({os.getpid()})"
+    attempt, step = request.get(ATTEMPT_HEADER), request.get(STEP_HEADER)
     try:
-        run_id, number = UUID(task_id), int(attempt)
-        started = Run.objects.start(run_id, number, worker)
-    except (TypeError, ValueError) as error:
-        raise Ignore(f"This message names no attempt of a run: {task_id!r}, {attempt!r}") from error
+        if attempt is not None:
+            held = pulse.Held(task_id, UUID(task_id), int(attempt))
+            started = Run.objects.start(held.run_id, held.attempt, worker)
+        else:
+            held = pulse.Held(task_id, UUID(step[0]), int(step[1]), is_step=True)
+            started = steps.start(task_id, held.run_id, held.attempt, worker)
+    except (IndexError, TypeError, ValueError) as error:
+        raise Ignore(f"This message names no attempt of a run: {task_id!r}, {attempt!r}, {step!r}") from error
     except DatabaseError as error:
-        log.warning("Run %s is not started: the ledger cannot be reached. It is sent again later.", run_id)
+        log.warning("Run %s is not started: the ledger cannot be reached. It is sent again later.", task_id)
         raise Ignore("The ledger cannot be reached.") from error
     if not started:
-        log.info("Attempt %s of run %s is not to be started.", number, run_id, extra={"run": task_id})
+        log.info("Attempt %s of run %s is not to be started.", held.attempt, held.run_id, extra={"run": task_id})
         raise Ignore("This attempt was started before, or is no longer wanted.")
-    pulse.hold(run_id, number)
+    pulse.hold(held)
 
 
 def _retry(held: pulse.Held, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
@@ -93,27 +98,6 @@ def _retry(held: pulse.Held, args: Any, kwargs: Any, options: dict[str, Any]) ->
     run.return_to_waiting(Run.objects.all(), Attempt.Outcome.RETRIED, delay, reason=reason, **changes)
 
 
-def fail(run_id: UUID, attempt: int, exception: BaseException, text: str) -> None:
-    """Record a failed attempt: another one follows while the schedule's policy has some left, else the run failed."""
-    run = Run.objects.select_related("schedule__policy").get(id=run_id)
-    run.attempt = attempt
-    kind = _storable(type(exception).__name__)[:LONGEST_NAME]
-    sentence = _storable(format_exception_only(exception)[-1].strip())[:LONGEST_REASON]
-    error = {"error_class": kind, "error_text": _storable(text)[-LONGEST_ERROR_TEXT:]}
-    delay = policies.retry_delay(attempt, run.policy.max_attempts, run.policy.retry_delay)
-    if run.cancel_reason:
-        Run.objects.finish(run_id, attempt, State.CANCELLED, reason=run.cancel_reason, **error)
-    elif delay is not None:
-        run.return_to_waiting(Run.objects.all(), Attempt.Outcome.FAILED, delay, reason=sentence, **error)
-    elif Run.objects.finish(run_id, attempt, State.FAILED, reason=sentence, **error):
-        Policy.objects.filter(pk=run.schedule_id).pause_if_failing()
-
-
-def _storable(text: str) -> str:
-    """What every database can store of a text that a task brought forth."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-
-
 def _write(end: Callable[[], object]) -> None:
     """Record an end, on a new connection if the task left a broken one: what is not recorded is run again."""
     try:
@@ -125,29 +109,37 @@ def _write(end: Callable[[], object]) -> None:
 
 def _on_success(sender: Any, **_: Any) -> None:
     if held := pulse.release(sender.request.id):
-        _write(partial(Run.objects.finish, held.run_id, held.attempt, State.SUCCEEDED))
+        _write(partial(finish.finish, held, State.SUCCEEDED))
 
 
 def _on_failure(task_id: str, exception: BaseException, einfo: Any = None, **_: Any) -> None:
     if held := pulse.release(task_id):
-        _write(partial(fail, held.run_id, held.attempt, exception, str(getattr(einfo, "traceback", ""))))
+        _write(partial(finish.fail, held, exception, str(getattr(einfo, "traceback", ""))))
     elif isinstance(exception, (TimeLimitExceeded, WorkerLostError)):
         _on_child_gone(task_id, exception)
 
 
 def _on_postrun(task_id: str, state: str | None = None, **_: Any) -> None:
-    if state in CHOSEN and (held := pulse.release(task_id)):
-        final, reason = CHOSEN[state]
-        _write(partial(Run.objects.finish, held.run_id, held.attempt, final, reason=reason))
+    held = pulse.release(task_id)
+    if held and state in CHOSEN:
+        _write(partial(finish.finish, held, *CHOSEN[state]))
 
 
 def _on_child_gone(task_id: str, exception: BaseException) -> None:
     """In the worker's main process: the child that executed the run was ended, by its time limit or from outside."""
-    mine = Run.objects.filter(id=task_id, state=State.RUNNING, worker__startswith=f"{_here} (")
-    if isinstance(exception, WorkerLostError):
-        mine.update(lease_until=Now())  # found by the next rescue, instead of after a whole lease
-    elif run := mine.first():
-        fail(run.id, run.attempt, exception, "")
+    for held, mine in _held_by_child(task_id):
+        if isinstance(exception, WorkerLostError):
+            mine.update(lease_until=Now())  # found by the next rescue, instead of after a whole lease
+        else:
+            finish.fail(held, exception, "")
+
+
+def _held_by_child(task_id: str) -> Iterator[tuple[pulse.Held, QuerySet[Any]]]:
+    here = {"id": task_id, "state": "running", "worker__startswith": f"{_here} ("}
+    for run in (runs := Run.objects.filter(**here)):
+        yield pulse.Held(task_id, run.id, run.attempt), runs
+    for step in (found := Step.objects.filter(**here)):
+        yield pulse.Held(task_id, step.run_id, step.attempt, is_step=True), found
 
 
 def _on_worker_init(sender: Any, **_: Any) -> None:

@@ -153,6 +153,18 @@ def upcoming(policy: Policy, count: int) -> list[datetime]:
     return list(islice(occurrences(from_text(policy.timing), database_now(), FOREVER), count))
 
 
+def previous(policy: Policy, moment: datetime) -> datetime | None:
+    """The last due moment before `moment` under the present timing; None where there is none within eight years."""
+    try:
+        spec = from_text(policy.timing) if policy.timing else spec_of(policy.schedule, policy.timing_since or moment)
+    except Invalid:
+        return None
+    for hours in (1, 24, 24 * 32, 24 * 366 * 8):
+        if earlier := list(occurrences(spec, moment - timedelta(hours=hours), moment - timedelta.resolution)):
+            return earlier[-1]
+    return None
+
+
 def spec_of(schedule: PeriodicTask, since: datetime) -> Spec:
     """The calendar's view of a schedule whose timing took effect at `since`. Raises `Invalid` with the reason."""
     kinds = [kind for kind in KINDS if getattr(schedule, f"{kind}_id") is not None]

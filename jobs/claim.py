@@ -56,6 +56,7 @@ class Claimed:
     paused_by: str
     pause_reason: str
     pause_catch_up: str
+    soft_time_limit: int | None
     time_limit: int | None
     keep_result: bool | None
     options: dict[str, Any] | None
@@ -97,6 +98,7 @@ class NewRun:
     trigger: str = Trigger.SCHEDULE.value
     actor: str = ""
     backfill_id: UUID | None = None
+    parent_id: UUID | None = None
     state: str = State.WAITING.value
     reason: str = ""
     count: int = 1

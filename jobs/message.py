@@ -105,6 +105,7 @@ def _options(schedule: Any, policy: Any) -> dict[str, Any]:
         "routing_key": schedule.routing_key,
         "headers": headers,
         "time_limit": policy.time_limit,
+        "soft_time_limit": policy.soft_time_limit,
         "ignore_result": None if policy.keep_result is None else not policy.keep_result,
     }
     return {**(policy.options or {}), **{name: value for name, value in options.items() if value not in (None, "", {})}}

@@ -1,10 +1,12 @@
-"""Keeps the runs of this process alive in the ledger: one thread renews the leases of all that execute here.
+"""Keeps the runs of this process alive in the ledger: one thread looks after all that executes here.
 
-Its one rule: it only renews what is still in the attempt this process started; a run that was rescued meanwhile stays
-lost to it. A run shorter than `QUIET` costs nothing here. Code that holds the interpreter for a whole lease (a C
-extension that never releases it) silences this thread too, and its run is rescued while it still works.
+It renews leases, writes progress and log lines down, and passes on that a run is to end. Its one rule: it only touches
+what is still in the attempt this process started; a run that was rescued meanwhile stays lost to it. What is shorter
+than `QUIET`, logs nothing and tells of no progress costs nothing here. Code that holds the interpreter for a whole
+lease (a C extension that never releases it) silences this thread too, and its run is rescued while it still works.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -12,44 +14,63 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import soft_timeout_sighandler
+from celery import current_task
 from django.db import Error, connection
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from jobs.models import Run, RunQuerySet, State, lease
+from jobs.models import Run, RunLog, State, Step, lease
 
 log = logging.getLogger(__name__)
 
 QUIET = 5.0  # seconds a run may last before its first pulse
+NEWS_EVERY = 1.0  # seconds between two writings of progress and log lines
+GRACE = 10.0  # seconds that a run has to end after it was asked to
+FARTHEST_AHEAD = 1_000_000  # characters of log that wait for the database; of more, the oldest are dropped
 
 
 @dataclass(slots=True)
 class Held:
-    """An attempt that this process executes."""
+    """An attempt of a run, or a step of one, that this process executes."""
 
+    task_id: str
     run_id: UUID
     attempt: int
+    is_step: bool = False
+    has_steps: bool = False
     started_at: float = field(default_factory=time.monotonic)
     renewed_at: float = field(default_factory=time.monotonic)
-    interrupted: bool = False
+    thread: int = field(default_factory=threading.get_ident)
+    interrupted_at: float | None = None
+    lines: list[str] = field(default_factory=list)
+    progress: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def task_id(self) -> str:
-        return str(self.run_id)
+    def take_lines(self) -> str:
+        """The lines that were logged since they were taken last."""
+        taken, self.lines = self.lines, []
+        return "".join(taken)[-FARTHEST_AHEAD:]
+
+    def take_progress(self) -> dict[str, Any]:
+        """The columns of the progress that was told since it was taken last."""
+        taken, self.progress = self.progress, {}
+        return taken
 
 
-_held: dict[str, Held] = {}  # by task id, which is the run's id as text
+_held: dict[str, Held] = {}  # by task id
 _thread: threading.Thread | None = None
 _lock = threading.Lock()
+_news = threading.Event()
 
 
-def hold(run_id: UUID, attempt: int) -> None:
-    """Renew this attempt's lease from now on, until `release`."""
+def hold(held: Held) -> None:
+    """Look after this attempt from now on, until `release`."""
     global _thread  # noqa: PLW0603 - one thread per process, made when the first run starts
-    _held[str(run_id)] = Held(run_id, attempt)
+    _held[held.task_id] = held
     with _lock:
         if _thread is None:
             _thread = threading.Thread(target=_beat, name="pulse", daemon=True)
@@ -61,60 +82,116 @@ def find(task_id: str | None) -> Held | None:
     return _held.get(task_id or "")
 
 
+def current() -> Held | None:
+    """What the task that calls belongs to; None outside a run."""
+    return find(current_task.request.id) if _held and current_task else None
+
+
 def release(task_id: str) -> Held | None:
-    """Stop renewing; returns what was held."""
+    """Stop looking after it; returns what was held."""
     return _held.pop(task_id, None)
+
+
+def tell() -> None:
+    """Somebody has logged or told of progress: write it down soon."""
+    _news.set()
 
 
 def _beat() -> None:
     while True:
-        time.sleep(_pause())
-        if old := [held for held in list(_held.values()) if time.monotonic() - held.started_at >= _pause()]:
-            _look_after(old)
+        if _news.wait(_pause()):
+            time.sleep(NEWS_EVERY)
+            _news.clear()
+        if helds := list(_held.values()):
+            _look_after(helds)
 
 
 def _pause() -> float:
     return min(QUIET, lease().total_seconds() / 4)
 
 
-def _look_after(old: list[Held]) -> None:
-    """Two statements for all. A database that is away is asked again in a moment: the lease has three more chances."""
-    due = [held for held in old if time.monotonic() - held.renewed_at >= lease().total_seconds() / 4]
+def _look_after(helds: list[Held]) -> None:
+    """A database that is away is asked again in a moment: the lease has three more chances."""
+    now = time.monotonic()
+    old = [held for held in helds if now - held.started_at >= _pause()]
+    due = [held for held in old if now - held.renewed_at >= lease().total_seconds() / 4]
     try:
         with closing(connection):
-            if due:
-                _running(due).update(lease_until=Now() + lease())
-            unwanted = set(_running(old).exclude(cancel_reason="").values_list("id", flat=True))
+            _renew(due)
+            for held in helds:
+                if text := held.take_lines():
+                    RunLog.append(held.run_id, held.attempt, text)
+                write_news(held, held.take_progress())
+            unwanted = _unwanted(old)
     except Error:
         log.warning("The leases of %d runs could not be renewed.", len(due), exc_info=True)
         return
     for held in due:
-        held.renewed_at = time.monotonic()
-    for held in old:
-        if held.run_id in unwanted and find(held.task_id) is held and not held.interrupted:
-            held.interrupted = True
-            _interrupt(held)
+        held.renewed_at = now
+    for held in unwanted:
+        if find(held.task_id) is held:
+            _end(held)
 
 
-def _running(helds: list[Held]) -> RunQuerySet:
-    attempts = Q(*(Q(id=held.run_id, attempt=held.attempt) for held in helds), _connector=Q.OR)
-    return Run.objects.filter(attempts, state=State.RUNNING)
+def _renew(due: list[Held]) -> None:
+    if runs := [held for held in due if not held.is_step]:
+        Run.objects.filter(_any_of(runs), state=State.RUNNING).update(lease_until=Now() + lease())
+    if steps := [held.task_id for held in due if held.is_step]:
+        Step.objects.filter(id__in=steps, state=Step.State.RUNNING).update(lease_until=Now() + lease())
 
 
-def _interrupt(held: Held) -> None:
-    """Raise `SoftTimeLimitExceeded` in the task, as its time limit would: it may clean up. Prefork pools only."""
-    if signal.getsignal(signal.SIGUSR1) is soft_timeout_sighandler:
-        log.info("Run %s is asked to end.", held.run_id, extra={"action": "cancel", "run": held.task_id})
-        os.kill(os.getpid(), signal.SIGUSR1)
-    else:
-        log.warning("Run %s is to end, but this pool cannot interrupt it.", held.run_id, extra={"run": held.task_id})
+def write_news(held: Held, progress: dict[str, Any]) -> None:
+    """Write down how far the run is."""
+    if progress:
+        Run.objects.filter(_any_of([held]), state=State.RUNNING).update(**progress)
+
+
+def _unwanted(old: list[Held]) -> list[Held]:
+    """Those whose run is to end."""
+    if not old:
+        return []
+    asked = Run.objects.filter(_any_of(old), state=State.RUNNING).exclude(cancel_reason="")
+    ids = set(asked.values_list("id", flat=True))
+    return [held for held in old if held.run_id in ids]
+
+
+def _any_of(helds: list[Held]) -> Q:
+    return Q(*(Q(id=held.run_id, attempt=held.attempt) for held in helds), _connector=Q.OR)
+
+
+def _end(held: Held) -> None:
+    """Raise `SoftTimeLimitExceeded` in the task, as its time limit would, so that it may clean up; after `GRACE`, kill.
+
+    In the prefork pool the signal interrupts even a blocking call, and a child can be killed. In the threads and solo
+    pools the exception comes with the next instruction of Python, and nothing can be killed but the whole worker: there
+    the ledger lets go of the run, and what the task still does no longer counts.
+    """
+    in_child = signal.getsignal(signal.SIGUSR1) is soft_timeout_sighandler
+    now = time.monotonic()
+    if held.interrupted_at is None:
+        held.interrupted_at = now
+        log.info("Run %s is asked to end.", held.run_id, extra={"action": "cancel", "run": str(held.run_id)})
+        if in_child:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        else:
+            exception = ctypes.py_object(SoftTimeLimitExceeded)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(held.thread), exception)
+    elif now - held.interrupted_at >= GRACE:
+        log.warning(
+            "Run %s did not end when asked to.", held.run_id, extra={"action": "cancel", "run": str(held.run_id)}
+        )
+        if in_child:
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            release(held.task_id)
+            Run.objects.filter(_any_of([held]), state=State.RUNNING).update(lease_until=Now())
 
 
 def _forget() -> None:
     """In a forked child: the parent's runs are not its own, and threads do not survive a fork."""
-    global _thread, _lock
+    global _thread, _lock, _news
     _held.clear()
-    _thread, _lock = None, threading.Lock()
+    _thread, _lock, _news = None, threading.Lock(), threading.Event()
 
 
 os.register_at_fork(after_in_child=_forget)

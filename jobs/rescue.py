@@ -5,10 +5,14 @@ may do it at any time, also two at once: each change is conditional, and the los
 """
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from jobs import policies
-from jobs.models import UNSTARTED, Attempt, Policy, Run, RunQuerySet, State, database_now
+from django.db.models import Exists, OuterRef, Q
+from django.db.models.functions import Now
+
+from jobs import policies, steps
+from jobs.finish import settle
+from jobs.models import UNSTARTED, Attempt, Policy, Run, RunQuerySet, State, Step, database_now
 
 log = logging.getLogger(__name__)
 
@@ -16,11 +20,38 @@ BATCH = 500
 
 
 def rescue() -> int:
-    """End or restart every run whose lease ran out, expire what waited too long; returns how many were changed."""
+    """End or restart every run whose lease ran out, or that of one of its steps, and expire what waited too long.
+
+    Returns how many were changed.
+    """
     now = database_now()
     orphans = Run.objects.orphaned(now)
-    rescued = sum(_rescue(run, orphans) for run in orphans.select_related("schedule__policy")[:BATCH])
-    return rescued + _expire(Run.objects.overdue(now))
+    rescued = sum(_rescue(run, orphans, _silent(run)) for run in orphans.select_related("schedule__policy")[:BATCH])
+    return rescued + _rescue_by_steps(now) + _settle() + _expire(Run.objects.overdue(now))
+
+
+def _rescue_by_steps(now: datetime) -> int:
+    """A run is lost with any of its steps: whoever executed that is dead, or its message is gone."""
+    lost = Step.objects.under_way().filter(lease_until__lte=now)
+    rescued = 0
+    for step in lost.select_related("run__schedule__policy")[:BATCH]:
+        if lost.filter(id=step.id).update(state=Step.State.LOST, finished_at=Now(), lease_until=None):
+            there = f"{step.worker} gave no sign of life" if step.worker else "nobody started it"
+            reason = f"lost: step {step.task}, {there} until {step.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+            running = Run.objects.filter(state=State.RUNNING)
+            rescued += step.attempt == step.run.attempt and _rescue(step.run, running, reason)
+    return rescued
+
+
+def _settle() -> int:
+    """Runs that wait for nothing any more, because whoever ended their last step died on it; and the cancelled ones."""
+    under_way = Step.objects.under_way().filter(run=OuterRef("pk"), attempt=OuterRef("attempt"))
+    over = list(Run.objects.carried().filter(~Exists(under_way) | ~Q(cancel_reason=""))[:BATCH])
+    for run in over:
+        if run.cancel_reason:
+            steps.cancel(run)
+        settle(run.id, run.attempt)
+    return len(over)
 
 
 def _expire(overdue: RunQuerySet) -> int:
@@ -31,13 +62,16 @@ def _expire(overdue: RunQuerySet) -> int:
     )
 
 
-def _rescue(run: Run, orphans: RunQuerySet) -> bool:
-    reason = f"lost: {run.worker} gave no sign of life until {run.lease_until:%Y-%m-%d %H:%M:%S} UTC"
-    this, policy = orphans.filter(id=run.id, attempt=run.attempt), run.policy
+def _silent(run: Run) -> str:
+    return f"lost: {run.worker} gave no sign of life until {run.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _rescue(run: Run, among: RunQuerySet, reason: str) -> bool:
+    this, policy = among.filter(id=run.id, attempt=run.attempt), Policy.of(run)
     if run.cancel_reason:
         done = bool(this.move({State.RUNNING}, State.CANCELLED, reason=run.cancel_reason))
     elif policies.runs_again_after_loss(run.attempt, policy.max_attempts, wanted=policy.rerun_if_lost):
-        done = run.return_to_waiting(orphans, Attempt.Outcome.LOST, timedelta(0), reason=reason)
+        done = run.return_to_waiting(among, Attempt.Outcome.LOST, timedelta(0), reason=reason)
     else:
         done = bool(this.move({State.RUNNING}, State.LOST, reason=reason))
         Policy.objects.filter(pk=run.schedule_id).pause_if_failing()

@@ -30,6 +30,16 @@ class Application(Celery):
             task.__class__ = self._as_job(type(task))
         return super().register_task(task, **options)
 
+    def send_task(self, name: str, *args: Any, **options: Any) -> Any:
+        """What a task of a run publishes is a step of that run; the members of a chord keep their results for it."""
+        if options.get("chord") is not None:
+            options["ignore_result"] = False
+        if parent := self.current_worker_task:
+            from jobs import steps  # late: models cannot be imported with this module
+
+            steps.enlist(str(parent.request.id), name, options)
+        return super().send_task(name, *args, **options)
+
     def _as_job(self, base: Any) -> Any:
         if base is None:
             return self.Task

@@ -205,6 +205,10 @@ CELERY_WORKER_REDIRECT_STDOUTS = False
 # How long, in seconds, a run stays with a process that gives no sign of life. A lost run is found within this and 5 s.
 LEASE_SECONDS: float = read("float", "LEASE_SECONDS", 60.0)
 
+# How long, in seconds, a step of a run (a task of its chain, group or chord) may wait in the broker before it counts as
+# lost, and its run with it. Longer than the longest backlog of the queues that steps go to.
+STEP_PATIENCE_SECONDS: float = read("float", "STEP_PATIENCE_SECONDS", 3600.0)
+
 # --- Time and language ----------------------------------------------------------------------------------------------
 
 # The zone of the admin, and of crontabs that name none: an IANA name such as Europe/Berlin. Stored times are UTC.
@@ -288,6 +292,9 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["console"], "level": LOG_LEVEL},
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": "line"},
+        "run": {"class": "jobs.logs.RunHandler", "formatter": "line"},
+    },
+    "root": {"handlers": ["console", "run"], "level": LOG_LEVEL},
 }

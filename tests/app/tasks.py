@@ -1,14 +1,17 @@
 """Tasks that do what tests want to see survived: work, wait, fail, ask to be retried, kill their own process."""
 
+import logging
 import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
-from celery import Task, shared_task
+from celery import Signature, Task, chain, chord, group, shared_task
 from celery.exceptions import Ignore, Reject
 from django.db import connection
+
+from jobs.current import current_run, once, progress
 
 DEADLINE = 60.0  # seconds after which a forgotten task gives up
 
@@ -133,3 +136,94 @@ def answer() -> int:
 def _append(path: str, line: str) -> None:
     with Path(path).open("a") as file:
         file.write(line + "\n")
+
+
+@shared_task(name="tests.add")
+def add(*numbers: int) -> int:
+    return sum(numbers)
+
+
+@shared_task(name="tests.total")
+def total(numbers: list[int], path: str) -> None:
+    """The end of a chord: leave the sum of what its members returned."""
+    _append(path, str(sum(numbers)))
+
+
+@shared_task(name="tests.leave")
+def leave(value: Any, path: str) -> Any:
+    """Leave a line with what the step before returned, and pass it on."""
+    _append(path, str(value))
+    return value
+
+
+@shared_task(name="tests.workflow")
+def workflow(kind: str, path: str) -> None:
+    """Set off steps of one kind."""
+    kinds[kind](path).apply_async()
+
+
+def _chain(path: str) -> Signature:
+    return chain(add.s(1, 2), add.s(3), leave.s(path))
+
+
+def _group(path: str) -> Signature:
+    return group(leave.si(number, path) for number in range(5))
+
+
+def _chord(path: str) -> Signature:
+    return chord([add.s(number, number) for number in range(5)], total.s(path))
+
+
+def _nested(path: str) -> Signature:
+    return chain(add.s(1), group(add.s(1), chain(add.s(2), add.s(3))), total.s(path))
+
+
+def _failing(path: str) -> Signature:
+    return chain(fail.si("step two is bad"), leave.si("never", path))
+
+
+def _linked(path: str) -> Signature:
+    return fail.si("bad").on_error(leave.s(path))
+
+
+def _held(path: str) -> Signature:
+    return group(hold.si(f"{path}.{number}") for number in range(3))
+
+
+def _retried(path: str) -> Signature:
+    return retry.si(path)
+
+
+def _poison(path: str) -> Signature:
+    return die.si(path)
+
+
+kinds = {
+    "chain": _chain,
+    "group": _group,
+    "chord": _chord,
+    "nested": _nested,
+    "failing": _failing,
+    "linked": _linked,
+    "held": _held,
+    "retried": _retried,
+    "poison": _poison,
+}
+
+
+@shared_task(name="tests.replaced", bind=True)
+def replaced(self: Task, kind: str, path: str) -> Any:
+    """Let something else take the place of this task."""
+    return self.replace(kinds[kind](path))
+
+
+@shared_task(name="tests.tell")
+def tell(path: str) -> None:
+    """Log, tell of progress and ask for the run, in the middle of it."""
+    run = current_run()
+    logging.getLogger("tests.tell").info("password=hunter2 at %s", run and run.window_start)
+    progress(7, 10, "almost")
+    _append(path, f"{run and run.id} {once('effect')} {once('effect')}")
+    until = time.monotonic() + DEADLINE
+    while not Path(f"{path}.go").exists() and time.monotonic() < until:
+        time.sleep(0.02)

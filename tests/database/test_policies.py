@@ -8,7 +8,7 @@ from django.db import IntegrityError, connection
 from django_celery_beat.models import PeriodicTask
 
 from jobs import ask, calendar, claim, release
-from jobs.base import fail
+from jobs.finish import fail_run
 from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, database_now
 from jobs.occurrences import Invalid
 from jobs.policies import CatchUp, Overlap
@@ -65,7 +65,7 @@ def test_it_cancels_what_has_not_started_and_asks_what_runs_to_end_for_a_younger
     assert queued.reason == running.cancel_reason
     assert running.cancel_reason.endswith("takes its place; policy: cancel previous")
     assert states(schedule)[-1] == "held"
-    fail(running.id, running.attempt, RuntimeError("interrupted"), "")
+    fail_run(running.id, running.attempt, "RuntimeError: interrupted", {})
     running.refresh_from_db()
     assert (running.state, running.reason) == (State.CANCELLED, running.cancel_reason)
     assert release.release() == 1
@@ -270,10 +270,10 @@ def test_it_pauses_a_schedule_whose_runs_fail_in_a_row_only_after_their_attempts
     schedule = make_schedule(policy={"pause_after_failures": 2, "max_attempts": 2, "retry_delay": timedelta(0)})
     for hours in (3, 2):
         run = make_run(schedule, state=State.RUNNING, due_at=database_now() - hours * HOUR)
-        fail(run.id, 1, ValueError("no"), "")
+        fail_run(run.id, 1, "ValueError: no", {})
         assert not Policy.objects.paused().exists()
         Run.objects.filter(id=run.id).update(state=State.RUNNING, started_at=database_now())
-        fail(run.id, 2, ValueError("no"), "")
+        fail_run(run.id, 2, "ValueError: no", {})
     policy = Policy.objects.paused().get()
     assert (policy.paused_by, policy.pause_reason) == ("Punctual", "2 runs in a row failed")
     assert policy.pause.sentence == "paused by Punctual: 2 runs in a row failed"
@@ -283,10 +283,10 @@ def test_it_forgives_what_failed_before_somebody_resumed():
     schedule = make_schedule(policy={"pause_after_failures": 2})
     for _ in range(2):
         run = make_run(schedule, state=State.RUNNING)
-        fail(run.id, 1, ValueError("no"), "")
+        fail_run(run.id, 1, "ValueError: no", {})
     assert Policy.objects.filter(schedule=schedule).resume() == 1
     run = make_run(schedule, state=State.RUNNING)
-    fail(run.id, 1, ValueError("no"), "")
+    fail_run(run.id, 1, "ValueError: no", {})
     assert not Policy.objects.paused().exists()
 
 

@@ -29,14 +29,18 @@ LAYERS = [
     # Pure: decisions and calculations. No Django.
     {"jobs.occurrences", "jobs.policies", "jobs.resources"},
     # Data, and the ways to the outside world that know nothing of it.
+    {"jobs.models.runs", "jobs.models.nodes", "jobs.models.catalogue"},
+    {"jobs.models.schedules", "jobs.models.steps"},
     {"jobs.models", "jobs.bulk", "jobs.http", "project.embedded"},
     # What a schedule means.
     {"jobs.calendar", "jobs.message", "jobs.timeline"},
     # What is done to the ledger, and to processes.
-    {"jobs.claim", "jobs.envelope", "jobs.pulse", "jobs.rescue", "jobs.entries", "jobs.alerts", "jobs.transfer"}
+    {"jobs.claim", "jobs.envelope", "jobs.pulse", "jobs.entries", "jobs.alerts", "jobs.transfer"}
     | {"jobs.demo", "jobs.supervisor"},
-    # What is done with runs that are written down.
-    {"jobs.ask", "jobs.dispatch", "jobs.release"},
+    # What is done with runs that are written down, and with their steps.
+    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.logs", "jobs.current"},
+    {"jobs.finish"},
+    {"jobs.rescue"},
     # What runs: in beat, in workers, and all of it in one terminal.
     {"jobs.base", "jobs.scheduler", "jobs.tasks", "jobs.tasks.*", "jobs.up"},
     # The admin's parts.

@@ -1,0 +1,80 @@
+"""What a task can ask and tell while it executes: which run is this, how far is it, was this done before?
+
+    from jobs.current import current_run, once, progress
+
+Its one rule: outside a run (a plain `delay()`, a test, a shell) the same calls do nothing and harm nothing.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from django.db import transaction
+
+from jobs import calendar, pulse
+from jobs.models import LONGEST_NAME, Effect, Run, Trigger
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentRun:
+    """The run that a task is, or is a step of; times in UTC.
+
+    Its data are those from `window_start` to `window_end`: from the previous due moment of its schedule to its own, so
+    that what one run leaves over the next one does not miss. A schedule's first run has no `window_start`.
+    """
+
+    id: UUID
+    schedule: str
+    trigger: str
+    attempt: int
+    due_at: datetime
+    window_start: datetime | None
+
+    @property
+    def window_end(self) -> datetime:
+        return self.due_at
+
+
+def current_run() -> CurrentRun | None:
+    """The run that this task belongs to; None outside a run. Asks the database."""
+    held = pulse.current()
+    if held is None:
+        return None
+    run = Run.objects.select_related("schedule__policy").get(id=held.run_id)
+    return CurrentRun(run.id, run.schedule_name, run.trigger, held.attempt, run.due_at, _window_start(run))
+
+
+def _window_start(run: Run) -> datetime | None:
+    """Of the schedule's own runs the ledger knows the moment before, whatever the timing was then."""
+    earlier = Run.objects.of_schedule(run.schedule_id or 0).filter(trigger=Trigger.SCHEDULE, due_at__lt=run.due_at)
+    before: datetime | None = None
+    if run.trigger == Trigger.SCHEDULE:
+        before = earlier.values_list("last_due_at", flat=True).first()
+    policy = getattr(run.schedule, "policy", None)
+    return before or (calendar.previous(policy, run.due_at) if policy else None)
+
+
+def progress(done: int, total: int | None = None, message: str = "") -> None:
+    """Tell how far the run is: `done` of `total` units, and what it is at. Written down about once a second."""
+    if held := pulse.current():
+        columns = {"progress_done": max(0, done), "progress_total": total, "progress_message": message[:LONGEST_NAME]}
+        held.progress = columns
+        pulse.tell()
+
+
+def once(key: str) -> bool:
+    """Whether this run does what `key` names for the first time, in whichever attempt; True outside a run.
+
+    Call it in the transaction that has the effect, and both are done or neither is:
+
+        with transaction.atomic():
+            if once(f"charge {customer.pk}"):
+                ...
+
+    In another process that is at the same effect it waits for the end of that process's transaction.
+    """
+    held = pulse.current()
+    if held is None:
+        return True
+    with transaction.atomic():
+        return Effect.objects.get_or_create(run_id=held.run_id, key=key[:LONGEST_NAME])[1]

@@ -1,0 +1,88 @@
+"""How does an attempt of a run end? It succeeds, fails, is tried again, or waits for its steps.
+
+Its one rule: whoever ends an attempt names it, and an attempt that is over is not ended twice: the ledger takes the
+first end and notes the others as fenced.
+"""
+
+from traceback import format_exception_only
+from typing import Any
+from uuid import UUID
+
+from jobs import policies, pulse, steps
+from jobs.logs import mask
+from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Policy, Run, RunLog, State, Step
+
+LONGEST_REASON = 500  # characters of an error in the sentence of its run; the whole of it stands beside
+
+
+def finish(held: pulse.Held, state: State, reason: str = "") -> None:
+    """The body of a run or step is over, and it did not fail. A run whose steps are not over waits for them."""
+    news = _write_log(held)
+    if held.is_step:
+        pulse.write_news(held, news)
+        steps.end(held.task_id, held.attempt, Step.State.SUCCEEDED if state == State.SUCCEEDED else Step.State.FAILED)
+    elif held.has_steps:
+        steps.hand_over(held, **news)
+    else:
+        Run.objects.finish(held.run_id, held.attempt, state, reason=reason, **news)
+        return
+    settle(held.run_id, held.attempt)
+
+
+def fail(held: pulse.Held, exception: BaseException, text: str) -> None:
+    """The body of a run or step raised."""
+    pulse.write_news(held, _write_log(held))
+    error = _described(exception, text)
+    if held.is_step:
+        steps.end(held.task_id, held.attempt, Step.State.FAILED, **error)
+        settle(held.run_id, held.attempt)
+    else:
+        fail_run(held.run_id, held.attempt, _sentence(exception), error)
+
+
+def fail_run(run_id: UUID, attempt: int, reason: str, error: dict[str, str]) -> None:
+    """Record a failed attempt: another one follows while the schedule's policy has some left, else the run failed."""
+    run = Run.objects.select_related("schedule__policy").get(id=run_id)
+    run.attempt = attempt
+    policy = Policy.of(run)
+    delay = policies.retry_delay(attempt, policy.max_attempts, policy.retry_delay)
+    if run.cancel_reason:
+        Run.objects.finish(run_id, attempt, State.CANCELLED, reason=run.cancel_reason, **error)
+    elif delay is not None:
+        run.return_to_waiting(Run.objects.all(), Attempt.Outcome.FAILED, delay, reason=reason, **error)
+    elif Run.objects.finish(run_id, attempt, State.FAILED, reason=reason, **error):
+        Policy.objects.filter(pk=run.schedule_id).pause_if_failing()
+
+
+def settle(run_id: UUID, attempt: int) -> None:
+    """End a run whose body is over, if its last step is over, too."""
+    run = Run.objects.carried().filter(id=run_id, attempt=attempt).first()
+    if run is None or (outcome := steps.outcome(run)) is None:
+        return
+    state, reason, step = outcome
+    if state == State.FAILED:
+        error = {"error_class": step.error_class, "error_text": step.error_text} if step else {}
+        fail_run(run_id, attempt, reason[:LONGEST_REASON], error)
+    else:
+        Run.objects.finish(run_id, attempt, state, reason=reason)
+
+
+def _write_log(held: pulse.Held) -> dict[str, Any]:
+    """Write down the last lines, and return the last progress, which the end of the run takes along."""
+    if text := held.take_lines():
+        RunLog.append(held.run_id, held.attempt, text)
+    return held.take_progress()
+
+
+def _described(exception: BaseException, text: str) -> dict[str, str]:
+    kind = storable(type(exception).__name__)[:LONGEST_NAME]
+    return {"error_class": kind, "error_text": mask(storable(text))[-LONGEST_ERROR_TEXT:]}
+
+
+def _sentence(exception: BaseException) -> str:
+    return mask(storable(format_exception_only(exception)[-1].strip()))[:LONGEST_REASON]
+
+
+def storable(text: str) -> str:
+    """What every database can store of a text that a task brought forth."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

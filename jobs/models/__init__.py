@@ -1,0 +1,54 @@
+"""The ledger and what belongs to it: runs, their steps, the policies of schedules, nodes, what ready-made jobs keep."""
+
+from jobs.models.catalogue import FeedEntry
+from jobs.models.nodes import Node
+from jobs.models.runs import (
+    ACTIVE,
+    ENDED_BY_ITSELF,
+    LONGEST_ERROR_TEXT,
+    LONGEST_NAME,
+    SENDING,
+    TERMINAL,
+    TRANSITIONS,
+    UNSTARTED,
+    Attempt,
+    Effect,
+    Run,
+    RunLog,
+    RunQuerySet,
+    State,
+    Trigger,
+    database_now,
+    lease,
+    new_run_id,
+)
+from jobs.models.schedules import CATCH_UP_CHOICES, Backfill, Policy, PolicyQuerySet
+from jobs.models.steps import Step
+
+__all__ = [
+    "ACTIVE",
+    "CATCH_UP_CHOICES",
+    "ENDED_BY_ITSELF",
+    "LONGEST_ERROR_TEXT",
+    "LONGEST_NAME",
+    "SENDING",
+    "TERMINAL",
+    "TRANSITIONS",
+    "UNSTARTED",
+    "Attempt",
+    "Backfill",
+    "Effect",
+    "FeedEntry",
+    "Node",
+    "Policy",
+    "PolicyQuerySet",
+    "Run",
+    "RunLog",
+    "RunQuerySet",
+    "State",
+    "Step",
+    "Trigger",
+    "database_now",
+    "lease",
+    "new_run_id",
+]

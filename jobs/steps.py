@@ -1,0 +1,104 @@
+"""What does a run wait for? The tasks that it sets off, of chains, groups, chords or called singly: its steps.
+
+Its one rule: a step is written down before it is published, and its successor before it ends. So a run of which no
+step is under way is over, and whoever ended a step may end the run: the first one does. A step that vanished takes its
+run with it: the run is rescued as a whole.
+"""
+
+import logging
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Exists, OuterRef
+from django.db.models.functions import Now
+
+from jobs import pulse
+from jobs.envelope import ATTEMPT_HEADER
+from jobs.models import LONGEST_NAME, Run, State, Step, lease
+
+log = logging.getLogger(__name__)
+
+# The header that says to which run, and to which of its attempts, a step belongs.
+STEP_HEADER = "punctual_step"
+
+
+def enlist(task_id: str, name: str, options: dict[str, Any]) -> None:
+    """Before a task is published by the task `task_id`: if that belongs to a run, note the new one as a step of it."""
+    held = pulse.find(task_id)
+    headers = dict(options.get("headers") or {})
+    if held is None or ATTEMPT_HEADER in headers:
+        return
+    options["task_id"] = options.get("task_id") or str(uuid4())
+    options["headers"] = headers | {STEP_HEADER: [str(held.run_id), held.attempt]}
+    held.has_steps = True
+    with transaction.atomic():
+        if body := _body_of(options):
+            _note(held, body["options"]["task_id"], body["task"], Step.State.EXPECTED)
+        following = len(options.get("chain") or ())
+        until = Now() + _patience() + timedelta(seconds=options.get("countdown") or 0)
+        _note(held, options["task_id"], name, Step.State.QUEUED, following=following, lease_until=until)
+
+
+def _note(held: pulse.Held, task_id: str, name: str, state: Step.State, **columns: Any) -> None:
+    """Make the step's row. One that is there is sent again, by a retry or in place of itself, or was expected."""
+    step = Step(id=task_id, run_id=held.run_id, attempt=held.attempt, task=name[:LONGEST_NAME], state=state, **columns)
+    if state == Step.State.EXPECTED:
+        Step.objects.bulk_create([step], ignore_conflicts=True)
+    else:
+        changed = ["attempt", "task", "state", *columns]
+        Step.objects.bulk_create([step], update_conflicts=True, unique_fields=["id"], update_fields=changed)
+
+
+def _body_of(options: dict[str, Any]) -> dict[str, Any] | None:
+    """The task that follows when a whole group is through, where this one is a member of such a group."""
+    body = options.get("chord")
+    return body if body and body.get("options", {}).get("task_id") and not body.get("subtask_type") else None
+
+
+def _patience() -> timedelta:
+    """How long a step may wait in the broker before it counts as lost."""
+    return timedelta(seconds=settings.STEP_PATIENCE_SECONDS)
+
+
+def start(task_id: str, run_id: UUID, attempt: int, worker: str) -> bool:
+    """Take a step for this process; False when it was taken before, or its run needs it no longer."""
+    run = Run.objects.filter(id=OuterRef("run_id"), attempt=attempt, state=State.RUNNING, cancel_reason="")
+    mine = Step.objects.filter(Exists(run), id=task_id, run=run_id, attempt=attempt, state=Step.State.QUEUED)
+    changes = {"started_at": Now(), "lease_until": Now() + lease(), "worker": worker}
+    return bool(mine.update(state=Step.State.RUNNING, **changes))
+
+
+def end(task_id: str, attempt: int, state: Step.State, **changes: Any) -> None:
+    """Record how a step ended. One that was sent again meanwhile is not over, and stays as it is."""
+    mine = Step.objects.filter(id=task_id, attempt=attempt, state=Step.State.RUNNING)
+    mine.update(state=state, finished_at=Now(), lease_until=None, **changes)
+
+
+def hand_over(held: pulse.Held, **changes: Any) -> None:
+    """The body of a run is over: from now on its steps carry it."""
+    body = Run.objects.filter(id=held.run_id, attempt=held.attempt, state=State.RUNNING)
+    body.update(lease_until=None, **changes)
+
+
+def outcome(run: Run) -> tuple[State, str, Step | None] | None:
+    """How a run ends whose body is over, why, and by which step; None while a step is under way."""
+    steps = Step.objects.filter(run=run, attempt=run.attempt)
+    if steps.under_way().exists():
+        return None
+    if run.cancel_reason:
+        return State.CANCELLED, run.cancel_reason, None
+    if failed := steps.filter(state=Step.State.FAILED).order_by("finished_at").first():
+        why = failed.error_text.strip().rpartition("\n")[2] or failed.error_class
+        return State.FAILED, f"step {failed.task} failed: {why}", failed
+    if missing := steps.filter(state=Step.State.EXPECTED).first():
+        return State.FAILED, f"step {missing.task} never came: what counts the group before it is gone", missing
+    return State.SUCCEEDED, "", None
+
+
+def cancel(run: Run) -> None:
+    """End the steps that have not started; those that run are asked to end by their pulse."""
+    idle = Step.objects.filter(run=run, attempt=run.attempt, state__in=[Step.State.EXPECTED, Step.State.QUEUED])
+    idle.update(state=Step.State.CANCELLED, finished_at=Now(), lease_until=None)

@@ -1,0 +1,114 @@
+"""What a task learns of its run, and what it may say; and that outside a run nothing comes of it."""
+
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from celery._state import _task_stack
+from django.db import transaction
+
+from jobs import pulse
+from jobs.current import current_run, once, progress
+from jobs.finish import finish
+from jobs.message import find_task
+from jobs.models import Effect, Run, RunLog, State, Trigger, database_now
+from jobs.models.runs import LONGEST_LOG
+from tests.making import make_due, make_run, make_schedule
+
+pytestmark = pytest.mark.django_db
+HOUR = timedelta(hours=1)
+
+
+@contextmanager
+def inside(run: Run):
+    """As if this process executed the run."""
+    task = find_task("tests.nothing")
+    held = pulse.Held(str(run.id), run.id, run.attempt)
+    task.push_request(id=str(run.id), called_directly=False)
+    _task_stack.push(task)
+    pulse.hold(held)
+    try:
+        yield held
+    finally:
+        pulse.release(held.task_id)
+        _task_stack.pop()
+        task.pop_request()
+
+
+def test_it_tells_a_task_its_run_with_the_data_since_the_occurrence_before():
+    schedule = make_schedule("etl", cron={"minute": "0"})
+    due_at = database_now().replace(minute=0, second=0, microsecond=0)
+    run = make_run(schedule, State.RUNNING, due_at=due_at, attempt=2)
+    with inside(run):
+        found = current_run()
+    assert (found.id, found.schedule, found.attempt, found.trigger) == (run.id, "etl", 2, "schedule")
+    assert (found.window_start, found.window_end) == (due_at - HOUR, due_at)
+
+
+def test_it_leaves_no_gap_between_two_windows_when_the_timing_changes():
+    schedule = make_schedule(every=HOUR)
+    due_at = make_due(schedule)
+    make_run(schedule, State.SKIPPED, due_at=due_at - 30 * HOUR, last_due_at=due_at - 24 * HOUR, count=7)
+    make_run(schedule, State.SUCCEEDED, due_at=due_at - HOUR / 2, trigger=Trigger.MANUAL)
+    with inside(make_run(schedule, State.RUNNING, due_at=due_at)):
+        assert current_run().window_start == due_at - 24 * HOUR
+
+
+def test_it_knows_the_window_of_a_run_that_somebody_asked_for():
+    schedule = make_schedule(cron={"minute": "0"})
+    due_at = database_now().replace(minute=0, second=0, microsecond=0)
+    with inside(make_run(schedule, State.RUNNING, due_at=due_at - 100 * HOUR, trigger=Trigger.BACKFILL)):
+        assert current_run().window_start == due_at - 101 * HOUR
+    yearly = make_schedule("leap", cron={"minute": "0", "hour": "0", "day_of_month": "29", "month_of_year": "2"})
+    with inside(make_run(yearly, State.RUNNING, due_at=due_at.replace(year=2027), trigger=Trigger.MANUAL)):
+        assert current_run().window_start == datetime(2024, 2, 29, tzinfo=UTC)
+    with inside(make_run(None, State.RUNNING)):
+        assert current_run().window_start is None
+
+
+def test_it_does_a_thing_once_for_each_run_and_key():
+    first, second = make_run(state=State.RUNNING), make_run(state=State.RUNNING)
+    with inside(first):
+        assert once("charge")
+        assert not once("charge")
+        assert once("another")
+    with inside(second):
+        assert once("charge")
+    assert Effect.objects.count() == 3
+
+
+def test_it_does_a_thing_again_whose_transaction_was_undone():
+    with inside(make_run(state=State.RUNNING)):
+        with transaction.atomic():
+            assert once("charge")
+            transaction.set_rollback(True)
+        assert once("charge")
+
+
+def test_it_does_nothing_outside_a_run():
+    assert current_run() is None
+    progress(1, 2, "x")
+    assert once("x")
+    assert once("x")
+    assert not Effect.objects.exists()
+
+
+def test_it_takes_the_last_progress_along_when_a_run_ends():
+    run = make_run(make_schedule(), State.RUNNING)
+    with inside(run) as held:
+        progress(3, message="x" * 1000)
+        progress(-1, 5, "done")
+    finish(held, State.SUCCEEDED)
+    run.refresh_from_db()
+    assert (run.state, run.progress_done, run.progress_total, run.progress_message) == (State.SUCCEEDED, 0, 5, "done")
+
+
+def test_it_keeps_the_end_of_a_long_log():
+    run = make_run()
+    RunLog.append(run.id, 1, "first\n")
+    RunLog.append(run.id, 1, "second\n")
+    assert RunLog.objects.get().text == "first\nsecond\n"
+    RunLog.append(run.id, 1, "x" * LONGEST_LOG + "end")
+    assert RunLog.objects.get().text == "x" * (LONGEST_LOG - 3) + "end"
+    RunLog.append(run.id, 2, "y" * LONGEST_LOG + "end")
+    assert len(RunLog.objects.get(attempt=2).text) == LONGEST_LOG

@@ -1,0 +1,176 @@
+"""Workflows inside a run: its chains, groups and chords are steps, and it ends with the last of them."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from celery import current_app
+from django_celery_results.models import ChordCounter
+
+from jobs import dispatch
+from jobs.models import Attempt, Run, RunLog, State, Step, database_now
+from jobs.rescue import rescue
+from tests.making import ends, lines, make_run, make_schedule, send
+
+pytestmark = pytest.mark.django_db(transaction=True)
+SHORT_LEASE = {"LEASE_SECONDS": "2"}
+
+
+def states(run: Run) -> list[str]:
+    return sorted(run.steps.values_list("state", flat=True))
+
+
+def over(run: Run) -> bool:
+    """Whether it is, after what a beat would do for it."""
+    rescue()
+    dispatch.send_waiting()
+    return ends(run)
+
+
+@pytest.mark.parametrize(
+    ("kind", "left", "steps"),
+    [
+        ("chain", ["6"], 3),
+        ("group", ["0", "1", "2", "3", "4"], 5),
+        ("chord", ["20"], 6),
+        ("nested", ["8"], 5),
+        ("retried", ["0", "1", "2"], 1),
+    ],
+)
+@pytest.mark.parametrize("how", ["tests.workflow", "tests.replaced"])
+def test_it_ends_a_run_with_its_last_step(processes, eventually, tmp_path, how, kind, left, steps):
+    path = tmp_path / "left"
+    run = send(how, kind, str(path))
+    processes.start_worker()
+    eventually(lambda: ends(run))
+    assert (run.state, run.attempt, run.reason) == (State.SUCCEEDED, 1, "")
+    assert sorted(lines(path)) == left
+    assert set(states(run)) == {Step.State.SUCCEEDED}
+    assert run.steps.exclude(task="celery.accumulate").count() == steps
+    assert run.finished_at >= max(run.steps.values_list("finished_at", flat=True))
+
+
+@pytest.mark.parametrize("how", ["tests.workflow", "tests.replaced"])
+def test_it_fails_a_run_whose_step_fails_for_good(processes, eventually, tmp_path, how):
+    run = send(how, "failing", str(tmp_path / "left"), max_attempts=2, retry_delay=timedelta(0))
+    processes.start_worker()
+    eventually(lambda: over(run))
+    assert (run.state, run.attempt, run.error_class) == (State.FAILED, 2, "ValueError")
+    assert run.reason == "step tests.fail failed: ValueError: step two is bad"
+    assert [attempt.outcome for attempt in run.attempts.all()] == [Attempt.Outcome.FAILED]
+    assert lines(tmp_path / "left") == []
+
+
+def test_it_waits_for_what_is_linked_to_an_error(processes, eventually, tmp_path):
+    run = send("tests.workflow", "linked", str(tmp_path / "left"))
+    processes.start_worker()
+    eventually(lambda: ends(run))
+    assert run.state == State.FAILED
+    assert states(run) == [Step.State.FAILED, Step.State.SUCCEEDED]
+    assert lines(tmp_path / "left") == [run.steps.get(task="tests.fail").id]
+
+
+def test_it_cancels_a_run_with_all_of_its_steps(processes, eventually, tmp_path):
+    run = send("tests.workflow", "held", str(tmp_path / "left"))
+    processes.start_worker()
+    eventually(lambda: states(run) == [Step.State.QUEUED, Step.State.RUNNING, Step.State.RUNNING])
+    eventually(lambda: Run.objects.carried().exists())
+    Run.objects.filter(id=run.id).cancel("enough")
+    eventually(lambda: over(run))
+    assert (run.state, run.reason) == (State.CANCELLED, "cancelled: enough")
+    assert Step.State.CANCELLED in states(run)
+    assert [path.name for path in tmp_path.glob("left.?")] == []
+
+
+def test_it_rescues_a_run_whose_step_s_worker_was_killed(processes, eventually, tmp_path):
+    run = send("tests.workflow", "held", str(tmp_path / "left"))
+    first = processes.start_worker(env=SHORT_LEASE)
+    eventually(lambda: states(run).count(Step.State.RUNNING) == 2 and Run.objects.carried().exists())
+    first.kill()
+    processes.start_worker(env=SHORT_LEASE)
+    eventually(lambda: rescue() and Run.objects.filter(attempt=2).exists())
+    for number in range(3):
+        (tmp_path / f"left.{number}.go").touch()
+    eventually(lambda: over(run))
+    assert (run.state, run.attempt) == (State.SUCCEEDED, 2)
+    assert "step tests.hold, worker" in run.attempts.get().reason
+    assert [len(lines(tmp_path / f"left.{number}")) for number in range(3)] == [1, 1, 1]
+
+
+def test_it_rescues_a_run_whose_step_s_message_is_lost(processes, eventually, tmp_path, redis):
+    run = send("tests.workflow", "held", str(tmp_path / "left"))
+    worker = processes.start_worker("--concurrency=1")
+    eventually(lambda: states(run).count(Step.State.RUNNING) == 1 and Run.objects.carried().exists())
+    worker.kill()
+    redis.flushdb()
+    Step.objects.update(lease_until=database_now())
+    rescue()
+    run.refresh_from_db()
+    assert (run.state, run.attempt) == (State.WAITING, 2)
+    assert set(states(run)) == {Step.State.LOST}
+    assert rescue() == 0
+
+
+def test_it_leaves_no_run_open_whose_chord_cannot_come_to_its_end(processes, eventually, tmp_path):
+    run = send("tests.workflow", "chord", str(tmp_path / "left"))
+    processes.start_worker("--concurrency=1", "--pool=solo")
+    eventually(ChordCounter.objects.exists)
+    ChordCounter.objects.all().delete()
+    eventually(lambda: over(run))
+    assert run.state == State.FAILED
+    assert run.reason == "step tests.total never came: what counts the group before it is gone"
+    assert lines(tmp_path / "left") == []
+
+
+def test_it_ends_a_run_whose_last_step_s_process_died_before_it_could():
+    run = make_run(make_schedule(), State.RUNNING, lease_until=None)
+    Step.objects.create(id="a", run=run, attempt=1, task="tests.add", state=Step.State.SUCCEEDED)
+    assert rescue() == 1
+    run.refresh_from_db()
+    assert run.state == State.SUCCEEDED
+
+
+def test_it_ends_a_step_that_kills_its_process_after_the_attempts_of_its_run(processes, eventually, tmp_path):
+    run = send("tests.workflow", "poison", str(tmp_path / "left"))
+    processes.start_worker()
+    eventually(lambda: over(run), deadline=40)
+    assert (run.state, run.attempt) == (State.LOST, 3)
+    assert len(lines(tmp_path / "left")) == 3
+
+
+def test_it_leaves_tasks_outside_of_runs_alone(processes, eventually, tmp_path):
+    path = tmp_path / "left"
+    current_app.tasks["tests.workflow"].delay("chord", str(path))
+    current_app.tasks["tests.leave"].delay("plain", str(path))
+    processes.start_worker()
+    eventually(lambda: sorted(lines(path)) == ["20", "plain"])
+    assert not Step.objects.exists()
+    assert not Run.objects.exists()
+
+
+def test_it_shows_log_and_progress_of_a_run_while_it_executes(processes, eventually, tmp_path):
+    path = tmp_path / "left"
+    run = send("tests.tell", str(path))
+    processes.start_worker()
+    eventually(lambda: RunLog.objects.filter(run=run).exists())
+    eventually(lambda: Run.objects.filter(id=run.id, progress_done=7).exists())
+    run.refresh_from_db()
+    assert (run.state, run.progress_total, run.progress_message) == (State.RUNNING, 10, "almost")
+    log = RunLog.objects.get(run=run)
+    assert "tests.tell: password=*** at" in log.text
+    assert "hunter2" not in log.text
+    Path(f"{path}.go").touch()
+    eventually(lambda: ends(run))
+    assert lines(path) == [str(run.id), "True", "False"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_it_asks_a_running_job_to_end_in_every_pool(processes, eventually, tmp_path, pool):
+    run = send("tests.hold", str(tmp_path / "left"))
+    worker = processes.start_worker(f"--pool={pool}", env=SHORT_LEASE)
+    eventually((tmp_path / "left.started").exists)
+    Run.objects.filter(id=run.id).cancel("enough")
+    eventually(lambda: ends(run))
+    assert (run.state, run.reason) == (State.CANCELLED, "cancelled: enough")
+    assert worker.running
+    assert lines(tmp_path / "left") == []
