@@ -17,8 +17,10 @@ Capabilities:
     dispatch      hands runs to Celery
     entries       installs the schedules of CELERY_BEAT_SCHEDULE
     finish        how does an attempt of a run end?
+    retention     what may the ledger forget, and when?
     rescue        what becomes of runs that nobody will finish?
     pulse         keeps the runs of this process alive
+    nodes         which beats and workers are there?
     logs          keeps what a run logs
     current       what a task can ask and tell while it executes
     http          fetches an address, and never one it must not

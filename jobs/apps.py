@@ -9,7 +9,8 @@ class JobsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from jobs import base, calendar
+        from jobs import base, calendar, nodes
 
         base.connect()
         calendar.connect()
+        nodes.connect()

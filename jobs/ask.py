@@ -16,7 +16,7 @@ from django_celery_beat.models import PeriodicTask
 from jobs import bulk
 from jobs.calendar import spec_of
 from jobs.claim import NewRun, new_run
-from jobs.message import Message, message_of
+from jobs.message import Message, find_task, message_of
 from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, database_now
 from jobs.occurrences import Invalid, occurrences
 
@@ -53,6 +53,24 @@ def run_now(schedule: PeriodicTask, actor: str) -> Run:
     return Run.objects.get(id=new.id)
 
 
+def retry(run: Run, actor: str) -> Run:
+    """Write down a run that repeats one that is over, with the same message. Raises `Invalid` where it cannot be.
+
+    It stands for the same due moment, so it has the same data window. The caller's to send for `SENDING`.
+    """
+    if run.state in ACTIVE:
+        raise Invalid(f"it is still {run.state}")
+    if run.count > 1:
+        raise Invalid(f"it stands for {run.count} due moments: backfill their range instead")
+    if find_task(run.task) is None:
+        raise Invalid(f"no job is named {run.task!r} any more")
+    message = Message(run.task, run.args, run.kwargs, run.queue, run.priority, run.options)
+    new = new_run(run.schedule_id, run.schedule_name, message, run.due_at, database_now())
+    new.trigger, new.actor, new.parent_id = Trigger.RETRY.value, actor, run.id
+    bulk.insert(Run, [new])
+    return Run.objects.get(id=new.id)
+
+
 def preview(request: Backfill) -> Preview:
     """What `backfill` would run now, the oldest moment first. Raises `Invalid` with what to choose instead."""
     policy = Policy.objects.select_related("schedule").filter(schedule=request.schedule_id).first()
@@ -66,7 +84,8 @@ def preview(request: Backfill) -> Preview:
     if len(moments) > MOST_BACKFILLED:
         raise Invalid(f"There are more than {MOST_BACKFILLED} due moments in this range; choose a shorter one.")
     present = _present(request, _PRESENT[Backfill.Which(request.which)])
-    wanted = [moment for moment in moments if moment not in present]
+    forgotten = policy.forgotten_until if request.which != Backfill.Which.ALL else None
+    wanted = [moment for moment in moments if moment not in present and not (forgotten and moment <= forgotten)]
     return Preview(wanted, len(moments) - len(wanted))
 
 

@@ -84,7 +84,7 @@ _COLUMNS = [column.name if column.name in _OF_POLICY else f"schedule__{column.na
 class NewRun:
     """A run as it is written first; what is not here has its column's default."""
 
-    schedule_id: int
+    schedule_id: int | None
     schedule_name: str
     task: str
     args: list[Any]
@@ -302,7 +302,7 @@ def _run(
     return run
 
 
-def new_run(schedule: int, name: str, message: Message, due_at: datetime, now: datetime) -> NewRun:
+def new_run(schedule: int | None, name: str, message: Message, due_at: datetime, now: datetime) -> NewRun:
     """A run that its maker sends within `SENDING`, or else any beat; not saved yet."""
     return NewRun(
         schedule_id=schedule,
@@ -331,7 +331,7 @@ def _grow_stretches(locked: list[Claimed], runs: list[NewRun]) -> list[NewRun]:
     """
     open_ones = [policy.stretch for policy in locked if policy.stretch]
     stretches = Run.objects.in_bulk(open_ones) if open_ones else {}
-    last: dict[int, Any] = {policy.schedule_id: stretches.get(policy.stretch) for policy in locked}
+    last: dict[int | None, Any] = {policy.schedule_id: stretches.get(policy.stretch) for policy in locked}
     new = []
     for run in runs:
         stretch = last[run.schedule_id]

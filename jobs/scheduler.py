@@ -16,8 +16,8 @@ from django.db import Error, close_old_connections, connection
 from django.db.models import Min
 from django_celery_beat.models import PeriodicTasks
 
-from jobs import calendar, claim, dispatch, entries, release, rescue
-from jobs.models import UNSTARTED, Policy, Run, database_now
+from jobs import calendar, claim, dispatch, entries, nodes, release, rescue
+from jobs.models import UNSTARTED, Node, Policy, Run, database_now
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Scheduler(beat.Scheduler):
         self._failures = 0
         self._done_at: dict[str, float] = {}
         self._installed = False
+        self._name = nodes.beat_name()
         self._looked: object = None
         self._told_at: object = None
 
@@ -64,6 +65,8 @@ class Scheduler(beat.Scheduler):
             self._looked = None
         if self._is_time_for("look", LOOK_EVERY) or self._was_told():
             self._looked = calendar.look(self._looked)
+        if self._is_time_for("node", nodes.EVERY):
+            nodes.tell(self._name, kind=Node.Kind.BEAT)
         if self._is_time_for("rescue", RESCUE_EVERY):
             rescue.rescue()
         agenda = _Agenda.look()
@@ -79,6 +82,7 @@ class Scheduler(beat.Scheduler):
         for name, reason in entries.install(self.app).refused.items():
             log.error("The entry %r of CELERY_BEAT_SCHEDULE is not installed: %s", name, reason)
         self._installed = True
+        nodes.at_exit(self._name)
 
     def _was_told(self) -> bool:
         """Whether somebody called django-celery-beat's `PeriodicTasks.update_changed()` after a change in bulk."""

@@ -205,6 +205,9 @@ CELERY_WORKER_REDIRECT_STDOUTS = False
 # How long, in seconds, a run stays with a process that gives no sign of life. A lost run is found within this and 5 s.
 LEASE_SECONDS: float = read("float", "LEASE_SECONDS", 60.0)
 
+# Which version of your code this is, a commit or a tag: shown beside each beat and worker.
+CODE_VERSION: str = read("str", "CODE_VERSION", "")
+
 # How long, in seconds, a step of a run (a task of its chain, group or chord) may wait in the broker before it counts as
 # lost, and its run with it. Longer than the longest backlog of the queues that steps go to.
 STEP_PATIENCE_SECONDS: float = read("float", "STEP_PATIENCE_SECONDS", 3600.0)

@@ -126,10 +126,11 @@ def run_now(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None
         except Invalid as error:
             messages.error(request, f"“{schedule.name}” cannot run: {error}")
             continue
-        transaction.on_commit(partial(_send, request, run))
+        transaction.on_commit(partial(send, request, run))
 
 
-def _send(request: HttpRequest, run: Run) -> None:
+def send(request: HttpRequest, run: Run) -> None:
+    """Hand over a run that was asked for, and say what became of it."""
     name = run.schedule_name
     try:
         dispatch.send([run])

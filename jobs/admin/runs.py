@@ -1,20 +1,31 @@
-"""What happened, and what was asked for: runs with their attempts, backfills, imported entries. All of it read-only."""
+"""What happened, and what was asked for: runs with their attempts and steps, backfills, nodes, imported entries.
 
+All of it is read-only; a run may be retried, which makes a new one, or cancelled, by those who may change runs.
+"""
+
+from functools import partial
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.paginator import Paginator
-from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.db import transaction
+from django.db.models import Count, Exists, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.functional import cached_property
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
 
-from jobs.admin.display import NOTHING, between, moment, state
-from jobs.models import TERMINAL, Attempt, Backfill, FeedEntry, Run, State
+from jobs import ask
+from jobs.admin.actions import send
+from jobs.admin.display import NOTHING, between, counted, moment, state
+from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, FeedEntry, Node, Run, State, Step
+from jobs.models.steps import UNDER_WAY
+from jobs.occurrences import Invalid
+
+SHOWN = 100  # steps of a run, and runs of a node
 
 
 class ReadOnlyAdmin:
@@ -56,14 +67,46 @@ class AttemptInline(ReadOnlyAdmin, admin.TabularInline[Attempt, Run]):
     extra = 0
 
 
+@admin.action(description="Retry", permissions=["operate"])
+def retry(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Run]) -> None:
+    for run in queryset:
+        try:
+            repeated = ask.retry(run, actor=request.user.get_username())
+        except Invalid as error:
+            messages.error(request, f"“{run}” is not retried: {error}.")
+            continue
+        transaction.on_commit(partial(send, request, repeated))
+
+
+@admin.action(description="Cancel", permissions=["operate"])
+def cancel(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Run]) -> None:
+    chosen = Run.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
+    unstarted = chosen.filter(state__in=UNSTARTED).count()
+    asked = chosen.cancel(f"by {request.user.get_username()}")
+    running = chosen.filter(state=State.RUNNING).count()
+    if running:
+        messages.warning(
+            request,
+            f"{counted(running, 'run is', 'runs are')} asked to end. A job may take seconds to clean up; in a prefork"
+            " worker it is then ended by force, in another it may go on, but what it still does no longer counts.",
+        )
+    if unstarted:
+        messages.success(request, f"{counted(unstarted, 'run is', 'runs are')} cancelled before it started.")
+    if not asked:
+        messages.info(request, "All of these runs were over.")
+
+
 @admin.register(Run)
 class RunAdmin(ReadOnlyAdmin, admin.ModelAdmin[Run]):
     inlines = (AttemptInline,)
+    actions = (retry, cancel)
     fieldsets = (
-        (None, {"fields": ("outcome", "why", "schedule", "due", "late_by", "took", "trigger", "actor", "backfill")}),
+        (None, {"fields": ("outcome", "why", "schedule", "due", "late_by", "took", "progress")}),
+        ("Asked for", {"fields": ("trigger", "actor", "parent", "backfill")}),
         ("What", {"fields": ("task", "args", "kwargs", "queue", "priority", "options")}),
         ("Life", {"fields": ("attempt", "sends", "queued", "started", "finished", "expires", "worker", "id")}),
         ("Error", {"fields": ("error_class", "error")}),
+        ("Inside", {"fields": ("steps", "log")}),
     )
     list_display = ("schedule_name", "outcome", "due", "late_by", "took", "attempt", "trigger", "worker", "why")
     list_filter = (("state", KnownChoices), ("trigger", KnownChoices))
@@ -71,6 +114,36 @@ class RunAdmin(ReadOnlyAdmin, admin.ModelAdmin[Run]):
     ordering = ("-id",)
     paginator = CappedPaginator
     show_full_result_count = False
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """Who may retry and cancel, though nobody may edit."""
+        return request.user.has_perm("jobs.change_run")
+
+    @admin.display(description="progress")
+    def progress(self, run: Run) -> str:
+        """How many of its steps are over, and what the task tells itself."""
+        parts = []
+        if steps := list(run.steps.filter(attempt=run.attempt).values_list("state", "following")):
+            over = sum(step not in UNDER_WAY and step != Step.State.EXPECTED for step, _ in steps)
+            coming = sum(following for step, following in steps if step in UNDER_WAY)
+            parts.append(f"{over} of {counted(len(steps) + coming, 'step', 'steps')}")
+        if run.progress_total or run.progress_done:
+            parts.append(f"{run.progress_done:,}" + (f" of {run.progress_total:,}" if run.progress_total else ""))
+        return ", ".join([*parts, *([run.progress_message] if run.progress_message else [])]) or NOTHING
+
+    @admin.display(description="steps")
+    def steps(self, run: Run) -> str:
+        """The first of them: a run may have thousands."""
+        steps = run.steps.filter(attempt=run.attempt).order_by("started_at")[:SHOWN]
+        lines = (
+            (state(step.state), step.task, between(step.started_at, step.finished_at), step.worker) for step in steps
+        )
+        return format_html_join(mark_safe("<br>"), "{} {} {} {}", lines) or NOTHING
+
+    @admin.display(description="log")
+    def log(self, run: Run) -> str:
+        logs = run.logs.order_by("attempt").values_list("attempt", "text")
+        return format_html_join("", "<p>attempt {}</p><pre>{}</pre>", logs) or NOTHING
 
     @admin.display(description="state", ordering="state")
     def outcome(self, run: Run) -> SafeString:
@@ -154,6 +227,39 @@ class BackfillAdmin(ReadOnlyAdmin, admin.ModelAdmin[Backfill]):
         address = reverse("admin:jobs_run_changelist")
         text = f"{backfill.over} of {backfill.total} over"
         return format_html('<a href="{}?backfill__id__exact={}">{}</a>', address, backfill.pk, text)
+
+
+@admin.register(Node)
+class NodeAdmin(ReadOnlyAdmin, admin.ModelAdmin[Node]):
+    list_display = ("name", "kind", "condition", "seen", "runs", "queues", "concurrency", "version", "started")
+    fields = list_display
+    list_filter = (("kind", KnownChoices),)
+    ordering = ("kind", "name")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Node]:
+        return super().get_queryset(request).annotate(is_live=Exists(Node.objects.live().filter(pk=OuterRef("pk"))))
+
+    @admin.display(description="condition")
+    def condition(self, node: Any) -> SafeString:
+        if node.stopped_at:
+            return format_html("{} at {}", state("skipped", "stopped"), moment(node.stopped_at))
+        return state("succeeded", "live") if node.is_live else state("lost", "silent")
+
+    @admin.display(description="last seen", ordering="seen_at")
+    def seen(self, node: Node) -> str:
+        return moment(node.seen_at)
+
+    @admin.display(description="since", ordering="started_at")
+    def started(self, node: Node) -> str:
+        return moment(node.started_at)
+
+    @admin.display(description="runs now")
+    def runs(self, node: Node) -> str:
+        """What executes there, by the ledger: a node is told of what it does by nobody else."""
+        mine = {"state": "running", "worker__startswith": f"{node.name} ("}
+        runs = list(Run.objects.active().filter(lease_until__isnull=False, **mine)[:SHOWN])
+        steps = [step.task for step in Step.objects.filter(**mine)[:SHOWN]]
+        return ", ".join([*(run.schedule_name or run.task for run in runs), *steps]) or NOTHING
 
 
 @admin.register(FeedEntry)

@@ -207,6 +207,7 @@ class Run(models.Model):
             ),
             models.Index("schedule", name="run_active", condition=Q(state__in=sorted(ACTIVE))),
             models.Index("schedule", name="run_held", condition=Q(state=State.WAITING, not_before__isnull=True)),
+            models.Index("parent", name="run_parent", condition=Q(parent__isnull=False)),
             models.Index("backfill", name="run_backfill", condition=Q(backfill__isnull=False)),
             models.Index("schedule", F("due_at").desc(), name="run_recent"),
             models.Index("finished_at", name="run_finished", condition=Q(finished_at__isnull=False)),

@@ -85,6 +85,9 @@ class Policy(models.Model):
     stretch = models.UUIDField(
         null=True, editable=False, help_text="The row of the moments that were skipped last, while they are."
     )
+    forgotten_until = models.DateTimeField(
+        null=True, editable=False, help_text="Runs that were due until then may have been deleted; they count as done."
+    )
     invalid_reason = models.TextField(
         editable=False, default="", help_text="Why this schedule cannot run; empty: it can."
     )

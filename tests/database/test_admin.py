@@ -11,7 +11,7 @@ from django.urls import reverse
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
 
 from jobs import calendar
-from jobs.models import Backfill, Policy, Run, State, Trigger, database_now
+from jobs.models import Backfill, Node, Policy, Run, RunLog, State, Step, Trigger, database_now
 from tests.making import make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
@@ -524,3 +524,95 @@ def test_it_removes_schedules_and_keeps_their_runs(admin_client):
     admin_client.post(SCHEDULES, data)
     assert not PeriodicTask.objects.exists()
     assert Run.objects.get().schedule_name == "nightly"
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def act_on_runs(client, name: str, *runs):
+    return client.post(RUNS, {"action": name, "_selected_action": [str(run.pk) for run in runs]}, follow=True)
+
+
+def page_of_run(client, run: Run) -> str:
+    return text(client.get(reverse("admin:jobs_run_change", args=[run.pk])))
+
+
+@pytest.fixture
+def operator(client):
+    """A client of somebody who may look at runs and change them, which is to retry and cancel."""
+    user = User.objects.create_user("ada", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=["view_run", "change_run"]))
+    client.force_login(user)
+    return client
+
+
+def test_it_retries_a_run_as_a_new_one_that_names_it(operator, redis, django_capture_on_commit_callbacks):
+    schedule = make_schedule("nightly")
+    failed = make_run(schedule, State.FAILED, args=[7], queue="slow", due_at=database_now() - timedelta(days=1))
+    with django_capture_on_commit_callbacks(execute=True):
+        act_on_runs(operator, "retry", failed)
+    new = Run.objects.get(parent=failed)
+    assert (new.trigger, new.actor, new.args, new.due_at) == (Trigger.RETRY, "ada", [7], failed.due_at)
+    assert (new.state, redis.llen("slow")) == (State.QUEUED, 1)
+    failed.refresh_from_db()
+    assert failed.state == State.FAILED
+    assert f"Parent: {failed}" in page_of_run(operator, new)
+
+
+@pytest.mark.parametrize(
+    ("state", "columns", "sentence"),
+    [
+        (State.RUNNING, {}, "is not retried: it is still running."),
+        (State.SKIPPED, {"count": 3}, "it stands for 3 due moments: backfill their range instead."),
+        (State.LOST, {"task": "tests.gone"}, "no job is named 'tests.gone' any more."),
+    ],
+)
+def test_it_says_why_a_run_cannot_be_retried(operator, state, columns, sentence):
+    run = make_run(make_schedule(), state, **columns)
+    assert sentence in text(act_on_runs(operator, "retry", run))
+    assert Run.objects.count() == 1
+
+
+def test_it_cancels_what_waits_at_once_and_asks_what_runs(operator):
+    runs = [make_run(state=state) for state in (State.WAITING, State.QUEUED, State.RUNNING, State.SUCCEEDED)]
+    page = text(act_on_runs(operator, "cancel", *runs))
+    assert "2 runs are cancelled before it started." in page
+    assert "1 run is asked to end." in page
+    for run in runs:
+        run.refresh_from_db()
+    assert [run.state for run in runs] == [State.CANCELLED, State.CANCELLED, State.RUNNING, State.SUCCEEDED]
+    assert runs[0].reason == runs[2].cancel_reason == "cancelled: by ada"
+    assert "was asked to end; cancelled: by ada" in page_of_run(operator, runs[2])
+    assert "All of these runs were over." in text(act_on_runs(operator, "cancel", runs[3]))
+
+
+@pytest.mark.parametrize("action", ["retry", "cancel"])
+def test_it_lets_nobody_retry_or_cancel_who_may_only_look(viewer, action):
+    failed, waiting = make_run(state=State.FAILED), make_run()
+    act_on_runs(viewer, action, failed, waiting)
+    assert Run.objects.count() == 2
+    assert Run.objects.filter(state=State.WAITING).get() == waiting
+
+
+def test_it_shows_what_a_run_does(operator):
+    run = make_run(state=State.RUNNING, progress_done=1200, progress_total=5000, progress_message="rows")
+    for number, state in enumerate((Step.State.SUCCEEDED, Step.State.RUNNING, Step.State.EXPECTED)):
+        Step.objects.create(id=number, run=run, attempt=1, task=f"shop.step{number}", state=state, following=number)
+    Step.objects.create(id="old", run=run, attempt=0, task="shop.old", state=Step.State.LOST)
+    RunLog.append(run.id, 1, "first line <b>\n")
+    page = page_of_run(operator, run)
+    assert "Progress: 1 of 4 steps, 1,200 of 5,000, rows" in page
+    assert "running shop.step1" in page
+    assert "shop.old" not in page
+    assert "attempt 1 first line <b>" in page
+
+
+def test_it_shows_which_nodes_live_and_what_they_run(admin_client):
+    make_run(make_schedule("nightly"), State.RUNNING, worker="celery@here (7)")
+    Node.objects.create(name="celery@here", kind="worker", pid=1, queues="celery, slow", version="abc123")
+    Node.objects.create(name="celery@gone", kind="worker", pid=2, seen_at=database_now() - timedelta(hours=1))
+    Node.objects.create(name="beat@here", kind="beat", pid=3, stopped_at=database_now())
+    page = text(admin_client.get(reverse("admin:jobs_node_changelist")))
+    assert re.search(r"celery@here Worker live .* nightly celery, slow .* abc123", page)
+    assert "celery@gone Worker silent" in page
+    assert "beat@here Beat stopped at" in page

@@ -36,6 +36,7 @@ LAYERS = [
     {"jobs.calendar", "jobs.message", "jobs.timeline"},
     # What is done to the ledger, and to processes.
     {"jobs.claim", "jobs.envelope", "jobs.pulse", "jobs.entries", "jobs.alerts", "jobs.transfer"}
+    | {"jobs.nodes", "jobs.retention"}
     | {"jobs.demo", "jobs.supervisor"},
     # What is done with runs that are written down, and with their steps.
     {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.logs", "jobs.current"},

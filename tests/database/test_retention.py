@@ -1,0 +1,121 @@
+"""What the ledger forgets changes none of its answers."""
+
+from datetime import timedelta
+
+import pytest
+from django_celery_beat.models import PeriodicTask
+
+from jobs import ask, claim, retention
+from jobs.models import (
+    TERMINAL,
+    Attempt,
+    Backfill,
+    Effect,
+    Policy,
+    Run,
+    RunLog,
+    State,
+    Step,
+    database_now,
+)
+from jobs.tasks.cleanup import cleanup
+from tests.making import make_due, make_run, make_schedule
+
+pytestmark = pytest.mark.django_db
+DAY = timedelta(days=1)
+
+
+def make_old(schedule: PeriodicTask | None, state: State, days: float, **columns) -> Run:
+    then = database_now() - days * DAY
+    over = {"finished_at": then} if state in TERMINAL else {}
+    return make_run(schedule, state, **{"due_at": then, "last_due_at": then, **over, **columns})
+
+
+def left() -> set[Run]:
+    return set(Run.objects.all())
+
+
+def test_it_forgets_each_kind_of_run_after_its_own_time():
+    schedule = make_schedule()
+    kept = {make_old(schedule, State.SUCCEEDED, 29), make_old(schedule, State.FAILED, 179)}
+    make_old(schedule, State.SUCCEEDED, 31)
+    make_old(schedule, State.SKIPPED, 181)
+    make_old(None, State.LOST, 400)
+    kept |= {make_old(None, state, 400) for state in (State.WAITING, State.QUEUED, State.RUNNING)}
+    assert cleanup() == {"succeeded": 1, "others": 2}
+    assert left() == kept
+    assert cleanup() == {"succeeded": 0, "others": 0}
+
+
+def test_it_keeps_the_latest_run_of_each_schedule_however_old():
+    yearly, daily = make_schedule("yearly"), make_schedule("daily")
+    kept = {make_old(yearly, State.SUCCEEDED, 300), make_old(daily, State.SUCCEEDED, 1)}
+    make_old(yearly, State.SUCCEEDED, 600)
+    make_old(daily, State.SUCCEEDED, 100)
+    cleanup()
+    assert left() == kept
+
+
+def test_it_forgets_with_a_run_all_that_belongs_to_it():
+    run, repeated = make_old(None, State.FAILED, 400), make_run()
+    Run.objects.filter(id=repeated.id).update(parent=run)
+    Attempt.objects.create(run=run, number=1, outcome=Attempt.Outcome.FAILED)
+    Effect.objects.create(run=run, key="x")
+    RunLog.append(run.id, 1, "x")
+    Step.objects.create(id="x", run=run, attempt=1, task="x", state=Step.State.FAILED)
+    cleanup()
+    assert [model.objects.exists() for model in (Attempt, Effect, RunLog, Step)] == [False] * 4
+    repeated.refresh_from_db()
+    assert repeated.parent is None
+
+
+def test_it_backfills_nothing_that_ran_and_was_forgotten():
+    schedule = make_schedule(cron={"minute": "0", "hour": "4"})
+    today = database_now().replace(hour=4, minute=0, second=0, microsecond=0) - DAY
+    for days in (0, 50, 60):
+        make_run(schedule, State.SUCCEEDED, due_at=today - days * DAY, last_due_at=today - days * DAY)
+    Run.objects.exclude(due_at=today).update(finished_at=database_now() - 50 * DAY)
+    cleanup()
+    assert Policy.objects.get().forgotten_until == today - 50 * DAY
+    request = {"schedule": schedule, "start": today - 52 * DAY, "end": today - 47 * DAY, "actor": "ada"}
+    assert ask.preview(Backfill(**request)).moments == [today - 49 * DAY, today - 48 * DAY]
+    assert len(ask.preview(Backfill(which="all", **request)).moments) == 5
+
+
+def test_it_claims_nothing_again_that_was_forgotten():
+    schedule = make_schedule(every=timedelta(hours=1))
+    make_due(schedule, ago=timedelta(seconds=1))
+    assert len(list(claim.claim_due())) == 1
+    Run.objects.all().delete()
+    assert list(claim.claim_due()) == []
+
+
+def test_it_goes_on_growing_a_stretch_whose_row_was_deleted():
+    schedule = make_schedule(every=timedelta(hours=1), task="tests.gone")
+    for _ in range(2):
+        make_due(schedule)
+        list(claim.claim_due())
+    Run.objects.all().delete()
+    make_due(schedule)
+    list(claim.claim_due())
+    assert Run.objects.get().count == 1
+
+
+def test_it_forgets_in_batches(monkeypatch):
+    monkeypatch.setattr(retention, "BATCH", 3)
+    for number in range(7):
+        make_old(None, State.SUCCEEDED, 100 + number)
+    assert list(retention.forget(database_now() - 30 * DAY, {State.SUCCEEDED})) == [3, 3, 1]
+
+
+@pytest.mark.parametrize("days", [0, -1, True, 1.5, "30", None, 10**9])
+def test_it_refuses_days_that_mean_nothing(days):
+    make_old(None, State.SUCCEEDED, 400)
+    with pytest.raises(ValueError, match="Give whole days"):
+        cleanup(other_days=days)
+    assert Run.objects.exists()
+
+
+def test_it_refuses_to_forget_what_is_not_over():
+    with pytest.raises(ValueError, match="Only runs that are over"):
+        next(retention.forget(database_now(), {State.RUNNING}))
