@@ -4,6 +4,7 @@
 #   make test                        every test, on PostgreSQL and on SQLite
 #   make lint                        format, rules, types, migrations, Django's checks on production settings
 #   make bench [ARGS=--quick]        beat beside django-celery-beat's own scheduler: half an hour on an idle machine
+#   make chaos                       faults of every kind on real processes: ten minutes
 #   make lock [ARGS=--upgrade]       both lists of locked requirements, from their .in files
 #   make install                     .venv alone; PYTHON=/path/to/python3.12 chooses what it is made of
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := .venv/bin
 WRITABLE := test -w . || { echo "This folder cannot be written: put the project into one that can." >&2; exit 1; }
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 
-.PHONY: run test lint bench lock install
+.PHONY: run test lint bench chaos lock install
 .NOTPARALLEL:
 
 # With no settings at all, in `.env` or in the environment, this is somebody's first try: then DEBUG is switched on.
@@ -39,6 +40,9 @@ lint: .venv/develops
 
 bench: .venv/develops
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: .venv/develops
+	$(BIN)/pytest -m chaos tests/chaos $(ARGS)
 
 lock: .venv/develops
 	$(COMPILE) $(ARGS) requirements.in -o requirements.txt

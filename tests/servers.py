@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import environ
+import psutil
 import psycopg
 import pytest
 import redis
@@ -80,6 +81,12 @@ class Workspace:
         (self._groups / str(child.pid)).touch()
         self._children.append(child)
         return child
+
+    def reap(self, pid: int) -> None:
+        """Wait for the end of the child with that number."""
+        (child,) = [child for child in self._children if child.pid == pid]
+        child.wait(DEADLINE)
+        self.forget(child)
 
     def forget(self, child: subprocess.Popen[bytes]) -> None:
         """The child and its group have ended; the kernel may give their number to others."""
@@ -157,6 +164,19 @@ class Servers:
             psycopg.connect(**{"connect_timeout": 5, **options, **config.get("OPTIONS", {})}).close()
         except psycopg.Error as error:
             raise MissingServerError(f"TEST_DATABASE_URL leads to no PostgreSQL: mend or unset it. {error}") from error
+
+    def restart_postgresql(self, how: int) -> None:
+        """Stop this run's own PostgreSQL by that signal, and start it again; returns once it answers."""
+        folder = self.workspace.folder / "postgresql"
+        server = psutil.Process(int((folder / "data" / "postmaster.pid").read_text().split()[0]))
+        command, user = server.cmdline(), server.username()
+        options: dict[str, Any] = {"cwd": folder, "env": {"LC_ALL": "C", "PATH": os.defpath}}
+        if os.geteuid() == 0:
+            options |= {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+        server.send_signal(how)
+        self.workspace.reap(server.pid)
+        log = self.workspace.folder / "postgresql.log"
+        _await(self.workspace.start(command, log, **options), log, lambda: _check_postgresql(folder))
 
     def have_redis(self) -> None:
         """Return once Redis answers. Raises MissingServerError."""

@@ -6,12 +6,14 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from celery import Signature, Task, chain, chord, group, shared_task
 from celery.exceptions import Ignore, Reject
-from django.db import connection
+from django.db import connection, transaction
 
 from jobs.current import current_run, once, progress
+from jobs.models import FeedEntry
 
 DEADLINE = 60.0  # seconds after which a forgotten task gives up
 
@@ -227,3 +229,15 @@ def tell(path: str) -> None:
     until = time.monotonic() + DEADLINE
     while not Path(f"{path}.go").exists() and time.monotonic() < until:
         time.sleep(0.02)
+
+
+@shared_task(name="tests.execute", bind=True)
+def execute(self: Task, path: str, seconds: float) -> None:
+    """Leave a line for this execution, work a while, and have an effect that no other attempt has again."""
+    run = current_run()
+    _append(path, f"{run.id}/{run.attempt}")
+    time.sleep(seconds / 2)
+    with transaction.atomic():
+        if once("effect"):
+            FeedEntry.objects.create(feed="effects", guid=str(uuid4()), title=str(run.id))
+    time.sleep(seconds / 2)

@@ -63,6 +63,10 @@ class Process:
             os.killpg(self.pid, signal.SIGKILL)  # children may outlive the leader of their group
         self._child.wait(STOP)
 
+    def expect_end(self) -> None:
+        """Let nobody wonder when it ends by itself."""
+        self._told_to_end = True
+
     def stop(self) -> None:
         """Ask it to end after the work in hand, as a supervisor does, and wait until it has. Raises TimeoutError."""
         self._told_to_end = True
@@ -90,7 +94,7 @@ class Processes:
 
     def __init__(self, workspace: Workspace, environment: dict[str, str]) -> None:
         self._workspace = workspace
-        self._environment = environment
+        self.environment = environment
         self._started: list[Process] = []
 
     def start_worker(self, *arguments: str, env: dict[str, str] | None = None) -> Process:
@@ -124,7 +128,7 @@ class Processes:
 
     def _start(self, kind: str, command: list[str], env: dict[str, str] | None, ready: str) -> Process:
         name = f"{kind}-{len(self._started)}"
-        process = Process(self._workspace, name, command, {**self._environment, **(env or {})})
+        process = Process(self._workspace, name, command, {**self.environment, **(env or {})})
         self._started.append(process)
         self.eventually(lambda: ready in process.log, deadline=START)
         return process

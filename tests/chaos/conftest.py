@@ -1,0 +1,24 @@
+"""What storms are given."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.storm import Storm
+from tests.live.conftest import Processes
+
+
+@pytest.fixture
+def processes(servers, environment) -> Iterator[Processes]:
+    processes = Processes(servers.workspace, environment)
+    try:
+        yield processes
+    finally:
+        processes.close()
+
+
+@pytest.fixture
+def storm(processes, redis, tmp_path) -> Storm:
+    if processes.environment["DATABASE_URL"].startswith("sqlite"):
+        pytest.skip("A storm needs more writers at a time than SQLite has.")
+    return Storm(processes, redis, tmp_path / "executed")

@@ -1,0 +1,11 @@
+"""The short cut of `make chaos` that every test run takes: a little of everything, in a few seconds."""
+
+import pytest
+
+from tests.chaos.test_storms import nemesis
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_it_is_right_after_a_short_storm(storm):
+    nemesis(storm, seed=4, seconds=8)
