@@ -1,26 +1,44 @@
 """`python -m benchmarks [--quick] [--only NAME] [--rounds N]`."""
 
 import argparse
+import os
+import platform
+from collections.abc import Sequence
 
-from benchmarks.ground import ground
+from benchmarks.figures import Figures
+from benchmarks.ground import Ground, ground
 
-MEASUREMENTS = ("burst", "queries", "idle", "edit")
+BEAT, WORKER = ("burst", "queries", "idle", "edit"), ("drain", "latency", "results")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="make bench", description="Beat beside django-celery-beat's own scheduler.")
-    parser.add_argument("--quick", action="store_true", help="few schedules, one round: a look, not a measurement")
-    parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="may be given several times")
+    parser = argparse.ArgumentParser(prog="make bench", description="Punctual beside the stock parts.")
+    parser.add_argument("--quick", action="store_true", help="little of everything, one round: a look, no measurement")
+    parser.add_argument("--only", choices=BEAT + WORKER, action="append", help="may be given several times")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
     arguments = parser.parse_args()
-    rounds = 1 if arguments.quick else arguments.rounds
-    if rounds < 1:
+    if arguments.rounds < 1:
         parser.error("--rounds must be 1 or more")
     with ground() as place:
-        from benchmarks import beat  # late: it knows models, for which the environment must stand
+        measure(place, arguments.only or BEAT + WORKER, 1 if arguments.quick else arguments.rounds, arguments.quick)
 
-        measurements = arguments.only or MEASUREMENTS
-        beat.Bench(place, beat.QUICK if arguments.quick else beat.FULL).run(measurements, rounds)
+
+def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> None:
+    from django.db import connection  # late, as are those below: the environment must stand
+
+    from benchmarks import beat, worker
+
+    server = connection.cursor().connection.info.server_version // 10_000
+    python, cores = platform.python_version(), os.cpu_count()
+    print(f"PostgreSQL {server}, Python {python}, {cores} cores; medians of {rounds} [lowest to highest]", flush=True)
+    figures = Figures()
+    for part, module, offered in ((beat.Beat, beat, BEAT), (worker.Worker, worker, WORKER)):
+        if chosen := [name for name in offered if name in names]:
+            bench = part(place, module.QUICK if quick else module.FULL, figures)
+            for name in chosen:
+                for _ in range(rounds):
+                    getattr(bench, name)()
+                figures.print()
 
 
 main()

@@ -4,16 +4,13 @@ Two beats of Punctual are measured beside one, too. The stock scheduler is told 
 (`PeriodicTasks.update_changed()`), which Punctual finds by itself, and its bursts are watched only for `Size.watched`.
 """
 
-import os
-import platform
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from statistics import median
 from typing import Any
 
 import psutil
@@ -22,12 +19,13 @@ from django.db import connection
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 from django_celery_beat.schedulers import DatabaseScheduler
 
+from benchmarks.figures import OURS, Figures
 from benchmarks.ground import POLL, Ground, cpu, memory, wait_for
 from jobs import calendar
 from jobs.models import Policy, database_now
 from jobs.scheduler import Scheduler
 
-OURS, TWO, STOCK = "Punctual", "Punctual, two beats", "django-celery-beat"
+TWO, STOCK = "Punctual, two beats", "django-celery-beat"
 SCHEDULERS = {OURS: "jobs.scheduler:Scheduler", STOCK: "django_celery_beat.schedulers:DatabaseScheduler"}
 QUEUE, PULSE, EDITED = "celery", "pulse", "edited"  # of the broker: the burst's, of a sign of life, of an edit
 EDITED_EVERY = 1  # second
@@ -51,24 +49,12 @@ FULL = Size(schedules=50_000, due=(1_000, 10_000), edited=10_000, pulse=5, lead=
 QUICK = Size(schedules=300, due=(100,), edited=50, pulse=1, lead=7, watched=8, idle=1, edits=1)
 
 
-class Bench:
-    """All measurements; `run` prints them as they come."""
+class Beat:
+    """The measurements of one round each; the schedules are made before the first."""
 
-    def __init__(self, ground: Ground, size: Size) -> None:
-        self._ground, self._size = ground, size
-        self._figures: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-
-    def run(self, measurements: Sequence[str], rounds: int) -> None:
+    def __init__(self, ground: Ground, size: Size, figures: Figures) -> None:
+        self._ground, self._size, self._figures = ground, size, figures
         self._make_schedules()
-        versions = f"PostgreSQL {connection.pg_version // 10_000}, Python {platform.python_version()}"
-        print(
-            f"{self._size.schedules:,} schedules; {versions}, {os.cpu_count()} cores; medians of {rounds} [range]",
-            flush=True,
-        )
-        for name in measurements:
-            for _ in range(rounds):
-                getattr(self, name)()
-            self._print()
 
     # --- the measurements -------------------------------------------------------------------------------------------
 
@@ -86,7 +72,7 @@ class Bench:
             queries = Counter[str]()
             with connection.execute_wrapper(partial(_count, queries)):
                 sent = beat(due)
-            self._note("queries", who, "for each run", queries.total() / sent)
+            self._figures.note("queries", who, "for each run", queries.total() / sent)
 
     def idle(self) -> None:
         """What a beat costs while nothing is due but its pulse."""
@@ -95,17 +81,21 @@ class Bench:
                 backends, before = _backends(), cpu(beats)
                 before_there = cpu(backends)
                 time.sleep(self._size.idle)
-                self._note("idle", who, "CPU %", 100 * (cpu(beats) - before) / self._size.idle)
-                self._note("idle", who, "CPU % in PostgreSQL", 100 * (cpu(backends) - before_there) / self._size.idle)
-                self._note("idle", who, "MB", memory(beats))
+                self._figures.note("idle", who, "CPU %", 100 * (cpu(beats) - before) / self._size.idle)
+                self._figures.note(
+                    "idle", who, "CPU % in PostgreSQL", 100 * (cpu(backends) - before_there) / self._size.idle
+                )
+                self._figures.note("idle", who, "MB", memory(beats))
 
     def edit(self) -> None:
         """From a change until it takes effect: one schedule saved, and many changed by `update()`."""
         for who in (OURS, STOCK):
             with self._beats(who):
                 for _ in range(self._size.edits):
-                    self._note("edits", who, "one save, s", self._effect(self._save_one, who))
-                self._note("edits", who, f"update() of {self._size.edited:,}, s", self._effect(self._update_many, who))
+                    self._figures.note("edits", who, "one save, s", self._effect(self._save_one, who))
+                self._figures.note(
+                    "edits", who, f"update() of {self._size.edited:,}, s", self._effect(self._update_many, who)
+                )
                 self._many().update(enabled=False)
 
     # --- how --------------------------------------------------------------------------------------------------------
@@ -121,11 +111,11 @@ class Bench:
             used = cpu(running) - before
         late = [moment - at.timestamp() for moment in times] or [float("nan")]
         end = late[-1] if len(times) == due else self._size.watched
-        self._note(what, who, "sent", len(times))
-        self._note(what, who, "per second", len(times) / end)
-        self._note(what, who, "p50 late, s", late[len(late) // 2])
-        self._note(what, who, "p99 late, s", late[len(late) * 99 // 100])
-        self._note(what, who, "CPU µs each", used / max(1, len(times)) * 1e6)
+        self._figures.note(what, who, "sent", len(times))
+        self._figures.note(what, who, "per second", len(times) / end)
+        self._figures.note(what, who, "p50 late, s", late[len(late) // 2])
+        self._figures.note(what, who, "p99 late, s", late[len(late) * 99 // 100])
+        self._figures.note(what, who, "CPU µs each", used / max(1, len(times)) * 1e6)
 
     def _arrivals(self, expected: int, since: float, patience: float) -> list[float]:
         """When each message came into the queue."""
@@ -175,10 +165,7 @@ class Bench:
     @contextmanager
     def _beats(self, who: str, number: int = 1) -> Iterator[list[psutil.Process]]:
         """Beats that have sent their first pulse, and a settled database."""
-        self._ground.broker.flushdb()
-        with connection.cursor() as cursor:
-            cursor.execute("TRUNCATE jobs_run CASCADE")
-            cursor.execute("VACUUM ANALYZE")
+        self._clear()
         scheduler = SCHEDULERS.get(who, SCHEDULERS[OURS])
         command = ["celery", "-A", "project", "beat", "-S", scheduler, "--pidfile="]
         with self._ground.running(*[command] * number) as processes:
@@ -211,6 +198,12 @@ class Bench:
         PeriodicTasks.update_changed()
         calendar.sweep()
 
+    def _clear(self) -> None:
+        self._ground.broker.flushdb()
+        with connection.cursor() as cursor:
+            cursor.execute("TRUNCATE jobs_run CASCADE")
+            cursor.execute("VACUUM ANALYZE")
+
     def _due(self, due: int) -> Any:
         return PeriodicTask.objects.filter(name__in=[f"s{n}" for n in range(due)])
 
@@ -222,7 +215,7 @@ class Bench:
 
         It is the next full minute that leaves the lead; a quick look takes intervals, which need no full minute.
         """
-        self._ground.broker.flushdb()
+        self._clear()
         all_that_was_due = self._due(max(self._size.due))
         all_that_was_due.update(last_run_at=None, **self._never)
         Policy.objects.filter(schedule__in=all_that_was_due).delete()
@@ -237,41 +230,10 @@ class Bench:
         first = Policy.objects.get(schedule__name="s0").next_due_at
         return first if first and self._size is QUICK else at
 
-    # --- the figures ------------------------------------------------------------------------------------------------
-
-    def _note(self, what: str, who: str, figure: str, value: float) -> None:
-        self._figures[what, figure, who].append(value)
-
-    def _print(self) -> None:
-        """Print what was noted since the last time, with the ratio of the stock part's median to ours."""
-        title = ""
-        for (what, figure), values in _grouped(self._figures).items():
-            if what != title:
-                title = what
-                print(f"\n{what}")
-            texts = [f"{who} {_range(numbers)}" for who, numbers in values.items()]
-            ours, stock = median(values[OURS]), median(values[STOCK])
-            ratio = max(ours, stock) / min(ours, stock) if min(ours, stock) > 0 else float("nan")
-            print(f"  {figure:24} {'; '.join(texts)}; ratio {ratio:,.1f}", flush=True)
-        self._figures.clear()
-
 
 def _count(queries: Counter[str], execute: Callable[..., Any], *statement: Any) -> Any:
     queries[statement[0]] += 1
     return execute(*statement)
-
-
-def _grouped(figures: dict[tuple[str, str, str], list[float]]) -> dict[tuple[str, str], dict[str, list[float]]]:
-    grouped: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(dict)
-    for (what, figure, who), values in figures.items():
-        grouped[what, figure][who] = values
-    return grouped
-
-
-def _range(values: Sequence[float]) -> str:
-    digits = 0 if median(values) >= 100 else 3
-    low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), median(values), max(values)))
-    return f"{middle} [{low} to {high}]"
 
 
 def _backends() -> list[psutil.Process]:

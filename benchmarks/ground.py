@@ -29,11 +29,13 @@ class Ground:
     environment: dict[str, str]
 
     @contextmanager
-    def running(self, *commands: Sequence[str]) -> Iterator[list[psutil.Process]]:
+    def running(self, *commands: Sequence[str], env: dict[str, str] | None = None) -> Iterator[list[psutil.Process]]:
         """Processes of these commands, killed in the end. What they wrote is shown where that end was an error."""
         log = self.workspace.folder / f"bench-{time.monotonic_ns()}.log"
         children = [
-            self.workspace.start([sys.executable, "-m", *command], log, cwd=ROOT, env=self.environment)
+            self.workspace.start(
+                [sys.executable, "-m", *command], log, cwd=ROOT, env={**self.environment, **(env or {})}
+            )
             for command in commands
         ]
         try:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from celery import signals, states
@@ -23,6 +23,7 @@ from django.db import connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
+from psycopg.pq import TransactionStatus
 
 from jobs import finish, policies, pulse, steps
 from jobs.envelope import ATTEMPT_HEADER
@@ -30,6 +31,7 @@ from jobs.models import LONGEST_NAME, Attempt, Run, State, Step
 from jobs.steps import STEP_HEADER
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _here = ""  # the node name of the worker that this process belongs to
 
@@ -67,10 +69,10 @@ def _start(request: Any, task_id: str) -> None:
     try:
         if attempt is not None:
             held = pulse.Held(task_id, UUID(task_id), int(attempt))
-            started = Run.objects.start(held.run_id, held.attempt, worker)
+            started = _on_a_good_connection(partial(Run.objects.start, held.run_id, held.attempt, worker))
         else:
             held = pulse.Held(task_id, UUID(step[0]), int(step[1]), is_step=True)
-            started = steps.start(task_id, held.run_id, held.attempt, worker)
+            started = _on_a_good_connection(partial(steps.start, task_id, held.run_id, held.attempt, worker))
     except (IndexError, TypeError, ValueError) as error:
         raise Ignore(f"This message names no attempt of a run: {task_id!r}, {attempt!r}, {step!r}") from error
     except DatabaseError as error:
@@ -98,23 +100,34 @@ def _retry(held: pulse.Held, args: Any, kwargs: Any, options: dict[str, Any]) ->
     run.return_to_waiting(Run.objects.all(), Attempt.Outcome.RETRIED, delay, reason=reason, **changes)
 
 
-def _write(end: Callable[[], object]) -> None:
-    """Record an end, on a new connection if the task left a broken one: what is not recorded is run again."""
+def _on_a_good_connection(write: Callable[[], T]) -> T:
+    """Write to the ledger, on a new connection if the present one is broken, or in what a task left open."""
+    if _has_open_transaction():
+        connection.close()
     try:
-        end()
+        return write()
     except DatabaseError:
         connection.close()
-        end()
+        return write()
+
+
+def _has_open_transaction() -> bool:
+    raw: Any = connection.connection
+    if raw is None:
+        return False
+    if connection.vendor == "sqlite":
+        return bool(raw.in_transaction)
+    return bool(raw.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR))
 
 
 def _on_success(sender: Any, **_: Any) -> None:
     if held := pulse.release(sender.request.id):
-        _write(partial(finish.finish, held, State.SUCCEEDED))
+        _on_a_good_connection(partial(finish.finish, held, State.SUCCEEDED))
 
 
 def _on_failure(task_id: str, exception: BaseException, einfo: Any = None, **_: Any) -> None:
     if held := pulse.release(task_id):
-        _write(partial(finish.fail, held, exception, str(getattr(einfo, "traceback", ""))))
+        _on_a_good_connection(partial(finish.fail, held, exception, str(getattr(einfo, "traceback", ""))))
     elif isinstance(exception, (TimeLimitExceeded, WorkerLostError)):
         _on_child_gone(task_id, exception)
 
@@ -122,7 +135,7 @@ def _on_failure(task_id: str, exception: BaseException, einfo: Any = None, **_: 
 def _on_postrun(task_id: str, state: str | None = None, **_: Any) -> None:
     held = pulse.release(task_id)
     if held and state in CHOSEN:
-        _write(partial(finish.finish, held, *CHOSEN[state]))
+        _on_a_good_connection(partial(finish.finish, held, *CHOSEN[state]))
 
 
 def _on_child_gone(task_id: str, exception: BaseException) -> None:

@@ -201,6 +201,9 @@ CELERY_BEAT_SCHEDULER = "jobs.scheduler:Scheduler"
 CELERY_TASK_ACKS_LATE = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_REDIRECT_STDOUTS = False
+# Celery closes a worker's database connections before and after each task, unless it may keep them for so many tasks;
+# one that broke meanwhile is replaced when the next run starts.
+CELERY_DB_REUSE_MAX = 1000
 
 # How long, in seconds, a run stays with a process that gives no sign of life. A lost run is found within this and 5 s.
 LEASE_SECONDS: float = read("float", "LEASE_SECONDS", 60.0)

@@ -14,6 +14,7 @@ from django.db import connection, transaction
 
 from jobs.current import current_run, once, progress
 from jobs.models import FeedEntry
+from tests.app.stamp import leave as leave_time
 
 DEADLINE = 60.0  # seconds after which a forgotten task gives up
 
@@ -62,6 +63,15 @@ def break_connection(self: Task, path: str) -> None:
     _append(path, self.request.id)
     connection.ensure_connection()
     connection.connection.close()
+
+
+@shared_task(name="tests.leave_transaction", bind=True)
+def leave_transaction(self: Task, path: str) -> None:
+    """Leave a line, and a transaction that nobody ends."""
+    _append(path, self.request.id)
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("UPDATE jobs_run SET reason = 'never committed'")
 
 
 @shared_task(name="tests.retry", bind=True, max_retries=2)
@@ -241,3 +251,9 @@ def execute(self: Task, path: str, seconds: float) -> None:
         if once("effect"):
             FeedEntry.objects.create(feed="effects", guid=str(uuid4()), title=str(run.id))
     time.sleep(seconds / 2)
+
+
+@shared_task(name="tests.stamp")
+def stamp(path: str) -> None:
+    """Leave the time."""
+    leave_time(path)

@@ -103,10 +103,12 @@ def test_it_starts_a_run_once_however_often_its_message_comes(eventually, path):
     assert lines(path) == [str(run.id), str(last.id)]
 
 
-def test_it_records_the_end_of_a_run_whose_connection_broke(eventually, path):
-    run = send("tests.break_connection", str(path))
+@pytest.mark.parametrize("task", ["tests.break_connection", "tests.leave_transaction"])
+def test_it_records_the_end_of_a_run_that_leaves_its_connection_unfit(eventually, path, task):
+    run = send(task, str(path))
     eventually(lambda: ends(run))
     assert (run.state, run.attempt) == (State.SUCCEEDED, 1)
+    assert run.reason == ""
     assert lines(path) == [str(run.id)]
 
 

@@ -1,0 +1,28 @@
+"""Celery without Punctual: what a worker does for a task of nobody's."""
+
+import os
+
+from celery import Celery
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.bare_settings"
+
+app = Celery("bare")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+
+
+@app.task(name="tests.nothing")
+def nothing(*_: object) -> None:
+    """Do nothing."""
+
+
+@app.task(name="tests.answer", ignore_result=False)
+def answer() -> int:
+    return 42
+
+
+@app.task(name="tests.stamp")
+def stamp(path: str) -> None:
+    """Leave the time."""
+    from tests.app.stamp import leave
+
+    leave(path)

@@ -1,0 +1,6 @@
+"""The same settings without Punctual's app."""
+
+from tests.settings import *  # noqa: F403
+from tests.settings import INSTALLED_APPS
+
+INSTALLED_APPS = [app for app in INSTALLED_APPS if app not in {"jobs", "tests.app"}]

@@ -1,0 +1,144 @@
+"""What does the ledger cost a worker? Beside Celery without any history, and with django-celery-results' rows.
+
+The same task, which does nothing, on the same servers. A drain is timed by the length of the queue, between the first
+and the last twentieth; for every kind of history a worker with two children.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from celery import current_app
+from django.db import connection
+from django_celery_results.models import TaskResult
+
+from benchmarks.figures import OURS, Figures
+from benchmarks.ground import Ground, wait_for
+from jobs import bulk, dispatch
+from jobs.claim import new_run
+from jobs.message import Message
+from jobs.models import Run, State, database_now
+
+BARE, RESULTS, PLAIN = "Celery without history", "django-celery-results", "delay() beside Punctual"
+QUEUE = "celery"
+BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    drained: int
+    timed: int
+    results: int
+
+
+FULL = Size(drained=20_000, timed=300, results=10_000)
+QUICK = Size(drained=300, timed=10, results=200)
+
+
+class Worker:
+    """The measurements of one round each."""
+
+    def __init__(self, ground: Ground, size: Size, figures: Figures) -> None:
+        self._ground, self._size, self._figures = ground, size, figures
+
+    def drain(self) -> None:
+        """How many no-ops a worker gets through in a second."""
+        number = self._size.drained
+        for who, app, fill in (
+            (OURS, "project", self._send_runs),
+            (BARE, "benchmarks.bare", _delay("tests.nothing")),
+            (PLAIN, "project", _delay("tests.nothing")),
+            (RESULTS, "benchmarks.bare", _delay("tests.answer")),
+        ):
+            self._empty()
+            fill(number)
+            with self._ground.running(self._command(app)):
+                started = wait_for(lambda: self._waiting() <= number * 0.95)
+                ended = wait_for(lambda: self._waiting() <= number * 0.05)
+                wait_for(lambda: not self._waiting())
+                if who == OURS:
+                    wait_for(lambda: Run.objects.filter(state=State.SUCCEEDED).count() == number)
+            self._figures.note(f"draining {number:,} no-ops", who, "per second", 0.9 * number / (ended - started))
+
+    def latency(self) -> None:
+        """From the sending of one job to an idle worker until its body starts."""
+        path = self._ground.workspace.folder / "stamps"
+        for who, app in ((OURS, "project"), (BARE, "benchmarks.bare")):
+            self._empty()
+            with self._ground.running(self._command(app)):
+                times = [self._time_one(who, path) for _ in range(self._size.timed + 5)][5:]
+            times.sort()
+            self._figures.note("from sending to start", who, "p50, ms", median(times) * 1000)
+            self._figures.note("from sending to start", who, "p99, ms", times[len(times) * 99 // 100] * 1000)
+
+    def results(self) -> None:
+        """What results leave behind in Redis: one task in twenty opted in, beside all of them."""
+        number = self._size.results
+        for who, backend, every in (
+            (OURS, "django-db", 20),
+            ("results in Redis, 5% opted in", "redis", 20),
+            ("results in Redis, all", "redis", 1),
+        ):
+            self._empty()
+            before = self._ground.broker.info()
+            for n in range(number):
+                current_app.tasks["tests.answer" if n % every == 0 else "tests.nothing"].delay()
+            env = {"RESULT_BACKEND": self._ground.environment["REDIS_URL"].replace("unix://", "redis+socket://")}
+            with self._ground.running(self._command("project"), env=env if backend == "redis" else {}):
+                wait_for(lambda: not self._waiting())
+                time.sleep(1)
+                after = self._ground.broker.info()
+                keys = len(self._ground.broker.keys("celery-task-meta-*"))
+            used = after["used_memory"] - before["used_memory"]
+            commands = after["total_commands_processed"] - before["total_commands_processed"]
+            for figure, value in (("keys", keys), ("kB of memory", used / 1e3), ("commands each", commands / number)):
+                self._figures.note(f"{number:,} tasks", who, figure, value)
+
+    def _send_runs(self, number: int) -> None:
+        for start in range(0, number, BATCH):
+            now = database_now()
+            size = min(BATCH, number - start)
+            runs = [new_run(None, "bench", Message("tests.nothing"), now, now) for _ in range(size)]
+            bulk.insert(Run, runs)
+            dispatch.send(runs)
+
+    def _time_one(self, who: str, path: Path) -> float:
+        path.unlink(missing_ok=True)
+        message = Message("tests.stamp", [str(path)])
+        if who == OURS:
+            now = database_now()
+            run = new_run(None, "bench", message, now, now)
+            bulk.insert(Run, [run])
+            sent = time.time()
+            dispatch.send([run])
+        else:
+            sent = time.time()
+            current_app.tasks["tests.stamp"].delay(str(path))
+        wait_for(lambda: path.exists() and path.read_text().endswith("\n"))
+        return float(path.read_text()) - sent
+
+    def _waiting(self) -> int:
+        return int(self._ground.broker.llen(QUEUE))
+
+    def _command(self, app: str) -> Sequence[str]:
+        quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+        return ["celery", "-A", app, "worker", "--concurrency=2", *quiet]
+
+    def _empty(self) -> None:
+        self._ground.broker.flushdb()
+        TaskResult.objects.all().delete()
+        with connection.cursor() as cursor:
+            cursor.execute("TRUNCATE jobs_run CASCADE")
+            cursor.execute("VACUUM ANALYZE")
+
+
+def _delay(task: str) -> Callable[[int], None]:
+    def fill(number: int) -> None:
+        job: Any = current_app.tasks[task]
+        for _ in range(number):
+            job.delay()
+
+    return fill
