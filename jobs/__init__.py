@@ -20,6 +20,7 @@ Capabilities:
     retention     what may the ledger forget, and when?
     rescue        what becomes of runs that nobody will finish?
     pulse         keeps the runs of this process alive
+    results       what comes back from a task?
     nodes         which beats and workers are there?
     logs          keeps what a run logs
     current       what a task can ask and tell while it executes

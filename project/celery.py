@@ -6,9 +6,11 @@ lost by a subclass that forgets to call its parent.
 
 import logging.config
 import os
+from functools import cached_property
 from typing import Any
 
 from celery import Celery, signals
+from celery.utils.imports import symbol_by_name
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
@@ -29,6 +31,10 @@ class Application(Celery):
         elif not isinstance(task, self.Task):
             task.__class__ = self._as_job(type(task))
         return super().register_task(task, **options)
+
+    @cached_property
+    def AsyncResult(self) -> Any:  # noqa: N802 - Celery's name
+        return self.subclass_with_self(symbol_by_name("jobs.results:Result"))
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         """What a task of a run publishes is a step of that run; the members of a chord keep their results for it."""

@@ -13,6 +13,7 @@ from django_celery_results.models import TaskResult
 from jobs import dispatch
 from jobs.envelope import ATTEMPT_HEADER
 from jobs.models import Policy, Run, State, Trigger, database_now
+from jobs.results import NoResultError
 from project.celery import app
 from tests.live.conftest import Processes
 from tests.making import ends, lines, make_due, make_run, make_schedule, send
@@ -188,6 +189,8 @@ def test_it_leaves_plain_tasks_alone_and_keeps_results_only_of_those_that_ask(ev
     assert TaskResult.objects.filter(task_id=answer.id).exists()
     assert not TaskResult.objects.filter(task_id=silent.id).exists()
     assert not Run.objects.filter(id__in=[answer.id, silent.id]).exists()
+    with pytest.raises(NoResultError, match="ignore_result=False"):
+        silent.get(timeout=20)
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -196,6 +199,12 @@ def test_it_lets_a_schedule_decide_whether_its_result_is_kept(eventually, keep):
     eventually(lambda: ends(run))
     assert run.state == State.SUCCEEDED
     assert TaskResult.objects.filter(task_id=str(run.id)).exists() is keep
+    result = app.AsyncResult(str(run.id))
+    if keep:
+        assert result.get(timeout=20) is None
+    else:
+        with pytest.raises(NoResultError, match="keep result"):
+            result.get()
 
 
 def test_it_refuses_hostile_attempts_and_goes_on(eventually, path):

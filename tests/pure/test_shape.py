@@ -39,7 +39,7 @@ LAYERS = [
     | {"jobs.nodes", "jobs.retention"}
     | {"jobs.demo", "jobs.supervisor"},
     # What is done with runs that are written down, and with their steps.
-    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.logs", "jobs.current"},
+    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.logs", "jobs.current"} | {"jobs.results"},
     {"jobs.finish"},
     {"jobs.rescue"},
     # What runs: in beat, in workers, and all of it in one terminal.
