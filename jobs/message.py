@@ -6,6 +6,7 @@ the schedule names. Forms call it before saving, the claim calls it before every
 
 import difflib
 import json
+import threading
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast
@@ -89,10 +90,14 @@ def find_task(name: str) -> Any:
     return _tasks().get(name)
 
 
+_reading = threading.Lock()
+
+
 @cache
 def _tasks() -> dict[str, Any]:
     """Celery's registry, after every app's tasks were read: a web process has not done that yet."""
-    current_app.loader.import_default_modules()
+    with _reading:  # or a second request of a process that has just started would find a half of them
+        current_app.loader.import_default_modules()
     return cast("dict[str, Any]", current_app.tasks)
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -46,11 +46,8 @@ def tell(name: str, **facts: Any) -> None:
 
 def goodbye(name: str) -> None:
     """Say that this node stops; where the ledger cannot be reached, it will fade instead."""
-    try:
-        with closing(connection):
-            Node.objects.filter(name=name, pid=os.getpid()).update(stopped_at=Now())
-    except Error:
-        log.info("%s could not say goodbye.", name, exc_info=True)
+    with suppress(Error), closing(connection):
+        Node.objects.filter(name=name, pid=os.getpid()).update(stopped_at=Now())
 
 
 def at_exit(name: str) -> None:

@@ -5,10 +5,34 @@ import signal
 
 import pytest
 
+from jobs.models import Run, State
 from tests.chaos.storm import Storm
-from tests.chaos.test_storms import broker_emptied, worker_tree
+from tests.live.conftest import Process
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.chaos]
+
+
+def _wait_until_at_work(storm: Storm, worker: Process) -> None:
+    node = worker.name.replace("-", "")
+    mine = Run.objects.filter(state=State.RUNNING, lease_until__isnull=False, worker__startswith=f"{node}@")
+    storm.processes.eventually(mine.exists)
+
+
+def worker_killed_at_work(storm: Storm) -> None:
+    for worker in storm.workers:
+        _wait_until_at_work(storm, worker)
+        worker.kill()
+    storm.workers.clear()
+    storm.start_worker()
+
+
+def broker_emptied_while_nobody_listens(storm: Storm) -> None:
+    for worker in storm.workers:
+        worker.stop()
+    storm.wait(2)
+    storm.redis.flushall()
+    storm.workers.clear()
+    storm.start_worker()
 
 
 def message_three_times(storm: Storm) -> None:
@@ -18,8 +42,8 @@ def message_three_times(storm: Storm) -> None:
 def worker_frozen(storm: Storm) -> None:
     """A zombie: it wakes while the run that it had is over."""
     for worker in storm.workers:
+        _wait_until_at_work(storm, worker)
         os.killpg(worker.pid, signal.SIGSTOP)
-    storm.wait(0.1)
     frozen, storm.workers = storm.workers, []
     storm.start_worker()
     storm.wait(6)
@@ -31,8 +55,8 @@ def worker_frozen(storm: Storm) -> None:
 @pytest.mark.parametrize(
     ("guard", "fault", "also"),
     [
-        ("no_rescue", worker_tree, ""),
-        ("no_redispatch", broker_emptied, ""),
+        ("no_rescue", worker_killed_at_work, ""),
+        ("no_redispatch", broker_emptied_while_nobody_listens, ""),
         ("no_start_guard", message_three_times, ",thrice"),
         ("no_fence", worker_frozen, ""),
     ],

@@ -231,6 +231,7 @@ def test_it_is_right_after_the_database_was_restarted(storm, servers, how):
     storm.start_all()
     storm.wait(3)
     servers.restart_postgresql(how)
+    connection.close()
     storm.wait(4)
     storm.calm()
     storm.reckon()

@@ -12,6 +12,7 @@ from django_celery_results.models import TaskResult
 
 from jobs import dispatch
 from jobs.envelope import ATTEMPT_HEADER
+from jobs.message import find_task
 from jobs.models import Policy, Run, State, Trigger, database_now
 from jobs.results import NoResultError
 from project.celery import app
@@ -182,8 +183,8 @@ def test_it_guards_a_task_whose_own_base_forgets_its_parent(eventually, path):
 
 
 def test_it_leaves_plain_tasks_alone_and_keeps_results_only_of_those_that_ask(eventually, path):
-    answer = app.tasks["tests.answer"].delay()
-    silent = app.tasks["tests.note"].delay(str(path))
+    answer = find_task("tests.answer").delay()
+    silent = find_task("tests.note").delay(str(path))
     assert answer.get(timeout=20) == 42
     eventually(lambda: lines(path) == [silent.id])
     assert TaskResult.objects.filter(task_id=answer.id).exists()
@@ -209,7 +210,7 @@ def test_it_lets_a_schedule_decide_whether_its_result_is_kept(eventually, keep):
 
 def test_it_refuses_hostile_attempts_and_goes_on(eventually, path):
     run = make_run(task="tests.note", args=[str(path)], not_before=database_now() + timedelta(hours=1))
-    note = app.tasks["tests.note"]
+    note = find_task("tests.note")
     for attempt in ("x", [], {"a": 1}, -1, 2, 10**30, "1; DROP TABLE"):
         note.apply_async([str(path)], task_id=str(run.id), headers={ATTEMPT_HEADER: attempt})
     note.apply_async([str(path)], task_id="no-uuid", headers={ATTEMPT_HEADER: 1})
