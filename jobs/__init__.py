@@ -5,6 +5,7 @@ Pure, without Django:
     policies      what should happen to a due moment, a failed attempt, a lost one?
 Data:
     models/       the ledger: policies, runs, attempts, steps; the only way a run changes its state
+    prepared      executes a statement that Django made before
     bulk          writes many rows in one statement
 Capabilities:
     calendar      when is a `PeriodicTask` due next, and has it changed?

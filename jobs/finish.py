@@ -24,7 +24,8 @@ def finish(held: pulse.Held, state: State, reason: str = "") -> None:
     elif held.has_steps:
         steps.hand_over(held, **news)
     else:
-        Run.objects.finish(held.run_id, held.attempt, state, reason=reason, **news)
+        changes = news | ({"reason": reason} if reason else {})
+        Run.objects.finish(held.run_id, held.attempt, state, **changes)
         return
     settle(held.run_id, held.attempt)
 

@@ -21,6 +21,8 @@ from django.db.models.functions import Concat, Now, Right
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
+from jobs.prepared import Update
+
 # How long a sender has a run to itself; after this the outbox offers it again.
 SENDING = timedelta(seconds=5)
 LONGEST_NAME = 200  # characters
@@ -118,12 +120,17 @@ class RunQuerySet(models.QuerySet["Run"]):
 
         0 for a single run means that somebody else was first: a value, not an error.
         """
+        moving, values = self.moving(expected, to, **changes)
+        return moving.update(**values)
+
+    def moving(self, expected: Collection[State], to: State, **changes: Any) -> "tuple[RunQuerySet, dict[str, Any]]":
+        """What `move` updates, and with which values."""
         for state in expected:
             if state != to and to not in TRANSITIONS.get(state, frozenset()):
                 raise ValueError(f"A run never goes from {state} to {to}.")
         if to in TERMINAL:
             changes |= {"finished_at": Now(), "lease_until": None}
-        return self.filter(state__in=expected).update(state=to, **changes)
+        return self.filter(state__in=expected), {"state": to, **changes}
 
     def cancel(self, reason: str) -> int:
         """End at once what has not started, ask what is running to end; returns how many were either."""
@@ -133,19 +140,34 @@ class RunQuerySet(models.QuerySet["Run"]):
 
     def start(self, run_id: UUID, attempt: int, worker: str) -> bool:
         """Take an attempt for this process; False when it was taken, expired, cancelled or rescued before."""
-        fresh = Q(expires_at__isnull=True) | Q(expires_at__gt=Now())
-        mine = self.filter(fresh, id=run_id, attempt=attempt)
-        changes = {"started_at": Now(), "lease_until": Now() + lease(), "worker": worker, "reason": ""}
-        return bool(mine.move(UNSTARTED, State.RUNNING, **changes))
+        return bool(_START(run_id, attempt, worker))
 
     def finish(self, run_id: UUID, attempt: int, state: State, **changes: Any) -> bool:
         """Record how an attempt ended the run; False when it no longer owned it, and then it is noted as fenced."""
-        if self.filter(id=run_id, attempt=attempt).move({State.RUNNING}, state, **changes):
+        if state == State.SUCCEEDED and not changes:
+            ended = _SUCCEED(run_id, attempt)
+        else:
+            ended = self.filter(id=run_id, attempt=attempt).move({State.RUNNING}, state, **changes)
+        if ended:
             return True
         Attempt.objects.filter(run=run_id, number=attempt, outcome=Attempt.Outcome.LOST).update(
             outcome=Attempt.Outcome.FENCED
         )
         return False
+
+
+def _starting(run_id: UUID, attempt: int, worker: str) -> tuple[RunQuerySet, dict[str, Any]]:
+    fresh = Q(expires_at__isnull=True) | Q(expires_at__gt=Now())
+    mine = Run.objects.filter(fresh, id=run_id, attempt=attempt)
+    changes = {"started_at": Now(), "lease_until": Now() + lease(), "worker": worker, "reason": ""}
+    return mine.moving(UNSTARTED, State.RUNNING, **changes)
+
+
+def _succeeding(run_id: UUID, attempt: int) -> tuple[RunQuerySet, dict[str, Any]]:
+    return Run.objects.filter(id=run_id, attempt=attempt).moving({State.RUNNING}, State.SUCCEEDED, reason="")
+
+
+_START, _SUCCEED = Update(_starting), Update(_succeeding)
 
 
 class Run(models.Model):

@@ -29,6 +29,7 @@ LAYERS = [
     # Pure: decisions and calculations. No Django.
     {"jobs.occurrences", "jobs.policies", "jobs.resources"},
     # Data, and the ways to the outside world that know nothing of it.
+    {"jobs.prepared"},
     {"jobs.models.runs", "jobs.models.nodes", "jobs.models.catalogue"},
     {"jobs.models.schedules", "jobs.models.steps"},
     {"jobs.models", "jobs.bulk", "jobs.http", "project.embedded"},
