@@ -8,6 +8,7 @@ The base of every task by the application in project/celery.py: nothing needs to
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -19,7 +20,7 @@ from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError
 from celery.utils.time import maybe_make_aware
 from django.db import Error as DatabaseError
-from django.db import connection
+from django.db import InterfaceError, OperationalError, connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -27,7 +28,7 @@ from psycopg.pq import TransactionStatus
 
 from jobs import finish, policies, pulse, steps
 from jobs.envelope import ATTEMPT_HEADER
-from jobs.models import LONGEST_NAME, Attempt, Run, State, Step
+from jobs.models import LONGEST_NAME, Attempt, Run, State, Step, lease
 from jobs.steps import STEP_HEADER
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,22 @@ def _retry(held: pulse.Held, args: Any, kwargs: Any, options: dict[str, Any]) ->
     run.return_to_waiting(Run.objects.all(), Attempt.Outcome.RETRIED, delay, reason=reason, **changes)
 
 
+def _record(end: Callable[[], object]) -> None:
+    """Write an end to the ledger, if need be when the database is back: what is not recorded would be run again."""
+    until, pause = time.monotonic() + lease().total_seconds(), 0.1
+    while True:
+        try:
+            _on_a_good_connection(end)
+        except (OperationalError, InterfaceError) as error:
+            if time.monotonic() > until:
+                raise
+            log.warning("An end waits for the ledger: %s", str(error).strip(), extra={"action": "finish"})
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+        else:
+            return
+
+
 def _on_a_good_connection(write: Callable[[], T]) -> T:
     """Write to the ledger, on a new connection if the present one is broken, or in what a task left open."""
     if _has_open_transaction():
@@ -122,12 +139,12 @@ def _has_open_transaction() -> bool:
 
 def _on_success(sender: Any, **_: Any) -> None:
     if held := pulse.release(sender.request.id):
-        _on_a_good_connection(partial(finish.finish, held, State.SUCCEEDED))
+        _record(partial(finish.finish, held, State.SUCCEEDED))
 
 
 def _on_failure(task_id: str, exception: BaseException, einfo: Any = None, **_: Any) -> None:
     if held := pulse.release(task_id):
-        _on_a_good_connection(partial(finish.fail, held, exception, str(getattr(einfo, "traceback", ""))))
+        _record(partial(finish.fail, held, exception, str(getattr(einfo, "traceback", ""))))
     elif isinstance(exception, (TimeLimitExceeded, WorkerLostError)):
         _on_child_gone(task_id, exception)
 
@@ -135,7 +152,7 @@ def _on_failure(task_id: str, exception: BaseException, einfo: Any = None, **_: 
 def _on_postrun(task_id: str, state: str | None = None, **_: Any) -> None:
     held = pulse.release(task_id)
     if held and state in CHOSEN:
-        _on_a_good_connection(partial(finish.finish, held, *CHOSEN[state]))
+        _record(partial(finish.finish, held, *CHOSEN[state]))
 
 
 def _on_child_gone(task_id: str, exception: BaseException) -> None:

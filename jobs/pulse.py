@@ -20,6 +20,7 @@ from uuid import UUID
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import soft_timeout_sighandler
 from celery import current_task
+from django.conf import settings
 from django.db import Error, connection
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 QUIET = 5.0  # seconds a run may last before its first pulse
 NEWS_EVERY = 1.0  # seconds between two writings of progress and log lines
-GRACE = 10.0  # seconds that a run has to end after it was asked to
 FARTHEST_AHEAD = 1_000_000  # characters of log that wait for the database; of more, the oldest are dropped
 
 
@@ -160,7 +160,7 @@ def _any_of(helds: list[Held]) -> Q:
 
 
 def _end(held: Held) -> None:
-    """Raise `SoftTimeLimitExceeded` in the task, as its time limit would, so that it may clean up; after `GRACE`, kill.
+    """Raise `SoftTimeLimitExceeded` in the task, as its time limit would, so that it may clean up; later, kill.
 
     In the prefork pool the signal interrupts even a blocking call, and a child can be killed. In the threads and solo
     pools the exception comes with the next instruction of Python, and nothing can be killed but the whole worker: there
@@ -176,7 +176,7 @@ def _end(held: Held) -> None:
         else:
             exception = ctypes.py_object(SoftTimeLimitExceeded)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(held.thread), exception)
-    elif now - held.interrupted_at >= GRACE:
+    elif now - held.interrupted_at >= settings.CANCEL_GRACE_SECONDS:
         log.warning(
             "Run %s did not end when asked to.", held.run_id, extra={"action": "cancel", "run": str(held.run_id)}
         )

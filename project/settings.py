@@ -208,6 +208,9 @@ CELERY_DB_REUSE_MAX = 1000
 # How long, in seconds, a run stays with a process that gives no sign of life. A lost run is found within this and 5 s.
 LEASE_SECONDS: float = read("float", "LEASE_SECONDS", 60.0)
 
+# How long, in seconds, a run that was cancelled has to clean up before its process is killed (in prefork workers).
+CANCEL_GRACE_SECONDS: float = read("float", "CANCEL_GRACE_SECONDS", 10.0)
+
 # Which version of your code this is, a commit or a tag: shown beside each beat and worker.
 CODE_VERSION: str = read("str", "CODE_VERSION", "")
 

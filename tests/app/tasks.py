@@ -4,13 +4,15 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from celery import Signature, Task, chain, chord, group, shared_task
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from django.db import connection, transaction
+from pydantic import BaseModel
 
 from jobs.current import current_run, once, progress
 from jobs.models import FeedEntry
@@ -72,6 +74,63 @@ def leave_transaction(self: Task, path: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute("BEGIN")
         cursor.execute("UPDATE jobs_run SET reason = 'never committed'")
+
+
+@shared_task(name="tests.stubborn")
+def stubborn(path: str) -> None:
+    """Go on whatever is said, until killed or told by PATH.go."""
+    _append(f"{path}.started", str(os.getpid()))
+    until = time.monotonic() + DEADLINE
+    while not Path(f"{path}.go").exists() and time.monotonic() < until:
+        with suppress(SoftTimeLimitExceeded):
+            time.sleep(0.02)
+    _append(path, "came to its end")
+
+
+RETRIED = {"autoretry_for": (ConnectionError,), "max_retries": 2, "retry_backoff": False, "default_retry_delay": 0}
+
+
+@shared_task(name="tests.flaky", bind=True, **RETRIED)
+def flaky(self: Task, path: str, failures: int) -> None:
+    """Fail so often as Celery's documentation lets a task fail, each time retried by Celery's own rule."""
+    _append(path, str(self.request.retries))
+    if self.request.retries < failures:
+        raise ConnectionError("not yet")
+
+
+class Order(BaseModel):
+    path: str
+    count: int
+
+
+@shared_task(name="tests.modelled", pydantic=True)
+def modelled(order: Order) -> None:
+    _append(order.path, str(order.count))
+
+
+class Hooked(Task):
+    """A base with every hook that Celery's documentation names."""
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        _append(args[0], f"success:{retval}")
+
+    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        _append(args[0], f"failure:{exc}")
+
+    def on_retry(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        _append(args[0], f"retry:{exc}")
+
+    def after_return(self, status: str, *_: Any) -> None:
+        _append(_[2][0], f"after:{status}")
+
+
+@shared_task(name="tests.hooked", base=Hooked, bind=True, max_retries=1)
+def hooked(self: Task, path: str, how: str) -> str:
+    if how == "fail":
+        raise ValueError("bad")
+    if how == "retry" and not self.request.retries:
+        raise self.retry(exc=ValueError("again"), countdown=0)
+    return "fine"
 
 
 @shared_task(name="tests.retry", bind=True, max_retries=2)
