@@ -94,7 +94,19 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
         (None, {"fields": readonly_fields}),
         ("When it is due", {"fields": ("overlap", "catch_up", "catch_up_window", "catch_up_cap", "jitter")}),
         ("How often", {"fields": ("skip_next", "remaining_runs", "pause_after_failures")}),
-        ("Each run", {"fields": ("max_attempts", "retry_delay", "rerun_if_lost", "time_limit", "keep_result")}),
+        (
+            "Each run",
+            {
+                "fields": (
+                    "max_attempts",
+                    "retry_delay",
+                    "rerun_if_lost",
+                    "soft_time_limit",
+                    "time_limit",
+                    "keep_result",
+                )
+            },
+        ),
     )
 
     def has_view_permission(self, request: HttpRequest, _: Any = None) -> bool:
