@@ -172,6 +172,19 @@ def _held_by_child(task_id: str) -> Iterator[tuple[pulse.Held, QuerySet[Any]]]:
         yield pulse.Held(task_id, step.run_id, step.attempt, is_step=True), found
 
 
+def _on_revoked(request: Any, terminated: bool = False, expired: bool = False, **_: Any) -> None:
+    """By remote control, or because the message said when it expires: Celery will not execute this message."""
+    why = "its message expired" if expired else "it was revoked"
+    if request.get(ATTEMPT_HEADER) is not None:
+        run = Run.objects.filter(id=request.id)
+        run.cancel(why)
+        if terminated:
+            run.filter(state=State.RUNNING).update(lease_until=Now())
+    elif step := request.get(STEP_HEADER):
+        steps.refuse(request.id, int(step[1]), f"{why} before it started" if not terminated else why)
+        finish.settle(UUID(step[0]), int(step[1]))
+
+
 def _on_worker_init(sender: Any, **_: Any) -> None:
     global _here  # noqa: PLW0603 - a process is one worker
     _here = sender.hostname
@@ -181,4 +194,5 @@ def connect() -> None:
     signals.worker_init.connect(_on_worker_init, dispatch_uid="jobs.base.worker_init")
     signals.task_success.connect(_on_success, dispatch_uid="jobs.base.success")
     signals.task_failure.connect(_on_failure, dispatch_uid="jobs.base.failure")
+    signals.task_revoked.connect(_on_revoked, dispatch_uid="jobs.base.revoked")
     signals.task_postrun.connect(_on_postrun, dispatch_uid="jobs.base.postrun")

@@ -6,14 +6,19 @@ run with it: the run is rescued as a whole.
 """
 
 import logging
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
+from celery import current_app
+from celery.utils.time import maybe_make_aware
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Exists, OuterRef
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from jobs import pulse
 from jobs.envelope import ATTEMPT_HEADER
@@ -21,16 +26,35 @@ from jobs.models import LONGEST_NAME, Run, State, Step, lease
 
 log = logging.getLogger(__name__)
 
+# Options that are of no use once the call is over.
+BOUND_TO_NOW = {"producer", "publisher", "connection"}
 # The header that says to which run, and to which of its attempts, a step belongs.
 STEP_HEADER = "punctual_step"
 
 
-def enlist(task_id: str, name: str, options: dict[str, Any]) -> None:
-    """Before a task is published by the task `task_id`: if that belongs to a run, note the new one as a step of it."""
-    held = pulse.find(task_id)
+def send(publish: Callable[..., Any], parent: str, name: str, options: dict[str, Any]) -> Any:
+    """Publish a task by the task `parent`: if that belongs to a run, as a step of it.
+
+    Inside a transaction it is published when that is committed; if it is undone, there never was a step.
+    """
+    held = pulse.find(parent)
+    if held is None or ATTEMPT_HEADER in (options.get("headers") or {}):
+        return publish(**options)
+    _enlist(held, name, options)
+    if connection.in_atomic_block:
+        transaction.on_commit(partial(publish, **{key: options[key] for key in options.keys() - BOUND_TO_NOW}))
+        result = current_app.AsyncResult(options["task_id"])
+        result.ignored = bool(options.get("ignore_result"))
+        return result
+    try:
+        return publish(**options)
+    except Exception:
+        Step.objects.filter(id=options["task_id"], state=Step.State.QUEUED).delete()
+        raise
+
+
+def _enlist(held: pulse.Held, name: str, options: dict[str, Any]) -> None:
     headers = dict(options.get("headers") or {})
-    if held is None or ATTEMPT_HEADER in headers:
-        return
     options["task_id"] = options.get("task_id") or str(uuid4())
     options["headers"] = headers | {STEP_HEADER: [str(held.run_id), held.attempt]}
     held.has_steps = True
@@ -38,7 +62,7 @@ def enlist(task_id: str, name: str, options: dict[str, Any]) -> None:
         if body := _body_of(options):
             _note(held, body["options"]["task_id"], body["task"], Step.State.EXPECTED)
         following = len(options.get("chain") or ())
-        until = Now() + _patience() + timedelta(seconds=options.get("countdown") or 0)
+        until = Now() + _patience() + _delay(options)
         _note(held, options["task_id"], name, Step.State.QUEUED, following=following, lease_until=until)
 
 
@@ -58,6 +82,14 @@ def _body_of(options: dict[str, Any]) -> dict[str, Any] | None:
     return body if body and body.get("options", {}).get("task_id") and not body.get("subtask_type") else None
 
 
+def _delay(options: dict[str, Any]) -> timedelta:
+    eta = options.get("eta")
+    if eta is None:
+        return timedelta(seconds=options.get("countdown") or 0)
+    moment = maybe_make_aware(datetime.fromisoformat(eta) if isinstance(eta, str) else eta)
+    return max(timedelta(0), moment - timezone.now())
+
+
 def _patience() -> timedelta:
     """How long a step may wait in the broker before it counts as lost."""
     return timedelta(seconds=settings.STEP_PATIENCE_SECONDS)
@@ -75,6 +107,12 @@ def end(task_id: str, attempt: int, state: Step.State, **changes: Any) -> None:
     """Record how a step ended. One that was sent again meanwhile is not over, and stays as it is."""
     mine = Step.objects.filter(id=task_id, attempt=attempt, state=Step.State.RUNNING)
     mine.update(state=state, finished_at=Now(), lease_until=None, **changes)
+
+
+def refuse(task_id: str, attempt: int, why: str) -> None:
+    """A step will not be executed, or not to its end, as somebody outside of its run has decided."""
+    this = Step.objects.under_way().filter(id=task_id, attempt=attempt)
+    this.update(state=Step.State.FAILED, finished_at=Now(), lease_until=None, error_class="Revoked", error_text=why)
 
 
 def hand_over(held: pulse.Held, **changes: Any) -> None:

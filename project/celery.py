@@ -6,7 +6,7 @@ lost by a subclass that forgets to call its parent.
 
 import logging.config
 import os
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from celery import Celery, signals
@@ -43,7 +43,7 @@ class Application(Celery):
         if parent := self.current_worker_task:
             from jobs import steps  # late: models cannot be imported with this module
 
-            steps.enlist(str(parent.request.id), name, options)
+            return steps.send(partial(super().send_task, name, *args), str(parent.request.id), name, options)
         return super().send_task(name, *args, **options)
 
     def _as_job(self, base: Any) -> Any:

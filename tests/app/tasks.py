@@ -282,6 +282,16 @@ kinds = {
 }
 
 
+@shared_task(name="tests.in_transaction")
+def in_transaction(path: str, undo: bool) -> None:
+    """Set off a step in a transaction that is then committed, or undone."""
+    with transaction.atomic():
+        result = leave.delay("step", path)
+        _append(path, f"not before {bool(result.id)}")
+        time.sleep(0.3)
+        transaction.set_rollback(undo)
+
+
 @shared_task(name="tests.replaced", bind=True)
 def replaced(self: Task, kind: str, path: str) -> Any:
     """Let something else take the place of this task."""

@@ -70,6 +70,31 @@ def test_it_waits_for_what_is_linked_to_an_error(processes, eventually, tmp_path
     assert lines(tmp_path / "left") == [run.steps.get(task="tests.fail").id]
 
 
+@pytest.mark.parametrize(
+    ("undo", "left"), [(False, ["not", "before", "True", "step"]), (True, ["not", "before", "True"])]
+)
+def test_it_publishes_a_step_when_its_transaction_is_committed(processes, eventually, tmp_path, undo, left):
+    run = send("tests.in_transaction", str(tmp_path / "left"), undo)
+    processes.start_worker()
+    eventually(lambda: over(run))
+    assert run.state == State.SUCCEEDED
+    assert run.steps.count() == (not undo)
+    assert lines(tmp_path / "left") == left
+
+
+def test_it_cancels_what_is_revoked_by_remote_control(processes, eventually, tmp_path):
+    worker = processes.start_worker()
+    running, other = (send("tests.hold", str(tmp_path / "held")) for _ in range(2))
+    for_the_pool = send("tests.workflow", "held", str(tmp_path / "left"))
+    eventually(lambda: Run.objects.filter(state=State.RUNNING).count() == 2)
+    for run in (for_the_pool, other, running):
+        current_app.control.revoke(str(run.id), terminate=True, signal="SIGKILL")
+    eventually(lambda: over(running) and over(other) and over(for_the_pool))
+    assert [run.state for run in (running, other, for_the_pool)] == [State.CANCELLED] * 3
+    assert for_the_pool.reason == "cancelled: it was revoked"
+    assert worker.running
+
+
 def test_it_cancels_a_run_with_all_of_its_steps(processes, eventually, tmp_path):
     run = send("tests.workflow", "held", str(tmp_path / "left"))
     processes.start_worker()
