@@ -42,7 +42,7 @@ bench: .venv/develops
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 chaos: .venv/develops
-	$(BIN)/pytest -m chaos tests/chaos $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -m chaos tests/chaos $(ARGS)
 
 lock: .venv/develops
 	$(COMPILE) $(ARGS) requirements.in -o requirements.txt
