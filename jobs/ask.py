@@ -64,7 +64,8 @@ def retry(run: Run, actor: str) -> Run:
         raise Invalid(f"it stands for {run.count} due moments: backfill their range instead")
     if find_task(run.task) is None:
         raise Invalid(f"no job is named {run.task!r} any more")
-    message = Message(run.task, run.args, run.kwargs, run.queue, run.priority, run.options)
+    options = {name: value for name, value in run.options.items() if name != "retries"}  # it has all of them again
+    message = Message(run.task, run.args, run.kwargs, run.queue, run.priority, options)
     new = new_run(run.schedule_id, run.schedule_name, message, run.due_at, database_now())
     new.trigger, new.actor, new.parent_id = Trigger.RETRY.value, actor, run.id
     bulk.insert(Run, [new])
@@ -85,7 +86,15 @@ def preview(request: Backfill) -> Preview:
         raise Invalid(f"There are more than {MOST_BACKFILLED} due moments in this range; choose a shorter one.")
     present = _present(request, _PRESENT[Backfill.Which(request.which)])
     forgotten = policy.forgotten_until if request.which != Backfill.Which.ALL else None
-    wanted = [moment for moment in moments if moment not in present and not (forgotten and moment <= forgotten)]
+    known = _present(request, list(State)) if forgotten else set()
+    undecided = policy.owed_from or policy.next_due_at or request.end  # beat is about to decide about those
+    wanted = [
+        moment
+        for moment in moments
+        if moment < undecided
+        and moment not in present
+        and not (forgotten and moment <= forgotten and moment not in known)
+    ]
     return Preview(wanted, len(moments) - len(wanted))
 
 

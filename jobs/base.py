@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -19,8 +20,9 @@ from celery import signals, states
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError
 from celery.utils.time import maybe_make_aware
+from django.core.exceptions import ValidationError
+from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connection, connections
 from django.db import Error as DatabaseError
-from django.db import InterfaceError, OperationalError, connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -57,10 +59,10 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
     ) -> Any:
         """As Celery's, but `self.retry()` of a run waits in the ledger: messages with an ETA may be repeated."""
-        held = pulse.find(task_id) if options.get("retries") else None
-        if held is None or held.is_step:
+        held = pulse.of(self.request) if options.get("retries") else None
+        if held is None or held.is_step or held.task_id != task_id:
             return super().apply_async(args, kwargs, task_id=task_id, **options)
-        _retry(held, args or (), kwargs or {}, options)
+        held.retry = {"args": list(args or ()), "kwargs": kwargs or {}, "options": options}
         return self.AsyncResult(held.task_id)
 
 
@@ -73,7 +75,7 @@ def _start(request: Any, task_id: str) -> None:
             started = _on_a_good_connection(partial(Run.objects.start, held.run_id, held.attempt, worker))
         else:
             held = pulse.Held(task_id, UUID(step[0]), int(step[1]), is_step=True)
-            started = _on_a_good_connection(partial(steps.start, task_id, held.run_id, held.attempt, worker))
+            started = _patiently(partial(steps.start, task_id, held.run_id, held.attempt, worker))
     except (IndexError, TypeError, ValueError) as error:
         raise Ignore(f"This message names no attempt of a run: {task_id!r}, {attempt!r}, {step!r}") from error
     except DatabaseError as error:
@@ -82,45 +84,47 @@ def _start(request: Any, task_id: str) -> None:
     if not started:
         log.info("Attempt %s of run %s is not to be started.", held.attempt, held.run_id, extra={"run": task_id})
         raise Ignore("This attempt was started before, or is no longer wanted.")
+    request.held = held
     pulse.hold(held)
 
 
 def _retry(held: pulse.Held, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
     """Keep what the task asked for by `self.retry()` as the next attempt of its run."""
+    pulse.write_news(held, finish.write_log(held))
     run = Run.objects.get(id=held.run_id)
     run.attempt = held.attempt
     countdown, eta = options.get("countdown") or 0, options.get("eta")
     delay = maybe_make_aware(eta) - timezone.now() if eta else timedelta(seconds=countdown)
     delay = min(delay, policies.LONGEST_COUNTDOWN)
     reason = f"the task asked to be run again in {delay.total_seconds():.0f} s"
-    changes = {"args": list(args), "kwargs": kwargs, "options": {**run.options, "retries": options["retries"]}}
-    pulse.release(held.task_id)
+    kept = {name: options[name] for name in ("retries", "time_limit", "soft_time_limit") if options.get(name)}
+    changes = {"args": args, "kwargs": kwargs, "options": run.options | kept}
+    changes |= {name: options[name] for name in ("queue", "priority") if isinstance(options.get(name), (str, int))}
     if run.cancel_reason:
         Run.objects.finish(run.id, run.attempt, State.CANCELLED, reason=run.cancel_reason)
         return
     run.return_to_waiting(Run.objects.all(), Attempt.Outcome.RETRIED, delay, reason=reason, **changes)
 
 
-def _record(end: Callable[[], object]) -> None:
-    """Write an end to the ledger, if need be when the database is back: what is not recorded would be run again."""
+def _patiently(write: Callable[[], T]) -> T:
+    """Write to the ledger, if need be when the database is back: what is not recorded would be run again, or lost."""
     until, pause = time.monotonic() + lease().total_seconds(), 0.1
     while True:
         try:
-            _on_a_good_connection(end)
+            return _on_a_good_connection(write)
         except (OperationalError, InterfaceError) as error:
             if time.monotonic() > until:
                 raise
-            log.warning("An end waits for the ledger: %s", str(error).strip(), extra={"action": "finish"})
+            log.warning("A run waits for the ledger: %s", str(error).strip(), extra={"action": "finish"})
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
-        else:
-            return
 
 
 def _on_a_good_connection(write: Callable[[], T]) -> T:
     """Write to the ledger, on a new connection if the present one is broken, or in what a task left open."""
     if _has_open_transaction():
-        connection.close()
+        connection.connection.close()
+        del connections[DEFAULT_DB_ALIAS]  # with all that the task has set on it
     try:
         return write()
     except DatabaseError:
@@ -132,27 +136,39 @@ def _has_open_transaction() -> bool:
     raw: Any = connection.connection
     if raw is None:
         return False
+    if connection.in_atomic_block or not connection.get_autocommit():
+        return True
     if connection.vendor == "sqlite":
         return bool(raw.in_transaction)
     return bool(raw.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR))
 
 
 def _on_success(sender: Any, **_: Any) -> None:
-    if held := pulse.release(sender.request.id):
-        _record(partial(finish.finish, held, State.SUCCEEDED))
+    if (held := pulse.of(sender.request)) and held.retry is None:
+        pulse.release(held)
+        _patiently(partial(finish.finish, held, State.SUCCEEDED))
 
 
-def _on_failure(task_id: str, exception: BaseException, einfo: Any = None, **_: Any) -> None:
-    if held := pulse.release(task_id):
-        _record(partial(finish.fail, held, exception, str(getattr(einfo, "traceback", ""))))
+def _on_failure(sender: Any, task_id: str, exception: BaseException, einfo: Any = None, **_: Any) -> None:
+    if held := pulse.of(sender.request):
+        pulse.release(held)
+        held.retry = None
+        _patiently(partial(finish.fail, held, exception, str(getattr(einfo, "traceback", ""))))
     elif isinstance(exception, (TimeLimitExceeded, WorkerLostError)):
         _on_child_gone(task_id, exception)
 
 
-def _on_postrun(task_id: str, state: str | None = None, **_: Any) -> None:
-    held = pulse.release(task_id)
-    if held and state in CHOSEN:
-        _record(partial(finish.finish, held, *CHOSEN[state]))
+def _on_postrun(task: Any, state: str | None = None, **_: Any) -> None:
+    held = pulse.of(task.request)
+    if held is None:
+        return
+    pulse.release(held)
+    if held.retry is not None:
+        _patiently(partial(_retry, held, **held.retry))
+    elif state in CHOSEN:
+        _patiently(partial(finish.finish, held, *CHOSEN[state]))
+    elif held.is_step and state == states.RETRY:
+        finish.write_log(held)
 
 
 def _on_child_gone(task_id: str, exception: BaseException) -> None:
@@ -166,8 +182,9 @@ def _on_child_gone(task_id: str, exception: BaseException) -> None:
 
 def _held_by_child(task_id: str) -> Iterator[tuple[pulse.Held, QuerySet[Any]]]:
     here = {"id": task_id, "state": "running", "worker__startswith": f"{_here} ("}
-    for run in (runs := Run.objects.filter(**here)):
-        yield pulse.Held(task_id, run.id, run.attempt), runs
+    with suppress(ValidationError):  # the id of a step may be any text
+        for run in (runs := Run.objects.filter(**here)):
+            yield pulse.Held(task_id, run.id, run.attempt), runs
     for step in (found := Step.objects.filter(**here)):
         yield pulse.Held(task_id, step.run_id, step.attempt, is_step=True), found
 

@@ -13,8 +13,8 @@ from itertools import islice
 from operator import or_
 from typing import Any
 
-from django.db import connection, transaction
-from django.db.models import F, Func, Model, Q, QuerySet, TextField, Value
+from django.db import DataError, connection, transaction
+from django.db.models import F, Func, Model, OuterRef, Q, QuerySet, Subquery, TextField, Value
 from django.db.models.functions import Cast, Coalesce
 from django.db.models.signals import post_delete, post_save, pre_delete
 from django_celery_beat.models import (
@@ -45,6 +45,8 @@ from jobs.occurrences import (
 
 KINDS = {"interval": IntervalSchedule, "crontab": CrontabSchedule, "solar": SolarSchedule, "clocked": ClockedSchedule}
 CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+# What reading a row raises that was written past every check: a date of no calendar, a zone that does not exist.
+UNREADABLE = (DataError, ArithmeticError, LookupError, ValueError)
 # Changed schedules that are taken at a time, so that memory stays bounded after a bulk load.
 BATCH = 2000
 COMPUTED = ("next_due_at", "timing", "timing_since", "fingerprint", "former", "invalid_reason")
@@ -75,10 +77,25 @@ def refresh(schedules: QuerySet[PeriodicTask], *, wait: bool = True) -> int:
     A policy that somebody else has locked is waited for, or left for another time where `wait` is off.
     """
     total, last = 0, 0
-    while stale := list(changed(schedules).filter(pk__gt=last)[:BATCH]):
-        _renew({schedule.pk: schedule for schedule in stale}, wait=wait)
-        total, last = total + len(stale), stale[-1].pk
+    while stale := list(changed(schedules).filter(pk__gt=last).values_list("pk", flat=True)[:BATCH]):
+        try:
+            _renew(changed(schedules).in_bulk(stale), wait=wait)
+        except UNREADABLE:
+            for pk in stale:
+                _renew_or_flag(schedules, pk, wait=wait)
+        total, last = total + len(stale), stale[-1]
     return total
+
+
+def _renew_or_flag(schedules: QuerySet[PeriodicTask], pk: int, *, wait: bool) -> None:
+    """One row that cannot even be read must not keep the others from being noticed."""
+    try:
+        _renew(changed(schedules).in_bulk([pk]), wait=wait)
+    except UNREADABLE as error:
+        known = PeriodicTask.objects.filter(pk=OuterRef("pk")).annotate(known=_fingerprint()).values("known")
+        reason = f"It cannot be read from the database: {error}"
+        row = Policy.objects.filter(pk=pk)
+        row.update(fingerprint=Subquery(known), timing="", next_due_at=None, invalid_reason=reason)
 
 
 def sweep() -> int:
@@ -100,12 +117,11 @@ def _written(since: Any) -> tuple[Any, Q]:
     """A mark of this moment, and which schedules were written since another one; with neither, no condition.
 
     PostgreSQL notes in each row the number of the transaction that wrote it. New is what was written by a transaction
-    that may have been running at the mark, or is younger. SQLite tells only that another connection wrote something.
+    that may have been running at the mark, or is younger. SQLite knows nothing of it: everything is compared.
     """
+    if connection.vendor == "sqlite":
+        return None, Q(pk__isnull=False)
     with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            now = cursor.execute("PRAGMA data_version").fetchone()
-            return now, Q(pk__isnull=False) if now != since else Q()
         tables = [connection.ops.quote_name(model._meta.db_table) for model in (PeriodicTask, *KINDS.values())]
         new = (f"ARRAY(SELECT id FROM {table} WHERE age(xmin) <= age(%(since)s::xid))" for table in tables)  # noqa: S608 - table names of models
         mark = "pg_snapshot_xmin(pg_current_snapshot())::xid::text"
@@ -134,16 +150,25 @@ def _compute(policy: Policy, schedule: Any, now: datetime) -> None:
     is_owed = owed_from is not None and owed_from <= now
     if is_owed:
         policy.former = [*(policy.former or ()), (policy.timing, now.isoformat())]
+    before = policy.timing
     policy.timing, policy.timing_since, policy.fingerprint = "", now, schedule.fingerprint
     policy.invalid_reason, upcoming = "", None
     try:
-        spec = spec_of(schedule, now)
+        spec = spec_of(schedule, _grid_from(before, schedule) or now)
         if schedule.enabled:
             policy.timing, upcoming = as_text(spec), next_occurrence(spec, after=now)
     except Invalid as error:
         policy.invalid_reason = str(error)
     if not is_owed:
         policy.next_due_at = upcoming
+
+
+def _grid_from(before: str, schedule: Any) -> datetime | None:
+    """Where the grid of an interval began that stays as long as it was: other edits do not shift it."""
+    former = from_text(before).timing if before else None
+    if not isinstance(former, Interval) or schedule.interval is None:
+        return None
+    return former.grid_from if former.every == _length(schedule.interval) else None
 
 
 def upcoming(policy: Policy, count: int) -> list[datetime]:

@@ -30,7 +30,9 @@ BATCH = 500  # schedules per transaction
 # Due moments of one schedule per pass; after a long outage of a one-second schedule the rest follows in later passes.
 MOMENTS = 10_000
 # The columns of a policy that a claim writes.
-MOVED = frozenset(("next_due_at", "owed_from", "former", "stretch", "invalid_reason", "remaining_runs", "skip_next"))
+MOVED = frozenset(
+    ("next_due_at", "owed_from", "former", "stretch", "fingerprint", "invalid_reason", "remaining_runs", "skip_next")
+)
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Claimed:
     time_limit: int | None
     keep_result: bool | None
     options: dict[str, Any] | None
+    fingerprint: str
     invalid_reason: str
 
     name: str
@@ -264,7 +267,7 @@ def _decide(
     if not due.moments:
         return [], None
     if not policy.enabled:
-        policy.next_due_at = None
+        policy.next_due_at, policy.fingerprint = None, ""  # to be computed anew when it is switched on again
         return policies.skip(due.moments, "disabled before it could start"), None
     try:
         message = message_of(policy, policy)
@@ -283,7 +286,7 @@ def _count_down(policy: Claimed, limit: int | None, moments: int, ran: int) -> N
     if policy.remaining_runs is not None:
         policy.remaining_runs = max(0, policy.remaining_runs - ran)
     if limit is not None and ran >= limit:
-        policy.next_due_at, policy.owed_from, policy.enabled = None, None, False
+        policy.next_due_at, policy.owed_from, policy.enabled, policy.fingerprint = None, None, False, ""
 
 
 def _run(

@@ -5,6 +5,7 @@
 Its one rule: outside a run (a plain `delay()`, a test, a shell) the same calls do nothing and harm nothing.
 """
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -12,6 +13,7 @@ from uuid import UUID
 from django.db import transaction
 
 from jobs import calendar, pulse
+from jobs.logs import mask, storable
 from jobs.models import LONGEST_NAME, Effect, Run, Trigger
 
 
@@ -57,7 +59,11 @@ def _window_start(run: Run) -> datetime | None:
 def progress(done: int, total: int | None = None, message: str = "") -> None:
     """Tell how far the run is: `done` of `total` units, and what it is at. Written down about once a second."""
     if held := pulse.current():
-        columns = {"progress_done": max(0, done), "progress_total": total, "progress_message": message[:LONGEST_NAME]}
+        columns = {
+            "progress_done": max(0, done),
+            "progress_total": total,
+            "progress_message": mask(storable(message))[:LONGEST_NAME],
+        }
         held.progress = columns
         pulse.tell()
 
@@ -77,4 +83,9 @@ def once(key: str) -> bool:
     if held is None:
         return True
     with transaction.atomic():
-        return Effect.objects.get_or_create(run_id=held.run_id, key=key[:LONGEST_NAME])[1]
+        return Effect.objects.get_or_create(run_id=held.run_id, key=_short(key))[1]
+
+
+def _short(key: str) -> str:
+    """The key as it fits the column; of a long one its digest, or two that begin alike would be one."""
+    return key if len(key) <= LONGEST_NAME else hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()

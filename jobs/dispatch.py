@@ -15,11 +15,11 @@ from celery import current_app
 from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
-from kombu.exceptions import EncodeError, KombuError
+from kombu.exceptions import KombuError, OperationalError
 
 from jobs import policies
 from jobs.envelope import Envelopes, Sendable
-from jobs.models import SENDING, UNSTARTED, Run, State, database_now
+from jobs.models import SENDING, UNSTARTED, Policy, Run, State, database_now
 
 log = logging.getLogger(__name__)
 
@@ -66,22 +66,25 @@ def _publish(runs: Sequence[Sendable]) -> list[Sendable]:
         with current_app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch(BATCH):  # type: ignore[attr-defined] # new in kombu 5.7
             envelopes = Envelopes(producer)
             return [run for run in runs if _publish_one(run, envelopes)]
-    except _broker_errors() as error:
+    except (KombuError, *_broker_errors()) as error:  # type: ignore[misc] # kombu has no type hints
         raise BrokerAwayError(f"The broker does not take messages ({error}): runs wait in the ledger.") from error
 
 
 def _publish_one(run: Sendable, envelopes: Envelopes) -> bool:
     try:
         envelopes.publish(run)
-    except (LookupError, TypeError, ValueError, EncodeError) as error:
-        return _refuse(run, str(error))
+    except _broker_errors():
+        raise
+    except Exception as error:  # noqa: BLE001 - a task's own router or serializer: no other run must wait for it
+        return _refuse(run, str(error) or repr(error))
     return True
 
 
 def _refuse(run: Sendable, why: str) -> bool:
     log.warning("Run %s cannot be sent: %s", run.id, why, extra={"action": "dispatch", "run": str(run.id)})
     this = Run.objects.filter(id=run.id, attempt=run.attempt)
-    this.move({State.WAITING}, State.FAILED, reason=f"could not be sent: {why}")
+    if this.move({State.WAITING}, State.FAILED, reason=f"could not be sent: {why}"):
+        Policy.objects.filter(schedule__runs=run.id).pause_if_failing()
     return False
 
 
@@ -99,4 +102,4 @@ def _sends(run: Sendable) -> int:
 
 def _broker_errors() -> tuple[type[BaseException], ...]:
     connection = current_app.connection_for_write()
-    return (KombuError, *connection.connection_errors, *connection.channel_errors)
+    return (OperationalError, *connection.connection_errors, *connection.channel_errors)

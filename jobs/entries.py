@@ -39,6 +39,10 @@ class Outcome:
     refused: dict[str, str]
 
 
+# What reading an entry raises that is not made as Celery's documentation says.
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
 def install(app: Any) -> Outcome:
     """Write what changed since the last time.
 
@@ -50,8 +54,8 @@ def install(app: Any) -> Outcome:
     for name, entry in entries.items():
         try:
             changed += _install(name, entry, known.get(name, ""), app)
-        except (Invalid, ValidationError, DatabaseError) as error:
-            refused[name] = str(error)
+        except (Invalid, ValidationError, DatabaseError, *UNREADABLE) as error:
+            refused[name] = str(error) or repr(error)
     gone = PeriodicTask.objects.filter(name__in=known.keys() - entries.keys()).exclude(policy__entry="")
     _, deleted = gone.delete()
     return Outcome(changed + deleted.get(PeriodicTask._meta.label, 0), refused)
@@ -90,7 +94,8 @@ def _write(name: str, columns: dict[str, Any], text: str) -> None:
     kind, timing = columns["timing"]
     for field, value in {**columns["schedule"], **dict.fromkeys(KINDS), kind: _timing(kind, timing)}.items():
         setattr(schedule, field, value)
-    schedule.start_time = _aligned(timing, columns["zone"]) if columns["relative"] else None
+    relative = columns["relative"] and kind == "interval"  # crontabs go by the clock anyway
+    schedule.start_time = _aligned(timing, columns["zone"]) if relative else None
     schedule.clean_fields()
     schedule.save()
     Policy.objects.filter(schedule=schedule).update(entry=text, **columns["policy"])
@@ -142,7 +147,8 @@ def _read_timing(schedule: Any, app: Any) -> tuple[str, dict[str, Any]]:
         fields = {field: _field(getattr(schedule, f"_orig_{field}")) for field in CRONTAB_FIELDS}
         return "crontab", {**fields, "timezone": str(vars(schedule).get("tz") or app.timezone)}
     if isinstance(schedule, schedules.solar):
-        return "solar", {"event": schedule.event, "latitude": schedule.lat, "longitude": schedule.lon}
+        place = {"latitude": round(schedule.lat, 6), "longitude": round(schedule.lon, 6)}  # as the columns hold
+        return "solar", {"event": schedule.event, **place}
     if type(schedule) is not schedules.schedule:
         raise Invalid(f"{schedule!r} is no schedule that can be kept; use seconds, a timedelta, a crontab or solar.")
     seconds = vars(schedule)["run_every"].total_seconds()

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from jobs import policies, pulse, steps
-from jobs.logs import mask
+from jobs.logs import mask, storable
 from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Policy, Run, RunLog, State, Step
 
 LONGEST_REASON = 500  # characters of an error in the sentence of its run; the whole of it stands beside
@@ -17,10 +17,13 @@ LONGEST_REASON = 500  # characters of an error in the sentence of its run; the w
 
 def finish(held: pulse.Held, state: State, reason: str = "") -> None:
     """The body of a run or step is over, and it did not fail. A run whose steps are not over waits for them."""
-    news = _write_log(held)
+    news = write_log(held)
     if held.is_step:
         pulse.write_news(held, news)
         steps.end(held.task_id, held.attempt, Step.State.SUCCEEDED if state == State.SUCCEEDED else Step.State.FAILED)
+    elif held.has_steps and reason and not steps.exist(held):
+        fail_run(held.run_id, held.attempt, "what was to take its place was undone with its transaction", {})
+        return
     elif held.has_steps:
         steps.hand_over(held, **news)
     else:
@@ -32,7 +35,7 @@ def finish(held: pulse.Held, state: State, reason: str = "") -> None:
 
 def fail(held: pulse.Held, exception: BaseException, text: str) -> None:
     """The body of a run or step raised."""
-    pulse.write_news(held, _write_log(held))
+    pulse.write_news(held, write_log(held))
     error = _described(exception, text)
     if held.is_step:
         steps.end(held.task_id, held.attempt, Step.State.FAILED, **error)
@@ -68,7 +71,7 @@ def settle(run_id: UUID, attempt: int) -> None:
         Run.objects.finish(run_id, attempt, state, reason=reason)
 
 
-def _write_log(held: pulse.Held) -> dict[str, Any]:
+def write_log(held: pulse.Held) -> dict[str, Any]:
     """Write down the last lines, and return the last progress, which the end of the run takes along."""
     if text := held.take_lines():
         RunLog.append(held.run_id, held.attempt, text)
@@ -77,13 +80,8 @@ def _write_log(held: pulse.Held) -> dict[str, Any]:
 
 def _described(exception: BaseException, text: str) -> dict[str, str]:
     kind = storable(type(exception).__name__)[:LONGEST_NAME]
-    return {"error_class": kind, "error_text": mask(storable(text))[-LONGEST_ERROR_TEXT:]}
+    return {"error_class": kind, "error_text": mask(storable(text)[-LONGEST_ERROR_TEXT:])}
 
 
 def _sentence(exception: BaseException) -> str:
-    return mask(storable(format_exception_only(exception)[-1].strip()))[:LONGEST_REASON]
-
-
-def storable(text: str) -> str:
-    """What every database can store of a text that a task brought forth."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return mask(storable(format_exception_only(exception)[-1].strip())[:LONGEST_REASON])

@@ -8,15 +8,18 @@ without a word such as `password` beside it, cannot be told from other text.
 import logging
 import re
 
-FOREIGN = ("celery", "kombu", "amqp", "jobs.pulse", "jobs.base")
+FOREIGN = {"celery", "kombu", "amqp"}  # top-level names of loggers
+LONGEST_LINE = 10_000  # characters, of the message with its traceback; the end is kept
 
-_WORDS = r"passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credentials?"
+_WORDS = r"passw(?:or)?d|passphrase|secret|token|api[_-]?key|session[_-]?id|access[_-]?key|private[_-]?key|credentials?"
 _SECRETS = [
     # password=..., "api_key": "...", X-Auth-Token: ...
-    re.compile(rf"""(?i)([\w-]*(?:{_WORDS})[\w-]*["']?\s*[:=]\s*)(?:"[^"]*"|'[^']*'|[^\s,;&)\]}}]+)"""),
+    re.compile(
+        rf"""(?i)((?<![\w-])[\w-]{{0,60}}(?:{_WORDS})[\w-]{{0,60}}["']?\s{{0,9}}[:=]\s{{0,9}})(?:"[^"]*"|'[^']*'|[^\s,;&)\]}}]+)"""
+    ),
     re.compile(r"(?i)(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:\w+\s+)?)[^\s\"',;]+"),
     re.compile(r"(?i)(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}"),
-    re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s/@]+(?=@)"),
+    re.compile(r"(://[^\s:/@]{0,100}:)[^\s/]{1,300}(?=@)"),
 ]
 
 
@@ -27,14 +30,20 @@ def mask(text: str) -> str:
     return text
 
 
+def storable(text: str) -> str:
+    """What every database can store of a text that a task brought forth."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
 class RunHandler(logging.Handler):
     """A handler of the root logger: appends to the run that the logging task belongs to."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.startswith(FOREIGN):
+        if record.name.partition(".")[0] in FOREIGN or record.name in {"jobs.pulse", "jobs.base"}:
             return
         from jobs import pulse  # late: logging is set up before Django's models can be
 
         if held := pulse.current():
-            held.lines.append(mask(self.format(record)).replace("\0", "\\0") + "\n")
+            line = mask(storable(self.format(record))[-LONGEST_LINE:]) + "\n"
+            held.lines.append(line)
             pulse.tell()

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 EVERY = 10.0  # seconds
 FORGOTTEN_AFTER = timedelta(days=1)
 _worker_over = threading.Event()
+_told: set[tuple[str, int]] = set()  # nodes of this process whose facts are written
 
 
 def beat_name() -> str:
@@ -35,8 +36,9 @@ def beat_name() -> str:
 def tell(name: str, **facts: Any) -> None:
     """Say that this node lives. Raises `django.db.Error` when the ledger cannot be reached."""
     known = Node.objects.filter(name=name, pid=os.getpid(), stopped_at=None)
-    if known.update(seen_at=Now()):
+    if (name, os.getpid()) in _told and known.update(seen_at=Now()):
         return
+    _told.add((name, os.getpid()))
     Node.objects.filter(seen_at__lt=Now() - FORGOTTEN_AFTER).delete()
     facts |= {"version": settings.CODE_VERSION, "pid": os.getpid()}
     facts |= {"started_at": Now(), "seen_at": Now(), "stopped_at": None}

@@ -435,7 +435,10 @@ def _ephem() -> Any:
 def _utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise Invalid(f"The moment {moment} has no time zone; give an aware datetime.")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise Invalid(f"The moment {moment} is beyond the calendar; choose another year.") from error
 
 
 def _store_utc(value: object, name: str) -> None:

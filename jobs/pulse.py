@@ -19,7 +19,7 @@ from uuid import UUID
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import soft_timeout_sighandler
-from celery import current_task
+from celery import current_app
 from django.conf import settings
 from django.db import Error, connection
 from django.db.models import Q
@@ -49,6 +49,7 @@ class Held:
     interrupted_at: float | None = None
     lines: list[str] = field(default_factory=list)
     progress: dict[str, Any] = field(default_factory=dict)
+    retry: dict[str, Any] | None = None  # what the task asked for by `self.retry()`, until it is over
 
     def take_lines(self) -> str:
         """The lines that were logged since they were taken last."""
@@ -61,7 +62,7 @@ class Held:
         return taken
 
 
-_held: dict[str, Held] = {}  # by task id
+_held: dict[int, Held] = {}  # by id(): two threads may hold the same run, an old attempt and a new one
 _thread: threading.Thread | None = None
 _lock = threading.Lock()
 _news = threading.Event()
@@ -70,26 +71,27 @@ _news = threading.Event()
 def hold(held: Held) -> None:
     """Look after this attempt from now on, until `release`."""
     global _thread  # noqa: PLW0603 - one thread per process, made when the first run starts
-    _held[held.task_id] = held
+    _held[id(held)] = held
     with _lock:
         if _thread is None:
             _thread = threading.Thread(target=_beat, name="pulse", daemon=True)
             _thread.start()
 
 
-def find(task_id: str | None) -> Held | None:
-    """What this process executes under that task id; None for a task that is no run, or somebody else's."""
-    return _held.get(task_id or "")
+def of(request: Any) -> Held | None:
+    """What the execution behind a task's request holds; None for a task that is no run."""
+    return getattr(request, "held", None)
 
 
 def current() -> Held | None:
     """What the task that calls belongs to; None outside a run."""
-    return find(current_task.request.id) if _held and current_task else None
+    task = current_app.current_worker_task if _held else None
+    return of(task.request) if task else None
 
 
-def release(task_id: str) -> Held | None:
-    """Stop looking after it; returns what was held."""
-    return _held.pop(task_id, None)
+def release(held: Held) -> None:
+    """Stop looking after it."""
+    _held.pop(id(held), None)
 
 
 def tell() -> None:
@@ -103,7 +105,10 @@ def _beat() -> None:
             time.sleep(NEWS_EVERY)
             _news.clear()
         if helds := list(_held.values()):
-            _look_after(helds)
+            try:
+                _look_after(helds)
+            except Exception:  # without its pulse a process would lose every later run
+                log.exception("The runs of this process could not be looked after.")
 
 
 def _pause() -> float:
@@ -129,15 +134,18 @@ def _look_after(helds: list[Held]) -> None:
     for held in due:
         held.renewed_at = now
     for held in unwanted:
-        if find(held.task_id) is held:
+        if id(held) in _held:
             _end(held)
 
 
 def _renew(due: list[Held]) -> None:
     if runs := [held for held in due if not held.is_step]:
-        Run.objects.filter(_any_of(runs), state=State.RUNNING).update(lease_until=Now() + lease())
-    if steps := [held.task_id for held in due if held.is_step]:
-        Step.objects.filter(id__in=steps, state=Step.State.RUNNING).update(lease_until=Now() + lease())
+        executing = Run.objects.filter(_any_of(runs), state=State.RUNNING, lease_until__isnull=False)
+        executing.update(lease_until=Now() + lease())
+    for held in due:
+        if held.is_step:
+            mine = Step.objects.filter(id=held.task_id, attempt=held.attempt, state=Step.State.RUNNING)
+            mine.update(lease_until=Now() + lease())
 
 
 def write_news(held: Held, progress: dict[str, Any]) -> None:
@@ -147,12 +155,14 @@ def write_news(held: Held, progress: dict[str, Any]) -> None:
 
 
 def _unwanted(old: list[Held]) -> list[Held]:
-    """Those whose run is to end."""
+    """Those whose run is to end, and steps of attempts that are over."""
     if not old:
         return []
-    asked = Run.objects.filter(_any_of(old), state=State.RUNNING).exclude(cancel_reason="")
-    ids = set(asked.values_list("id", flat=True))
-    return [held for held in old if held.run_id in ids]
+    running = Run.objects.filter(_any_of(old), state=State.RUNNING)
+    asked = {
+        (run, attempt): bool(reason) for run, attempt, reason in running.values_list("id", "attempt", "cancel_reason")
+    }
+    return [held for held in old if asked.get((held.run_id, held.attempt), held.is_step)]
 
 
 def _any_of(helds: list[Held]) -> Q:
@@ -183,7 +193,7 @@ def _end(held: Held) -> None:
         if in_child:
             os.kill(os.getpid(), signal.SIGKILL)
         else:
-            release(held.task_id)
+            release(held)
             Run.objects.filter(_any_of([held]), state=State.RUNNING).update(lease_until=Now())
 
 

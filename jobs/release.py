@@ -32,8 +32,15 @@ def _release(schedule: int, backfill: UUID | None, now: datetime) -> int:
         room = _room(backfill) - group.exclude(id__in=group.held()).count()
         chosen = list(group.held().order_by("due_at").values_list("id", flat=True)[: max(0, room)])
         seconds = None if backfill else policy.schedule.expire_seconds
-        changes = {"not_before": now, "expires_at": claim.expires_at(seconds, now)}
+        changes = {"not_before": now, "expires_at": _expires_at(seconds, now)}
         return Run.objects.filter(id__in=chosen).held().update(**changes)
+
+
+def _expires_at(seconds: int | None, now: datetime) -> datetime | None:
+    try:
+        return claim.expires_at(seconds, now)
+    except OverflowError:  # beyond every calendar it never comes
+        return None
 
 
 def _room(backfill: UUID | None) -> int:

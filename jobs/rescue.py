@@ -7,7 +7,8 @@ may do it at any time, also two at once: each change is conditional, and the los
 import logging
 from datetime import datetime, timedelta
 
-from django.db.models import Exists, OuterRef, Q
+from django.db import transaction
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
 from jobs import policies, steps
@@ -35,12 +36,18 @@ def _rescue_by_steps(now: datetime) -> int:
     lost = Step.objects.under_way().filter(lease_until__lte=now)
     rescued = 0
     for step in lost.select_related("run__schedule__policy")[:BATCH]:
-        if lost.filter(id=step.id).update(state=Step.State.LOST, finished_at=Now(), lease_until=None):
-            there = f"{step.worker} gave no sign of life" if step.worker else "nobody started it"
-            reason = f"lost: step {step.task}, {there} until {step.lease_until:%Y-%m-%d %H:%M:%S} UTC"
-            running = Run.objects.filter(state=State.RUNNING)
-            rescued += step.attempt == step.run.attempt and _rescue(step.run, running, reason)
+        with transaction.atomic():  # a lost step whose run went on would look like a success
+            rescued += _rescue_by_step(step, lost)
     return rescued
+
+
+def _rescue_by_step(step: Step, lost: QuerySet[Step]) -> bool:
+    if not lost.filter(id=step.id).update(state=Step.State.LOST, finished_at=Now(), lease_until=None):
+        return False
+    there = f"{step.worker} gave no sign of life" if step.worker else "nobody started it"
+    reason = f"lost: step {step.task}, {there} until {step.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+    running = Run.objects.filter(state=State.RUNNING)
+    return step.attempt == step.run.attempt and _rescue(step.run, running, reason)
 
 
 def _settle() -> int:

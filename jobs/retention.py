@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Exists, Max, OuterRef, Q
 
-from jobs.models import TERMINAL, Attempt, Effect, Policy, Run, RunLog, State, Step
+from jobs.models import TERMINAL, Attempt, Effect, Policy, Run, RunLog, State, Step, Trigger
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def forget(before: datetime, states: Collection[State]) -> Iterator[int]:
     """Delete runs that ended before a moment in one of `states`; yields how many in each batch. Index run_finished."""
     if not set(states) <= TERMINAL:
         raise ValueError("Only runs that are over can be forgotten.")
-    younger = Run.objects.filter(schedule=OuterRef("schedule"), due_at__gt=OuterRef("due_at"))
+    younger = Run.objects.filter(schedule=OuterRef("schedule"), trigger=Trigger.SCHEDULE, due_at__gt=OuterRef("due_at"))
     not_the_latest = Q(schedule=None) | Exists(younger)
     old = Run.objects.filter(not_the_latest, finished_at__lt=before, state__in=states)
     while batch := list(old.order_by("finished_at").values_list("id", flat=True)[:BATCH]):

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from celery import current_app
 from celery.utils.time import maybe_make_aware
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import Exists, OuterRef
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -32,15 +32,23 @@ BOUND_TO_NOW = {"producer", "publisher", "connection"}
 STEP_HEADER = "punctual_step"
 
 
-def send(publish: Callable[..., Any], parent: str, name: str, options: dict[str, Any]) -> Any:
-    """Publish a task by the task `parent`: if that belongs to a run, as a step of it.
+def send(publish: Callable[..., Any], request: Any, name: str, options: dict[str, Any]) -> Any:
+    """Publish a task by the task whose `request` it is: if that belongs to a run, as a step of it.
+
+    A task that no worker of this project knows is somebody else's, and no step.
 
     Inside a transaction it is published when that is committed; if it is undone, there never was a step.
     """
-    held = pulse.find(parent)
-    if held is None or ATTEMPT_HEADER in (options.get("headers") or {}):
+    held = pulse.of(request)
+    if held is None or ATTEMPT_HEADER in (options.get("headers") or {}) or name not in current_app.tasks:
         return publish(**options)
-    _enlist(held, name, options)
+    try:
+        _enlist(held, name, options)
+    except (OperationalError, InterfaceError):
+        if connection.in_atomic_block:
+            raise
+        connection.close()  # it broke while the task did something else
+        _enlist(held, name, options)
     if connection.in_atomic_block:
         transaction.on_commit(partial(publish, **{key: options[key] for key in options.keys() - BOUND_TO_NOW}))
         result = current_app.AsyncResult(options["task_id"])
@@ -59,7 +67,7 @@ def _enlist(held: pulse.Held, name: str, options: dict[str, Any]) -> None:
     options["headers"] = headers | {STEP_HEADER: [str(held.run_id), held.attempt]}
     held.has_steps = True
     with transaction.atomic():
-        if body := _body_of(options):
+        if body := _first_of(options.get("chord")):
             _note(held, body["options"]["task_id"], body["task"], Step.State.EXPECTED)
         following = len(options.get("chain") or ())
         until = Now() + _patience() + _delay(options)
@@ -72,14 +80,17 @@ def _note(held: pulse.Held, task_id: str, name: str, state: Step.State, **column
     if state == Step.State.EXPECTED:
         Step.objects.bulk_create([step], ignore_conflicts=True)
     else:
-        changed = ["attempt", "task", "state", *columns]
+        changed = ["run", "attempt", "task", "state", *columns]
         Step.objects.bulk_create([step], update_conflicts=True, unique_fields=["id"], update_fields=changed)
 
 
-def _body_of(options: dict[str, Any]) -> dict[str, Any] | None:
-    """The task that follows when a whole group is through, where this one is a member of such a group."""
-    body = options.get("chord")
-    return body if body and body.get("options", {}).get("task_id") and not body.get("subtask_type") else None
+def _first_of(body: Any) -> dict[str, Any] | None:
+    """The first task of what follows when a whole group is through; None where it has no id of its own yet."""
+    while body and body.get("subtask_type") in {"chain", "group"}:
+        tasks = list(body["kwargs"].get("tasks") or ())
+        body = tasks[0] if tasks else None
+    known = body and not body.get("subtask_type") and body.get("options", {}).get("task_id")
+    return body if known else None
 
 
 def _delay(options: dict[str, Any]) -> timedelta:
@@ -119,6 +130,11 @@ def hand_over(held: pulse.Held, **changes: Any) -> None:
     """The body of a run is over: from now on its steps carry it."""
     body = Run.objects.filter(id=held.run_id, attempt=held.attempt, state=State.RUNNING)
     body.update(lease_until=None, **changes)
+
+
+def exist(held: pulse.Held) -> bool:
+    """Whether the attempt has any step."""
+    return Step.objects.filter(run=held.run_id, attempt=held.attempt).exists()
 
 
 def outcome(run: Run) -> tuple[State, str, Step | None] | None:

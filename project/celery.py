@@ -43,12 +43,12 @@ class Application(Celery):
         if parent := self.current_worker_task:
             from jobs import steps  # late: models cannot be imported with this module
 
-            return steps.send(partial(super().send_task, name, *args), str(parent.request.id), name, options)
+            return steps.send(partial(super().send_task, name, *args), parent.request, name, options)
         return super().send_task(name, *args, **options)
 
     def _as_job(self, base: Any) -> Any:
-        if base is None:
-            return self.Task
+        if base is None or issubclass(base, self.Task):
+            return base or self.Task
         return type(base.__name__, (self.Task, base), {"abstract": True, "__module__": base.__module__})
 
 

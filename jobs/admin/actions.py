@@ -120,23 +120,28 @@ class Page:
 
 @admin.action(description="Run now", permissions=["change"])
 def run_now(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
+    runs = []
     for schedule in queryset:
         try:
-            run = ask.run_now(schedule, actor=request.user.get_username())
+            runs.append(ask.run_now(schedule, actor=request.user.get_username()))
         except Invalid as error:
             messages.error(request, f"“{schedule.name}” cannot run: {error}")
-            continue
-        transaction.on_commit(partial(send, request, run))
+    transaction.on_commit(partial(send, request, runs))
 
 
-def send(request: HttpRequest, run: Run) -> None:
-    """Hand over a run that was asked for, and say what became of it."""
-    name = run.schedule_name
+def send(request: HttpRequest, runs: Sequence[Run]) -> None:
+    """Hand over runs that were asked for, and say what became of them. A broker that is away is waited for once."""
+    names = ", ".join(f"“{run.schedule_name}”" for run in runs[:NAMED])
+    names += f" and {len(runs) - NAMED:,} more" if len(runs) > NAMED else ""
+    are, them = ("is", "it") if len(runs) == 1 else ("are", "them")
     try:
-        dispatch.send([run])
-        messages.success(request, f"“{name}” is queued.")
+        dispatch.send(runs)
     except dispatch.BrokerAwayError:
-        messages.warning(request, f"“{name}” waits: the broker is away. It is sent as soon as the broker is back.")
+        waits = "waits" if len(runs) == 1 else "wait"
+        messages.warning(request, f"{names} {waits}: the broker is away. Any beat sends {them} when it is back.")
+        return
+    if runs:
+        messages.success(request, f"{names} {are} queued.")
 
 
 @admin.action(description="Enable", permissions=["change"])

@@ -21,6 +21,7 @@ from django.utils.safestring import SafeString, mark_safe
 from jobs import ask
 from jobs.admin.actions import send
 from jobs.admin.display import NOTHING, between, counted, moment, state
+from jobs.admin.guard import GuardedAdmin
 from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, FeedEntry, Node, Run, State, Step
 from jobs.models.steps import UNDER_WAY
 from jobs.occurrences import Invalid
@@ -69,13 +70,13 @@ class AttemptInline(ReadOnlyAdmin, admin.TabularInline[Attempt, Run]):
 
 @admin.action(description="Retry", permissions=["operate"])
 def retry(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Run]) -> None:
+    repeated = []
     for run in queryset:
         try:
-            repeated = ask.retry(run, actor=request.user.get_username())
+            repeated.append(ask.retry(run, actor=request.user.get_username()))
         except Invalid as error:
             messages.error(request, f"“{run}” is not retried: {error}.")
-            continue
-        transaction.on_commit(partial(send, request, repeated))
+    transaction.on_commit(partial(send, request, repeated))
 
 
 @admin.action(description="Cancel", permissions=["operate"])
@@ -97,7 +98,8 @@ def cancel(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Ru
 
 
 @admin.register(Run)
-class RunAdmin(ReadOnlyAdmin, admin.ModelAdmin[Run]):
+class RunAdmin(ReadOnlyAdmin, GuardedAdmin):
+    linked_by = ("schedule__id__exact", "backfill__id__exact")
     inlines = (AttemptInline,)
     actions = (retry, cancel)
     fieldsets = (
@@ -193,7 +195,7 @@ class RunAdmin(ReadOnlyAdmin, admin.ModelAdmin[Run]):
 
 
 @admin.register(Backfill)
-class BackfillAdmin(ReadOnlyAdmin, admin.ModelAdmin[Backfill]):
+class BackfillAdmin(ReadOnlyAdmin, GuardedAdmin):
     list_display = ("schedule_name", "from_", "until", "which", "progress", "at_once", "actor", "asked")
     fields = ("schedule", "from_", "until", "which", "progress", "at_once", "actor", "asked")
     list_select_related = ("schedule",)
@@ -204,7 +206,8 @@ class BackfillAdmin(ReadOnlyAdmin, admin.ModelAdmin[Backfill]):
         over = runs.filter(state__in=TERMINAL)
         numbers = {"total": runs, "over": over}
         counts = {name: Coalesce(Subquery(of.values("number")), 0) for name, of in numbers.items()}
-        return super().get_queryset(request).annotate(**counts)
+        backfills: QuerySet[Backfill] = super().get_queryset(request).annotate(**counts)
+        return backfills
 
     @admin.display(description="schedule")
     def schedule_name(self, backfill: Backfill) -> str:
@@ -230,14 +233,16 @@ class BackfillAdmin(ReadOnlyAdmin, admin.ModelAdmin[Backfill]):
 
 
 @admin.register(Node)
-class NodeAdmin(ReadOnlyAdmin, admin.ModelAdmin[Node]):
+class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
     list_display = ("name", "kind", "condition", "seen", "runs", "queues", "concurrency", "version", "started")
     fields = list_display
     list_filter = (("kind", KnownChoices),)
     ordering = ("kind", "name")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Node]:
-        return super().get_queryset(request).annotate(is_live=Exists(Node.objects.live().filter(pk=OuterRef("pk"))))
+        live = Exists(Node.objects.live().filter(pk=OuterRef("pk")))
+        nodes: QuerySet[Node] = super().get_queryset(request).annotate(is_live=live)
+        return nodes
 
     @admin.display(description="condition")
     def condition(self, node: Any) -> SafeString:
@@ -263,7 +268,7 @@ class NodeAdmin(ReadOnlyAdmin, admin.ModelAdmin[Node]):
 
 
 @admin.register(FeedEntry)
-class FeedEntryAdmin(ReadOnlyAdmin, admin.ModelAdmin[FeedEntry]):
+class FeedEntryAdmin(ReadOnlyAdmin, GuardedAdmin):
     list_display = ("title", "feed", "published_at", "imported_at")
     ordering = ("-id",)
     paginator = CappedPaginator

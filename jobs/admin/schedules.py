@@ -20,8 +20,9 @@ from django_celery_beat.models import PeriodicTask
 from jobs import calendar
 from jobs.admin import actions
 from jobs.admin.display import NOTHING, between, moment, state
+from jobs.admin.guard import GuardedAdmin
 from jobs.message import message_of
-from jobs.models import Policy, Run, Trigger
+from jobs.models import Backfill, Policy, Run, Trigger
 from jobs.occurrences import Invalid
 from jobs.policies import Rule, foresee
 
@@ -32,6 +33,11 @@ LAST_RUN = ("state", "reason", "due_at", "started_at", "finished_at")
 
 
 class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat has no type hints
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "enabled" in self.fields:  # compared with what the page showed: a limited schedule switches itself off
+            self.fields["enabled"].show_hidden_initial = True
+
     def _clean_json(self, field: str) -> str:
         """Not the parent's, which stumbles over deep nesting: `message_of` reads it all in clean()."""
         return str(self.cleaned_data[field])
@@ -164,12 +170,15 @@ admin.site.unregister([PeriodicTask, *calendar.KINDS.values()])
 
 
 @admin.register(*calendar.KINDS.values())
-class TimingAdmin(admin.ModelAdmin[Any]):
+class TimingAdmin(GuardedAdmin):
     form = TimingForm
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        return _without_backfills(super().get_deleted_objects(objs, request))
 
 
 @admin.register(PeriodicTask)
-class ScheduleAdmin(admin.ModelAdmin[PeriodicTask]):
+class ScheduleAdmin(GuardedAdmin):
     form = ScheduleForm
     inlines = (PolicyInline,)
     actions = (
@@ -187,6 +196,15 @@ class ScheduleAdmin(admin.ModelAdmin[PeriodicTask]):
         ("Arguments", {"fields": ("args", "kwargs")}),
         ("Message", {"fields": ("expire_seconds", "queue", "priority", "exchange", "routing_key", "headers")}),
     )
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """A schedule that was switched off while somebody edited something else stays off."""
+        if change and "enabled" not in form.changed_data:
+            obj.enabled = PeriodicTask.objects.values_list("enabled", flat=True).get(pk=obj.pk)
+        super().save_model(request, obj, form, change)
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        return _without_backfills(super().get_deleted_objects(objs, request))
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodicTask]:
         latest = Run.objects.filter(schedule=OuterRef("pk")).exclude(trigger=Trigger.BACKFILL).order_by("-due_at")
@@ -225,6 +243,12 @@ class ScheduleAdmin(admin.ModelAdmin[PeriodicTask]):
     def runs(self, schedule: PeriodicTask) -> SafeString:
         address = reverse("admin:jobs_run_changelist")
         return format_html('<a href="{}?schedule__id__exact={}">show</a>', address, schedule.pk)
+
+
+def _without_backfills(found: tuple[Any, Any, set[str], Any]) -> Any:
+    """Who may delete a schedule may delete its backfills with it, though nobody may delete one alone."""
+    rows, counts, needed, protected = found
+    return rows, counts, needed - {str(Backfill._meta.verbose_name)}, protected
 
 
 def _condition(policy: Policy) -> str:

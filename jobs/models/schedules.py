@@ -13,6 +13,8 @@ from django_celery_beat.models import PeriodicTask
 from jobs import policies
 from jobs.models.runs import ENDED_BY_ITSELF, Run, State, Trigger
 
+LONGEST = timedelta(days=3650)  # of any length of time in a policy
+
 CATCH_UP_CHOICES = [
     (policies.CatchUp.NONE.value, "run none of them"),
     (policies.CatchUp.LATEST.value, "run the latest one"),
@@ -119,7 +121,7 @@ class Policy(models.Model):
     )
     catch_up_window = models.DurationField(
         default=timedelta(days=1),
-        validators=[MinValueValidator(timedelta(0))],
+        validators=[MinValueValidator(timedelta(0)), MaxValueValidator(LONGEST)],
         help_text="Moments missed longer ago than this are not caught up (days hh:mm:ss).",
     )
     catch_up_cap = models.PositiveSmallIntegerField(
@@ -130,7 +132,7 @@ class Policy(models.Model):
     )
     jitter = models.DurationField(
         default=timedelta(0),
-        validators=[MinValueValidator(timedelta(0))],
+        validators=[MinValueValidator(timedelta(0)), MaxValueValidator(LONGEST)],
         help_text="Start each run up to this much later, at random, but before the next one is due (hh:mm:ss).",
     )
     remaining_runs = models.PositiveIntegerField(
@@ -159,7 +161,7 @@ class Policy(models.Model):
     )
     retry_delay = models.DurationField(
         default=timedelta(seconds=30),
-        validators=[MinValueValidator(timedelta(0))],
+        validators=[MinValueValidator(timedelta(0)), MaxValueValidator(LONGEST)],
         help_text="How long to wait before the second attempt (hh:mm:ss); doubles with each further one.",
     )
     rerun_if_lost = models.BooleanField(

@@ -463,7 +463,7 @@ def test_it_runs_a_schedule_now_for_the_person_who_asked(admin_client, redis, dj
 def test_it_keeps_a_run_for_later_while_the_broker_is_frozen(admin_client, frozen_broker):
     page = text(act(admin_client, "run_now", make_schedule("nightly")))
     assert Run.objects.get().state == State.WAITING
-    assert "“nightly” waits: the broker is away." in page
+    assert "“nightly” waits: the broker is away. Any beat sends it" in page
 
 
 def test_it_says_why_a_schedule_cannot_run_now(admin_client):

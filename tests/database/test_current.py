@@ -26,11 +26,12 @@ def inside(run: Run):
     held = pulse.Held(str(run.id), run.id, run.attempt)
     task.push_request(id=str(run.id), called_directly=False)
     _task_stack.push(task)
+    task.request.held = held
     pulse.hold(held)
     try:
         yield held
     finally:
-        pulse.release(held.task_id)
+        pulse.release(held)
         _task_stack.pop()
         task.pop_request()
 

@@ -110,7 +110,7 @@ def test_it_records_the_end_of_a_run_when_the_database_is_back(processes, eventu
         try:
             server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
             Path(f"{path}.go").touch()
-            processes.eventually(lambda: "An end waits for the ledger" in worker.log)
+            processes.eventually(lambda: "A run waits for the ledger" in worker.log)
         finally:
             server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
     eventually(lambda: ends(run))

@@ -40,13 +40,14 @@ LAYERS = [
     | {"jobs.nodes", "jobs.retention"}
     | {"jobs.demo", "jobs.supervisor"},
     # What is done with runs that are written down, and with their steps.
-    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.logs", "jobs.current"} | {"jobs.results"},
+    {"jobs.logs"},
+    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.current"} | {"jobs.results"},
     {"jobs.finish"},
     {"jobs.rescue"},
     # What runs: in beat, in workers, and all of it in one terminal.
     {"jobs.base", "jobs.scheduler", "jobs.tasks", "jobs.tasks.*", "jobs.up"},
     # The admin's parts.
-    {"jobs.admin.display"},
+    {"jobs.admin.display", "jobs.admin.guard"},
     {"jobs.admin.actions"},
     # Doors: parse, call one function, render.
     {"jobs.admin.runs", "jobs.admin.schedules"},
