@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from celery import Signature, Task, chain, chord, group, shared_task
+from celery import Signature, Task, chain, chord, current_app, group, shared_task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from django.db import connection, transaction
 from pydantic import BaseModel
@@ -265,6 +265,18 @@ def _retried(path: str) -> Signature:
     return retry.si(path)
 
 
+def _chord_chain(path: str) -> Signature:
+    return chain(group(add.s(1), add.s(2)), total.s(path), leave.si("end", path))
+
+
+def _static(path: str) -> Signature:
+    return leave.si("static", path).set(task_id="daily-report")
+
+
+def _later(path: str) -> Signature:
+    return leave.si("later", path).set(countdown=0.2)
+
+
 def _poison(path: str) -> Signature:
     return die.si(path)
 
@@ -279,6 +291,9 @@ kinds = {
     "held": _held,
     "retried": _retried,
     "poison": _poison,
+    "chord_chain": _chord_chain,
+    "static": _static,
+    "later": _later,
 }
 
 
@@ -290,6 +305,42 @@ def in_transaction(path: str, undo: bool) -> None:
         _append(path, f"not before {bool(result.id)}")
         time.sleep(0.3)
         transaction.set_rollback(undo)
+
+
+@shared_task(name="tests.retry_in_transaction", bind=True, max_retries=1)
+def retry_in_transaction(self: Task, path: str) -> None:
+    logging.getLogger("tests").info("attempt %s", self.request.retries)
+    with transaction.atomic():
+        _append(path, str(self.request.retries))
+        if not self.request.retries:
+            raise self.retry(countdown=0, queue="celery")
+
+
+@shared_task(name="tests.replaced_in_transaction", bind=True)
+def replaced_in_transaction(self: Task, path: str) -> None:
+    with transaction.atomic():
+        raise self.replace(leave.si("never", path))
+
+
+@shared_task(name="tests.no_autocommit")
+def no_autocommit() -> None:
+    """Leave the connection as no other task would want it."""
+    transaction.set_autocommit(False)
+    FeedEntry.objects.create(feed="lost", guid="lost", title="lost")
+
+
+@shared_task(name="tests.odd_text", bind=True)
+def odd_text(self: Task, path: str) -> None:
+    logging.getLogger("tests").info("odd \udcff \0 text")
+    progress(1, 2, "odd \udcff")
+    _append(path, self.request.id)
+
+
+@shared_task(name="tests.foreign")
+def foreign(path: str) -> None:
+    """Call a task of another project."""
+    current_app.send_task("another.project.task", queue="elsewhere")
+    _append(path, "called")
 
 
 @shared_task(name="tests.replaced", bind=True)

@@ -1,12 +1,13 @@
 """What Celery's documentation shows of tasks works inside runs as it does outside of them."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from django.db import connection
 
 from jobs import dispatch
-from jobs.models import Attempt, Run, State, database_now
+from jobs.models import Attempt, FeedEntry, Run, State, database_now
 from jobs.rescue import rescue
 from tests.making import ends, lines, send
 
@@ -33,6 +34,24 @@ def test_it_keeps_automatic_retries_as_attempts_of_one_run(processes, eventually
     assert (run.state, run.attempt) == (state, min(failures, 2) + 1)
     assert lines(path) == [str(number) for number in range(run.attempt)]
     assert {attempt.outcome for attempt in run.attempts.all()} <= {Attempt.Outcome.RETRIED}
+
+
+def test_it_keeps_a_retry_that_was_asked_for_in_a_transaction(processes, eventually, path):
+    processes.start_worker()
+    run = send("tests.retry_in_transaction", str(path))
+    eventually(lambda: over(run))
+    assert (run.state, run.attempt, lines(path)) == (State.SUCCEEDED, 2, ["0", "1"])
+    assert ["attempt 0" in run.logs.get(attempt=1).text, "attempt 1" in run.logs.get(attempt=2).text] == [True, True]
+
+
+@pytest.mark.parametrize("task", ["tests.no_autocommit", "tests.odd_text"])
+def test_it_ends_a_run_whatever_it_did_to_its_connection_or_log(processes, eventually, path, task):
+    processes.start_worker("--concurrency=1")
+    for _ in range(2):
+        run = send(task, *([str(path)] if task == "tests.odd_text" else []))
+        eventually(partial(over, run))
+        assert (run.state, run.attempt) == (State.SUCCEEDED, 1)
+    assert not FeedEntry.objects.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Workflows inside a run: its chains, groups and chords are steps, and it ends with the last of them."""
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ def over(run: Run) -> bool:
         ("chord", ["20"], 6),
         ("nested", ["8"], 5),
         ("retried", ["0", "1", "2"], 1),
+        ("chord_chain", ["3", "end"], 4),
+        ("later", ["later"], 1),
     ],
 )
 @pytest.mark.parametrize("how", ["tests.workflow", "tests.replaced"])
@@ -80,6 +83,55 @@ def test_it_publishes_a_step_when_its_transaction_is_committed(processes, eventu
     assert run.state == State.SUCCEEDED
     assert run.steps.count() == (not undo)
     assert lines(tmp_path / "left") == left
+
+
+def test_it_takes_a_step_with_an_id_of_its_own_in_every_run(processes, eventually, tmp_path):
+    processes.start_worker()
+    for number in range(2):
+        run = send("tests.workflow", "static", str(tmp_path / "left"))
+        eventually(partial(over, run))
+        assert (run.state, run.steps.get().id) == (State.SUCCEEDED, "daily-report")
+        assert lines(tmp_path / "left") == ["static"] * (number + 1)
+
+
+def test_it_waits_for_no_task_of_another_project(processes, eventually, tmp_path, redis):
+    processes.start_worker()
+    run = send("tests.foreign", str(tmp_path / "left"))
+    eventually(lambda: over(run))
+    assert (run.state, run.steps.count(), redis.llen("elsewhere")) == (State.SUCCEEDED, 0, 1)
+
+
+def test_it_says_that_what_should_take_the_place_of_a_task_was_undone(processes, eventually, tmp_path):
+    processes.start_worker()
+    run = send("tests.replaced_in_transaction", str(tmp_path / "left"))
+    eventually(lambda: over(run))
+    assert run.state == State.FAILED
+    assert run.reason == "what was to take its place was undone with its transaction"
+
+
+def test_it_loses_a_step_and_its_run_together_or_neither():
+    run = make_run(make_schedule(policy={"rerun_if_lost": False}), State.RUNNING, lease_until=None)
+    lost = {"state": Step.State.RUNNING, "lease_until": database_now(), "worker": "w"}
+    Step.objects.create(id="a", run=run, attempt=1, task="tests.add", **lost)
+    assert rescue() == 1
+    run.refresh_from_db()
+    assert run.state == State.LOST
+
+
+def test_it_ends_no_run_when_its_message_comes_again_to_another_thread(processes, eventually, tmp_path):
+    processes.start_worker("--pool=threads")
+    run = send("tests.hold", str(tmp_path / "left"))
+    eventually((tmp_path / "left.started").exists)
+    Run.objects.filter(id=run.id).update(state=State.WAITING)  # as it was when the message was sent again
+    dispatch.send([Run.objects.get(id=run.id)])
+    Run.objects.filter(id=run.id).update(state=State.RUNNING)
+    last = send("tests.nothing")
+    eventually(lambda: over(last))
+    run.refresh_from_db()
+    assert run.state == State.RUNNING
+    (tmp_path / "left.go").touch()
+    eventually(lambda: over(run))
+    assert (run.state, lines(tmp_path / "left")) == (State.SUCCEEDED, [str(run.id)])
 
 
 def test_it_cancels_what_is_revoked_by_remote_control(processes, eventually, tmp_path):
@@ -136,8 +188,9 @@ def test_it_rescues_a_run_whose_step_s_message_is_lost(processes, eventually, tm
     assert rescue() == 0
 
 
-def test_it_leaves_no_run_open_whose_chord_cannot_come_to_its_end(processes, eventually, tmp_path):
-    run = send("tests.workflow", "chord", str(tmp_path / "left"))
+@pytest.mark.parametrize("kind", ["chord", "chord_chain"])
+def test_it_leaves_no_run_open_whose_chord_cannot_come_to_its_end(processes, eventually, tmp_path, kind):
+    run = send("tests.workflow", kind, str(tmp_path / "left"))
     processes.start_worker("--concurrency=1", "--pool=solo")
     eventually(ChordCounter.objects.exists)
     ChordCounter.objects.all().delete()
