@@ -62,7 +62,8 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
         held = pulse.of(self.request) if options.get("retries") else None
         if held is None or held.is_step or held.task_id != task_id:
             return super().apply_async(args, kwargs, task_id=task_id, **options)
-        held.retry = {"args": list(args or ()), "kwargs": kwargs or {}, "options": options}
+        delay = _delay(options)  # what is no length of time fails in the task
+        held.retry = {"args": list(args or ()), "kwargs": kwargs or {}, "delay": delay, "options": options}
         return self.AsyncResult(held.task_id)
 
 
@@ -88,14 +89,17 @@ def _start(request: Any, task_id: str) -> None:
     pulse.hold(held)
 
 
-def _retry(held: pulse.Held, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+def _delay(options: dict[str, Any]) -> timedelta:
+    countdown, eta = options.get("countdown") or 0, options.get("eta")
+    delay = maybe_make_aware(eta) - timezone.now() if eta else timedelta(seconds=countdown)
+    return min(delay, policies.LONGEST_COUNTDOWN)
+
+
+def _retry(held: pulse.Held, args: Any, kwargs: Any, delay: timedelta, options: dict[str, Any]) -> None:
     """Keep what the task asked for by `self.retry()` as the next attempt of its run."""
     pulse.write_news(held, finish.write_log(held))
     run = Run.objects.get(id=held.run_id)
     run.attempt = held.attempt
-    countdown, eta = options.get("countdown") or 0, options.get("eta")
-    delay = maybe_make_aware(eta) - timezone.now() if eta else timedelta(seconds=countdown)
-    delay = min(delay, policies.LONGEST_COUNTDOWN)
     reason = f"the task asked to be run again in {delay.total_seconds():.0f} s"
     kept = {name: options[name] for name in ("retries", "time_limit", "soft_time_limit") if options.get(name)}
     changes = {"args": args, "kwargs": kwargs, "options": run.options | kept}

@@ -13,6 +13,7 @@ from itertools import islice
 from operator import or_
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import DataError, connection, transaction
 from django.db.models import F, Func, Model, OuterRef, Q, QuerySet, Subquery, TextField, Value
 from django.db.models.functions import Cast, Coalesce
@@ -46,7 +47,7 @@ from jobs.occurrences import (
 KINDS = {"interval": IntervalSchedule, "crontab": CrontabSchedule, "solar": SolarSchedule, "clocked": ClockedSchedule}
 CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 # What reading a row raises that was written past every check: a date of no calendar, a zone that does not exist.
-UNREADABLE = (DataError, ArithmeticError, LookupError, ValueError)
+UNREADABLE = (DataError, ValidationError, ArithmeticError, LookupError, ValueError)
 # Changed schedules that are taken at a time, so that memory stays bounded after a bulk load.
 BATCH = 2000
 COMPUTED = ("next_due_at", "timing", "timing_since", "fingerprint", "former", "invalid_reason")

@@ -10,6 +10,7 @@ A message is an ordinary Celery message with the run's id as its task id, so tha
 import logging
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 from celery import current_app
 from django.db import transaction
@@ -101,5 +102,7 @@ def _sends(run: Sendable) -> int:
 
 
 def _broker_errors() -> tuple[type[BaseException], ...]:
+    """What means that the broker is away; kombu counts a KeyError, which a message of its own may cause, too."""
     connection = current_app.connection_for_write()
-    return (OperationalError, *connection.connection_errors, *connection.channel_errors)
+    errors: tuple[Any, ...] = (OperationalError, *connection.connection_errors, *connection.channel_errors)
+    return tuple(error for error in errors if not issubclass(error, LookupError))

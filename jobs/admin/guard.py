@@ -21,7 +21,7 @@ class GuardedAdmin(admin.ModelAdmin[Any]):
     def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:  # type: ignore[override] # None, too
         try:
             for key in request.POST.getlist(ACTION_CHECKBOX_NAME):
-                self.opts.pk.to_python(key)
+                self.opts.pk.run_validators(self.opts.pk.to_python(key))
         except ValidationError:
             messages.error(request, "Some of these rows cannot exist: choose them from the list.")
             return HttpResponseRedirect(request.get_full_path())

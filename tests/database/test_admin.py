@@ -22,6 +22,8 @@ NEW_CRONTAB = reverse("admin:django_celery_beat_crontabschedule_add")
 NEW_SOLAR = reverse("admin:django_celery_beat_solarschedule_add")
 NEW_CLOCKED = reverse("admin:django_celery_beat_clockedschedule_add")
 NEW_INTERVAL = reverse("admin:django_celery_beat_intervalschedule_add")
+NODES = reverse("admin:jobs_node_changelist")
+BACKFILLS = reverse("admin:jobs_backfill_changelist")
 RUNS = reverse("admin:jobs_run_changelist")
 
 
@@ -524,6 +526,42 @@ def test_it_removes_schedules_and_keeps_their_runs(admin_client):
     admin_client.post(SCHEDULES, data)
     assert not PeriodicTask.objects.exists()
     assert Run.objects.get().schedule_name == "nightly"
+
+
+def test_it_removes_a_schedule_that_was_backfilled(admin_client):
+    schedule = make_schedule("hourly", cron={"minute": "30"})
+    Backfill.objects.create(schedule=schedule, start=database_now(), end=database_now(), actor="ada")
+    data = {"action": "delete_selected", "_selected_action": [schedule.pk], "post": "yes"}
+    assert "Successfully deleted" in text(admin_client.post(SCHEDULES, data, follow=True))
+    assert not PeriodicTask.objects.exists()
+
+
+def test_it_leaves_a_schedule_off_that_went_off_while_a_person_edited(admin_client):
+    schedule = make_schedule()
+    PeriodicTask.objects.update(enabled=False)  # by its last run, meanwhile
+    address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
+    fields = form(schedule, name="it", interval=schedule.interval_id, description="new")
+    admin_client.post(address, fields | {"initial-enabled": "True"})
+    schedule.refresh_from_db()
+    assert (schedule.description, schedule.enabled) == ("new", False)
+    admin_client.post(address, fields | {"initial-enabled": "False"})
+    schedule.refresh_from_db()
+    assert schedule.enabled
+
+
+@pytest.mark.parametrize("page", [SCHEDULES, RUNS, NODES, BACKFILLS])
+@pytest.mark.parametrize("query", ["name__regex=(", "task=%00", "due_at__year=0", "kwargs__x__regex=(", "id=x", "x=y"])
+def test_it_sends_away_who_filters_by_what_nobody_offered(admin_client, page, query):
+    make_run(make_schedule())
+    assert admin_client.get(f"{page}?{query}").status_code in {302, 400}
+
+
+@pytest.mark.parametrize(("page", "action"), [(SCHEDULES, "pause"), (SCHEDULES, "run_now"), (RUNS, "retry")])
+@pytest.mark.parametrize("key", ["abc", "9" * 40, "\x00", "", "-1"])
+def test_it_survives_rows_that_cannot_be(admin_client, page, action, key):
+    response = admin_client.post(page, {"action": action, "_selected_action": [key]}, follow=True)
+    assert response.status_code == 200
+    assert not Run.objects.exists()
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------

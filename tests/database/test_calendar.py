@@ -164,6 +164,39 @@ def test_it_flags_what_cannot_be_computed_with_the_reason_and_clears_it_when_men
     assert (policy.invalid_reason, policy.next_due_at.month) == ("", 1)
 
 
+def test_it_keeps_the_grid_of_an_interval_when_something_else_is_edited():
+    schedule = make_schedule(every=24 * HOUR)
+    before = next_due(schedule)
+    schedule.expires = database_now() + 100 * HOUR
+    schedule.save()
+    assert next_due(schedule) == before
+    schedule.interval = IntervalSchedule.objects.create(every=2, period="hours")
+    schedule.save()
+    assert next_due(schedule) < before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE django_celery_beat_periodictask SET expires = 'infinity' WHERE name = 'bad'",
+        "UPDATE django_celery_beat_periodictask SET start_time = '12000-01-01' WHERE name = 'bad'",
+        "UPDATE django_celery_beat_crontabschedule SET timezone = 'Mars/Phobos'",
+    ],
+)
+def test_it_flags_a_row_that_cannot_be_read_and_notices_all_others(sql):
+    if connection.vendor == "sqlite" and "timezone" not in sql:
+        pytest.skip("SQLite stores what it is told as text.")
+    bad, good = make_schedule("bad", cron={"minute": "5"}), make_schedule("good", every=HOUR)
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+    IntervalSchedule.objects.update(every=7200)
+    assert calendar.sweep() == 2
+    assert next_due(good) - database_now() > HOUR
+    assert Policy.objects.get(schedule=bad.pk).invalid_reason.startswith("It cannot be read from the database")
+    assert next_due(bad.pk) is None
+    assert calendar.sweep() == 0
+
+
 def test_it_removes_a_policy_with_its_schedule_and_keeps_the_runs():
     schedule = make_schedule()
     make_due(schedule)

@@ -261,6 +261,16 @@ def test_it_runs_a_one_off_schedule_once_and_switches_it_off(kind):
     assert claim_all() == []
 
 
+def test_it_makes_a_limited_schedule_due_again_that_is_switched_on_before_anybody_looked():
+    schedule = make_schedule(every=timedelta(hours=1), policy={"remaining_runs": 1})
+    make_due(schedule)
+    list(claim.claim_due())
+    Policy.objects.update(remaining_runs=5)
+    PeriodicTask.objects.filter(pk=schedule.pk).update(enabled=True)
+    calendar.sweep()
+    assert Policy.objects.get().next_due_at > database_now()
+
+
 def test_it_lets_a_run_expire_after_the_seconds_the_schedule_gives_it():
     schedule = make_schedule(expire_seconds=90)
     make_due(schedule, ago=30 * SECOND)

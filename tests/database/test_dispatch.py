@@ -12,7 +12,7 @@ from django.db import connection
 from jobs import dispatch
 from jobs.envelope import ATTEMPT_HEADER
 from jobs.message import find_task
-from jobs.models import Run, State, database_now
+from jobs.models import Policy, Run, State, database_now
 from jobs.policies import FIRST_PATIENCE
 from tests.making import make_run, make_schedule
 
@@ -127,6 +127,21 @@ def test_it_fails_a_run_whose_message_cannot_be_made_and_sends_the_others(redis)
     assert (bad.state, good.state) == (State.FAILED, State.QUEUED)
     assert "could not be sent" in bad.reason
     assert len(messages(redis)) == 1
+
+
+@pytest.mark.parametrize("options", [{"serializer": "msgpack"}, {"serializer": 7}, {"compression": "no such"}])
+def test_it_lets_no_run_wait_for_one_that_cannot_be_encoded(redis, options):
+    bad, good = make_run(options=options), make_run()
+    dispatch.send([bad, good])
+    assert [Run.objects.get(id=run.id).state for run in (bad, good)] == [State.FAILED, State.QUEUED]
+    assert len(messages(redis)) == 1
+
+
+def test_it_pauses_a_schedule_whose_runs_cannot_be_sent_as_after_other_failures(redis):
+    schedule = make_schedule(policy={"pause_after_failures": 2})
+    for _ in range(2):
+        dispatch.send([make_run(schedule, task="tests.gone", due_at=database_now())])
+    assert Policy.objects.paused().exists()
 
 
 def test_it_offers_again_what_nobody_sent_or_started(redis):

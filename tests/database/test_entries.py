@@ -161,6 +161,11 @@ def test_it_reads_a_moment_of_expiry_as_the_end_of_the_schedule():
         ({"options": {"link": "x"}}, "link cannot be kept"),
         ({"optoins": {}}, "optoins: no such member"),
         ({"task": "x" * 300}, "at most 200 characters"),
+        ({"args": 5}, "not iterable"),
+        ({"kwargs": "abc"}, "dictionary update sequence"),
+        ({"options": "x"}, "dictionary update sequence"),
+        ({"options": {"expires": "soon"}}, "invalid literal"),
+        ({"schedule": float("inf")}, ""),
     ],
 )
 def test_it_says_why_an_entry_is_not_installed_and_installs_all_others(members, sentence):
@@ -168,6 +173,11 @@ def test_it_says_why_an_entry_is_not_installed_and_installs_all_others(members, 
     assert sentence in outcome.refused.pop("bad")
     assert outcome == entries.Outcome(changed=1, refused={})
     assert PeriodicTask.objects.get().name == "good"
+
+
+def test_it_needs_no_alignment_for_a_crontab():
+    assert install(job={"schedule": schedules.crontab("0", "4"), "relative": True}) == 1
+    assert PeriodicTask.objects.get().start_time is None
 
 
 def test_it_leaves_what_was_installed_of_an_entry_that_turned_bad(job):

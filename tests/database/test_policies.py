@@ -367,6 +367,13 @@ def test_it_previews_a_backfill_and_then_does_just_that(hourly, which, hours_ago
     assert {(run.trigger, run.actor, run.schedule) for run in runs} == {(Trigger.BACKFILL, "ada", hourly)}
 
 
+def test_it_backfills_nothing_that_beat_is_about_to_decide():
+    schedule = make_schedule(every=HOUR, start_time=database_now() - 48 * HOUR)
+    Policy.objects.update(next_due_at=database_now() - 3 * HOUR, owed_from=database_now() - 5 * HOUR)
+    asked = Backfill(schedule=schedule, start=database_now() - 9 * HOUR, end=database_now(), actor="ada")
+    assert len(ask.preview(asked).moments) == 4
+
+
 def test_it_makes_a_backfill_once_however_often_it_is_asked(hourly):
     backfill = make_backfill(hourly, which="all")
     assert ask.backfill(backfill) == 5

@@ -42,6 +42,7 @@ class Stock(DatabaseScheduler):
     """The stock scheduler, told to do what is due now and no more."""
 
     def __init__(self, app: Any = current_app) -> None:
+        app.loader.import_default_modules()
         super().__init__(app=app)
         self._finalize.cancel()  # or each saves itself when the tests end
 
