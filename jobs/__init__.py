@@ -9,6 +9,7 @@ Data:
     bulk          writes many rows in one statement
 Capabilities:
     calendar      when is a `PeriodicTask` due next, and has it changed?
+    arguments     what does a job take, and do these arguments fit?
     message       what does it ask Celery to run?
     claim         writes due moments into the ledger, each once
     ask           writes down runs that somebody asks for: by hand, as a backfill
@@ -26,6 +27,9 @@ Capabilities:
     logs          keeps what a run logs
     current       what a task can ask and tell while it executes
     http          fetches an address, and never one it must not
+    secrets       puts the values of secrets in the place of their names
+    files         what do jobs keep as files, and who may fetch them?
+    backup        could we get our data back from this copy?
     demo          the demonstration schedules
     supervisor    keeps processes alive that belong together, and ends them together
 What runs in beat and in workers:
@@ -35,5 +39,6 @@ What runs in beat and in workers:
     up            all of Punctual in one terminal
 Doors:
     admin/        schedules and runs, for people
+    views         links to files
     management/   commands
 """

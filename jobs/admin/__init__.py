@@ -4,6 +4,6 @@ Its one rule: a page shows what the ledger says and asks other modules to act. W
 sentence the calendar gives; what was written past these forms is flagged with the same sentence. Runs are read-only.
 """
 
-from jobs.admin import runs, schedules
+from jobs.admin import files, runs, schedules
 
-__all__ = ["runs", "schedules"]
+__all__ = ["files", "runs", "schedules"]

@@ -1,6 +1,6 @@
 """The ledger and what belongs to it: runs, their steps, the policies of schedules, nodes, what ready-made jobs keep."""
 
-from jobs.models.catalogue import FeedEntry
+from jobs.models.catalogue import FeedEntry, StoredFile
 from jobs.models.nodes import Node
 from jobs.models.runs import (
     ACTIVE,
@@ -47,6 +47,7 @@ __all__ = [
     "RunQuerySet",
     "State",
     "Step",
+    "StoredFile",
     "Trigger",
     "database_now",
     "lease",

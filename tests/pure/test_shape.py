@@ -29,7 +29,7 @@ LAYERS = [
     # Pure: decisions and calculations. No Django.
     {"jobs.occurrences", "jobs.policies", "jobs.resources"},
     # Data, and the ways to the outside world that know nothing of it.
-    {"jobs.prepared"},
+    {"jobs.prepared", "jobs.secrets", "jobs.arguments", "jobs.backup"},
     {"jobs.models.runs", "jobs.models.nodes", "jobs.models.catalogue"},
     {"jobs.models.schedules", "jobs.models.steps"},
     {"jobs.models", "jobs.bulk", "jobs.http", "project.embedded"},
@@ -41,18 +41,18 @@ LAYERS = [
     | {"jobs.demo", "jobs.supervisor"},
     # What is done with runs that are written down, and with their steps.
     {"jobs.logs"},
-    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.current"} | {"jobs.results"},
+    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.current"} | {"jobs.results", "jobs.files"},
     {"jobs.finish"},
     {"jobs.rescue"},
     # What runs: in beat, in workers, and all of it in one terminal.
     {"jobs.base", "jobs.scheduler", "jobs.tasks", "jobs.tasks.*", "jobs.up"},
     # The admin's parts.
-    {"jobs.admin.display", "jobs.admin.guard"},
+    {"jobs.admin.display", "jobs.admin.guard", "jobs.admin.typed"},
     {"jobs.admin.actions"},
     # Doors: parse, call one function, render.
-    {"jobs.admin.runs", "jobs.admin.schedules"},
+    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.admin.files"},
     {"jobs", "jobs.admin", "jobs.api", "jobs.monitoring", "jobs.checks", "jobs.apps"}
-    | {"jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
+    | {"jobs.views", "jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
     | {"project.urls", "project.wsgi", "project.asgi"},
 ]
 NOT_PURE = {"django", "django_celery_beat", "django_celery_results", "environ", "kombu", "project", "psycopg", "redis"}
