@@ -50,9 +50,9 @@ LAYERS = [
     {"jobs.admin.display", "jobs.admin.guard", "jobs.admin.typed"},
     {"jobs.admin.actions"},
     # Doors: parse, call one function, render.
-    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.admin.files"},
+    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.admin.files", "jobs.views"},
     {"jobs", "jobs.admin", "jobs.api", "jobs.monitoring", "jobs.checks", "jobs.apps"}
-    | {"jobs.views", "jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
+    | {"jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
     | {"project.urls", "project.wsgi", "project.asgi"},
 ]
 NOT_PURE = {"django", "django_celery_beat", "django_celery_results", "environ", "kombu", "project", "psycopg", "redis"}
