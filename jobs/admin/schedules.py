@@ -207,8 +207,8 @@ class ScheduleAdmin(GuardedAdmin):
     ordering = ("name",)
     fieldsets = (
         (None, {"fields": ("name", "regtask", "task", "enabled", "description")}),
-        ("When", {"fields": ("interval", "crontab", "solar", "clocked", "start_time", "expires", "one_off")}),
         (ARGUMENTS, {"fields": ("args", "kwargs")}),
+        ("When", {"fields": ("interval", "crontab", "solar", "clocked", "start_time", "expires", "one_off")}),
         ("Message", {"fields": ("expire_seconds", "queue", "priority", "exchange", "routing_key", "headers")}),
     )
 
