@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from jobs.current import current_run, once, progress
 from jobs.models import FeedEntry
+from tests.app import workflows  # noqa: F401 - its tasks are found through this module
 from tests.app.stamp import leave as leave_time
 
 DEADLINE = 60.0  # seconds after which a forgotten task gives up
