@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from jobs.current import current_run, once, progress
 from jobs.models import FeedEntry
+from tests.app import workflows  # noqa: F401 - its tasks are found through this module
 from tests.app.stamp import leave as leave_time
 
 DEADLINE = 60.0  # seconds after which a forgotten task gives up
@@ -281,6 +282,18 @@ def _poison(path: str) -> Signature:
     return die.si(path)
 
 
+def _unfit(path: str) -> Signature:
+    return chain(add.s(1, 2), leave.s(path, "one argument too many"))
+
+
+def _unfit_body(path: str) -> Signature:
+    return chord([add.s(1), add.s(2)], leave.s(path, "one argument too many"))
+
+
+def _unsendable(path: str) -> Signature:
+    return leave.si(object(), path)
+
+
 kinds = {
     "chain": _chain,
     "group": _group,
@@ -294,7 +307,16 @@ kinds = {
     "chord_chain": _chord_chain,
     "static": _static,
     "later": _later,
+    "unfit": _unfit,
+    "unsendable": _unsendable,
+    "unfit_body": _unfit_body,
 }
+
+
+@shared_task(name="tests.set_off")
+def set_off(name: str, *args: Any) -> None:
+    """Set off a single step."""
+    current_app.tasks[name].delay(*args)
 
 
 @shared_task(name="tests.in_transaction")
@@ -320,6 +342,23 @@ def retry_in_transaction(self: Task, path: str) -> None:
 def replaced_in_transaction(self: Task, path: str) -> None:
     with transaction.atomic():
         raise self.replace(leave.si("never", path))
+
+
+@shared_task(name="tests.retry_unsendable", bind=True)
+def retry_unsendable(self: Task, path: str) -> None:
+    """Ask to be run again with an argument too many."""
+    raise self.retry(args=[path, path], countdown=0)
+
+
+@shared_task(name="tests.replaced_early", bind=True)
+def replaced_early(self: Task, path: str) -> None:
+    """End only after what has taken this task's place has started."""
+    try:
+        self.replace(hold.si(path))
+    finally:
+        until = time.monotonic() + DEADLINE
+        while not Path(f"{path}.started").exists() and time.monotonic() < until:
+            time.sleep(0.02)
 
 
 @shared_task(name="tests.no_autocommit")
