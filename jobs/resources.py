@@ -19,10 +19,11 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -32,8 +33,7 @@ T = TypeVar("T")
 Key = tuple[Hashable, ...]
 
 NAME = re.compile(r"\A\w[\w.-]{0,99}\Z")  # names stand in rows, commands and the names of folders
-SIMPLE = {str, bytes, int, float, bool, type(None)}
-SMALL = 200  # bytes
+SAMPLE = 1_000  # items of a container, or up to twice as many, stand for all
 
 _lock = threading.RLock()  # guards the bookkeeping of all resources; never held while foreign code runs
 _hook: Callable[[], None] | None = None  # see `before_first_use`
@@ -62,31 +62,30 @@ class Tally:
 def size_of(value: Any) -> int:
     """About how many bytes of memory a value takes: its buffer, or itself and all that its containers hold.
 
-    What is shared counts once, but for small texts and numbers. What hides its contents (`__slots__`, most C
-    extensions) counts with its surface only: give such a resource a `size` of its own.
+    Of a large container a sample stands for all, and what is met twice counts once. What hides its contents
+    (`__slots__`, most C extensions) counts with its surface only: give such a resource a `size` of its own.
     """
     if isinstance(nbytes := getattr(value, "nbytes", None), int):
         return nbytes
-    total, seen, left = 0, set(), [value]
+    total, seen, left = 0.0, set(), [(value, 1.0)]
     while left:
-        each = left.pop()
-        size = sys.getsizeof(each)
-        if size > SMALL or type(each) not in SIMPLE:  # to remember each and every one would take as much again
-            if id(each) in seen:
-                continue
+        each, weight = left.pop()
+        if id(each) not in seen:
             seen.add(id(each))
-            left += _contents(each)
-        total += size
-    return total
+            total += sys.getsizeof(each) * weight
+            for part in _contents(each):
+                sample = list(islice(part, 0, None, max(1, len(part) // SAMPLE)))
+                left += ((item, weight * len(part) / len(sample)) for item in sample)
+    return round(total)
 
 
-def _contents(value: Any) -> Iterable[Any]:
+def _contents(value: Any) -> tuple[Collection[Any], ...]:
     if isinstance(value, dict):
-        return [*value.keys(), *value.values()]
+        return value.keys(), value.values()
     if isinstance(value, (list, tuple, set, frozenset, deque)):
-        return value
+        return (value,)
     inside = getattr(value, "__dict__", None)
-    return [inside] if isinstance(inside, dict) else ()
+    return ([inside],) if isinstance(inside, dict) else ()
 
 
 @dataclass(slots=True)

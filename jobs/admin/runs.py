@@ -236,8 +236,8 @@ class BackfillAdmin(ReadOnlyAdmin, GuardedAdmin):
 @admin.register(Node)
 class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
     list_display = (
-        *("name", "kind", "condition", "seen", "runs", "resources"),
-        *("queues", "concurrency", "version", "started"),
+        *("name", "kind", "condition", "seen", "runs"),
+        *("queues", "concurrency", "resources", "version", "started"),
     )
     fields = list_display
     list_filter = (("kind", KnownChoices),)

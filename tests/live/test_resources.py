@@ -1,4 +1,4 @@
-"""Resources in real workers: each process loads once, an invalidation reaches all of them, and what they hold is seen."""
+"""Resources in real workers: each process loads once, an invalidation reaches all, and what they hold is seen."""
 
 import os
 from pathlib import Path

@@ -180,8 +180,9 @@ def test_it_gives_room_back_that_old_values_take():
         ({n: str(n) * 100 for n in range(100, 200)}, 35_000, 50_000),
         ([SimpleNamespace(text="x" * 1000 + str(n)) for n in range(10)], 10_000, 20_000),
         ((Decimal(1), {frozenset({"x" * 1000})}), 1000, 3000),
+        ({str(n): (n, n / 2, f"{n:0100}") for n in range(50_000, 100_000)}, 16_000_000, 19_000_000),
     ],
-    ids=["bytes", "buffer", "same again", "dict", "objects", "nested"],
+    ids=["bytes", "buffer", "same again", "dict", "objects", "nested", "large"],
 )
 def test_it_knows_about_how_much_memory_a_value_takes(value, least, most):
     assert least <= size_of(value) <= most
