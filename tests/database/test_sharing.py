@@ -1,5 +1,6 @@
 """What a process does about its resources, and what people see of it and may do: in the admin, by command, by code."""
 
+import gc
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -168,7 +169,7 @@ def test_it_goes_on_while_the_database_is_away(watch, prices, caplog):
     with connection.execute_wrapper(away):
         watch._act(watch._look_and_tell)
         assert prices.get() == 1
-    assert "The versions of resources cannot be read at present." in caplog.text
+    assert "cannot be read at present: the server closed the connection unexpectedly" in caplog.text
     ResourceVersion.objects.filter(name="prices").update(number=1)
     watch._act(watch._look_and_tell)
     assert prices.get() == 2
@@ -201,6 +202,8 @@ def test_it_preloads_what_it_can(bad, caplog, wrapper):
     assert inherited.tally().entries == 1
     assert "bad could not be preloaded." in caplog.text
     assert connection.connection is None
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
