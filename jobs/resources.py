@@ -202,7 +202,7 @@ class Resource(Generic[T]):
     def _join(self, load: _Load[T], key: Key) -> Entry[T] | None:
         """What this load brings; None where it was closed again before this thread came to it."""
         with load.lock:
-            if load.error:
+            if load.error is not None:
                 raise load.error
             if load.entry is None:  # this thread is the first, or those before it were interrupted
                 return self._carry_out(load, key)
