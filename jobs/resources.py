@@ -202,7 +202,7 @@ class Resource(Generic[T]):
     def _join(self, load: _Load[T], key: Key) -> Entry[T] | None:
         """What this load brings; None where it was closed again before this thread came to it."""
         with load.lock:
-            if load.error:
+            if load.error is not None:
                 raise load.error
             if load.entry is None:  # this thread is the first, or those before it were interrupted
                 return self._carry_out(load, key)
@@ -262,19 +262,18 @@ class Resource(Generic[T]):
         return entry
 
     def _let_go(self, entries: Iterable[Entry[T]]) -> None:
-        """Close what nobody keeps and nobody uses; a user that is left comes here again when done."""
-        for entry in entries if self.close else ():
+        """Close what nobody keeps and nobody uses; what is still in use comes here again when that is over."""
+        if self.close is None:
+            return
+        for entry in entries:
             with _lock:
                 if entry.kept or entry.users or entry.closed:
                     continue
                 entry.closed = True
-            self._close(entry.value)
-
-    def _close(self, value: T) -> None:
-        try:
-            self.close and self.close(value)
-        except Exception:  # no job is to fail over what another one left
-            log.exception("%s: a dropped value could not be closed.", self.name)
+            try:
+                self.close(entry.value)
+            except Exception:  # no job is to fail over what another one left
+                log.exception("%s: a dropped value could not be closed.", self.name)
 
     def _inherit(self) -> None:
         """In a forked child: who loaded or counted is not here. Values stay shared, but for those to be closed."""

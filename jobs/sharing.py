@@ -7,11 +7,12 @@ loaded while the database was away is dropped when the versions can be read: not
 Only workers look and tell. Elsewhere (web, shell, tests) a resource is kept for its `ttl`, and there is no thread.
 """
 
+import gc
 import logging
 import os
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Collection, Hashable
 from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
@@ -114,7 +115,7 @@ def look() -> None:
             resource.drop(number)
 
 
-def _have_rows(names: Any) -> None:
+def _have_rows(names: Collection[str]) -> None:
     if names:
         rows = [ResourceVersion(name=name) for name in names]
         ResourceVersion.objects.bulk_create(rows, ignore_conflicts=True)
@@ -143,11 +144,11 @@ class _Watch(threading.Thread):
         self._over.set()
         self.join(PATIENCE)
 
-    def _act(self, what: Any) -> None:
+    def _act(self, what: Callable[[], object]) -> None:
         try:
             what()
-        except Error:
-            log.info("The versions of resources cannot be read at present.", exc_info=True)
+        except Error as error:
+            log.info("What resources are outdated cannot be read at present: %s", str(error).strip())
         except Exception:  # without this thread the process would keep outdated resources
             log.exception("The resources of this process could not be looked after.")
         connection.close_if_unusable_or_obsolete()
@@ -189,15 +190,18 @@ def _begin() -> None:
 
 def _preload() -> None:
     wanted = [resource for resource in registry.values() if resource.preload]
-    if wanted:
-        with suppress(Error):
-            look()
+    if not wanted:
+        return
+    with suppress(Error):
+        look()
     for resource in wanted:
         try:
             resource.get()
         except Exception:  # the worker can do without; the first job that needs it loads, and fails with the reason
             log.exception("%s could not be preloaded.", resource.name)
     connections.close_all()  # no child is to inherit one
+    gc.collect()
+    gc.freeze()  # or the collector of each child would mark, and so copy, every page of what they share
 
 
 def _on_worker_init(sender: Any, **_: Any) -> None:

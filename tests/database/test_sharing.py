@@ -1,5 +1,6 @@
 """What a process does about its resources, and what people see of it and may do: in the admin, by command, by code."""
 
+import gc
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,8 +17,9 @@ from django.urls import reverse
 from jobs import resources, sharing
 from jobs.models import Holding, Node, ResourceVersion, database_now
 from jobs.resources import Resource, Tally, UnknownResourceError
-from tests.app.tasks import borrow, inherit
+from tests.app.tasks import borrow, inherit, lent
 from tests.database.test_admin import text
+from tests.forking import forks, in_child
 
 pytestmark = pytest.mark.django_db
 
@@ -137,17 +139,23 @@ def test_it_tells_what_this_process_holds_and_takes_it_back_in_the_end(watch, pr
     assert not Holding.objects.exists()
 
 
-def test_it_tells_nothing_new_but_that_it_lives(watch, prices, django_assert_num_queries):
+def test_it_tells_what_has_changed_at_most_every_ten_seconds(watch, prices, django_assert_num_queries):
     prices.get()
     watch._look_and_tell()
-    with django_assert_num_queries(1):
-        watch._look_and_tell()
+    prices.get()
+    watch._look_and_tell()
+    assert Holding.objects.get(resource="prices").hits == 0
+    watch._told_at -= sharing.TELL_EVERY
+    watch._look_and_tell()
+    assert Holding.objects.get(resource="prices").hits == 1
     watch._told_at -= sharing.TELL_EVERY
     with django_assert_num_queries(1):
         watch._look_and_tell()
+
+
+def test_it_tells_that_it_lives_when_nothing_has_changed(watch, prices):
     prices.get()
     watch._look_and_tell()
-    assert Holding.objects.get(resource="prices").hits == 1
     Holding.objects.update(seen_at=database_now() - timedelta(minutes=2))
     watch._told_at -= sharing.REPEAT_EVERY
     watch._look_and_tell()
@@ -168,7 +176,7 @@ def test_it_goes_on_while_the_database_is_away(watch, prices, caplog):
     with connection.execute_wrapper(away):
         watch._act(watch._look_and_tell)
         assert prices.get() == 1
-    assert "The versions of resources cannot be read at present." in caplog.text
+    assert "cannot be read at present: the server closed the connection unexpectedly" in caplog.text
     ResourceVersion.objects.filter(name="prices").update(number=1)
     watch._act(watch._look_and_tell)
     assert prices.get() == 2
@@ -179,6 +187,12 @@ def test_it_goes_on_after_a_failure_that_nobody_thought_of(watch, caplog):
     watch._act(lambda: 1 / 0)
     assert "The resources of this process could not be looked after." in caplog.text
     assert "ZeroDivisionError" in caplog.text
+
+
+@forks
+def test_it_has_no_watch_in_a_forked_child(watch, monkeypatch):
+    monkeypatch.setattr(sharing, "_watch", watch)
+    assert in_child(lambda: sharing._watch is None) is True
 
 
 # --- preload --------------------------------------------------------------------------------------------------------
@@ -201,6 +215,8 @@ def test_it_preloads_what_it_can(bad, caplog, wrapper):
     assert inherited.tally().entries == 1
     assert "bad could not be preloaded." in caplog.text
     assert connection.connection is None
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
@@ -209,6 +225,7 @@ def test_it_preloads_what_it_can(bad, caplog, wrapper):
 def test_it_lends_to_a_task_that_is_called_as_a_function(tmp_path):
     borrow(str(tmp_path / "lines"), "end")
     assert (tmp_path / "lines").read_text() == "end\nclosed\n"
+    assert lent.tally().entries == 0  # what was dropped in the middle was not loaded again
 
 
 def test_it_lends_nothing_outside_of_a_task():

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import resources
 from jobs.mapped import MappedResource
-from tests.pure.test_resources import forks, in_child
+from tests.forking import forks, in_child
 from tests.servers import ROOT
 
 # Each process of the test below: it says that it is there, waits for all the others, and maps the table.

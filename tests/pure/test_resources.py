@@ -1,11 +1,11 @@
 """Resources of one process: loaded once, kept within bounds, dropped when told, closed when nobody uses them."""
 
 import gc
-import json
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs import resources
 from jobs.resources import Resource, Tally, UnknownResourceError, before_first_use, invalidate, size_of
+from tests.forking import forks, in_child
 
 DEADLINE = 10.0  # seconds after which a thread that hangs is a failure
 
@@ -69,27 +70,6 @@ def together(threads: int, call: Callable[[], object]) -> list[object]:
     with ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(outcome) for _ in range(threads)]
         return [future.result(DEADLINE) for future in futures]
-
-
-def in_child(call: Callable[[], object]) -> object:
-    """What `call` returns in a forked process."""
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.write(write, json.dumps(call()).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        answer = pipe.read()
-    os.waitpid(child, 0)
-    return json.loads(answer)
-
-
-forks = pytest.mark.filterwarnings(
-    "ignore:.*fork.*:DeprecationWarning"
-)  # what a fork amid threads does is the question
 
 
 def test_it_loads_once_for_all_who_ask():
@@ -324,6 +304,26 @@ def test_it_closes_nothing_that_is_in_use():
     assert len(first.closed) == 1
 
 
+def test_it_closes_once_when_the_last_two_users_end_together():
+    class Raced(Resource):
+        """The first to give its value back is overtaken by the second, before it looks whether anybody is left."""
+
+        def _let_go(self, entries):
+            while rivals:
+                rivals.pop()()
+            super()._let_go(entries)
+
+    rivals: list[Callable[[], object]] = []
+    resource = Raced("handles", Handle, close=Handle.close)
+    with ExitStack() as first, ExitStack() as second:
+        handle = first.enter_context(resource.use())
+        second.enter_context(resource.use())
+        resource.drop()
+        rivals.append(second.close)
+        first.close()
+        assert len(handle.closed) == 1
+
+
 def test_it_closes_what_is_too_large_to_keep_after_its_use():
     resource = Resource("handles", Handle, limit_bytes=0, size=lambda _: 1, close=Handle.close)
     with resource.use() as handle:
@@ -436,6 +436,22 @@ def test_it_loads_in_a_child_that_was_forked_amid_a_load():
         assert in_child(lambda: resource.get() == os.getpid()) is True
         go_on.set()
         assert parents.result(DEADLINE) == parent
+
+
+@forks
+def test_it_is_not_forked_amid_its_bookkeeping():
+    def keep_books() -> None:
+        with resources._lock:
+            busy.set()
+            never.wait(0.2)  # seconds in which a fork that does not wait for the lock would happen
+
+    busy, never = threading.Event(), threading.Event()
+    resource = Resource("numbers", Loads())
+    with ThreadPoolExecutor(1) as pool:
+        kept = pool.submit(keep_books)
+        busy.wait(DEADLINE)
+        assert in_child(resource.get) == 1
+        kept.result(DEADLINE)
 
 
 @forks
