@@ -8,6 +8,7 @@ Data:
     prepared      executes a statement that Django made before
     bulk          writes many rows in one statement
 Capabilities:
+    caching       what may be remembered for a while, by every process?
     calendar      when is a `PeriodicTask` due next, and has it changed?
     message       what does it ask Celery to run?
     claim         writes due moments into the ledger, each once
@@ -22,6 +23,7 @@ Capabilities:
     rescue        what becomes of runs that nobody will finish?
     pulse         keeps the runs of this process alive
     results       what comes back from a task?
+    statistics    how are the runs doing, in a few figures?
     nodes         which beats and workers are there?
     logs          keeps what a run logs
     current       what a task can ask and tell while it executes
@@ -35,5 +37,6 @@ What runs in beat and in workers:
     up            all of Punctual in one terminal
 Doors:
     admin/        schedules and runs, for people
+    views         statistics, as JSON
     management/   commands
 """

@@ -9,8 +9,9 @@ class JobsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from jobs import base, calendar, nodes
+        from jobs import base, calendar, nodes, statistics
 
         base.connect()
         calendar.connect()
         nodes.connect()
+        statistics.connect()

@@ -1,8 +1,10 @@
-"""Which address leads where: everything is in the admin. (`/healthz` is answered before, by project/health.py.)"""
+"""Which address leads where: nearly all is in the admin. (`/healthz` is answered before, by project/health.py.)"""
 
 from django.contrib import admin
 from django.urls import path
 from django.views.generic import RedirectView
+
+from jobs import views
 
 admin.site.site_header = admin.site.site_title = "Punctual"
 admin.site.index_title = "Schedules and runs"
@@ -11,4 +13,5 @@ admin.site.enable_nav_sidebar = False  # the lists need the width
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
     path("admin/", admin.site.urls),
+    path("statistics", views.statistics, name="statistics"),
 ]

@@ -32,12 +32,13 @@ LAYERS = [
     {"jobs.prepared"},
     {"jobs.models.runs", "jobs.models.nodes", "jobs.models.catalogue"},
     {"jobs.models.schedules", "jobs.models.steps"},
-    {"jobs.models", "jobs.bulk", "jobs.http", "project.embedded"},
+    {"jobs.models", "jobs.bulk", "jobs.http", "project.cache", "project.embedded"},
+    {"jobs.caching"},
     # What a schedule means.
     {"jobs.calendar", "jobs.message", "jobs.timeline"},
     # What is done to the ledger, and to processes.
     {"jobs.claim", "jobs.envelope", "jobs.pulse", "jobs.entries", "jobs.alerts", "jobs.transfer"}
-    | {"jobs.nodes", "jobs.retention"}
+    | {"jobs.nodes", "jobs.retention", "jobs.statistics"}
     | {"jobs.demo", "jobs.supervisor"},
     # What is done with runs that are written down, and with their steps.
     {"jobs.logs"},
@@ -50,7 +51,7 @@ LAYERS = [
     {"jobs.admin.display", "jobs.admin.guard"},
     {"jobs.admin.actions"},
     # Doors: parse, call one function, render.
-    {"jobs.admin.runs", "jobs.admin.schedules"},
+    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.views"},
     {"jobs", "jobs.admin", "jobs.api", "jobs.monitoring", "jobs.checks", "jobs.apps"}
     | {"jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
     | {"project.urls", "project.wsgi", "project.asgi"},
