@@ -10,6 +10,7 @@ Data:
     prepared      executes a statement that Django made before
     bulk          writes many rows in one statement
 Capabilities:
+    caching       what may be remembered for a while, by every process?
     calendar      when is a `PeriodicTask` due next, and has it changed?
     arguments     what does a job take, and do these arguments fit?
     message       what does it ask Celery to run?
@@ -25,6 +26,7 @@ Capabilities:
     rescue        what becomes of runs that nobody will finish?
     pulse         keeps the runs of this process alive
     results       what comes back from a task?
+    statistics    how are the runs doing, in a few figures?
     nodes         which beats and workers are there?
     sharing       what does a worker do about its resources?
     logs          keeps what a run logs
@@ -42,6 +44,6 @@ What runs in beat and in workers:
     up            all of Punctual in one terminal
 Doors:
     admin/        schedules, runs, files and resources, for people
-    views         links to files
+    views         links to files; statistics, as JSON
     management/   commands
 """

@@ -32,12 +32,13 @@ LAYERS = [
     {"jobs.prepared", "jobs.mapped", "jobs.secrets", "jobs.arguments", "jobs.backup"},
     {"jobs.models.runs", "jobs.models.nodes", "jobs.models.catalogue"},
     {"jobs.models.schedules", "jobs.models.steps", "jobs.models.resources"},
-    {"jobs.models", "jobs.bulk", "jobs.http", "project.embedded"},
+    {"jobs.models", "jobs.bulk", "jobs.http", "project.cache", "project.embedded"},
+    {"jobs.caching"},
     # What a schedule means.
     {"jobs.calendar", "jobs.message", "jobs.timeline"},
     # What is done to the ledger, and to processes.
     {"jobs.claim", "jobs.envelope", "jobs.pulse", "jobs.entries", "jobs.alerts", "jobs.transfer"}
-    | {"jobs.nodes", "jobs.retention", "jobs.sharing"}
+    | {"jobs.nodes", "jobs.retention", "jobs.sharing", "jobs.statistics"}
     | {"jobs.demo", "jobs.supervisor"},
     # What is done with runs that are written down, and with their steps.
     {"jobs.logs"},
