@@ -1,12 +1,9 @@
 """Resources in real workers: each process loads once, an invalidation reaches all, and what they hold is seen."""
 
-import os
 from pathlib import Path
 
 import pytest
 from celery import Task
-from django.core.management import call_command
-from django.db import connection
 
 from jobs import sharing
 from jobs.models import Holding, State
@@ -19,27 +16,14 @@ AT_ONCE = 10  # tasks
 
 
 @pytest.fixture(scope="module")
-def standing(django_db_setup, django_db_blocker, servers, redis_server):
-    """One worker with two children for most tests here: each test has a path, and so a key, of its own."""
-    with django_db_blocker.unblock():
-        redis_server.flushdb()
-        database = {"DATABASE_URL": servers.database_url_for(connection.settings_dict["NAME"])}
-        processes = Processes(servers.workspace, {**os.environ, **database})
-        try:
-            yield processes, processes.start_worker()
-        finally:
-            processes.close()
-            call_command("flush", interactive=False, verbosity=0)
+def worker(standing: Processes) -> Process:
+    """One with two children, for most tests here: each test has a path, and so a key, of its own."""
+    return standing.start_worker()
 
 
 @pytest.fixture
-def worker(standing) -> Process:
-    return standing[1]
-
-
-@pytest.fixture
-def wait(standing):
-    return standing[0].eventually
+def wait(standing: Processes):
+    return standing.eventually
 
 
 @pytest.fixture
@@ -91,7 +75,7 @@ def test_it_takes_back_what_a_task_has_taken_when_that_is_over(wait, worker, pat
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_it_tells_what_a_process_holds_until_that_ends(standing, wait, path, pool):
     node = f"{pool}@localhost"
-    worker = standing[0].start_worker(f"--pool={pool}", f"--queues={pool}", f"--hostname={node}")
+    worker = standing.start_worker(f"--pool={pool}", f"--queues={pool}", f"--hostname={node}")
     look_up.apply_async([str(path)], queue=pool)
     wait(lambda: Holding.objects.filter(resource="tests.loaded", node=node, entries=1, misses=1, bytes__gt=0).exists())
     held = Holding.objects.get(resource="tests.loaded", node=node)
