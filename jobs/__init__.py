@@ -3,6 +3,8 @@
 Pure, without Django:
     occurrences   when is a schedule due?
     policies      what should happen to a due moment, a failed attempt, a lost one?
+    resources     how do the jobs of a process share what is expensive to make?
+    mapped        how do all processes of a machine share one large table?
 Data:
     models/       the ledger: policies, runs, attempts, steps; the only way a run changes its state
     prepared      executes a statement that Django made before
@@ -10,6 +12,7 @@ Data:
 Capabilities:
     caching       what may be remembered for a while, by every process?
     calendar      when is a `PeriodicTask` due next, and has it changed?
+    arguments     what does a job take, and do these arguments fit?
     message       what does it ask Celery to run?
     claim         writes due moments into the ledger, each once
     ask           writes down runs that somebody asks for: by hand, as a backfill
@@ -25,9 +28,13 @@ Capabilities:
     results       what comes back from a task?
     statistics    how are the runs doing, in a few figures?
     nodes         which beats and workers are there?
+    sharing       what does a worker do about its resources?
     logs          keeps what a run logs
     current       what a task can ask and tell while it executes
     http          fetches an address, and never one it must not
+    secrets       puts the values of secrets in the place of their names
+    files         what do jobs keep as files, and who may fetch them?
+    backup        could we get our data back from this copy?
     demo          the demonstration schedules
     supervisor    keeps processes alive that belong together, and ends them together
 What runs in beat and in workers:
@@ -36,7 +43,7 @@ What runs in beat and in workers:
     tasks/        the ready-made jobs
     up            all of Punctual in one terminal
 Doors:
-    admin/        schedules and runs, for people
-    views         statistics, as JSON
+    admin/        schedules, runs, files and resources, for people
+    views         links to files; statistics, as JSON
     management/   commands
 """

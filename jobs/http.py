@@ -66,6 +66,10 @@ class UnexpectedStatus(FetchError):
     """It answered, but not with the status that was asked for."""
 
 
+class UnexpectedText(FetchError):
+    """It answered, but without the text that was asked for."""
+
+
 @dataclass(frozen=True)
 class Response:
     status: int
@@ -73,12 +77,20 @@ class Response:
     body: bytes  # decompressed
     url: str  # the address that answered, after redirects
 
-    def require(self, status: int) -> "Response":
-        """This response, if that is its status. Raises UnexpectedStatus."""
+    @property
+    def place(self) -> httpx.URL:
+        """Where it came from, as may be told: a query may hold secrets."""
+        return httpx.URL(self.url).copy_with(query=None, fragment=None)
+
+    def require(self, status: int, text: str = "") -> "Response":
+        """This response, if that is its status and it holds that text. Raises UnexpectedStatus or UnexpectedText."""
         if self.status != status:
-            place = httpx.URL(self.url).copy_with(query=None, fragment=None)  # a query may hold secrets
             raise UnexpectedStatus(
-                f"{place} answered {self.status} instead of {status}: look there, or expect {self.status}."
+                f"{self.place} answered {self.status} instead of {status}: look there, or expect {self.status}."
+            )
+        if text not in self.body.decode(errors="replace"):
+            raise UnexpectedText(
+                f"{self.place} answered without the text {text!r}: look there, or expect another text."
             )
         return self
 

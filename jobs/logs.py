@@ -8,6 +8,8 @@ without a word such as `password` beside it, cannot be told from other text.
 import logging
 import re
 
+from django.conf import settings
+
 FOREIGN = {"celery", "kombu", "amqp"}  # top-level names of loggers
 LONGEST_LINE = 10_000  # characters, of the message with its traceback; the end is kept
 
@@ -24,7 +26,9 @@ _SECRETS = [
 
 
 def mask(text: str) -> str:
-    """The text with `***` in place of what stands beside a word for a secret, or as the password of an address."""
+    """The text with `***` for each secret of jobs, what stands beside a word for one, and passwords in addresses."""
+    for value in settings.JOB_SECRETS.values():
+        text = text.replace(value, "***")
     for secret in _SECRETS:
         text = secret.sub(r"\1***", text)
     return text

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from celery import current_app
 
+from jobs import arguments
 from jobs.occurrences import Invalid
 
 LONGEST_ARGUMENTS = 16_384  # characters of JSON
@@ -128,11 +129,7 @@ def _check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
         raise Invalid(f"No job is named {name!r}.{hint}")
     if name.startswith("celery.") and name not in OWN_TASKS_ALLOWED:
         raise Invalid(f"{name!r} is Celery's own and runs other tasks: schedule the task itself.")
-    try:
-        if task.typing:
-            task.__header__(*args, **kwargs)
-    except TypeError as error:
-        raise Invalid(f"The arguments do not fit {name!r}: {error}.") from error
+    arguments.check(task, args, kwargs)
 
 
 def _json(text: str | None, what: str, kind: type[Any]) -> Any:

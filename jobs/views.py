@@ -1,16 +1,29 @@
-"""What can be asked for beside the admin? The statistics, as JSON, by staff.
+"""What can be asked for beside the admin? A stored file, by whoever has a link to it; the statistics, by staff.
 
-Its one rule: a door asks one function and renders. Browsers may keep an answer but ask each time whether it still
-holds, so that an invalidation reaches them, too; while it holds they are told so (304) and nothing is sent again.
+Its one rule: a door parses, asks one function and renders. Browsers may keep statistics but ask each time whether they
+still hold, so that an invalidation reaches them, too; while they hold, nothing is sent again (304).
 """
 
 from django.contrib.admin.views.decorators import staff_member_required
-from django.http import HttpRequest, HttpResponseBase, JsonResponse
+from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.utils.cache import get_conditional_response, patch_cache_control
 from django.views.decorators.http import require_safe
 
-from jobs import caching
+from jobs import caching, files
 from jobs import statistics as of_runs
+
+
+@require_safe
+def download(_: HttpRequest, token: str) -> HttpResponseBase:
+    """A stored file; always to be saved, never to be shown as a page of this site."""
+    try:
+        row = files.of_link(token)
+        content = row.file.open("rb")
+    except (files.NoFileError, FileNotFoundError) as error:
+        return HttpResponse(f"{error}\n", status=404, content_type="text/plain; charset=utf-8")
+    response = FileResponse(content, as_attachment=True, filename=row.name, content_type=row.content_type)
+    patch_cache_control(response, private=True, no_store=True)
+    return response
 
 
 @require_safe

@@ -105,6 +105,20 @@ SITE_URL: str = read("site", "SITE_URL", "http://127.0.0.1:8000")
 # Whether jobs may call private addresses, such as services of your own network. This site itself is always allowed.
 HTTP_ALLOW_PRIVATE: bool = read("bool", "HTTP_ALLOW_PRIVATE", False)
 
+
+def _job_secrets() -> dict[str, str]:
+    prefix = "JOB_SECRET_"
+    names = {name.removeprefix(prefix).removesuffix("_FILE") for name in os.environ if name.startswith(prefix)}
+    return {name: read("str", f"{prefix}{name}") for name in names}
+
+
+# What arguments of jobs may name as secret:NAME: the values of all variables JOB_SECRET_NAME.
+JOB_SECRETS: dict[str, str] = _job_secrets()
+# Management commands that `jobs.run_command` may run: any that people with the right to edit schedules may run.
+RUN_COMMANDS: list[str] = read("list", "RUN_COMMANDS", ["check", "clearsessions"])
+# Where jobs and uploads keep their files; every process must reach it.
+MEDIA_ROOT = Path(read("str", "FILES_DIR", str(VAR_DIR / "files"))).absolute()
+
 # --- Database -------------------------------------------------------------------------------------------------------
 
 SQLITE_OPTIONS = {

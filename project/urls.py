@@ -13,5 +13,6 @@ admin.site.enable_nav_sidebar = False  # the lists need the width
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
     path("admin/", admin.site.urls),
+    path("files/<str:token>", views.download, name="download"),
     path("statistics", views.statistics, name="statistics"),
 ]

@@ -156,7 +156,10 @@ def disable(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None
 
 def _switch(request: HttpRequest, queryset: Schedules, *, enabled: bool) -> None:
     chosen = _settled(queryset)
-    chosen.update(enabled=enabled)
+    with transaction.atomic():
+        # Locked in one order, or two people at the same rows could wait for each other for ever.
+        list(chosen.select_for_update().order_by("pk").values_list("pk", flat=True))
+        chosen.update(enabled=enabled)
     calendar.refresh(chosen)
     _report(request, chosen, "enabled" if enabled else "disabled")
 

@@ -1,5 +1,6 @@
 """Schedules with their policies, and the rows that say when they are due."""
 
+import json
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -16,25 +17,33 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 from django_celery_beat.admin import PeriodicTaskForm
 from django_celery_beat.models import PeriodicTask
+from pydantic import BaseModel
 
 from jobs import calendar
-from jobs.admin import actions
+from jobs.admin import actions, typed
 from jobs.admin.display import NOTHING, between, moment, state
 from jobs.admin.guard import GuardedAdmin
-from jobs.message import message_of
+from jobs.arguments import model_of
+from jobs.message import find_task, message_of
 from jobs.models import Backfill, Policy, Run, Trigger
 from jobs.occurrences import Invalid
 from jobs.policies import Rule, foresee
 
 SHOWN = 5  # coming due moments
+ARGUMENTS = "Arguments"
 # What beat counts down while a person edits: compared with what the page showed, not with what the row has now.
 COUNTED_DOWN = {"remaining_runs", "skip_next"}
 LAST_RUN = ("state", "reason", "due_at", "started_at", "finished_at")
 
 
 class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat has no type hints
+    arguments: type[BaseModel] | None = None  # those of a typed job, where the page has a field for each
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.arguments and self.instance.pk:
+            task = find_task(self.instance.task)
+            self.initial |= typed.initial_of(task, self.instance.args, self.instance.kwargs) or {}
         if "enabled" in self.fields:  # compared with what the page showed: a limited schedule switches itself off
             self.fields["enabled"].show_hidden_initial = True
 
@@ -47,7 +56,13 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
         self.cleaned_data.setdefault("task", "")  # the parent's clean() stumbles where the field itself was refused
         data: dict[str, Any] = super().clean()
         data["headers"] = data.get("headers") or "{}"  # the column takes no empty value
-        schedule = PeriodicTask(**{name: data[name] for name in data if name != "regtask"})
+        if self.arguments:
+            data |= {"args": "[]", "kwargs": json.dumps(typed.read(self, self.arguments), ensure_ascii=False)}
+            self.instance.args, self.instance.kwargs = data["args"], data["kwargs"]
+            if self.errors:
+                return data  # they stand beside their fields
+        columns = {column.name for column in PeriodicTask._meta.fields}
+        schedule = PeriodicTask(**{name: data[name] for name in columns & data.keys()})
         try:
             calendar.spec_of(schedule, timezone.now())
             message_of(schedule, Policy())
@@ -192,10 +207,43 @@ class ScheduleAdmin(GuardedAdmin):
     ordering = ("name",)
     fieldsets = (
         (None, {"fields": ("name", "regtask", "task", "enabled", "description")}),
+        (ARGUMENTS, {"fields": ("args", "kwargs")}),
         ("When", {"fields": ("interval", "crontab", "solar", "clocked", "start_time", "expires", "one_off")}),
-        ("Arguments", {"fields": ("args", "kwargs")}),
         ("Message", {"fields": ("expire_seconds", "queue", "priority", "exchange", "routing_key", "headers")}),
     )
+
+    class Media:
+        js = ("jobs/schedule.js",)
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **options: Any) -> Any:
+        if task := self._typed_job(request, obj):
+            options["form"] = typed.form_for(self.form, task)
+        return super().get_form(request, obj, change, **options)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        task = self._typed_job(request, obj)
+        names = typed.names(typed.form_for(self.form, task)) if task else ["args", "kwargs"]
+        return [(name, {"fields": names} if name == ARGUMENTS else options) for name, options in self.fieldsets]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """An entry of the settings is known by its name: under another one it would be installed once more."""
+        names = super().get_readonly_fields(request, obj)
+        return [*names, "name"] if obj and Policy.objects.filter(schedule=obj).exclude(entry="").exists() else names
+
+    def _typed_job(self, request: HttpRequest, schedule: PeriodicTask | None) -> Any:
+        """The job whose arguments have a field each on this page; None where they are given as JSON."""
+        may = self.has_change_permission(request, schedule) if schedule else self.has_add_permission(request)
+        asked = request.POST if request.method == "POST" else request.GET
+        name = asked.get("regtask") or asked.get("task") or (schedule.task if schedule else "")
+        task = find_task(name)
+        if not may or task is None or model_of(task) is None or (request.method == "POST" and typed.MARK not in asked):
+            return None
+        shown = (
+            schedule is None
+            or schedule.task != name
+            or typed.initial_of(task, schedule.args, schedule.kwargs) is not None
+        )
+        return task if shown else None
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         """A schedule that was switched off while somebody edited something else stays off."""

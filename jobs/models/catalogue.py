@@ -1,5 +1,7 @@
 """What the ready-made jobs keep."""
 
+from uuid import uuid4
+
 from django.db import models
 
 
@@ -19,3 +21,26 @@ class FeedEntry(models.Model):
 
     def __str__(self) -> str:
         return self.title
+
+
+class StoredFile(models.Model):
+    """A file in Django's default storage: uploaded by a person, or made by a run. `jobs.files` makes and removes it."""
+
+    class Kind(models.TextChoices):
+        UPLOAD = "upload"
+        REPORT = "report"
+        IMAGE = "image"
+        BACKUP = "backup"
+        DATA = "data"
+
+    id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
+    kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.UPLOAD)
+    name = models.CharField(max_length=200, help_text="What it is called when somebody fetches it.")
+    file = models.FileField()
+    content_type = models.CharField(max_length=100, default="application/octet-stream")
+    size = models.BigIntegerField(null=True, help_text="In bytes; empty until the whole of it is there.")
+    run_id = models.UUIDField(null=True, db_index=True, help_text="The run that made it.")
+    created_at = models.DateTimeField(auto_now_add=True, db_index=True)
+
+    def __str__(self) -> str:
+        return self.name

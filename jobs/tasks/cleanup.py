@@ -1,41 +1,55 @@
-"""How long should the ledger remember? A job that deletes what is older, on a schedule like any other.
+"""How long should Punctual remember? A job that deletes what is older, on a schedule like any other.
 
 What went well is seldom asked for after a month; what did not, and why, sometimes after half a year. A run that is not
 over, and the latest of each schedule, always stay; so the ledger's answers do not change. It works in small
-transactions, so it may run beside everything else, be killed at any line, and go on the next day.
+transactions, so it may run beside everything else, be killed at any line, and go on the next day. Backups are not its
+business: `jobs.backup_database` counts its own.
 """
 
 import logging
 from datetime import timedelta
+from importlib import import_module
+from typing import Annotated, Any
 
 from celery import shared_task
+from django.conf import settings
+from django_celery_results.models import GroupResult, TaskResult
+from pydantic import Field, validate_call
 
+from jobs import files
 from jobs.current import progress
-from jobs.models import TERMINAL, State, database_now
+from jobs.models import TERMINAL, State, StoredFile, database_now
 from jobs.retention import forget
 
-SHORTEST, LONGEST = 1, 36_500  # days
+Days = Annotated[int, Field(ge=1, le=36_500, strict=True)]
+RESULTS: tuple[Any, ...] = (TaskResult.objects, GroupResult.objects)
+FILES = set(StoredFile.Kind) - {StoredFile.Kind.BACKUP}
 
 logger = logging.getLogger(__name__)
 
 
 @shared_task(name="jobs.cleanup")
-def cleanup(succeeded_days: int = 30, other_days: int = 180) -> dict[str, int]:
-    """Delete runs that ended longer ago, succeeded ones and all others; returns how many of each were deleted.
-
-    Raises ValueError for anything but whole days from 1 to 36,500.
-    """
-    for days in (succeeded_days, other_days):
-        if isinstance(days, bool) or not isinstance(days, int) or not SHORTEST <= days <= LONGEST:
-            raise ValueError(f"Give whole days from {SHORTEST} to {LONGEST}, not {days!r}.")
-    now, deleted = database_now(), {"succeeded": 0, "others": 0}
-    kinds = {
-        "succeeded": (succeeded_days, {State.SUCCEEDED}),
-        "others": (other_days, TERMINAL - {State.SUCCEEDED}),
+@validate_call
+def cleanup(
+    succeeded_days: Annotated[Days, Field(description="For runs that succeeded.")] = 30,
+    other_days: Annotated[Days, Field(description="For runs that failed, were skipped, cancelled or lost.")] = 180,
+    file_days: Annotated[Days, Field(description="For uploads, and for files that jobs made.")] = 30,
+) -> dict[str, int]:
+    """Delete what is older, and sessions and results that have expired; returns how many runs and files went."""
+    now = database_now()
+    batches_of = {
+        "succeeded": forget(now - timedelta(days=succeeded_days), {State.SUCCEEDED}),
+        "others": forget(now - timedelta(days=other_days), TERMINAL - {State.SUCCEEDED}),
+        "files": files.forget(now - timedelta(days=file_days), FILES),
     }
-    for kind, (days, states) in kinds.items():
-        for number in forget(now - timedelta(days=days), states):
+    deleted = dict.fromkeys(batches_of, 0)
+    for kind, batches in batches_of.items():
+        for number in batches:
             deleted[kind] += number
-            progress(sum(deleted.values()), message=f"{kind} of more than {days} days ago")
-    logger.info("%(succeeded)d succeeded runs and %(others)d others were deleted.", deleted)
+            progress(sum(deleted.values()), message=kind)
+    import_module(settings.SESSION_ENGINE).SessionStore.clear_expired()
+    if settings.CELERY_RESULT_EXPIRES:
+        for results in RESULTS:
+            results.delete_expired(timedelta(seconds=settings.CELERY_RESULT_EXPIRES))
+    logger.info("%(succeeded)d succeeded runs, %(others)d others and %(files)d files were deleted.", deleted)
     return deleted

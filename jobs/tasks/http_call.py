@@ -1,40 +1,71 @@
-"""Does this address answer as it should? Calls it once and fails unless the status is the expected one.
+"""Does this address answer as it should? Calls it and fails unless the expected status, and text, come back.
 
 A check of a site, a nudge to another system's web hook, a cron job behind a URL: all are this call. It teaches the one
 way in which jobs reach out: `jobs.http.fetch`, with a deadline for everything, a cap on the answer and no way to
-private addresses. Redirects are followed, so the expected status is that of their end. A retry is a new attempt of the
-run, by its schedule's policy: the address may be called again, so what it does should bear that.
+private addresses. Redirects are followed, so the expected status is that of their end.
+
+Headers and body may name secrets (`secret:NAME`), which only the worker puts in. A retry after a 5xx, or when nobody
+answered, is a new attempt of the run: the address may be called again, so what it does should bear that.
 """
 
 import logging
 import time
+from typing import Annotated, Any, Literal
 
 from celery import shared_task
+from pydantic import AfterValidator, Field, validate_call
 
 from jobs import http
+from jobs.secrets import reveal
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-DEADLINE = 30.0  # seconds
-LARGEST_ANSWER = 1_000_000  # bytes
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds before a retry; each pause is twice as long as the one before
 
 logger = logging.getLogger(__name__)
 
 
-@shared_task(name="jobs.http_call")
-def http_call(url: str, method: str = "GET", expected_status: int = 200) -> dict[str, int]:
-    """Call `url` (http, https, or "/path" of this site). Raises `jobs.http.FetchError` when it goes otherwise."""
-    _refuse_bad_arguments(method, expected_status)
+def _no_redirect(status: int) -> int:
+    if status in http.REDIRECTS:
+        raise ValueError(f"cannot be {status}: redirects are followed, so expect their end's")
+    return status
+
+
+Address = Annotated[str, Field(max_length=2000, description="http, https, or /path of this site.")]
+Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+Headers = Annotated[dict[str, str], Field(description='As {"Authorization": "Bearer secret:NAME"}.')]
+Body = Annotated[str, Field(description="May name secrets, too.", json_schema_extra={"format": "multi-line"})]
+Status = Annotated[int, Field(ge=200, le=599), AfterValidator(_no_redirect)]
+Text = Annotated[str, Field(description="The answer has to hold it. Empty: any answer will do.")]
+Deadline = Annotated[float, Field(gt=0, le=3600, description="Seconds for everything together.")]
+Largest = Annotated[int, Field(ge=0, le=100_000_000, description="Bytes; of a larger answer nothing is taken.")]
+Retries = Annotated[int, Field(ge=0, le=10, description="After a 5xx, or when nobody answers.")]
+
+
+@shared_task(name="jobs.http_call", bind=True)
+@validate_call
+def http_call(  # noqa: PLR0913, PLR0917 - each is a field that a person fills in
+    self: Any,
+    url: Address,
+    method: Method = "GET",
+    headers: Headers = {},  # noqa: B006 - read only
+    body: Body = "",
+    expected_status: Status = 200,
+    expected_text: Text = "",
+    deadline: Deadline = 30.0,
+    largest_answer: Largest = 1_000_000,
+    retries: Retries = 0,
+) -> dict[str, int]:
+    """Call an address. Raises `jobs.http.FetchError` when it goes otherwise, UnknownSecretError for a secret's name."""
+    revealed = {name: reveal(value) for name, value in headers.items()}
+    content = reveal(body).encode() or None
     start = time.monotonic()
-    response = http.fetch(method, url, deadline=DEADLINE, limit=LARGEST_ANSWER).require(expected_status)
+    try:
+        response = http.fetch(method, url, headers=revealed, body=content, deadline=deadline, limit=largest_answer)
+        if response.status >= 500:
+            response.require(expected_status)
+    except (http.Unreachable, http.TimedOut, http.UnexpectedStatus) as error:
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self.request.retries)
+        raise self.retry(exc=error, countdown=pause, max_retries=retries) from error
+    response.require(expected_status, expected_text)
     milliseconds = round((time.monotonic() - start) * 1000)
-    logger.info("%s %s answered %d in %d ms.", method, url, response.status, milliseconds)
+    logger.info("%s %s answered %d in %d ms.", method, response.place, response.status, milliseconds)
     return {"status": response.status, "bytes": len(response.body), "milliseconds": milliseconds}
-
-
-def _refuse_bad_arguments(method: str, expected_status: int) -> None:
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}.")
-    if not isinstance(expected_status, int) or not 200 <= expected_status <= 599:
-        raise ValueError("expected_status must be a number from 200 to 599.")
-    if expected_status in http.REDIRECTS:
-        raise ValueError(f"expected_status cannot be {expected_status}: redirects are followed, so expect their end's.")

@@ -16,6 +16,8 @@ from pydantic import BaseModel
 
 from jobs.current import current_run, once, progress
 from jobs.models import FeedEntry
+from jobs.resources import Resource
+from jobs.sharing import ResourceTask
 from tests.app import workflows  # noqa: F401 - its tasks are found through this module
 from tests.app.stamp import leave as leave_time
 
@@ -416,3 +418,43 @@ def execute(self: Task, path: str, seconds: float) -> None:
 def stamp(path: str) -> None:
     """Leave the time."""
     leave_time(path)
+
+
+# --- resources ------------------------------------------------------------------------------------------------------
+
+
+def _load_noted(path: str) -> int:
+    """Leave a line with the process that loads, whose number is what it loads."""
+    _append(f"{path}.loads", str(os.getpid()))
+    return os.getpid()
+
+
+loaded = Resource("tests.loaded", _load_noted, limit=100)
+inherited = Resource("tests.inherited", os.getpid, preload=True)
+
+
+lent = Resource("tests.lent", lambda path: path, close=lambda path: _append(path, "closed"))
+
+
+@shared_task(name="tests.look_up")
+def look_up(path: str) -> None:
+    """Leave a line with this process and the one that loaded what it found."""
+    _append(path, f"{os.getpid()}:{loaded.get(path)}")
+
+
+@shared_task(name="tests.inherit", base=ResourceTask, bind=True, resource=inherited)
+def inherit(self: ResourceTask, path: str) -> None:
+    """As above, with what was loaded before this process began."""
+    _append(path, f"{os.getpid()}:{self.shared}")
+
+
+@shared_task(name="tests.borrow", base=ResourceTask, bind=True)
+def borrow(self: ResourceTask, path: str, how: str) -> None:
+    """Take something twice that has to be closed, drop it, and end in one way or another."""
+    self.take(lent, path)
+    lent.drop()
+    _append(self.take(lent, path), how)
+    if how == "fail":
+        raise ValueError("bad")
+    if how == "ignore":
+        raise Ignore

@@ -29,29 +29,30 @@ LAYERS = [
     # Pure: decisions and calculations. No Django.
     {"jobs.occurrences", "jobs.policies", "jobs.resources"},
     # Data, and the ways to the outside world that know nothing of it.
-    {"jobs.prepared"},
+    {"jobs.prepared", "jobs.mapped", "jobs.secrets", "jobs.arguments", "jobs.backup"},
     {"jobs.models.runs", "jobs.models.nodes", "jobs.models.catalogue"},
-    {"jobs.models.schedules", "jobs.models.steps"},
+    {"jobs.models.schedules", "jobs.models.steps", "jobs.models.resources"},
     {"jobs.models", "jobs.bulk", "jobs.http", "project.cache", "project.embedded"},
     {"jobs.caching"},
     # What a schedule means.
     {"jobs.calendar", "jobs.message", "jobs.timeline"},
     # What is done to the ledger, and to processes.
     {"jobs.claim", "jobs.envelope", "jobs.pulse", "jobs.entries", "jobs.alerts", "jobs.transfer"}
-    | {"jobs.nodes", "jobs.retention", "jobs.statistics"}
+    | {"jobs.nodes", "jobs.retention", "jobs.sharing", "jobs.statistics"}
     | {"jobs.demo", "jobs.supervisor"},
     # What is done with runs that are written down, and with their steps.
     {"jobs.logs"},
-    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.current"} | {"jobs.results"},
+    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.current"} | {"jobs.results", "jobs.files"},
     {"jobs.finish"},
     {"jobs.rescue"},
     # What runs: in beat, in workers, and all of it in one terminal.
     {"jobs.base", "jobs.scheduler", "jobs.tasks", "jobs.tasks.*", "jobs.up"},
     # The admin's parts.
-    {"jobs.admin.display", "jobs.admin.guard"},
+    {"jobs.admin.display", "jobs.admin.guard", "jobs.admin.typed"},
     {"jobs.admin.actions"},
     # Doors: parse, call one function, render.
-    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.views"},
+    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.admin.files", "jobs.views"},
+    {"jobs.admin.resources"},
     {"jobs", "jobs.admin", "jobs.api", "jobs.monitoring", "jobs.checks", "jobs.apps"}
     | {"jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
     | {"project.urls", "project.wsgi", "project.asgi"},

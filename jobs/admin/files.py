@@ -1,0 +1,75 @@
+"""Files that people upload and jobs make: to be fetched and taken away, never edited."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.template.defaultfilters import filesizeformat
+from django.urls import reverse
+from django.utils.html import format_html
+
+from jobs import files
+from jobs.admin.display import NOTHING, moment
+from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices
+from jobs.models import StoredFile
+
+
+class UploadForm(forms.ModelForm[StoredFile]):
+    def clean_file(self) -> Any:
+        upload = self.cleaned_data["file"]
+        if upload.size > files.LARGEST_UPLOAD:
+            raise ValidationError(
+                f"The file is larger than {filesizeformat(files.LARGEST_UPLOAD)}: upload a smaller one."
+            )
+        return upload
+
+
+@admin.register(StoredFile)
+class StoredFileAdmin(GuardedAdmin):
+    form = UploadForm
+    list_display = ("name", "kind", "size_", "made", "run", "address")
+    fields = ("file",)
+    list_filter = (("kind", KnownChoices),)
+    search_fields = ("=id", "^name")
+    ordering = ("-created_at",)
+    paginator = CappedPaginator
+    show_full_result_count = False
+
+    def has_change_permission(self, *_: Any, **__: Any) -> bool:
+        return False
+
+    def get_fields(self, _request: HttpRequest, obj: StoredFile | None = None) -> Any:
+        return ("id", *self.list_display) if obj else self.fields
+
+    def save_model(self, _request: HttpRequest, obj: StoredFile, form: Any, _change: bool) -> None:
+        upload = form.cleaned_data["file"]
+        kept = files.keep(upload.name, upload, StoredFile.Kind.UPLOAD, upload.content_type)
+        obj.__dict__.update(kept.__dict__)
+
+    def delete_model(self, _request: HttpRequest, obj: StoredFile) -> None:
+        files.remove(obj)
+
+    def delete_queryset(self, _request: HttpRequest, queryset: QuerySet[StoredFile]) -> None:
+        for row in queryset:
+            files.remove(row)
+
+    @admin.display(description="size", ordering="size")
+    def size_(self, row: StoredFile) -> str:
+        return "is being written" if row.size is None else filesizeformat(row.size)
+
+    @admin.display(description="made", ordering="created_at")
+    def made(self, row: StoredFile) -> str:
+        return moment(row.created_at)
+
+    @admin.display(description="by")
+    def run(self, row: StoredFile) -> str:
+        if row.run_id is None:
+            return "a person"
+        return format_html('<a href="{}">run</a>', reverse("admin:jobs_run_change", args=[row.run_id]))
+
+    @admin.display(description="fetch")
+    def address(self, row: StoredFile) -> str:
+        return NOTHING if row.size is None else format_html('<a href="{}">{}</a>', files.link(row), row.name)
