@@ -109,21 +109,20 @@ def test_it_says_that_what_should_take_the_place_of_a_task_was_undone(processes,
     assert run.reason == "what was to take its place was undone with its transaction"
 
 
-@pytest.mark.parametrize(
-    ("what", "why"),
-    [
-        (["workflow", "unfit"], "step tests.add failed: TypeError: leave() takes 2 positional arguments but 3"),
-        (["workflow", "unfit_body"], "step tests.leave never came: "),
-        (["set_off", "tests.replaced", "unsendable"], "step tests.replaced failed: kombu.exceptions.EncodeError: "),
-        (["set_off", "tests.retry_unsendable"], "step tests.retry_unsendable failed: TypeError: retry_unsendable()"),
-        (["set_off", "tests.replaced_in_transaction"], "step tests.replaced_in_transaction failed: what was to take"),
-    ],
-)
-def test_it_fails_a_run_whose_step_cannot_send_what_follows(processes, eventually, tmp_path, what, why):
+def test_it_fails_a_run_whose_step_cannot_send_what_follows(processes, eventually, tmp_path):
+    why = {
+        ("workflow", "unfit"): "step tests.add failed: TypeError: leave() takes 2 positional arguments but 3",
+        ("workflow", "unfit_body"): "step tests.leave never came: ",
+        ("set_off", "tests.replaced", "unsendable"): "step tests.replaced failed: kombu.exceptions.EncodeError: ",
+        ("set_off", "tests.retry_unsendable"): "step tests.retry_unsendable failed: TypeError: retry_unsendable()",
+        ("set_off", "tests.replaced_in_transaction"): "step tests.replaced_in_transaction failed: what was to take",
+    }
+    runs = {what: send(f"tests.{what[0]}", *what[1:], str(tmp_path / "left")) for what in why}
     processes.start_worker()
-    run = send(f"tests.{what[0]}", *what[1:], str(tmp_path / "left"))
-    eventually(lambda: over(run))
-    assert (run.state, run.reason[: len(why)]) == (State.FAILED, why)
+    eventually(lambda: all(over(run) for run in runs.values()))
+    assert {what: (run.state, run.reason[: len(why[what])]) for what, run in runs.items()} == {
+        what: (State.FAILED, sentence) for what, sentence in why.items()
+    }
     assert lines(tmp_path / "left") == []
 
 
