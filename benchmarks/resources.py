@@ -6,6 +6,7 @@ Memory is what the system would have back if the worker ended: what processes sh
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import median
@@ -22,10 +23,11 @@ AT_ONCE = 8  # tasks that wait in the queue
 class Size:
     rows: int
     look_ups: int  # of each process, at least
+    ways: Sequence[str]
 
 
-FULL = Size(rows=1_050_000, look_ups=6)
-QUICK = Size(rows=2_000, look_ups=2)
+FULL = Size(1_050_000, 6, ways=("no table", "Redis", "Resource", "Resource, preloaded", "MappedResource"))
+QUICK = Size(2_000, 2, ways=("Redis", "Resource, preloaded", "MappedResource"))
 
 
 class Resources:
@@ -41,7 +43,7 @@ class Resources:
         what = f"a table of {self._size.rows * tables.ROW.size / 1e6:,.1f} MB, {PROCESSES} processes"
         self._ground.broker.flushdb()
         tables.make(self._size.rows)
-        for way in tables.LOOK_UPS:
+        for way in self._size.ways:
             env = {"BENCH_FOLDER": str(self._ground.workspace.folder / f"tables-{time.monotonic_ns()}")}
             env |= {"BENCH_PRELOAD": "1"} if way == "Resource, preloaded" else {}
             self._ground.broker.delete(REPLIES, QUEUE)

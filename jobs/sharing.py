@@ -4,7 +4,8 @@ Its one rule: no process hands out a resource before it has looked which version
 it looks every two seconds, in a thread of its own. So what is invalidated is gone everywhere within seconds. What was
 loaded while the database was away is dropped when the versions can be read: nothing fails, nothing stays outdated.
 
-Only workers look and tell. Elsewhere (web, shell, tests) a resource is kept for its `ttl`, and there is no thread.
+Limits: only workers look and tell. Elsewhere (web, shell, tests) a resource is kept for its `ttl`, and there is no
+thread. A load in a transaction that sees older data (REPEATABLE READ) brings older data, and they are kept.
 """
 
 import gc

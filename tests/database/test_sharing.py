@@ -81,6 +81,19 @@ def test_it_drops_what_it_holds_when_the_versions_begin_again(prices):
     assert (prices.tally().entries, prices.version) == (0, 0)
 
 
+@pytest.mark.django_db(transaction=True)
+def test_it_looks_before_a_process_uses_a_resource_for_the_first_time(prices, monkeypatch):
+    for module, name in ((resources, "_hook"), (resources, "_unused"), (sharing, "_watch")):
+        monkeypatch.setattr(module, name, None)
+    prices.get()
+    ResourceVersion.objects.filter(name="prices").update(number=1)
+    resources.before_first_use(sharing._begin)
+    try:
+        assert prices.get() == 2
+    finally:
+        sharing._watch.stop()
+
+
 def test_it_looks_with_one_query_for_all(prices, django_assert_num_queries):
     with django_assert_num_queries(1):
         sharing.look()
