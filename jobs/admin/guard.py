@@ -1,4 +1,4 @@
-"""What an admin page does not ask the database: filters not offered, rows that cannot be, endless counts."""
+"""What an admin page does not do: edit what is written down, filter as was not offered, count for ever."""
 
 from typing import Any
 
@@ -29,6 +29,19 @@ class GuardedAdmin(admin.ModelAdmin[Any]):
             messages.error(request, "Some of these rows cannot exist: choose them from the list.")
             return HttpResponseRedirect(request.get_full_path())
         return super().response_action(request, queryset)
+
+
+class ReadOnlyAdmin:
+    """What the ledger or a job wrote: people look at it, nobody edits it here."""
+
+    def has_add_permission(self, *_: Any, **__: Any) -> bool:
+        return False
+
+    def has_change_permission(self, *_: Any, **__: Any) -> bool:
+        return False
+
+    def has_delete_permission(self, *_: Any, **__: Any) -> bool:
+        return False
 
 
 class CappedPaginator(Paginator[Any]):

@@ -13,8 +13,7 @@ from django.template.defaultfilters import filesizeformat
 
 from jobs import sharing
 from jobs.admin.display import NOTHING, counted, moment, share
-from jobs.admin.guard import GuardedAdmin
-from jobs.admin.runs import ReadOnlyAdmin
+from jobs.admin.guard import GuardedAdmin, ReadOnlyAdmin
 from jobs.models import Holding, ResourceVersion
 
 FIGURES = ("entries", "bytes", "hits", "misses")

@@ -19,25 +19,12 @@ from django.utils.safestring import SafeString, mark_safe
 from jobs import ask
 from jobs.admin.actions import send
 from jobs.admin.display import NOTHING, between, counted, moment, state
-from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices
+from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, ReadOnlyAdmin
 from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, FeedEntry, Holding, Node, Run, State, Step
 from jobs.models.steps import UNDER_WAY
 from jobs.occurrences import Invalid
 
 SHOWN = 100  # steps of a run, and runs of a node
-
-
-class ReadOnlyAdmin:
-    """What the ledger or a job wrote: people look at it, nobody edits it here."""
-
-    def has_add_permission(self, *_: Any, **__: Any) -> bool:
-        return False
-
-    def has_change_permission(self, *_: Any, **__: Any) -> bool:
-        return False
-
-    def has_delete_permission(self, *_: Any, **__: Any) -> bool:
-        return False
 
 
 class AttemptInline(ReadOnlyAdmin, admin.TabularInline[Attempt, Run]):

@@ -90,7 +90,7 @@ def test_it_runs_every_workflow_of_the_documentation(processes, eventually, tmp_
         eventually(lambda run=run: ends(run))
     ended = [(run.task, run.state, progress_of(admin_client, run)) for run in runs]
     assert ended == [(f"tests.app.workflows.{name}", state, steps) for name, _, steps, _, state in EXAMPLES]
-    assert left_in(tmp_path / "media") == {name: text for example in EXAMPLES for name, text in example.left.items()}
+    assert left_in(tmp_path / "files") == {name: text for example in EXAMPLES for name, text in example.left.items()}
 
 
 def progress_of(client, run) -> str:

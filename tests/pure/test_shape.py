@@ -51,8 +51,7 @@ LAYERS = [
     {"jobs.admin.display", "jobs.admin.guard", "jobs.admin.typed"},
     {"jobs.admin.actions"},
     # Doors: parse, call one function, render.
-    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.admin.files", "jobs.views"},
-    {"jobs.admin.resources"},
+    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.admin.files", "jobs.admin.resources", "jobs.views"},
     {"jobs", "jobs.admin", "jobs.api", "jobs.monitoring", "jobs.checks", "jobs.apps"}
     | {"jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
     | {"project.urls", "project.wsgi", "project.asgi"},
