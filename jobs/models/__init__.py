@@ -1,6 +1,6 @@
 """The ledger and what belongs to it: runs, their steps, the policies of schedules, nodes, what ready-made jobs keep."""
 
-from jobs.models.catalogue import FeedEntry, StoredFile
+from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile
 from jobs.models.nodes import Node
 from jobs.models.runs import (
     ACTIVE,
@@ -29,6 +29,7 @@ __all__ = [
     "ACTIVE",
     "CATCH_UP_CHOICES",
     "ENDED_BY_ITSELF",
+    "LONGEST_ADDRESS",
     "LONGEST_ERROR_TEXT",
     "LONGEST_NAME",
     "SENDING",
@@ -37,6 +38,7 @@ __all__ = [
     "UNSTARTED",
     "Attempt",
     "Backfill",
+    "Delivery",
     "Effect",
     "FeedEntry",
     "Node",

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ from pydantic import BaseModel
 
 from jobs.current import current_run, once, progress
 from jobs.models import FeedEntry
+from jobs.queries import Table, query
 from tests.app.stamp import leave as leave_time
 
 DEADLINE = 60.0  # seconds after which a forgotten task gives up
@@ -377,3 +379,15 @@ def execute(self: Task, path: str, seconds: float) -> None:
 def stamp(path: str) -> None:
     """Leave the time."""
     leave_time(path)
+
+
+@query("test entries")
+def entries(start: datetime | None, end: datetime) -> Table:
+    """What was imported, each entry with its link in the place of an address."""
+    return Table(["title", "email"], FeedEntry.objects.order_by("id").values_list("title", "link").iterator())
+
+
+@query("test numbers")
+def numbers(start: datetime | None, end: datetime) -> Table:
+    """More rows than a PDF shows."""
+    return Table(["number"], ([number] for number in range(5_001)))
