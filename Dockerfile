@@ -1,12 +1,15 @@
 # One image for web, worker, beat and every management command; docker-compose.yml says which is which.
-FROM python:3.13-slim
+FROM python:3.13-slim-trixie
 
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     VAR_DIR=/app/var
 
 WORKDIR /app
-RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin punctual
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin punctual \
+    && install --directory --owner=punctual /app/files
+# pg_dump and pg_restore of the server's version, for `jobs.backup_database`.
+RUN apt-get update && apt-get install --yes --no-install-recommends postgresql-client-17 && rm -rf /var/lib/apt/lists/*
 
 COPY requirements.txt ./
 RUN pip install --no-cache-dir --no-compile --require-hashes -r requirements.txt

@@ -9,30 +9,36 @@ from benchmarks.figures import Figures
 from benchmarks.ground import Ground, ground
 
 BEAT, WORKER = ("burst", "queries", "idle", "edit"), ("drain", "latency", "results")
+RESOURCES = ("resources",)
+ALL = BEAT + WORKER + RESOURCES
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description="Punctual beside the stock parts.")
     parser.add_argument("--quick", action="store_true", help="little of everything, one round: a look, no measurement")
-    parser.add_argument("--only", choices=BEAT + WORKER, action="append", help="may be given several times")
+    parser.add_argument("--only", choices=ALL, action="append", help="may be given several times")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error("--rounds must be 1 or more")
     with ground() as place:
-        measure(place, arguments.only or BEAT + WORKER, 1 if arguments.quick else arguments.rounds, arguments.quick)
+        measure(place, arguments.only or ALL, 1 if arguments.quick else arguments.rounds, arguments.quick)
 
 
 def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> None:
     from django.db import connection  # late, as are those below: the environment must stand
 
-    from benchmarks import beat, worker
+    from benchmarks import beat, resources, worker
 
     server = connection.cursor().connection.info.server_version // 10_000
     python, cores = platform.python_version(), os.cpu_count()
     print(f"PostgreSQL {server}, Python {python}, {cores} cores; medians of {rounds} [lowest to highest]", flush=True)
     figures = Figures()
-    for part, module, offered in ((beat.Beat, beat, BEAT), (worker.Worker, worker, WORKER)):
+    for part, module, offered in (
+        (beat.Beat, beat, BEAT),
+        (worker.Worker, worker, WORKER),
+        (resources.Resources, resources, RESOURCES),
+    ):
         if chosen := [name for name in offered if name in names]:
             bench = part(place, module.QUICK if quick else module.FULL, figures)
             for name in chosen:

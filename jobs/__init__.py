@@ -3,11 +3,14 @@
 Pure, without Django:
     occurrences   when is a schedule due?
     policies      what should happen to a due moment, a failed attempt, a lost one?
+    resources     how do the jobs of a process share what is expensive to make?
+    mapped        how do all processes of a machine share one large table?
 Data:
     models/       the ledger: policies, runs, attempts, steps; the only way a run changes its state
     prepared      executes a statement that Django made before
     bulk          writes many rows in one statement
 Capabilities:
+    caching       what may be remembered for a while, by every process?
     calendar      when is a `PeriodicTask` due next, and has it changed?
     arguments     what does a job take, and do these arguments fit?
     message       what does it ask Celery to run?
@@ -23,7 +26,9 @@ Capabilities:
     rescue        what becomes of runs that nobody will finish?
     pulse         keeps the runs of this process alive
     results       what comes back from a task?
+    statistics    how are the runs doing, in a few figures?
     nodes         which beats and workers are there?
+    sharing       what does a worker do about its resources?
     logs          keeps what a run logs
     current       what a task can ask and tell while it executes
     http          fetches an address, and never one it must not
@@ -42,7 +47,7 @@ What runs in beat and in workers:
     tasks/        the ready-made jobs
     up            all of Punctual in one terminal
 Doors:
-    admin/        schedules and runs, for people
-    views         links to files
+    admin/        schedules, runs, files and resources, for people
+    views         links to files; statistics, as JSON
     management/   commands
 """

@@ -9,8 +9,10 @@ class JobsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from jobs import base, calendar, nodes
+        from jobs import base, calendar, nodes, sharing, statistics
 
         base.connect()
         calendar.connect()
         nodes.connect()
+        sharing.connect()
+        statistics.connect()

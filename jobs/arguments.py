@@ -38,7 +38,8 @@ def check(task: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
 
 def by_name(task: Any, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a typed task, each under its name. Raises TypeError when they do not fit its signature."""
-    return dict(inspect.signature(task.run).bind(*args, **kwargs).arguments)
+    signature = _signature(task.run.raw_function, inspect.ismethod(task.run))
+    return dict(signature.bind(*args, **kwargs).arguments)
 
 
 def model_of(task: Any) -> type[BaseModel] | None:
@@ -54,8 +55,14 @@ def sentence(error: ValidationError) -> str:
 
 
 @cache
+def _signature(function: Callable[..., Any], is_bound: bool) -> inspect.Signature:
+    signature = inspect.signature(function)
+    return signature.replace(parameters=list(signature.parameters.values())[is_bound:])
+
+
+@cache
 def _model(function: Callable[..., Any], is_bound: bool) -> type[BaseModel] | None:
-    parameters = list(inspect.signature(function).parameters.values())[is_bound:]
+    parameters = _signature(function, is_bound).parameters.values()
     if any(parameter.kind not in NAMED or parameter.name.startswith("_") for parameter in parameters):
         return None  # there is no field for each
     hints = get_type_hints(function, include_extras=True)

@@ -33,8 +33,21 @@ def copy_to(path: Path) -> None:
 
 def verify(path: Path) -> None:
     """Restore the copy beside the database, and compare the two. Raises BackupError."""
-    with (_restored if connection.vendor == "postgresql" else _opened)(path) as copy:
+    with restored(path) as copy:
         _check(copy)
+
+
+@contextmanager
+def restored(path: Path) -> Iterator[Any]:
+    """A connection to the copy, restored, for as long as it is looked at. Raises BackupError."""
+    if connection.vendor != "postgresql":
+        with _opened(path) as copy:
+            yield copy
+        return
+    with _scratch() as name:
+        _run("pg_restore", "--exit-on-error", "--no-owner", "--no-privileges", str(path), database=name)
+        with _opened(name) as copy:
+            yield copy
 
 
 def _check(copy: Any) -> None:
@@ -58,22 +71,19 @@ def _tables(database: Any) -> dict[str, int]:
 
 
 @contextmanager
-def _restored(path: Path) -> Iterator[Any]:
-    scratch = f"punctual_verify_{uuid4().hex}"
+def _scratch() -> Iterator[str]:
+    """The name of a database that is made for this, and dropped after it."""
+    name = f"punctual_verify_{uuid4().hex}"
     with connection.cursor() as cursor:
         try:
-            cursor.execute(f"CREATE DATABASE {scratch} TEMPLATE template0")
+            cursor.execute(f"CREATE DATABASE {name} TEMPLATE template0")
         except DatabaseError as error:
-            raise BackupError(
-                f"There is no scratch database to restore into: {error} (ALTER ROLE … CREATEDB?)"
-            ) from error
+            raise BackupError(f"There is no database to restore the copy into: {error} Grant CREATEDB.") from error
     try:
-        _run("pg_restore", "--exit-on-error", "--no-owner", "--no-privileges", str(path), database=scratch)
-        with _opened(scratch) as copy:
-            yield copy
+        yield name
     finally:
         with connection.cursor() as cursor:
-            cursor.execute(f"DROP DATABASE IF EXISTS {scratch} WITH (FORCE)")
+            cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 def _run(program: str, *options: str, database: str) -> None:
@@ -81,8 +91,9 @@ def _run(program: str, *options: str, database: str) -> None:
     settings = {**connection.settings_dict, "NAME": database}
     (_, *place, _), environment = connection.client.settings_to_cmd_args_env(settings, [])
     command = [program, *place, f"--dbname={database}", "--no-password", *options]
+    environment = {**os.environ, **(environment or {})}
     try:
-        subprocess.run(command, env={**os.environ, **(environment or {})}, check=True, capture_output=True, text=True)  # noqa: S603 - the settings say where
+        subprocess.run(command, env=environment, check=True, capture_output=True, text=True)  # noqa: S603 - all our own
     except FileNotFoundError:
         raise BackupError(f"{program} is not installed here: install PostgreSQL's client programs.") from None
     except subprocess.CalledProcessError as error:

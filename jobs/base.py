@@ -8,11 +8,13 @@ The base of every task by the application in project/celery.py: nothing needs to
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from traceback import format_exception
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -58,12 +60,17 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
     def apply_async(  # type: ignore[override] # options are passed through as they come
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
     ) -> Any:
-        """As Celery's, but `self.retry()` of a run waits in the ledger: messages with an ETA may be repeated."""
+        """As Celery's, but `self.retry()` of a run waits in the ledger: messages with an ETA may be repeated.
+
+        That of a step is sent when its body is over, and with it whatever transaction it was called in.
+        """
+        publish = partial(super().apply_async, args, kwargs, task_id=task_id, **options)
         held = pulse.of(self.request) if options.get("retries") else None
-        if held is None or held.is_step or held.task_id != task_id:
-            return super().apply_async(args, kwargs, task_id=task_id, **options)
+        if held is None or held.task_id != task_id:
+            return publish()
         delay = _delay(options)  # what is no length of time fails in the task
-        held.retry = {"args": list(args or ()), "kwargs": kwargs or {}, "delay": delay, "options": options}
+        again = partial(_retry, held, list(args or ()), kwargs or {}, delay, options)
+        held.retry = partial(_send_again, held, publish) if held.is_step else again
         return self.AsyncResult(held.task_id)
 
 
@@ -108,6 +115,17 @@ def _retry(held: pulse.Held, args: Any, kwargs: Any, delay: timedelta, options: 
         Run.objects.finish(run.id, run.attempt, State.CANCELLED, reason=run.cancel_reason)
         return
     run.return_to_waiting(Run.objects.all(), Attempt.Outcome.RETRIED, delay, reason=reason, **changes)
+
+
+def _send_again(held: pulse.Held, publish: Callable[[], Any]) -> None:
+    """Send a step once more, as it asked for by `self.retry()`."""
+    finish.write_log(held)
+    try:
+        publish()
+    except DatabaseError:
+        raise
+    except Exception as error:  # noqa: BLE001 - arguments, a router, the broker: Celery's own answer would be Reject
+        finish.fail(held, error, "".join(format_exception(error)))
 
 
 def _patiently(write: Callable[[], T]) -> T:
@@ -168,11 +186,12 @@ def _on_postrun(task: Any, state: str | None = None, **_: Any) -> None:
         return
     pulse.release(held)
     if held.retry is not None:
-        _patiently(partial(_retry, held, **held.retry))
+        _patiently(held.retry)
     elif state in CHOSEN:
         _patiently(partial(finish.finish, held, *CHOSEN[state]))
-    elif held.is_step and state == states.RETRY:
-        finish.write_log(held)
+    elif state == states.SUCCESS and (error := sys.exception()):
+        # It passes through: what follows the task could not be sent, or its result not be kept.
+        _patiently(partial(finish.fail, held, error, "".join(format_exception(error))))
 
 
 def _on_child_gone(task_id: str, exception: BaseException) -> None:

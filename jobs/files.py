@@ -35,11 +35,10 @@ def keep(name: str, content: IO[Any], kind: StoredFile.Kind, content_type: str =
     held = pulse.current()
     run_id = held.run_id if held else None
     key = uuid5(run_id, name) if run_id else uuid4()
-    made: dict[str, Any] = {"kind": kind, "name": name[:200], "run_id": run_id, "size": None}
+    made: dict[str, Any] = {"kind": kind, "name": _printable(name), "run_id": run_id, "size": None}
     made |= {"file": f"{kind}/{key}", "content_type": content_type or "application/octet-stream"}
-    row, is_new = StoredFile.objects.update_or_create(id=key, defaults=made)
-    if not is_new:
-        default_storage.delete(made["file"])
+    row, _ = StoredFile.objects.update_or_create(id=key, defaults=made)
+    default_storage.delete(made["file"])  # of an earlier attempt
     stored_as = default_storage.save(made["file"], File(content))
     row.file.name, row.size = stored_as, default_storage.size(stored_as)
     row.save(update_fields=["file", "size"])
@@ -81,3 +80,8 @@ def forget(before: datetime, kinds: Collection[StoredFile.Kind]) -> Iterator[int
             with suppress(StoredFile.DoesNotExist):
                 remove(row)
         yield len(batch)
+
+
+def _printable(name: str) -> str:
+    """As a database stores it, and a header of HTTP carries it."""
+    return "".join(filter(str.isprintable, name))[:200] or "file"

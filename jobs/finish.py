@@ -13,17 +13,20 @@ from jobs.logs import mask, storable
 from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Policy, Run, RunLog, State, Step
 
 LONGEST_REASON = 500  # characters of an error in the sentence of its run; the whole of it stands beside
+UNDONE = "what was to take its place was undone with its transaction"
 
 
 def finish(held: pulse.Held, state: State, reason: str = "") -> None:
     """The body of a run or step is over, and it did not fail. A run whose steps are not over waits for them."""
     news = write_log(held)
+    if reason and held.uncommitted:
+        _fail(held, UNDONE, {"error_text": UNDONE})
+        return
     if held.is_step:
         pulse.write_news(held, news)
-        steps.end(held.task_id, held.attempt, Step.State.SUCCEEDED if state == State.SUCCEEDED else Step.State.FAILED)
-    elif held.has_steps and reason and not steps.exist(held):
-        fail_run(held.run_id, held.attempt, "what was to take its place was undone with its transaction", {})
-        return
+        if not held.replaced:
+            how = Step.State.SUCCEEDED if state == State.SUCCEEDED else Step.State.FAILED
+            steps.end(held.task_id, held.attempt, how)
     elif held.has_steps:
         steps.hand_over(held, **news)
     else:
@@ -36,12 +39,15 @@ def finish(held: pulse.Held, state: State, reason: str = "") -> None:
 def fail(held: pulse.Held, exception: BaseException, text: str) -> None:
     """The body of a run or step raised."""
     pulse.write_news(held, write_log(held))
-    error = _described(exception, text)
+    _fail(held, _sentence(exception), _described(exception, text))
+
+
+def _fail(held: pulse.Held, reason: str, error: dict[str, str]) -> None:
     if held.is_step:
         steps.end(held.task_id, held.attempt, Step.State.FAILED, **error)
         settle(held.run_id, held.attempt)
     else:
-        fail_run(held.run_id, held.attempt, _sentence(exception), error)
+        fail_run(held.run_id, held.attempt, reason, error)
 
 
 def fail_run(run_id: UUID, attempt: int, reason: str, error: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,13 +44,15 @@ class Held:
     attempt: int
     is_step: bool = False
     has_steps: bool = False
+    replaced: bool = False  # whether this step was sent again, by a retry or with something else in its place
+    uncommitted: bool = False  # whether what it sent last waits for the end of a transaction, or was undone with it
     started_at: float = field(default_factory=time.monotonic)
     renewed_at: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=threading.get_ident)
     interrupted_at: float | None = None
     lines: list[str] = field(default_factory=list)
     progress: dict[str, Any] = field(default_factory=dict)
-    retry: dict[str, Any] | None = None  # what the task asked for by `self.retry()`, until it is over
+    retry: Callable[[], Any] | None = None  # does what the task asked for by `self.retry()`, once it is over
 
     def take_lines(self) -> str:
         """The lines that were logged since they were taken last."""

@@ -50,14 +50,27 @@ def send(publish: Callable[..., Any], request: Any, name: str, options: dict[str
         connection.close()  # it broke while the task did something else
         _enlist(held, name, options)
     if connection.in_atomic_block:
-        transaction.on_commit(partial(publish, **{key: options[key] for key in options.keys() - BOUND_TO_NOW}))
+        held.uncommitted = True
+        later = {key: options[key] for key in options.keys() - BOUND_TO_NOW}
+        transaction.on_commit(partial(_publish, held, publish, request.task, later))
         result = current_app.AsyncResult(options["task_id"])
         result.ignored = bool(options.get("ignore_result"))
         return result
+    return _publish(held, publish, request.task, options)
+
+
+def _publish(held: pulse.Held, publish: Callable[..., Any], sender: str, options: dict[str, Any]) -> Any:
+    """What could not be published is no step; a step that could not be sent again is still where it was."""
+    held.uncommitted = False
     try:
         return publish(**options)
     except Exception:
-        Step.objects.filter(id=options["task_id"], state=Step.State.QUEUED).delete()
+        unsent = Step.objects.filter(id=options["task_id"], state=Step.State.QUEUED)
+        if held.is_step and options["task_id"] == held.task_id:
+            held.replaced = False
+            unsent.update(state=Step.State.RUNNING, task=sender, lease_until=Now() + lease())
+        else:
+            unsent.delete()
         raise
 
 
@@ -77,7 +90,9 @@ def _enlist(held: pulse.Held, name: str, options: dict[str, Any]) -> None:
 def _note(held: pulse.Held, task_id: str, name: str, state: Step.State, **columns: Any) -> None:
     """Make the step's row. One that is there is sent again, by a retry or in place of itself, or was expected."""
     step = Step(id=task_id, run_id=held.run_id, attempt=held.attempt, task=name[:LONGEST_NAME], state=state, **columns)
-    if state == Step.State.EXPECTED:
+    is_itself = task_id == held.task_id
+    held.replaced |= is_itself
+    if state == Step.State.EXPECTED and not is_itself:
         Step.objects.bulk_create([step], ignore_conflicts=True)
     else:
         changed = ["run", "attempt", "task", "state", *columns]
@@ -132,11 +147,6 @@ def hand_over(held: pulse.Held, **changes: Any) -> None:
     body.update(lease_until=None, **changes)
 
 
-def exist(held: pulse.Held) -> bool:
-    """Whether the attempt has any step."""
-    return Step.objects.filter(run=held.run_id, attempt=held.attempt).exists()
-
-
 def outcome(run: Run) -> tuple[State, str, Step | None] | None:
     """How a run ends whose body is over, why, and by which step; None while a step is under way."""
     steps = Step.objects.filter(run=run, attempt=run.attempt)
@@ -148,7 +158,8 @@ def outcome(run: Run) -> tuple[State, str, Step | None] | None:
         why = failed.error_text.strip().rpartition("\n")[2] or failed.error_class
         return State.FAILED, f"step {failed.task} failed: {why}", failed
     if missing := steps.filter(state=Step.State.EXPECTED).first():
-        return State.FAILED, f"step {missing.task} never came: what counts the group before it is gone", missing
+        why = "what counts the group before it is gone, or it could not be sent"
+        return State.FAILED, f"step {missing.task} never came: {why}", missing
     return State.SUCCEEDED, "", None
 
 

@@ -1,15 +1,21 @@
-"""Addresses of Punctual's own beside the admin. Each parses, calls one function, and answers."""
+"""What can be asked for beside the admin? A stored file, by whoever has a link to it; the statistics, by staff.
 
-from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseBase
-from django.utils.cache import patch_cache_control
+Its one rule: a door parses, asks one function and renders. Browsers may keep statistics but ask each time whether they
+still hold, so that an invalidation reaches them, too; while they hold, nothing is sent again (304).
+"""
+
+from django.contrib.admin.views.decorators import staff_member_required
+from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.utils.cache import get_conditional_response, patch_cache_control
 from django.views.decorators.http import require_safe
 
-from jobs import files
+from jobs import caching, files
+from jobs import statistics as of_runs
 
 
 @require_safe
 def download(_: HttpRequest, token: str) -> HttpResponseBase:
-    """A stored file, to whoever has a link to it; always to be saved, never to be shown as a page of this site."""
+    """A stored file; always to be saved, never to be shown as a page of this site."""
     try:
         row = files.of_link(token)
         content = row.file.open("rb")
@@ -18,3 +24,16 @@ def download(_: HttpRequest, token: str) -> HttpResponseBase:
     response = FileResponse(content, as_attachment=True, filename=row.name, content_type=row.content_type)
     patch_cache_control(response, private=True, no_store=True)
     return response
+
+
+@require_safe
+@staff_member_required
+def statistics(request: HttpRequest) -> HttpResponseBase:
+    """The figures, and how often they were found in the cache; others than staff are sent to the login."""
+    figures = of_runs.figures()
+    usage = caching.usage(of_runs.NAME)
+    counts = usage and {"hits": usage.hits, "misses": usage.misses, "hit_rate": usage.hit_rate}
+    response = JsonResponse({**figures, "cache": counts})
+    patch_cache_control(response, private=True, max_age=0, must_revalidate=True)
+    response["ETag"] = f'W/"{figures["generated_at"]}"'  # weak: the counts of the cache may differ
+    return get_conditional_response(request, response["ETag"], response=response) or response

@@ -180,22 +180,21 @@ def _is_redis(url: str) -> bool:
     return parts.scheme in {"redis", "rediss"} and bool(parts.hostname) and parts.port != 0 and database.isdecimal()
 
 
-def _redis_url() -> str:
-    url: str = read("str", "REDIS_URL", embedded.redis_url(VAR_DIR) if EMBEDDED else required)
+def _checked(name: str, url: str) -> str:
     try:
         usable = _is_redis(url)
     except ValueError:
         usable = False
     if not usable:
         raise ImproperlyConfigured(
-            "REDIS_URL cannot be read: it must look like redis://:password@host:6379/0, rediss://... or "
+            f"{name} cannot be read: it must look like redis://:password@host:6379/0, rediss://... or "
             "unix:///path/to/socket?db=0."
         )
     return url
 
 
 # redis://[:password@]host:6379/0, rediss:// (TLS) or unix:///path/to/socket?db=0
-REDIS_URL = _redis_url()
+REDIS_URL = _checked("REDIS_URL", read("str", "REDIS_URL", embedded.redis_url(VAR_DIR) if EMBEDDED else required))
 
 # The broker, where it is not REDIS_URL: any address Celery knows (redis://, sentinel://, amqp://, sqs://).
 CELERY_BROKER_URL: str = read("str", "BROKER_URL", embedded.broker_url(REDIS_URL))
@@ -239,6 +238,18 @@ CODE_VERSION: str = read("str", "CODE_VERSION", "")
 # How long, in seconds, a step of a run (a task of its chain, group or chord) may wait in the broker before it counts as
 # lost, and its run with it. Longer than the longest backlog of the queues that steps go to.
 STEP_PATIENCE_SECONDS: float = read("float", "STEP_PATIENCE_SECONDS", 3600.0)
+
+# --- Cache ----------------------------------------------------------------------------------------------------------
+
+# Where values are remembered for a while by every process: as REDIS_URL, whose database it may share with the broker.
+CACHE_URL = _checked("CACHE_URL", read("str", "CACHE_URL", REDIS_URL))
+CACHES = {
+    "default": {
+        "BACKEND": "project.cache.Cache",
+        "LOCATION": [CACHE_URL],  # a list, or Django would cut the address at its commas
+        "KEY_PREFIX": "punctual",
+    }
+}
 
 # --- Time and language ----------------------------------------------------------------------------------------------
 

@@ -14,4 +14,5 @@ urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
     path("admin/", admin.site.urls),
     path("files/<str:token>", views.download, name="download"),
+    path("statistics", views.statistics, name="statistics"),
 ]

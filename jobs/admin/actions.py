@@ -27,7 +27,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django_celery_beat.models import PeriodicTask
 
-from jobs import ask, calendar, dispatch
+from jobs import ask, calendar, dispatch, statistics
 from jobs.admin.display import counted, moment
 from jobs.models import CATCH_UP_CHOICES, Backfill, Policy, PolicyQuerySet, Run
 from jobs.occurrences import Invalid
@@ -156,7 +156,10 @@ def disable(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None
 
 def _switch(request: HttpRequest, queryset: Schedules, *, enabled: bool) -> None:
     chosen = _settled(queryset)
-    chosen.update(enabled=enabled)
+    with transaction.atomic():
+        # Locked in one order, or two people at the same rows could wait for each other for ever.
+        list(chosen.select_for_update().order_by("pk").values_list("pk", flat=True))
+        chosen.update(enabled=enabled)
     calendar.refresh(chosen)
     _report(request, chosen, "enabled" if enabled else "disabled")
 
@@ -255,6 +258,7 @@ def _policies(chosen: Schedules) -> PolicyQuerySet:
 
 
 def _report(request: HttpRequest, chosen: Schedules, what: str) -> None:
+    statistics.forget()
     number = _note(request, chosen, what)
     level = messages.SUCCESS if number else messages.WARNING
     messages.add_message(request, level, f"{counted(number, 'schedule is', 'schedules are')} {what}.")

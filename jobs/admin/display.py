@@ -1,4 +1,4 @@
-"""How do moments, lengths of time and states look to a person? Nothing here asks the database."""
+"""How do moments, lengths of time, shares and states look to a person? Nothing here asks the database."""
 
 from datetime import datetime, timedelta
 
@@ -34,3 +34,8 @@ def between(start: datetime | None, end: datetime | None) -> str:
 def counted(number: int, one: str, many: str) -> str:
     """`1 run`, `2 runs`: the number with the word that goes with it."""
     return f"{number:,} {one if number == 1 else many}"
+
+
+def share(part: int, whole: int) -> str:
+    """`97.5 %`: a part of a whole that may be nothing."""
+    return f"{100 * part / whole:.1f} %" if whole else NOTHING

@@ -8,9 +8,10 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.db import transaction
-from django.db.models import Count, Exists, OuterRef, QuerySet, Subquery
+from django.db.models import Count, Exists, OuterRef, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
+from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
@@ -19,7 +20,7 @@ from jobs import ask
 from jobs.admin.actions import send
 from jobs.admin.display import NOTHING, between, counted, moment, state
 from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices
-from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, Delivery, FeedEntry, Node, Run, State, Step
+from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, Delivery, FeedEntry, Holding, Node, Run, State, Step
 from jobs.models.steps import UNDER_WAY
 from jobs.occurrences import Invalid
 
@@ -211,7 +212,10 @@ class BackfillAdmin(ReadOnlyAdmin, GuardedAdmin):
 
 @admin.register(Node)
 class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
-    list_display = ("name", "kind", "condition", "seen", "runs", "queues", "concurrency", "version", "started")
+    list_display = (
+        *("name", "kind", "condition", "seen", "runs"),
+        *("queues", "concurrency", "resources", "version", "started"),
+    )
     fields = list_display
     list_filter = (("kind", KnownChoices),)
     ordering = ("kind", "name")
@@ -242,6 +246,18 @@ class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
         runs = list(Run.objects.active().filter(lease_until__isnull=False, **mine)[:SHOWN])
         steps = [step.task for step in Step.objects.filter(**mine)[:SHOWN]]
         return ", ".join([*(run.schedule_name or run.task for run in runs), *steps]) or NOTHING
+
+    @admin.display(description="resources")
+    def resources(self, node: Node) -> str:
+        """What its processes hold together."""
+        held = Holding.objects.live().filter(node=node.name).values("resource").order_by("resource")
+        sums = held.annotate(total=Sum("bytes"), processes=Count("pid"))
+        texts = (
+            f"{each['resource']}: {filesizeformat(each['total'])} in"
+            f" {counted(each['processes'], 'process', 'processes')}"
+            for each in sums
+        )
+        return ", ".join(texts) or NOTHING
 
 
 @admin.register(FeedEntry)

@@ -207,8 +207,8 @@ class ScheduleAdmin(GuardedAdmin):
     ordering = ("name",)
     fieldsets = (
         (None, {"fields": ("name", "regtask", "task", "enabled", "description")}),
-        ("When", {"fields": ("interval", "crontab", "solar", "clocked", "start_time", "expires", "one_off")}),
         (ARGUMENTS, {"fields": ("args", "kwargs")}),
+        ("When", {"fields": ("interval", "crontab", "solar", "clocked", "start_time", "expires", "one_off")}),
         ("Message", {"fields": ("expire_seconds", "queue", "priority", "exchange", "routing_key", "headers")}),
     )
 
@@ -224,6 +224,11 @@ class ScheduleAdmin(GuardedAdmin):
         task = self._typed_job(request, obj)
         names = typed.names(typed.form_for(self.form, task)) if task else ["args", "kwargs"]
         return [(name, {"fields": names} if name == ARGUMENTS else options) for name, options in self.fieldsets]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """An entry of the settings is known by its name: under another one it would be installed once more."""
+        names = super().get_readonly_fields(request, obj)
+        return [*names, "name"] if obj and Policy.objects.filter(schedule=obj).exclude(entry="").exists() else names
 
     def _typed_job(self, request: HttpRequest, schedule: PeriodicTask | None) -> Any:
         """The job whose arguments have a field each on this page; None where they are given as JSON."""

@@ -32,6 +32,15 @@ class LinesField(forms.CharField):
         return bool(self.to_python(data) != (initial or []))
 
 
+class Decoder(json.JSONDecoder):
+    def decode(self, text: str, *_: Any) -> Any:
+        """As the parent's, but what is nested too deeply is an error in the text, which Django's field expects."""
+        try:
+            return super().decode(text)
+        except RecursionError as error:
+            raise json.JSONDecodeError("It is nested too deeply", text[:1], 0) from error
+
+
 def form_for(base: type[forms.ModelForm[Any]], task: Any) -> type[forms.ModelForm[Any]]:
     """The form of a schedule with a field for each argument of a typed task."""
     model = arguments.model_of(task)
@@ -137,7 +146,9 @@ def _lines(_: dict[str, Any], options: dict[str, Any]) -> forms.Field:
 
 def _json(_: dict[str, Any], options: dict[str, Any]) -> forms.Field:
     widget = forms.Textarea(attrs={"rows": 4})
-    return forms.JSONField(**{**options, "help_text": f"{options['help_text']} JSON.".strip()}, widget=widget)
+    return forms.JSONField(
+        decoder=Decoder, **{**options, "help_text": f"{options['help_text']} JSON.".strip()}, widget=widget
+    )
 
 
 # By type, or by a format that the job gives: `Field(json_schema_extra={"format": "multi-line"})`.

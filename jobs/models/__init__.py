@@ -1,7 +1,8 @@
-"""The ledger and what belongs to it: runs, their steps, the policies of schedules, nodes, what ready-made jobs keep."""
+"""The ledger and what belongs to it: runs, steps, policies, nodes, resources, what ready-made jobs keep."""
 
 from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile
 from jobs.models.nodes import Node
+from jobs.models.resources import Holding, ResourceVersion
 from jobs.models.runs import (
     ACTIVE,
     ENDED_BY_ITSELF,
@@ -41,9 +42,11 @@ __all__ = [
     "Delivery",
     "Effect",
     "FeedEntry",
+    "Holding",
     "Node",
     "Policy",
     "PolicyQuerySet",
+    "ResourceVersion",
     "Run",
     "RunLog",
     "RunQuerySet",

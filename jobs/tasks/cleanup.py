@@ -9,10 +9,11 @@ business: `jobs.backup_database` counts its own.
 import logging
 from datetime import timedelta
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
-from celery import current_app, shared_task
+from celery import shared_task
 from django.conf import settings
+from django_celery_results.models import GroupResult, TaskResult
 from pydantic import Field, validate_call
 
 from jobs import files
@@ -21,6 +22,7 @@ from jobs.models import TERMINAL, State, StoredFile, database_now
 from jobs.retention import forget
 
 Days = Annotated[int, Field(ge=1, le=36_500, strict=True)]
+RESULTS: tuple[Any, ...] = (TaskResult.objects, GroupResult.objects)
 FILES = set(StoredFile.Kind) - {StoredFile.Kind.BACKUP}
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,8 @@ def cleanup(
             deleted[kind] += number
             progress(sum(deleted.values()), message=kind)
     import_module(settings.SESSION_ENGINE).SessionStore.clear_expired()
-    if current_app.conf.result_expires:
-        current_app.backend.cleanup()
+    if settings.CELERY_RESULT_EXPIRES:
+        for results in RESULTS:
+            results.delete_expired(timedelta(seconds=settings.CELERY_RESULT_EXPIRES))
     logger.info("%(succeeded)d succeeded runs, %(others)d others and %(files)d files were deleted.", deleted)
     return deleted

@@ -13,11 +13,12 @@ import io
 import logging
 from datetime import UTC, datetime
 from email.utils import parsedate
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urljoin
 
 import feedparser
 from celery import shared_task
+from pydantic import Field, validate_call
 
 from jobs import http
 from jobs.models import FeedEntry
@@ -31,13 +32,14 @@ logger = logging.getLogger(__name__)
 
 
 @shared_task(name="jobs.import_feed")
-def import_feed(url: str) -> dict[str, int]:
-    """Import the feed at `url` (http, https, or "/path" of this site); returns how many entries were seen and new.
+@validate_call
+def import_feed(
+    url: Annotated[str, Field(max_length=LONGEST_TEXT, description="http, https, or /path of this site.")],
+) -> dict[str, int]:
+    """Import the feed at an address; returns how many entries were seen and new.
 
     Raises `jobs.http.FetchError` when it cannot be fetched, ValueError when what comes is no feed.
     """
-    if not isinstance(url, str) or len(url) > LONGEST_TEXT:
-        raise ValueError(f"url must be a text of at most {LONGEST_TEXT} characters.")
     response = http.fetch("GET", url, limit=LARGEST_FEED).require(200)
     rows = {row.guid: row for row in (_row(url, response.url, entry) for entry in _entries(response)) if row.guid}
     known = set(FeedEntry.objects.filter(feed=url, guid__in=rows).values_list("guid", flat=True))

@@ -18,6 +18,9 @@ from pydantic import BaseModel
 from jobs.current import current_run, once, progress
 from jobs.models import FeedEntry
 from jobs.queries import Table, query
+from jobs.resources import Resource
+from jobs.sharing import ResourceTask
+from tests.app import workflows  # noqa: F401 - its tasks are found through this module
 from tests.app.stamp import leave as leave_time
 
 DEADLINE = 60.0  # seconds after which a forgotten task gives up
@@ -283,6 +286,18 @@ def _poison(path: str) -> Signature:
     return die.si(path)
 
 
+def _unfit(path: str) -> Signature:
+    return chain(add.s(1, 2), leave.s(path, "one argument too many"))
+
+
+def _unfit_body(path: str) -> Signature:
+    return chord([add.s(1), add.s(2)], leave.s(path, "one argument too many"))
+
+
+def _unsendable(path: str) -> Signature:
+    return leave.si(object(), path)
+
+
 kinds = {
     "chain": _chain,
     "group": _group,
@@ -296,7 +311,16 @@ kinds = {
     "chord_chain": _chord_chain,
     "static": _static,
     "later": _later,
+    "unfit": _unfit,
+    "unsendable": _unsendable,
+    "unfit_body": _unfit_body,
 }
+
+
+@shared_task(name="tests.set_off")
+def set_off(name: str, *args: Any) -> None:
+    """Set off a single step."""
+    current_app.tasks[name].delay(*args)
 
 
 @shared_task(name="tests.in_transaction")
@@ -322,6 +346,23 @@ def retry_in_transaction(self: Task, path: str) -> None:
 def replaced_in_transaction(self: Task, path: str) -> None:
     with transaction.atomic():
         raise self.replace(leave.si("never", path))
+
+
+@shared_task(name="tests.retry_unsendable", bind=True)
+def retry_unsendable(self: Task, path: str) -> None:
+    """Ask to be run again with an argument too many."""
+    raise self.retry(args=[path, path], countdown=0)
+
+
+@shared_task(name="tests.replaced_early", bind=True)
+def replaced_early(self: Task, path: str) -> None:
+    """End only after what has taken this task's place has started."""
+    try:
+        self.replace(hold.si(path))
+    finally:
+        until = time.monotonic() + DEADLINE
+        while not Path(f"{path}.started").exists() and time.monotonic() < until:
+            time.sleep(0.02)
 
 
 @shared_task(name="tests.no_autocommit")
@@ -379,6 +420,49 @@ def execute(self: Task, path: str, seconds: float) -> None:
 def stamp(path: str) -> None:
     """Leave the time."""
     leave_time(path)
+
+
+# --- resources ------------------------------------------------------------------------------------------------------
+
+
+def _load_noted(path: str) -> int:
+    """Leave a line with the process that loads, whose number is what it loads."""
+    _append(f"{path}.loads", str(os.getpid()))
+    return os.getpid()
+
+
+loaded = Resource("tests.loaded", _load_noted, limit=100)
+inherited = Resource("tests.inherited", os.getpid, preload=True)
+
+
+lent = Resource("tests.lent", lambda path: path, close=lambda path: _append(path, "closed"))
+
+
+@shared_task(name="tests.look_up")
+def look_up(path: str) -> None:
+    """Leave a line with this process and the one that loaded what it found."""
+    _append(path, f"{os.getpid()}:{loaded.get(path)}")
+
+
+@shared_task(name="tests.inherit", base=ResourceTask, bind=True, resource=inherited)
+def inherit(self: ResourceTask, path: str) -> None:
+    """As above, with what was loaded before this process began."""
+    _append(path, f"{os.getpid()}:{self.shared}")
+
+
+@shared_task(name="tests.borrow", base=ResourceTask, bind=True)
+def borrow(self: ResourceTask, path: str, how: str) -> None:
+    """Take something twice that has to be closed, drop it, and end in one way or another."""
+    self.take(lent, path)
+    lent.drop()
+    _append(self.take(lent, path), how)
+    if how == "fail":
+        raise ValueError("bad")
+    if how == "ignore":
+        raise Ignore
+
+
+# --- queries ---------------------------------------------------------------------------------------------------------
 
 
 @query("test entries")

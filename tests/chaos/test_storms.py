@@ -13,6 +13,7 @@ from django.db import connection
 from jobs import ask
 from jobs.models import Backfill, Run, State, database_now
 from project import embedded
+from tests.chaos.proxy import Proxy
 from tests.chaos.storm import SECOND, Storm
 from tests.making import make_schedule
 
@@ -223,6 +224,26 @@ def test_it_is_right_when_the_broker_was_killed_and_comes_back_empty(storm, serv
     storm.reckon()
     server.kill()
     server.wait()
+
+
+@pytest.mark.parametrize("wire", ["database", "broker"])
+def test_it_is_right_when_connections_are_cut_in_the_middle_of_a_message(storm, servers, wire):
+    sockets = {"database": "postgresql/.s.PGSQL.5432", "broker": "redis/valkey.sock"}
+    proxy = Proxy(servers.workspace.folder / sockets[wire])
+    name = connection.settings_dict["NAME"]
+    with proxy.running() as port:
+        through = {
+            "database": {"DATABASE_URL": f"postgres://postgres@127.0.0.1:{port}/{name}"},
+            "broker": {"BROKER_URL": f"redis://127.0.0.1:{port}/0"},
+        }
+        storm.make_schedules()
+        for start in (storm.start_worker, storm.start_beat) * 2:
+            start(**through[wire])
+        for _ in range(12):
+            storm.wait(storm.random.uniform(0.2, 0.8))
+            proxy.cut()
+        storm.calm()
+        storm.reckon()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])

@@ -654,3 +654,14 @@ def test_it_shows_which_nodes_live_and_what_they_run(admin_client):
     assert re.search(r"celery@here Worker live .* nightly celery, slow .* abc123", page)
     assert "celery@gone Worker silent" in page
     assert "beat@here Beat stopped at" in page
+
+
+def test_it_lets_nobody_rename_what_comes_from_the_settings(admin_client):
+    schedule = make_schedule("installed")
+    Policy.objects.update(entry="x")
+    address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
+    assert b'name="name"' not in admin_client.get(address).content
+    fields = form(schedule, name="renamed", interval=schedule.interval.pk, description="edited")
+    assert admin_client.post(address, fields).status_code == 302
+    schedule.refresh_from_db()
+    assert (schedule.name, schedule.description) == ("installed", "edited")

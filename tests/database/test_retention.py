@@ -1,11 +1,14 @@
 """What the ledger forgets changes none of its answers."""
 
+import io
 from datetime import timedelta
 
 import pytest
+from django.contrib.sessions.models import Session
 from django_celery_beat.models import PeriodicTask
+from django_celery_results.models import TaskResult
 
-from jobs import ask, claim, retention
+from jobs import ask, claim, files, retention
 from jobs.models import (
     TERMINAL,
     Attempt,
@@ -16,6 +19,7 @@ from jobs.models import (
     RunLog,
     State,
     Step,
+    StoredFile,
     database_now,
 )
 from jobs.tasks.cleanup import cleanup
@@ -42,9 +46,9 @@ def test_it_forgets_each_kind_of_run_after_its_own_time():
     make_old(schedule, State.SKIPPED, 181)
     make_old(None, State.LOST, 400)
     kept |= {make_old(None, state, 400) for state in (State.WAITING, State.QUEUED, State.RUNNING)}
-    assert cleanup() == {"succeeded": 1, "others": 2}
+    assert cleanup() == {"succeeded": 1, "others": 2, "files": 0}
     assert left() == kept
-    assert cleanup() == {"succeeded": 0, "others": 0}
+    assert cleanup() == {"succeeded": 0, "others": 0, "files": 0}
 
 
 def test_it_keeps_the_latest_run_of_each_schedule_however_old():
@@ -111,7 +115,7 @@ def test_it_forgets_in_batches(monkeypatch):
 @pytest.mark.parametrize("days", [0, -1, True, 1.5, "30", None, 10**9])
 def test_it_refuses_days_that_mean_nothing(days):
     make_old(None, State.SUCCEEDED, 400)
-    with pytest.raises(ValueError, match="Give whole days"):
+    with pytest.raises(ValueError, match="other_days\n  Input should be"):
         cleanup(other_days=days)
     assert Run.objects.exists()
 
@@ -119,3 +123,21 @@ def test_it_refuses_days_that_mean_nothing(days):
 def test_it_refuses_to_forget_what_is_not_over():
     with pytest.raises(ValueError, match="Only runs that are over"):
         next(retention.forget(database_now(), {State.RUNNING}))
+
+
+def test_it_cleans_up_files_sessions_and_results_and_leaves_backups(settings, tmp_path):
+    settings.MEDIA_ROOT = tmp_path
+    settings.CELERY_RESULT_EXPIRES = 3600
+    for kind in StoredFile.Kind:
+        files.keep(kind, io.BytesIO(b"x"), kind)
+    StoredFile.objects.update(created_at=database_now() - 31 * DAY)
+    young = files.keep("young", io.BytesIO(b"x"), StoredFile.Kind.UPLOAD)
+    Session.objects.create(session_key="old", expire_date=database_now() - DAY)
+    Session.objects.create(session_key="young", expire_date=database_now() + DAY)
+    for name in ("old", "young"):
+        TaskResult.objects.create(task_id=name)
+    TaskResult.objects.filter(task_id="old").update(date_done=database_now() - DAY)
+    assert cleanup()["files"] == len(StoredFile.Kind) - 1
+    assert {row.name for row in StoredFile.objects.all()} == {young.name, "backup"}
+    assert [session.session_key for session in Session.objects.all()] == ["young"]
+    assert [result.task_id for result in TaskResult.objects.all()] == ["young"]

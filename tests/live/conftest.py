@@ -14,6 +14,8 @@ from contextlib import suppress
 from typing import TypeVar
 
 import pytest
+from django.core.management import call_command
+from django.db import connection
 
 from tests.servers import ROOT, Workspace
 
@@ -132,6 +134,24 @@ class Processes:
         self._started.append(process)
         self.eventually(lambda: ready in process.log, deadline=START)
         return process
+
+
+@pytest.fixture(scope="module")
+def standing(django_db_setup, django_db_blocker, servers, redis_server) -> Iterator[Processes]:
+    """For what all tests of a module share, and the database open to it: no test looks at another's rows.
+
+    A module that uses it has a fixture `_django_db_helper` in place of pytest-django's, which would empty the tables
+    under the feet of these processes after each test.
+    """
+    with django_db_blocker.unblock():
+        redis_server.flushdb()
+        database = {"DATABASE_URL": servers.database_url_for(connection.settings_dict["NAME"])}
+        processes = Processes(servers.workspace, {**os.environ, **database})
+        try:
+            yield processes
+        finally:
+            processes.close()
+            call_command("flush", interactive=False, verbosity=0)
 
 
 @pytest.fixture

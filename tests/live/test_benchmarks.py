@@ -16,6 +16,15 @@ def test_it_measures_both_schedulers_side_by_side(servers, redis):
     assert float(re.search(r"= (\S+) x$", figures["for each run"])[1]) > 5
 
 
+def test_it_measures_each_way_to_have_a_large_table(servers, redis):
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "resources"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    ways = r"Redis \S+ .*; Resource, preloaded \S+ .*; MappedResource \S+ .*"
+    figures = re.findall(rf"^  (\S.+?)  +{ways}$", done.stdout, re.MULTILINE)
+    assert figures == ["first look-up, s", "later look-ups, us", "MB"]
+
+
 def test_it_refuses_a_measurement_that_does_not_exist():
     command = [sys.executable, "-m", "benchmarks", "--only", "everything"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

@@ -6,7 +6,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from django.core.management import call_command
 from django.db import connection, transaction
 from django_celery_results.models import TaskResult
 
@@ -22,20 +21,10 @@ from tests.making import ends, lines, make_due, make_run, make_schedule, send
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-@pytest.fixture(scope="module")
-def standing(django_db_setup, django_db_blocker, servers, redis_server):
-    """One worker and one beat for all tests here, and the database open to them: no test looks at another's rows."""
-    with django_db_blocker.unblock():
-        redis_server.flushdb()
-        database = {"DATABASE_URL": servers.database_url_for(connection.settings_dict["NAME"])}
-        processes = Processes(servers.workspace, {**os.environ, **database})
-        try:
-            processes.start_worker()
-            processes.start_beat()
-            yield processes
-        finally:
-            processes.close()
-            call_command("flush", interactive=False, verbosity=0)
+@pytest.fixture(scope="module", autouse=True)
+def _worker_and_beat(standing: Processes) -> None:
+    standing.start_worker()
+    standing.start_beat()
 
 
 @pytest.fixture

@@ -109,6 +109,43 @@ def test_it_says_that_what_should_take_the_place_of_a_task_was_undone(processes,
     assert run.reason == "what was to take its place was undone with its transaction"
 
 
+def test_it_fails_a_run_whose_step_cannot_send_what_follows(processes, eventually, tmp_path):
+    why = {
+        ("workflow", "unfit"): "step tests.add failed: TypeError: leave() takes 2 positional arguments but 3",
+        ("workflow", "unfit_body"): "step tests.leave never came: ",
+        ("set_off", "tests.replaced", "unsendable"): "step tests.replaced failed: kombu.exceptions.EncodeError: ",
+        ("set_off", "tests.retry_unsendable"): "step tests.retry_unsendable failed: TypeError: retry_unsendable()",
+        ("set_off", "tests.replaced_in_transaction"): "step tests.replaced_in_transaction failed: what was to take",
+    }
+    runs = {what: send(f"tests.{what[0]}", *what[1:], str(tmp_path / "left")) for what in why}
+    processes.start_worker()
+    eventually(lambda: all(over(run) for run in runs.values()))
+    assert {what: (run.state, run.reason[: len(why[what])]) for what, run in runs.items()} == {
+        what: (State.FAILED, sentence) for what, sentence in why.items()
+    }
+    assert lines(tmp_path / "left") == []
+
+
+def test_it_repeats_a_step_that_asked_for_it_in_a_transaction(processes, eventually, tmp_path):
+    processes.start_worker()
+    run = send("tests.set_off", "tests.retry_in_transaction", str(tmp_path / "left"))
+    eventually(lambda: over(run))
+    assert (run.state, run.attempt, run.steps.count()) == (State.SUCCEEDED, 1, 1)
+    assert lines(tmp_path / "left") == ["0", "1"]
+
+
+def test_it_waits_for_what_took_the_place_of_a_step_and_was_faster(processes, eventually, tmp_path):
+    processes.start_worker()
+    run = send("tests.set_off", "tests.replaced_early", str(tmp_path / "left"))
+    eventually((tmp_path / "left.started").exists)
+    last = send("tests.nothing")  # executed by the process of the replaced step, after it
+    eventually(lambda: over(last))
+    assert states(run) == [Step.State.RUNNING]
+    (tmp_path / "left.go").touch()
+    eventually(lambda: over(run))
+    assert (run.state, states(run)) == (State.SUCCEEDED, [Step.State.SUCCEEDED])
+
+
 def test_it_loses_a_step_and_its_run_together_or_neither():
     run = make_run(make_schedule(policy={"rerun_if_lost": False}), State.RUNNING, lease_until=None)
     lost = {"state": Step.State.RUNNING, "lease_until": database_now(), "worker": "w"}
@@ -188,15 +225,18 @@ def test_it_rescues_a_run_whose_step_s_message_is_lost(processes, eventually, tm
     assert rescue() == 0
 
 
-@pytest.mark.parametrize("kind", ["chord", "chord_chain"])
-def test_it_leaves_no_run_open_whose_chord_cannot_come_to_its_end(processes, eventually, tmp_path, kind):
-    run = send("tests.workflow", kind, str(tmp_path / "left"))
+@pytest.mark.parametrize(
+    "what", [["workflow", "chord"], ["workflow", "chord_chain"], ["set_off", "tests.replaced", "chord"]]
+)
+def test_it_leaves_no_run_open_whose_chord_cannot_come_to_its_end(processes, eventually, tmp_path, what):
+    run = send(f"tests.{what[0]}", *what[1:], str(tmp_path / "left"))
     processes.start_worker("--concurrency=1", "--pool=solo")
     eventually(ChordCounter.objects.exists)
     ChordCounter.objects.all().delete()
     eventually(lambda: over(run))
     assert run.state == State.FAILED
-    assert run.reason == "step tests.total never came: what counts the group before it is gone"
+    why = "what counts the group before it is gone, or it could not be sent"
+    assert run.reason == f"step tests.total never came: {why}"
     assert lines(tmp_path / "left") == []
 
 

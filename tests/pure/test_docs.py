@@ -66,6 +66,12 @@ def test_it_maps_every_module():
     assert first_cells(ARCHITECTURE, "Map") - {"project/settings.py"} == modules | packages
 
 
+def test_it_shows_workflows_as_the_tests_run_them():
+    shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "workflows.md").read_text(), re.DOTALL)
+    _, _, run = (ROOT / "tests" / "app" / "workflows.py").read_text().partition('"""\n\n')
+    assert "\n\n".join(shown) == run
+
+
 def test_it_refers_to_files_that_exist():
     for text in (README, ARCHITECTURE):
         for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -9,7 +9,6 @@ import itertools
 import os
 import random
 import sys
-import time
 import zoneinfo
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -971,55 +970,60 @@ def test_it_agrees_with_celerys_sun_all_year(event, place):
     assert all(abs(one - other) < 3 * SECOND for one, other in zip(ours, theirs, strict=True))
 
 
-# --- speed ----------------------------------------------------------------------------------------------------------
+# --- speed, as the number of calls: it is the same on every machine, however busy ------------------------------------
 
 
-def seconds_for(work) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def calls_for(work) -> int:
+    """How many functions, of Python and of C, were called."""
+    calls = 0
+
+    def note(_frame, event, _argument) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
 
 
-def test_it_lists_a_million_occurrences_in_seconds():
+def test_it_lists_many_occurrences_with_few_calls_for_each():
     after = utc("2026-01-01T00:00")
-    until = after + 1_000_000 * MINUTE
+    until = after + 100_000 * MINUTE
     spec = cron("* * * * *", "America/New_York")
-    assert seconds_for(lambda: list(occurrences(spec, after, until))[999_999]) < 10
+    assert calls_for(lambda: list(occurrences(spec, after, until))[99_999]) < 20 * 100_000
 
 
 @pytest.mark.parametrize("expression", ["30 6 25 12 *", "0 0 29 2 *", "*/5 0 29 2 mon"])
 def test_it_finds_the_next_yearly_occurrence_without_walking_through_the_year(expression):
     spec, after = cron(expression, "Europe/Berlin"), utc("2026-12-26T00:00")
-    assert seconds_for(lambda: [next_occurrence(spec, after) for _ in range(100)]) < 0.1
+    assert calls_for(lambda: next_occurrence(spec, after)) < 2_000
 
 
 @pytest.mark.parametrize("expression", ["*/5 * * * *", "0 9 * * *", "30 2 1 1 *"])
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
-def test_it_finds_thousands_of_next_occurrences_in_a_second(expression, zone):
+def test_it_finds_one_occurrence_after_the_other_with_few_calls_for_each(expression, zone):
     specs, moment = [cron(expression, zone), Spec(Interval(HOUR, utc("2026-01-01T00:00")))], utc("2026-01-01T00:00")
 
     def one_after_the_other():
         for spec in specs:
             latest = moment
-            for _ in range(1_000):
+            for _ in range(100):
                 latest = next_occurrence(spec, latest)
 
-    assert seconds_for(one_after_the_other) < 0.2  # ten times what it takes
+    assert calls_for(one_after_the_other) < 200 * 100
 
 
-def test_it_reads_ten_thousand_schedules_from_texts_in_a_second():
-    template = (
-        as_text(cron("1 2 * * 3", "Asia/Tokyo")).replace('"1"', '"%d"').replace('"2"', '"%d"').replace('"3"', '"%d"')
-    )
-    times = itertools.product(range(60), range(24), range(7))
-    texts = [template % time for time in itertools.islice(times, 10_000)]
-    assert len(set(texts)) == 10_000
+def test_it_reads_a_schedule_from_its_text_once():
+    text = as_text(cron("1 2 * * 3", "Asia/Tokyo"))
     from_text.cache_clear()
-    assert seconds_for(lambda: [from_text(text) for text in texts]) < 1
-    assert seconds_for(lambda: [from_text(text) for text in texts]) < 0.1  # known by now
+    assert calls_for(lambda: from_text(text)) < 1_000
+    assert calls_for(lambda: from_text(text)) < 10  # known by now
 
 
 def test_it_lists_the_suns_year_and_crosses_polar_night_at_once():
     after = utc("2026-11-01T00:00")
-    assert seconds_for(lambda: list(occurrences(sun("sunset", "Berlin"), after, after + 365 * DAY))) < 0.5
-    assert seconds_for(lambda: next_occurrence(sun("sunrise", "Svalbard"), after)) < 0.1
+    assert calls_for(lambda: list(occurrences(sun("sunset", "Berlin"), after, after + 365 * DAY))) < 100 * 365
+    assert calls_for(lambda: next_occurrence(sun("sunrise", "Svalbard"), after)) < 10_000

@@ -140,8 +140,16 @@ def test_it_refuses_a_database_url_that_it_cannot_read(assert_refused):
     assert_refused(*(("DATABASE_URL", url) for url in BAD_DATABASE_URLS))
 
 
-def test_it_refuses_a_redis_url_that_it_cannot_read(assert_refused):
-    assert_refused(*(("REDIS_URL", url) for url in BAD_REDIS_URLS))
+@pytest.mark.parametrize("name", ["REDIS_URL", "CACHE_URL"])
+def test_it_refuses_a_redis_url_that_it_cannot_read(assert_refused, name):
+    assert_refused(*((name, url) for url in [*BAD_REDIS_URLS, f"sentinel://:{SECRET}@redis:26379/0"]))
+
+
+def test_it_caches_beside_the_broker_unless_told_where(outcomes):
+    near, far = outcomes(COMPLETE, {**COMPLETE, "CACHE_URL": "unix:///run/cache.sock?db=1"})
+    assert near["CACHES"]["default"]["LOCATION"] == [COMPLETE["REDIS_URL"]]
+    assert far["CACHES"]["default"]["LOCATION"] == ["unix:///run/cache.sock?db=1"]
+    assert far["REDIS_URL"] == COMPLETE["REDIS_URL"]
 
 
 def test_it_refuses_values_of_another_kind(assert_refused):

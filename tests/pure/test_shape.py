@@ -29,15 +29,16 @@ LAYERS = [
     # Pure: decisions and calculations. No Django.
     {"jobs.occurrences", "jobs.policies", "jobs.resources"},
     # Data, and the ways to the outside world that know nothing of it.
-    {"jobs.prepared", "jobs.secrets", "jobs.arguments", "jobs.backup"} | {"jobs.smtp", "jobs.documents"},
+    {"jobs.prepared", "jobs.mapped", "jobs.secrets", "jobs.arguments", "jobs.backup"} | {"jobs.smtp", "jobs.documents"},
     {"jobs.models.runs", "jobs.models.nodes", "jobs.models.catalogue"},
-    {"jobs.models.schedules", "jobs.models.steps"},
-    {"jobs.models", "jobs.bulk", "jobs.http", "project.embedded"},
+    {"jobs.models.schedules", "jobs.models.steps", "jobs.models.resources"},
+    {"jobs.models", "jobs.bulk", "jobs.http", "project.cache", "project.embedded"},
+    {"jobs.caching"},
     # What a schedule means.
     {"jobs.calendar", "jobs.message", "jobs.timeline"},
     # What is done to the ledger, and to processes.
     {"jobs.claim", "jobs.envelope", "jobs.pulse", "jobs.entries", "jobs.alerts", "jobs.transfer"}
-    | {"jobs.nodes", "jobs.retention"}
+    | {"jobs.nodes", "jobs.retention", "jobs.sharing", "jobs.statistics"}
     | {"jobs.demo", "jobs.supervisor"},
     # What is done with runs that are written down, and with their steps.
     {"jobs.logs"},
@@ -50,9 +51,10 @@ LAYERS = [
     {"jobs.admin.display", "jobs.admin.guard", "jobs.admin.typed"},
     {"jobs.admin.actions"},
     # Doors: parse, call one function, render.
-    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.admin.files"},
+    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.admin.files", "jobs.views"},
+    {"jobs.admin.resources"},
     {"jobs", "jobs.admin", "jobs.api", "jobs.monitoring", "jobs.checks", "jobs.apps"}
-    | {"jobs.views", "jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
+    | {"jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
     | {"project.urls", "project.wsgi", "project.asgi"},
 ]
 NOT_PURE = {"django", "django_celery_beat", "django_celery_results", "environ", "kombu", "project", "psycopg", "redis"}

@@ -1,0 +1,109 @@
+"""Resources: which version of each is the present one, and what the workers hold of it.
+
+Read-only; a resource may be invalidated by those who may change resources.
+"""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.db.models import Count, OuterRef, QuerySet, Subquery, Sum
+from django.http import HttpRequest
+from django.template.defaultfilters import filesizeformat
+
+from jobs import sharing
+from jobs.admin.display import NOTHING, counted, moment, share
+from jobs.admin.guard import GuardedAdmin
+from jobs.admin.runs import ReadOnlyAdmin
+from jobs.models import Holding, ResourceVersion
+
+FIGURES = ("entries", "bytes", "hits", "misses")
+
+
+@admin.action(description="Invalidate", permissions=["operate"])
+def invalidate(_: admin.ModelAdmin[ResourceVersion], request: HttpRequest, queryset: QuerySet[ResourceVersion]) -> None:
+    chosen = ResourceVersion.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
+    sharing.invalidate(*(row.name for row in chosen), by=request.user.get_username())
+    LogEntry.objects.log_actions(request.user.pk or 0, chosen, CHANGE, "Invalidated.")
+    number = counted(len(chosen), "resource is", "resources are")
+    messages.success(request, f"{number} invalidated: every worker drops what it holds within seconds.")
+
+
+class HoldingInline(ReadOnlyAdmin, admin.TabularInline[Holding, ResourceVersion]):
+    model = Holding
+    verbose_name_plural = "held by"
+    fields = readonly_fields = ("node", "pid", "entries", "size", "hits", "misses", "hit_rate")
+    ordering = ("node", "pid")
+    extra = 0
+
+    def has_view_permission(self, request: HttpRequest, _: Any = None) -> bool:
+        """It is a part of the resource's page: whoever may see the resource may see who holds it."""
+        return any(request.user.has_perm(f"jobs.{may}_resourceversion") for may in ("view", "change"))
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Holding]:
+        return super().get_queryset(request).filter(pk__in=Holding.objects.live())
+
+    @admin.display(description="size")
+    def size(self, holding: Holding) -> str:
+        return filesizeformat(holding.bytes)
+
+    @admin.display(description="hit rate")
+    def hit_rate(self, holding: Holding) -> str:
+        return share(holding.hits, holding.hits + holding.misses)
+
+
+@admin.register(ResourceVersion)
+class ResourceAdmin(ReadOnlyAdmin, GuardedAdmin):
+    inlines = (HoldingInline,)
+    actions = (invalidate,)
+    list_display = ("name", "processes", "entries", "size", "hits", "misses", "hit_rate", "number", "invalidated", "by")
+    fields = list_display
+    search_fields = ("name",)
+    ordering = ("name",)
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """Who may invalidate, though nobody may edit."""
+        return request.user.has_perm("jobs.change_resourceversion")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ResourceVersion]:
+        held = Holding.objects.live().filter(resource=OuterRef("pk")).order_by().values("resource")
+        sums: dict[str, Any] = {f"sum_of_{name}": Subquery(held.values(total=Sum(name))) for name in FIGURES}
+        sums["processes_now"] = Subquery(held.values(total=Count("pk")))
+        resources: QuerySet[ResourceVersion] = super().get_queryset(request).annotate(**sums)
+        return resources
+
+    @admin.display(description="processes")
+    def processes(self, resource: Any) -> int:
+        return resource.processes_now or 0
+
+    @admin.display(description="entries")
+    def entries(self, resource: Any) -> int:
+        return resource.sum_of_entries or 0
+
+    @admin.display(description="size")
+    def size(self, resource: Any) -> str:
+        return filesizeformat(resource.sum_of_bytes or 0)
+
+    @admin.display(description="hits")
+    def hits(self, resource: Any) -> int:
+        return resource.sum_of_hits or 0
+
+    @admin.display(description="misses")
+    def misses(self, resource: Any) -> int:
+        return resource.sum_of_misses or 0
+
+    @admin.display(description="hit rate")
+    def hit_rate(self, resource: Any) -> str:
+        return share(self.hits(resource), self.hits(resource) + self.misses(resource))
+
+    @admin.display(description="version", ordering="number")
+    def number(self, resource: ResourceVersion) -> int:
+        return resource.number
+
+    @admin.display(description="invalidated", ordering="invalidated_at")
+    def invalidated(self, resource: ResourceVersion) -> str:
+        return moment(resource.invalidated_at)
+
+    @admin.display(description="by")
+    def by(self, resource: ResourceVersion) -> str:
+        return resource.invalidated_by or NOTHING

@@ -1,0 +1,25 @@
+"""`manage.py invalidate NAME ...`: every worker drops what it holds of these resources."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from celery import current_app
+from django.core.management.base import BaseCommand, CommandError
+
+from jobs import sharing
+from jobs.resources import UnknownResourceError
+
+
+class Command(BaseCommand):
+    help = "Has every worker drop what it holds of these resources, within seconds."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("names", nargs="+", metavar="NAME", help="the name of a resource")
+
+    def handle(self, *, names: list[str], **_options: Any) -> None:
+        current_app.loader.import_default_modules()  # resources are declared beside the tasks that use them
+        try:
+            sharing.invalidate(*names, by="manage.py invalidate")
+        except UnknownResourceError as error:
+            raise CommandError(str(error)) from error
+        self.stdout.write(f"Invalidated: {', '.join(names)}. Every worker drops what it holds within seconds.")

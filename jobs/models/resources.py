@@ -1,0 +1,55 @@
+"""Resources: which version of each is the present one, and what every process holds of it, as it tells itself."""
+
+from datetime import timedelta
+
+from django.core.validators import RegexValidator
+from django.db import models
+from django.db.models.functions import Now
+
+from jobs.models.runs import LONGEST_NAME
+from jobs.resources import NAME
+
+# A process that has told nothing of what it holds for so long is taken for gone; a living one repeats it each minute.
+GONE_AFTER = timedelta(minutes=3)
+
+
+class ResourceVersion(models.Model):
+    """Written when a process first uses the resource; each invalidation raises the number."""
+
+    name = models.CharField(max_length=100, primary_key=True, validators=[RegexValidator(NAME)])
+    number = models.PositiveBigIntegerField(default=0)
+    invalidated_at = models.DateTimeField(null=True)
+    invalidated_by = models.CharField(max_length=LONGEST_NAME, blank=True)
+
+    class Meta:
+        verbose_name = "resource"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class HoldingQuerySet(models.QuerySet["Holding"]):
+    def live(self) -> "HoldingQuerySet":
+        """Those of processes that told of them lately."""
+        return self.filter(seen_at__gt=Now() - GONE_AFTER)
+
+
+class Holding(models.Model):
+    """What one process holds of a resource, and how often it was asked for since the process began."""
+
+    resource = models.ForeignKey(ResourceVersion, models.CASCADE, related_name="holdings", db_index=False)
+    node = models.CharField(max_length=LONGEST_NAME, help_text="The worker that the process belongs to.")
+    pid = models.PositiveIntegerField()
+    entries = models.PositiveBigIntegerField()
+    bytes = models.PositiveBigIntegerField()
+    hits = models.PositiveBigIntegerField()
+    misses = models.PositiveBigIntegerField(help_text="How often it was loaded.")
+    seen_at = models.DateTimeField(db_default=Now())
+
+    objects = HoldingQuerySet.as_manager()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["resource", "node", "pid"], name="holding_once")]
+
+    def __str__(self) -> str:
+        return f"{self.resource_id} in {self.node} ({self.pid})"

@@ -1,0 +1,324 @@
+"""How do the jobs of a process share what is expensive to make? It is loaded once, kept, and handed to each of them.
+
+    prices = Resource("prices", load_prices, ttl=3600)         # prices.get()
+    rates = Resource("rates", load_rates_of, limit=50)         # rates.get("EUR") is load_rates_of("EUR"), made once
+
+Its one rule: nothing is taken from under a job. What is dropped, because newer entries need the room, because it is too
+old or because it was invalidated, lives until its last user is done with it. What has to be closed is therefore lent
+only: `with connections.use() as connection`.
+
+Limits: jobs share the very object, so none may change it. The limits of entries and bytes hold for what is kept; what
+was dropped and is still in use comes on top. A load that never returns holds up whoever asks for the same key.
+"""
+
+import logging
+import math
+import os
+import re
+import sys
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
+from difflib import get_close_matches
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from billiard.exceptions import SoftTimeLimitExceeded
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Key = tuple[Hashable, ...]
+
+NAME = re.compile(r"\A\w[\w.-]{0,99}\Z")  # names stand in rows, commands and the names of folders
+SAMPLE = 1_000  # items of a container, or up to twice as many, stand for all
+
+_lock = threading.RLock()  # guards the bookkeeping of all resources; never held while foreign code runs
+_hook: Callable[[], None] | None = None  # see `before_first_use`
+_unused: Callable[[], None] | None = None  # the same, until this process has used a resource
+
+
+class UnknownResourceError(LookupError):
+    """No resource has this name. The message names one that is spelled alike, or all."""
+
+    def __init__(self, name: str, names: Iterable[str]) -> None:
+        close = get_close_matches(name, names, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(sorted(names)) or 'none'}."
+        super().__init__(f"No resource is called {name!r}. {hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a resource holds in this process, and how often it was asked for since the process began."""
+
+    entries: int
+    bytes: int
+    hits: int  # handed out without a load
+    misses: int  # loads that were asked for and came to an end
+
+
+def size_of(value: Any) -> int:
+    """About how many bytes of memory a value takes: its buffer, or itself and all that its containers hold.
+
+    Of a large container a sample stands for all, and what is met twice counts once. What hides its contents
+    (`__slots__`, most C extensions) counts with its surface only: give such a resource a `size` of its own.
+    """
+    if isinstance(nbytes := getattr(value, "nbytes", None), int):
+        return nbytes
+    total, seen, left = 0.0, set(), [(value, 1.0)]
+    while left:
+        each, weight = left.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            total += sys.getsizeof(each) * weight
+            for part in _contents(each):
+                sample = list(islice(part, 0, None, max(1, len(part) // SAMPLE)))
+                left += ((item, weight * len(part) / len(sample)) for item in sample)
+    return round(total)
+
+
+def _contents(value: Any) -> tuple[Collection[Any], ...]:
+    if isinstance(value, dict):
+        return value.keys(), value.values()
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return (value,)
+    inside = getattr(value, "__dict__", None)
+    return ([inside],) if isinstance(inside, dict) else ()
+
+
+@dataclass(slots=True)
+class Entry(Generic[T]):
+    """A loaded value, and who needs it."""
+
+    value: T
+    size: int  # bytes
+    expires_at: float  # by the clock of its resource
+    users: int = 0
+    kept: bool = False
+    closed: bool = False
+
+
+@dataclass(slots=True)
+class _Load(Generic[T]):
+    """A load that is under way. Its lock is held by the thread that loads; those that wait for it come in turn."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    entry: Entry[T] | None = None
+    error: Exception | None = None
+
+
+@dataclass(eq=False, repr=False)
+class Resource(Generic[T]):
+    """Values of one kind, each made by `load` from its key, and kept for all jobs of this process.
+
+    Kept are at most `limit` entries and, by their `size`, `limit_bytes`; the least recently used go first. A value is
+    too old `ttl` seconds after its load began. `close` is called with what was dropped and is not used any more. With
+    `preload`, a worker loads the value without a key before it forks, so that its children begin with it.
+    """
+
+    name: str
+    load: Callable[..., T]
+    _: KW_ONLY
+    limit: int = 10
+    limit_bytes: float = math.inf
+    ttl: float = math.inf
+    size: Callable[[T], int] = size_of
+    close: Callable[[T], object] | None = None
+    preload: bool = False
+    clock: Callable[[], float] = time.monotonic
+
+    version: int | None = field(default=None, init=False)  # of what is loaded from now on, where somebody counts
+    _entries: OrderedDict[Key, Entry[T]] = field(default_factory=OrderedDict, init=False)
+    _loads: dict[Key, _Load[T]] = field(default_factory=dict, init=False)
+    _bytes: int = field(default=0, init=False)
+    _hits: int = field(default=0, init=False)
+    _misses: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if not NAME.match(self.name):
+            raise ValueError(f"{self.name!r} cannot be a resource's name: take up to 100 letters, digits, . _ and -.")
+        if self.limit < 1:
+            raise ValueError(f"The limit of {self.name} is {self.limit}: it must be 1 entry or more.")
+        if self.preload and self.close:
+            raise ValueError(f"{self.name} has to be closed, so no process can leave it to another: no preload.")
+        if registry.setdefault(self.name, self) is not self:
+            raise ValueError(f"There is a resource called {self.name} already: choose another name.")
+
+    def get(self, *key: Hashable) -> T:
+        """The value of this key, loaded if need be. Raises what `load` raises; that is not kept."""
+        if self.close:
+            raise TypeError(f"{self.name} is closed when it is dropped: write `with {self.name}.use() as value`.")
+        return self._take(key).value
+
+    @contextmanager
+    def use(self, *key: Hashable) -> Iterator[T]:
+        """As `get`; the value is not closed before the end of the block, whatever becomes of its entry."""
+        entry = self._take(key)
+        try:
+            yield entry.value
+        finally:
+            with _lock:
+                entry.users -= 1
+            self._let_go([entry])
+
+    def drop(self, version: int | None = None) -> None:
+        """Forget all values, and those whose load is under way; what is loaded from now on is of that version."""
+        with _lock:
+            self.version = self.version if version is None else version
+            self._loads.clear()
+            dropped = [self._remove(key) for key in list(self._entries)]
+        self._let_go(dropped)
+
+    def tally(self) -> Tally:
+        with _lock:
+            return Tally(len(self._entries), self._bytes, self._hits, self._misses)
+
+    def _take(self, key: Key) -> Entry[T]:
+        """The entry of this key, with one user more."""
+        if _unused:
+            _tell_of_first_use()
+        while True:
+            with _lock:
+                if entry := self._fresh(key):
+                    return self._hand_out(entry)
+                load = self._loads.setdefault(key, _Load())
+            if entry := self._join(load, key):
+                return entry
+
+    def _fresh(self, key: Key) -> Entry[T] | None:
+        entry = self._entries.get(key)
+        if entry is None or entry.expires_at <= self.clock():
+            return None
+        self._entries.move_to_end(key)
+        return entry
+
+    def _hand_out(self, entry: Entry[T]) -> Entry[T]:
+        entry.users += 1
+        self._hits += 1
+        return entry
+
+    def _join(self, load: _Load[T], key: Key) -> Entry[T] | None:
+        """What this load brings; None where it was closed again before this thread came to it."""
+        with load.lock:
+            if load.error is not None:
+                raise load.error
+            if load.entry is None:  # this thread is the first, or those before it were interrupted
+                return self._carry_out(load, key)
+        with _lock:
+            return None if load.entry.closed else self._hand_out(load.entry)
+
+    def _carry_out(self, load: _Load[T], key: Key) -> Entry[T]:
+        try:
+            entry = self._make(key)
+        except SoftTimeLimitExceeded:  # says something of this job, nothing of the resource: the next in turn loads
+            raise
+        except Exception as error:
+            load.error = error
+            with _lock:
+                self._misses += 1
+                self._end(load, key)
+            raise
+        with _lock:
+            self._misses += 1
+            entry.users = 1
+            load.entry = entry
+            dropped = self._keep(key, entry) if self._end(load, key) else []
+        self._let_go(dropped)
+        if entry.size > self.limit_bytes:
+            log.warning("%s: %d bytes exceed its limit_bytes, and are loaded for each use.", self.name, entry.size)
+        return entry
+
+    def _make(self, key: Key) -> Entry[T]:
+        began = self.clock()
+        value = self.load(*key)
+        return Entry(value, self.size(value), began + self.ttl)
+
+    def _end(self, load: _Load[T], key: Key) -> bool:
+        """Nobody joins this load any more. False: it began before an invalidation, and what it brought is not kept."""
+        if self._loads.get(key) is not load:
+            return False
+        del self._loads[key]
+        return True
+
+    def _keep(self, key: Key, entry: Entry[T]) -> list[Entry[T]]:
+        """Keep it, and return what had to give way."""
+        now = self.clock()
+        dropped = [self._remove(old) for old in list(self._entries) if self._entries[old].expires_at <= now]
+        if entry.size > self.limit_bytes:
+            return dropped
+        self._entries[key] = entry
+        self._bytes += entry.size
+        entry.kept = True
+        while len(self._entries) > self.limit or self._bytes > self.limit_bytes:
+            dropped.append(self._remove(next(iter(self._entries))))
+        return dropped
+
+    def _remove(self, key: Key) -> Entry[T]:
+        entry = self._entries.pop(key)
+        self._bytes -= entry.size
+        entry.kept = False
+        return entry
+
+    def _let_go(self, entries: Iterable[Entry[T]]) -> None:
+        """Close what nobody keeps and nobody uses; what is still in use comes here again when that is over."""
+        if self.close is None:
+            return
+        for entry in entries:
+            with _lock:
+                if entry.kept or entry.users or entry.closed:
+                    continue
+                entry.closed = True
+            try:
+                self.close(entry.value)
+            except Exception:  # no job is to fail over what another one left
+                log.exception("%s: a dropped value could not be closed.", self.name)
+
+    def _inherit(self) -> None:
+        """In a forked child: who loaded or counted is not here. Values stay shared, but for those to be closed."""
+        self._loads.clear()
+        self._hits = self._misses = 0
+        if self.close:
+            _parents.extend(self._entries.values())
+            self._entries.clear()
+            self._bytes = 0
+
+
+registry: dict[str, Resource[Any]] = {}  # all resources of this process, by name
+_parents: list[Entry[Any]] = []  # what a parent process uses; to forget it might close a connection that is in use
+
+
+def invalidate(name: str) -> None:
+    """Drop what this process holds of a resource. Raises `UnknownResourceError`."""
+    if name not in registry:
+        raise UnknownResourceError(name, registry)
+    registry[name].drop()
+
+
+def before_first_use(hook: Callable[[], None]) -> None:
+    """Have `hook` called here, and in each process forked from here, before it hands out a value for the first time.
+
+    Threads that come at the same time call it together, and each waits for its own call.
+    """
+    global _hook, _unused  # noqa: PLW0603 - a process has one hook
+    _hook = _unused = hook
+
+
+def _tell_of_first_use() -> None:
+    global _unused  # noqa: PLW0603 - see above
+    if hook := _unused:
+        hook()
+        _unused = None
+
+
+def _in_child() -> None:
+    global _unused  # noqa: PLW0603 - see above
+    _unused = _hook
+    for resource in registry.values():
+        resource._inherit()
+    _lock.release()
+
+
+# Held over the fork, so that no child begins with bookkeeping that another thread was in the middle of.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_in_child)

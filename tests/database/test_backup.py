@@ -1,0 +1,146 @@
+"""`jobs.backup_database` and `jobs.run_command`: the real programs, on the database of this test."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.files.storage import default_storage
+from django.core.management import CommandError
+from django.db import connection
+
+from jobs import backup
+from jobs.backup import BackupError
+from jobs.models import FeedEntry, StoredFile
+from jobs.tasks.backup_database import backup_database
+from jobs.tasks.run_command import run_command
+from tests.servers import Servers
+
+
+@pytest.fixture(autouse=True)
+def _folder(settings: Any, tmp_path: Path) -> None:
+    settings.MEDIA_ROOT = tmp_path / "files"
+
+
+@pytest.fixture
+def programs(transactional_db: None, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pg_dump and pg_restore of the server's own version, as far as this run has started the server itself."""
+    if connection.vendor == "postgresql" and servers.binaries:
+        monkeypatch.setenv("PATH", f"{servers.binaries}{os.pathsep}{os.environ['PATH']}")
+
+
+def scratch_databases() -> list[str]:
+    if connection.vendor != "postgresql":
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT datname FROM pg_database WHERE datname LIKE 'punctual_verify%%'")
+        return [name for (name,) in cursor]
+
+
+@pytest.fixture
+def _tidy(programs: None) -> Iterator[None]:
+    yield
+    assert scratch_databases() == []
+
+
+@pytest.mark.usefixtures("_tidy")
+def test_it_keeps_a_backup_that_was_restored_once(tmp_path: Path) -> None:
+    FeedEntry.objects.create(feed="/feed", guid="1", title="kept")
+    result = backup_database()
+    row = StoredFile.objects.get()
+    assert (row.kind, row.size, result["removed"]) == ("backup", result["bytes"], 0)
+    with backup.restored(Path(default_storage.path(row.file.name))) as copy, copy.cursor() as cursor:
+        cursor.execute("SELECT title FROM jobs_feedentry")
+        assert cursor.fetchall() == [("kept",)]
+
+
+@pytest.mark.usefixtures("_tidy")
+def test_it_keeps_the_newest_backups_and_no_other_files() -> None:
+    StoredFile.objects.create(kind="upload", name="mine", file="none", size=1)
+    for _ in range(3):
+        result = backup_database(keep=2)
+    assert result["removed"] == 1
+    assert StoredFile.objects.filter(kind="backup").count() == 2
+    assert StoredFile.objects.filter(kind="upload").exists()
+
+
+@pytest.mark.usefixtures("_tidy")
+@pytest.mark.parametrize("content", [b"", b"PGDMP garbage", b"\0" * 4096])
+def test_it_takes_nothing_for_a_backup_that_cannot_be_restored(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "copy"
+    path.write_bytes(content)
+    with pytest.raises(BackupError):
+        backup.verify(path)
+
+
+@pytest.mark.usefixtures("_tidy")
+def test_it_takes_nothing_for_a_backup_that_lacks_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    backup.copy_to(path)
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE came_later (id integer)")
+    try:
+        with pytest.raises(BackupError, match=r"The copy lacks came_later\."):
+            backup.verify(path)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE came_later")
+
+
+@pytest.mark.django_db
+def test_it_leaves_older_backups_alone_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite is backed up without another program.")
+    StoredFile.objects.create(kind="backup", name="old", file="none", size=1)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BackupError, match="pg_dump is not installed here: install PostgreSQL's client programs"):
+        backup_database(keep=1)
+    assert StoredFile.objects.get().name == "old"
+
+
+# --- run_command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _commands(settings: Any) -> None:
+    settings.RUN_COMMANDS = ["check", "speak"]
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("_commands")
+def test_it_logs_what_the_command_prints(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "jobs.tasks.run_command")
+    run_command("speak", ["one", "two"])
+    assert caplog.messages == ["one", "two", "to stderr", "without an end"]
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("_commands")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--exit=3"], "speak ended with 3: its log says why"),
+        (["--fail"], "it could not"),
+        (["--colour"], "unrecognized arguments: --colour"),
+    ],
+)
+def test_it_fails_when_the_command_does(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(CommandError, match=sentence):
+        run_command("speak", arguments)
+
+
+@pytest.mark.usefixtures("_commands")
+@pytest.mark.parametrize("name", ["flush", "", "speak ", "shell"])
+def test_it_runs_no_command_that_is_not_allowed(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"is not allowed\. Allowed: check, speak; the setting RUN_COMMANDS says which"
+    ):
+        run_command(name)
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("_commands")
+def test_it_succeeds_when_the_command_exits_with_nothing_wrong() -> None:
+    run_command("speak", ["--exit=0"])

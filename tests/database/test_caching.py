@@ -1,0 +1,167 @@
+"""What is remembered in Redis: for how long, until which invalidation, and what happens while Redis is away."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from django.core.cache import cache
+from django.db import connection, transaction
+
+from jobs import ask, dispatch
+from jobs.caching import Usage, cached, invalidate, usage
+from jobs.models import FeedEntry, Run
+from project.cache import NotJSONError
+from tests.making import make_schedule
+
+pytestmark = pytest.mark.django_db(transaction=True)
+DEADLINE = 20.0  # seconds
+
+
+class Counter:
+    """A function to be cached, which returns how often it was called."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.remembered = cached("number", seconds=60)(self.compute)
+
+    def compute(self) -> int:
+        self.calls += 1
+        return self.calls
+
+
+@pytest.fixture
+def counter() -> Counter:
+    return Counter()
+
+
+def test_it_computes_once_and_counts_what_it_found(counter, redis):
+    assert usage("number") == Usage(hits=0, misses=0)
+    assert usage("number").hit_rate is None
+    assert [counter.remembered() for _ in range(4)] == [1, 1, 1, 1]
+    assert usage("number") == Usage(hits=3, misses=1)
+    assert usage("number").hit_rate == 0.75
+
+
+def test_it_remembers_for_all_processes_and_no_longer_than_it_was_told(counter, redis):
+    counter.remembered()
+    (key,) = redis.keys("punctual:1:value:number:*")
+    assert redis.get(key) == b"1"
+    assert 0 < redis.ttl(key) <= 60
+    redis.delete(key)  # as when its time is over
+    assert counter.remembered() == 2
+
+
+def test_it_remembers_nothing_as_well_as_something(redis):
+    calls = []
+    nothing = cached("nothing", seconds=60)(lambda: calls.append(1))
+    assert [nothing(), nothing()] == [None, None]
+    assert len(calls) == 1
+
+
+def test_it_counts_every_call_of_many_threads(counter, redis):
+    counter.remembered()
+
+    def ask_often(_: int) -> None:
+        for _ in range(50):
+            counter.remembered()
+        connection.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask_often, range(8)))
+    assert usage("number") == Usage(hits=400, misses=1)
+
+
+def test_it_computes_anew_after_an_invalidation(counter, redis):
+    counter.remembered()
+    invalidate("number")
+    assert [counter.remembered(), counter.remembered()] == [2, 2]
+
+
+def test_it_never_serves_after_an_invalidation_what_was_read_before_it(redis):
+    has_read, may_go_on = threading.Event(), threading.Event()
+
+    @cached("titles", seconds=60)
+    def titles() -> list[str]:
+        found = list(FeedEntry.objects.values_list("title", flat=True))
+        if threading.current_thread() is not threading.main_thread():
+            has_read.set()
+            assert may_go_on.wait(DEADLINE)
+        return found
+
+    def read_slowly() -> list[str]:
+        try:
+            return titles()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(read_slowly)
+        assert has_read.wait(DEADLINE)
+        FeedEntry.objects.create(feed="a", guid="a", title="new")
+        invalidate("titles")
+        may_go_on.set()
+        assert slow.result(DEADLINE) == []
+    assert titles() == ["new"]
+
+
+def test_it_invalidates_when_the_change_can_be_seen(counter, redis):
+    counter.remembered()
+    with transaction.atomic():
+        invalidate("number")
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(counter.remembered).result(DEADLINE) == 1
+    assert counter.remembered() == 2
+
+
+def test_it_invalidates_nothing_when_the_change_is_undone(counter, redis):
+    counter.remembered()
+    with transaction.atomic():
+        invalidate("number")
+        transaction.set_rollback(True)
+    assert counter.remembered() == 1
+
+
+def test_it_remembers_nothing_that_a_transaction_may_undo(counter, redis):
+    with transaction.atomic():
+        assert [counter.remembered(), counter.remembered()] == [1, 2]
+    assert counter.remembered() == 3
+
+
+def test_it_says_what_cannot_be_remembered_to_the_first_who_asks(redis):
+    entry = FeedEntry.objects.create(feed="a", guid="a", title="a")
+    with pytest.raises(NotJSONError, match="FeedEntry is not JSON, pass a dict of plain values"):
+        cached("entry", seconds=60)(lambda: entry)()
+
+
+def test_it_computes_while_redis_is_frozen_and_waits_for_it_once(counter, frozen_broker, caplog):
+    assert [counter.remembered(), counter.remembered()] == [1, 2]
+    invalidate("number")
+    assert usage("number") is None
+    assert len([record for record in caplog.records if record.name == "jobs.caching"]) == 1
+
+
+def test_it_asks_again_when_its_connection_broke(counter, redis):
+    counter.remembered()
+    redis.client_kill_filter(_type="normal", skipme=True)
+    invalidate("number")
+    redis.client_kill_filter(_type="normal", skipme=True)
+    assert [counter.remembered(), counter.remembered()] == [2, 2]
+
+
+def test_it_computes_while_redis_is_away(counter, settings, tmp_path):
+    default = settings.CACHES["default"] | {"LOCATION": [f"unix://{tmp_path}/nobody.sock?db=0"]}
+    settings.CACHES = {"default": default}
+    assert [counter.remembered(), counter.remembered()] == [1, 2]
+    invalidate("number")
+    assert usage("number") is None
+
+
+def test_it_clears_the_cache_and_leaves_the_broker_s_queue_alone(redis):
+    run = ask.run_now(make_schedule(), actor="ada")
+    dispatch.send([run])
+    cache.set_many({f"key{number}": number for number in range(2_500)})
+    cache.set("other", 1, version=2)
+    cache.clear()
+    assert redis.keys("punctual:*") == []
+    assert redis.llen("celery") == 1
+    assert Run.objects.get().id == run.id

@@ -1,0 +1,154 @@
+"""Files that people upload and jobs make: a row and a file each, fetched by a link that ends."""
+
+import io
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.core.files.storage import default_storage
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.urls import reverse
+
+from jobs import files, pulse
+from jobs.models import StoredFile, database_now
+from tests.database.test_current import inside
+from tests.making import make_run
+
+pytestmark = pytest.mark.django_db
+
+FILES = reverse("admin:jobs_storedfile_changelist")
+NEW = reverse("admin:jobs_storedfile_add")
+Kind = StoredFile.Kind
+
+
+@pytest.fixture(autouse=True)
+def _folder(settings, tmp_path):
+    settings.MEDIA_ROOT = tmp_path
+
+
+def keep(
+    text: bytes = b"a,b\n", name: str = "report.csv", kind: Kind = Kind.REPORT, type_: str = "text/csv"
+) -> StoredFile:
+    return files.keep(name, io.BytesIO(text), kind, type_)
+
+
+def stored(folder: Path) -> list[bytes]:
+    return sorted(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_it_gives_back_what_it_kept_to_whoever_has_the_link(client, settings):
+    row = keep(b"a,b\n1,2\n")
+    address = files.link(row)
+    assert address.startswith(f"{settings.SITE_URL}/files/")
+    response = client.get(address.removeprefix(settings.SITE_URL))
+    assert b"".join(response.streaming_content) == b"a,b\n1,2\n"
+    assert response["content-disposition"] == 'attachment; filename="report.csv"'
+    assert (response["content-type"], response["x-content-type-options"]) == ("text/csv", "nosniff")
+    assert "no-store" in response["cache-control"]
+
+
+@pytest.mark.parametrize("token", ["x", "x:y:z", "é", "%00", "a" * 5000])
+def test_it_answers_404_to_links_that_it_never_gave(client, token):
+    response = client.get(f"/files/{token}")
+    assert response.status_code == 404
+    assert "This link is wrong, or older than 7 days: ask for a new one." in response.content.decode()
+
+
+def test_it_answers_404_when_the_link_is_too_old_or_the_file_is_gone(client, settings, monkeypatch):
+    row = keep()
+    path = files.link(row).removeprefix(settings.SITE_URL)
+    monkeypatch.setattr(files, "LINK_DAYS", -1)
+    assert client.get(path).status_code == 404
+    monkeypatch.undo()
+    assert b"".join(client.get(path).streaming_content) == b"a,b\n"
+    default_storage.delete(row.file.name)
+    assert client.get(path).status_code == 404
+    files.remove(row)
+    assert "Upload it again" in client.get(path).content.decode()
+
+
+def test_it_replaces_the_file_when_a_run_keeps_it_again(tmp_path):
+    run = make_run()
+    with inside(run):
+        first = keep(b"half")
+        second = keep(b"whole")
+        other = keep(b"other", name="other.csv")
+    assert (first.id, second.run_id) == (second.id, run.id)
+    assert other.id != first.id
+    assert stored(tmp_path) == [b"other", b"whole"]
+    keep(b"by hand")
+    keep(b"by hand")
+    assert StoredFile.objects.count() == 4
+
+
+def test_it_never_lets_a_name_decide_where_the_file_lies(tmp_path):
+    row = keep(name="../../etc/passwd\x00" + "x" * 300)
+    assert Path(default_storage.path(row.file.name)).is_relative_to(tmp_path)
+    assert "passwd" not in row.file.name
+    assert len(row.name) <= 200
+
+
+def test_it_finds_only_files_that_are_whole():
+    row = keep()
+    assert files.find(row.id) == row
+    StoredFile.objects.filter(id=row.id).update(size=None)
+    for key in (row.id, uuid4()):
+        with pytest.raises(files.NoFileError, match="Upload it again"):
+            files.find(key)
+
+
+def test_it_leaves_a_row_that_leads_to_the_file_when_it_dies_while_writing(tmp_path):
+    class Dying(io.BytesIO):
+        def read(self, *_: int) -> bytes:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.keep("a", Dying(b"abc"), Kind.DATA)
+    assert StoredFile.objects.get().size is None
+    assert list(files.forget(database_now() + timedelta(1), {Kind.DATA})) == [1]
+    assert (StoredFile.objects.count(), stored(tmp_path)) == (0, [])
+
+
+def test_it_forgets_what_is_old_and_of_that_kind(tmp_path):
+    old, young, backup = keep(b"old"), keep(b"young"), keep(b"backup", kind=Kind.BACKUP)
+    now = database_now()
+    StoredFile.objects.filter(id__in=[old.id, backup.id]).update(created_at=now - timedelta(days=31))
+    assert list(files.forget(now - timedelta(days=30), {Kind.REPORT, Kind.UPLOAD})) == [1]
+    assert set(StoredFile.objects.all()) == {young, backup}
+    assert stored(tmp_path) == [b"backup", b"young"]
+
+
+def test_it_takes_uploads_in_the_admin_and_lets_nobody_edit_them(admin_client, tmp_path):
+    upload = SimpleUploadedFile("Käse.txt", b"hello", content_type="text/plain")
+    assert admin_client.post(NEW, {"file": upload}).status_code == 302
+    row = StoredFile.objects.get()
+    assert (row.name, row.kind, row.size, row.content_type) == ("Käse.txt", Kind.UPLOAD, 5, "text/plain")
+    page = admin_client.get(reverse("admin:jobs_storedfile_change", args=[row.pk]))
+    assert b'type="file"' not in page.content
+    assert files.link(row)[:30].encode() in page.content
+    admin_client.post(FILES, {"action": "delete_selected", "_selected_action": [row.pk], "post": "yes"})
+    assert (StoredFile.objects.count(), stored(tmp_path)) == (0, [])
+
+
+def test_it_refuses_uploads_that_are_empty_too_large_or_missing(admin_client, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_UPLOAD", 4)
+    for data in ({}, {"file": ""}, {"file": SimpleUploadedFile("a", b"")}, {"file": SimpleUploadedFile("a", b"12345")}):
+        assert admin_client.post(NEW, data).status_code == 200
+    assert not StoredFile.objects.exists()
+
+
+def test_it_shows_files_only_to_those_who_may_see_them(client):
+    row = keep()
+    user = User.objects.create_user("eve", is_staff=True)
+    client.force_login(user)
+    assert client.get(FILES).status_code == 403
+    user.user_permissions.set(Permission.objects.filter(codename="view_storedfile"))
+    assert row.name in client.get(FILES).content.decode()
+    assert client.get(NEW).status_code == 403
+
+
+def test_it_belongs_to_no_run_outside_of_one():
+    assert pulse.current() is None
+    assert keep().run_id is None

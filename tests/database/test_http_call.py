@@ -1,0 +1,89 @@
+"""`jobs.http_call`, called as a plain function against a real web server on loopback, which it takes for this site."""
+
+from typing import Any
+
+import pytest
+
+from jobs import http
+from jobs.secrets import UnknownSecretError
+from jobs.tasks.http_call import http_call
+from tests.database.conftest import Web
+
+
+def test_it_succeeds_when_the_address_answers_as_expected(web: Web) -> None:
+    answer = http_call("/healthz")
+    assert (answer["status"], answer["bytes"]) == (200, 3)
+    assert http_call("/none", expected_status=404)["status"] == 404
+    http_call("/healthz", method="POST", body="käse")
+    assert web.asked == ["GET /healthz", "GET /none", "POST /healthz"]
+    assert web.bodies[-1] == "käse".encode()
+
+
+def test_it_fails_with_both_statuses_when_the_answer_is_another(web: Web) -> None:
+    with pytest.raises(http.UnexpectedStatus, match="/healthz answered 200 instead of 204"):
+        http_call("/healthz", expected_status=204)
+
+
+def test_it_fails_when_the_answer_lacks_the_expected_text(web: Web) -> None:
+    assert http_call("/healthz", expected_text="ok")["status"] == 200
+    with pytest.raises(http.UnexpectedText, match="/healthz answered without the text 'fine'"):
+        http_call("/healthz", expected_text="fine")
+
+
+def test_it_accepts_a_server_error_that_was_expected(web: Web) -> None:
+    web.status = 503
+    assert http_call("/healthz", expected_status=503)["status"] == 503
+    with pytest.raises(http.UnexpectedStatus, match="answered 503 instead of 200"):
+        http_call("/healthz")
+
+
+def test_it_takes_no_more_than_it_was_allowed_to(web: Web) -> None:
+    with pytest.raises(http.TooLarge):
+        http_call("/healthz", largest_answer=2)
+
+
+def test_it_puts_secrets_into_headers_and_body_and_nowhere_else(
+    web: Web, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.JOB_SECRETS = {"BILLING": "canary-7f3a"}
+    web.pages["/in?secret:BILLING"] = b""
+    http_call("/in?secret:BILLING", "POST", {"Authorization": "Bearer secret:BILLING"}, '{"k": "secret:BILLING"}')
+    assert web.headers[0]["authorization"] == "Bearer canary-7f3a"
+    assert web.bodies == [b'{"k": "canary-7f3a"}']
+    assert web.asked == ["POST /in?secret:BILLING"]
+    assert "canary" not in caplog.text
+    with pytest.raises(UnknownSecretError, match="No secret is named BILING: set JOB_SECRET_BILING for the workers"):
+        http_call("/healthz", headers={"Authorization": "secret:BILING"})
+
+
+def test_it_calls_nothing_when_the_address_is_private(web: Web) -> None:
+    with pytest.raises(http.Refused, match="private address"):
+        http_call(f"http://localhost:{web.server_address[1]}/healthz")
+    assert web.asked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"url": 5}, "url\n  Input should be a valid string"),
+        ({"url": ""}, "https://host/path"),
+        ({"url": "example.org"}, "https://host/path"),
+        ({"method": "get"}, "method\n  Input should be 'GET', 'HEAD'"),
+        ({"method": "CONNECT"}, "Input should be 'GET', 'HEAD'"),
+        ({"method": None}, "Input should be 'GET', 'HEAD'"),
+        ({"method": ["GET"]}, "Input should be 'GET', 'HEAD'"),
+        ({"expected_status": "many"}, "expected_status\n  Input should be a valid integer"),
+        ({"expected_status": 199}, "greater than or equal to 200"),
+        ({"expected_status": 600}, "less than or equal to 599"),
+        ({"expected_status": 302}, "redirects are followed"),
+        ({"headers": {"a\n": "b"}}, "characters that HTTP does not allow"),
+        ({"headers": ["a"]}, "headers\n  Input should be a valid dictionary"),
+        ({"deadline": 0}, "greater than 0"),
+        ({"deadline": float("nan")}, "less than or equal to 3600"),
+        ({"retries": 11}, "less than or equal to 10"),
+    ],
+)
+def test_it_says_what_is_wrong_when_an_argument_is_bad(web: Web, arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises((ValueError, http.FetchError), match=sentence):
+        http_call(**{"url": "/healthz", **arguments})
+    assert web.asked == []

@@ -1,0 +1,149 @@
+"""The page of a schedule whose job is typed: a field for each argument, and each complaint beside its field."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.urls import reverse
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+
+from tests.database.test_admin import NEW, form
+from tests.making import make_schedule
+
+pytestmark = pytest.mark.django_db
+
+CALL = "jobs.http_call"
+
+
+def page(schedule: PeriodicTask) -> str:
+    return reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
+
+
+def typed(task: str = CALL, schedule: PeriodicTask | None = None, **arguments: object) -> dict[str, Any]:
+    """What a browser sends for a page with fields."""
+    sent = form(schedule, regtask=task, interval=IntervalSchedule.objects.create(every=1, period="hours").pk)
+    del sent["args"], sent["kwargs"]
+    defaults = {"method": "GET", "expected_status": 200, "deadline": 30, "largest_answer": 1_000_000, "retries": 0}
+    filled = (defaults if task == CALL else {}) | arguments
+    return sent | {"arguments_of": task} | {f"argument_{name}": value for name, value in filled.items()}
+
+
+def stored(name: str = "new") -> dict[str, Any]:
+    schedule = PeriodicTask.objects.get(name=name)
+    assert schedule.args == "[]"
+    return json.loads(schedule.kwargs)
+
+
+def complaints(response) -> list[str]:
+    assert response.status_code == 200
+    return re.findall(r'<ul class="errorlist[^>]*><li>(.*?)</li>', response.content.decode())
+
+
+def test_it_shows_a_field_for_each_argument_when_a_typed_job_is_chosen(admin_client):
+    html = admin_client.get(NEW, {"regtask": CALL, "name": "kept"}).content.decode()
+    assert re.findall(r'name="argument_(\w+)"', html) == [
+        *(
+            "url",
+            "method",
+            "headers",
+            "body",
+            "expected_status",
+            "expected_text",
+            "deadline",
+            "largest_answer",
+            "retries",
+        )
+    ]
+    assert 'value="kept"' in html
+    assert "http, https, or /path of this site." in html
+    assert 'min="200" max="599"' in html
+    assert 'name="kwargs"' not in html
+    html = admin_client.get(NEW, {"regtask": "tests.nothing"}).content.decode()
+    assert 'name="kwargs"' in html
+    assert "argument_" not in html
+
+
+def test_it_stores_what_was_filled_in_and_leaves_defaults_to_the_job(admin_client):
+    headers = '{"Authorization": "Bearer secret:TOKEN"}'
+    response = admin_client.post(NEW, typed(url="/healthz", expected_status=204, headers=headers, body=" a\r\n b "))
+    assert response.status_code == 302
+    expected = {"url": "/healthz", "expected_status": 204, "headers": json.loads(headers), "body": " a\r\n b "}
+    assert stored() == expected
+
+
+def test_it_takes_lists_with_one_item_on_each_line(admin_client):
+    sent = typed("jobs.run_command", command="check", arguments="--tag=models\r\n\r\n  --deploy \r\n")
+    assert admin_client.post(NEW, sent).status_code == 302
+    assert stored() == {"command": "check", "arguments": ["--tag=models", "--deploy"]}
+    html = admin_client.get(page(PeriodicTask.objects.get())).content.decode()
+    assert "--tag=models\n--deploy</textarea>" in html
+
+
+def test_it_shows_what_is_stored_and_keeps_it_when_something_else_is_edited(admin_client):
+    schedule = make_schedule(task=CALL, args=["/healthz"], kwargs={"expected_status": 404, "headers": {"a": "b"}})
+    html = admin_client.get(page(schedule)).content.decode()
+    assert 'value="/healthz"' in html
+    assert 'value="404"' in html
+    sent = typed(CALL, schedule, url="/healthz", expected_status=404, headers='{"a": "b"}')
+    assert admin_client.post(page(schedule), sent | {"name": schedule.name}).status_code == 302
+    assert stored(schedule.name) == {"url": "/healthz", "expected_status": 404, "headers": {"a": "b"}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"url": ""}, "This field is required."),
+        ({"url": "x" * 2001}, "Ensure this value has at most 2000 characters (it has 2001)."),
+        ({"expected_status": 302}, "cannot be 302: redirects are followed, so expect their end&#x27;s"),
+        ({"expected_status": "9" * 5000}, "Enter a whole number."),
+        ({"method": "get"}, "Select a valid choice. get is not one of the available choices."),
+        ({"headers": "{"}, "Enter a valid JSON."),
+        ({"headers": '["a"]'}, "Input should be a valid dictionary"),
+        ({"headers": "[" * 10_000}, "Enter a valid JSON."),
+        ({"deadline": "nan"}, "Enter a number."),
+    ],
+)
+def test_it_complains_beside_the_field(admin_client, arguments, complaint):
+    assert complaint in complaints(admin_client.post(NEW, typed(**({"url": "/"} | arguments))))
+    assert not PeriodicTask.objects.exists()
+
+
+def test_it_refuses_what_no_database_stores_when_it_stands_in_a_field(admin_client):
+    response = admin_client.post(NEW, typed(url="/a\0b"))
+    assert any("ull characters" in each or "control characters" in each for each in complaints(response))
+
+
+def test_it_asks_for_the_arguments_of_the_new_job_when_the_job_is_changed(admin_client):
+    schedule = make_schedule(task="jobs.import_feed", kwargs={"url": "/feed"})
+    sent = typed("jobs.run_command", schedule) | {"argument_url": "/feed", "arguments_of": "jobs.import_feed"}
+    response = admin_client.post(page(schedule), sent)
+    assert "This field is required." in complaints(response)
+    assert 'name="argument_command"' in response.content.decode()
+
+
+def test_it_still_takes_json_from_those_who_send_it(admin_client):
+    sent = form(
+        regtask=CALL, kwargs='{"url": "/healthz"}', interval=IntervalSchedule.objects.create(every=1, period="hours").pk
+    )
+    assert admin_client.post(NEW, sent).status_code == 302
+    assert stored() == {"url": "/healthz"}
+    sent |= {"name": "bad", "kwargs": '{"url": "/healthz", "colour": 1}'}
+    assert "unexpected keyword argument" in complaints(admin_client.post(NEW, sent))[0]
+
+
+@pytest.mark.parametrize("kwargs", ['{"url": "/", "colour": 1}', "{", '{"headers": "/"}'])
+def test_it_shows_json_when_what_is_stored_has_no_fields(admin_client, kwargs):
+    schedule = make_schedule(task=CALL, kwargs=kwargs)
+    html = admin_client.get(page(schedule)).content.decode()
+    assert 'name="kwargs"' in html
+    assert "argument_" not in html
+
+
+def test_it_shows_json_to_those_who_may_only_look(client):
+    schedule = make_schedule(task=CALL, kwargs={"url": "/healthz"})
+    user = User.objects.create_user("eve", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename="view_periodictask"))
+    client.force_login(user)
+    assert "/healthz" in client.get(page(schedule)).content.decode()

@@ -1,0 +1,109 @@
+"""The ready-made jobs on a live worker: retried, logged, and without a word of the secrets they were given."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.apps import apps
+from django.core.files.storage import default_storage
+from django.db import connection
+
+from jobs import ask, dispatch
+from jobs.models import Attempt, Run, RunLog, State, StoredFile
+from tests.making import ends, make_schedule
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+CANARY = "canary-5b1f77"
+
+
+class Site(ThreadingHTTPServer):
+    """Answers 503 as often as told, and from then on 200; keeps the header that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.failures = 0
+        self.keys: list[str | None] = []
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Site
+
+    def do_GET(self) -> None:
+        self.server.keys.append(self.headers.get("x-key"))
+        self.send_response(503 if len(self.server.keys) <= self.server.failures else 200)
+        self.end_headers()
+        self.wfile.write(f"you sent {self.headers.get('x-key')}".encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with Site() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def worker(processes, site, tmp_path, servers):
+    address = f"http://127.0.0.1:{site.server_address[1]}"
+    given = {"SITE_URL": address, "JOB_SECRET_KEY": CANARY, "RUN_COMMANDS": "speak", "FILES_DIR": str(tmp_path)}
+    path = f"{servers.binaries}:{processes.environment['PATH']}" if servers.binaries else processes.environment["PATH"]
+    return processes.start_worker(env={**given, "PATH": path})
+
+
+def start(task: str, **kwargs: Any) -> Run:
+    run = ask.run_now(make_schedule(f"{task} {uuid4()}", task=task, kwargs=kwargs), actor="ada")
+    dispatch.send([run])
+    return run
+
+
+def soon(run: Run) -> bool:
+    """Whether it is over; what waits for another attempt does not wait long."""
+    Run.objects.filter(id=run.id, state=State.WAITING).update(not_before=run.due_at)
+    dispatch.send_waiting()
+    return ends(run)
+
+
+def everything() -> str:
+    """All that the database holds in Punctual's tables, as text."""
+    models = [*apps.get_app_config("jobs").get_models(), *apps.get_app_config("django_celery_beat").get_models()]
+    return str([list(model.objects.values_list()) for model in models])
+
+
+def test_it_calls_again_after_a_server_error_and_tells_nobody_the_secret(worker, site, eventually):
+    site.failures = 1
+    run = start("jobs.http_call", url="/", headers={"X-Key": "secret:KEY"}, expected_text="you sent", retries=1)
+    eventually(lambda: soon(run))
+    assert (run.state, run.attempt, site.keys) == (State.SUCCEEDED, 2, [CANARY, CANARY])
+    assert [attempt.outcome for attempt in run.attempts.all()] == [Attempt.Outcome.RETRIED]
+    failing = start("jobs.http_call", url="/", headers={"X-Key": "secret:KEY"}, expected_text="another", retries=0)
+    eventually(lambda: soon(failing))
+    assert failing.state == State.FAILED
+    assert "answered without the text 'another'" in failing.reason
+    assert "secret:KEY" in everything()
+    assert CANARY not in everything() + worker.log
+
+
+def test_it_runs_commands_and_backups_on_a_worker(worker, eventually, settings, tmp_path):
+    settings.MEDIA_ROOT, settings.RUN_COMMANDS = tmp_path, ["speak"]
+    speaking = start("jobs.run_command", command="speak", arguments=["hello", CANARY])
+    backup = start("jobs.backup_database")
+    refused = start("jobs.run_command", command="speak", arguments=["--exit=2"])
+    eventually(lambda: ends(speaking) and ends(backup) and ends(refused))
+    assert [run.state for run in (speaking, backup, refused)] == [State.SUCCEEDED, State.SUCCEEDED, State.FAILED]
+    text = RunLog.objects.get(run=speaking).text
+    assert "hello" in text
+    assert CANARY not in text
+    assert "speak ended with 2" in refused.reason
+    row = StoredFile.objects.get()
+    assert (row.run_id, row.kind, row.size) == (backup.id, "backup", default_storage.size(row.file.name))
+    assert connection.vendor in row.name

@@ -1,0 +1,85 @@
+"""Resources in real workers: each process loads once, an invalidation reaches all, and what they hold is seen."""
+
+from pathlib import Path
+
+import pytest
+from celery import Task
+
+from jobs import sharing
+from jobs.models import Holding, State
+from tests.app.tasks import inherit, look_up
+from tests.live.conftest import Process, Processes
+from tests.making import ends, lines, send
+
+pytestmark = pytest.mark.django_db(transaction=True)
+AT_ONCE = 10  # tasks
+
+
+@pytest.fixture(scope="module")
+def worker(standing: Processes) -> Process:
+    """One with two children, for most tests here: each test has a path, and so a key, of its own."""
+    return standing.start_worker()
+
+
+@pytest.fixture
+def wait(standing: Processes):
+    return standing.eventually
+
+
+@pytest.fixture
+def _django_db_helper(request):
+    """Where the standing worker is used, in place of pytest-django's own, which would empty the tables under it."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "lines"
+
+
+def seen(task: Task, path: Path) -> set[tuple[int, int]]:
+    """Which processes have found what which process loaded, after some more of these tasks."""
+    for _ in range(AT_ONCE):
+        task.delay(str(path))
+    return {tuple(map(int, line.split(":"))) for line in lines(path)}
+
+
+def test_it_loads_once_in_each_process_however_many_tasks_ask(wait, worker, path):
+    wait(lambda: len(seen(look_up, path)) == 2)
+    assert all(process == loader for process, loader in seen(look_up, path))
+    assert len(lines(Path(f"{path}.loads"))) == 2
+
+
+def test_it_loads_anew_in_each_process_when_it_is_invalidated(wait, worker, path):
+    wait(lambda: len(seen(look_up, path)) == 2)
+    children = {process for process, _ in seen(look_up, path)}
+    sharing.invalidate("tests.loaded")
+    wait(lambda: seen(look_up, path) and len(lines(Path(f"{path}.loads"))) == 4)
+    assert sorted(lines(Path(f"{path}.loads"))) == sorted([*map(str, children)] * 2)
+
+
+def test_it_begins_with_what_was_loaded_before_the_fork_until_that_is_invalidated(wait, worker, path):
+    wait(lambda: len(seen(inherit, path)) == 2)
+    assert {loader for _, loader in seen(inherit, path)} == {worker.pid}
+    sharing.invalidate("tests.inherited")
+    wait(lambda: len({process for process, loader in seen(inherit, path) if process == loader}) == 2)
+
+
+@pytest.mark.parametrize(("how", "state"), [("end", "succeeded"), ("fail", "failed"), ("ignore", "succeeded")])
+def test_it_takes_back_what_a_task_has_taken_when_that_is_over(wait, worker, path, how, state):
+    run = send("tests.borrow", str(path), how)
+    wait(lambda: ends(run))
+    assert run.state == State(state)
+    assert lines(path) == [how, "closed"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_it_tells_what_a_process_holds_until_that_ends(standing, wait, path, pool):
+    node = f"{pool}@localhost"
+    worker = standing.start_worker(f"--pool={pool}", f"--queues={pool}", f"--hostname={node}")
+    look_up.apply_async([str(path)], queue=pool)
+    wait(lambda: Holding.objects.filter(resource="tests.loaded", node=node, entries=1, misses=1, bytes__gt=0).exists())
+    held = Holding.objects.get(resource="tests.loaded", node=node)
+    assert lines(path) == [f"{held.pid}:{held.pid}"]
+    assert Holding.objects.get(resource="tests.inherited", node=node, entries=1).pid == held.pid
+    worker.stop()
+    assert not Holding.objects.filter(node=node).exists()

@@ -1,0 +1,48 @@
+"""The form of cached values: plain JSON comes back as it was, all else is refused with a sentence that helps."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+
+from jobs.models import Run, State
+from project.cache import JSON, NotJSONError
+
+ITSELF: list[object] = []
+ITSELF.append(ITSELF)
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 0, -7, 2**70, 0.1, "", "ü\ud800", [], {}, [1, [2, {"a": None}]], {"a": 1}, State.RUNNING]
+)
+def test_it_gives_back_what_it_was_given(value):
+    assert JSON().loads(JSON().dumps(value).encode()) == value
+
+
+def test_it_writes_whole_numbers_as_redis_counts_them():
+    assert JSON().dumps(41) == "41"
+
+
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        (Run(schedule_name="nightly"), "Run is not JSON, pass a dict of plain values"),
+        ({"runs": [Run.objects.all()]}, "RunQuerySet is not JSON, pass list(queryset.values(...))"),
+        (datetime(2026, 3, 1, tzinfo=UTC), "datetime is not JSON, pass its isoformat()"),
+        (timedelta(1), "timedelta is not JSON, pass its total_seconds()"),
+        (Decimal("1.10"), "Decimal is not JSON, pass it as text"),
+        ({1, 2}, "set is not JSON, pass a sorted list"),
+        (UUID(int=1), "UUID is not JSON, pass plain values"),
+        (b"bytes", "bytes is not JSON, pass plain values"),
+        ((1, 2), "pass lists instead of tuples"),
+        ({1: "one"}, "dicts whose keys are text"),
+        ({(1, 2): "pair"}, "keys must be str"),
+        (float("nan"), "not JSON compliant"),
+        (ITSELF, "Circular reference"),
+    ],
+)
+def test_it_refuses_what_would_come_back_as_something_else(value, advice):
+    with pytest.raises(NotJSONError) as refusal:
+        JSON().dumps(value)
+    assert advice in str(refusal.value)

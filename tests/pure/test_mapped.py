@@ -1,0 +1,176 @@
+"""Mapped resources: one file for all processes of a machine, built by one of them, never seen before it is whole."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import resources
+from jobs.mapped import MappedResource
+from tests.forking import forks, in_child
+from tests.servers import ROOT
+
+# Each process of the test below: it says that it is there, waits for all the others, and maps the table.
+PROCESS = """
+import sys, time
+from pathlib import Path
+from jobs.mapped import MappedResource
+
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+
+def build(path):
+    with (folder / "built").open("a") as file:
+        file.write("x")
+    until = time.monotonic() + 0.3  # long enough for another to build as well, if it could
+    while (folder / "built").read_text() == "x" and time.monotonic() < until:
+        time.sleep(0.01)
+    path.write_bytes(b"table")
+
+table = MappedResource("table", build, folder / "tables")
+(folder / f"here-{number}").touch()
+while len(list(folder.glob("here-*"))) < 4:
+    time.sleep(0.005)
+print(bytes(table.get()).decode())
+"""
+
+
+class Builds:
+    """A `build` that writes its number, counted from 1, behind a letter."""
+
+    number = 0
+
+    def __call__(self, path: Path) -> None:
+        self.number += 1
+        path.write_bytes(f"v{self.number}".encode())
+
+
+@pytest.fixture(autouse=True)
+def _names_of_this_test_only(monkeypatch):
+    for name, value in (("registry", {}), ("_hook", None), ("_unused", None)):
+        monkeypatch.setattr(resources, name, value)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "table").iterdir())
+
+
+def test_it_maps_what_was_built_for_reading_only(tmp_path):
+    table = MappedResource("table", Builds(), tmp_path)
+    view = table.get()
+    assert bytes(view) == b"v1"
+    assert view.readonly
+    assert table.get() is view
+    assert (table.tally().bytes, files(tmp_path)) == (2, ["0"])
+
+
+def test_it_is_built_once_by_all_processes_of_a_machine(tmp_path):
+    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    processes = [
+        subprocess.Popen([*command, str(number)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for number in range(4)
+    ]
+    assert [process.communicate(timeout=20)[0] for process in processes] == ["table\n"] * 4
+    assert (tmp_path / "built").read_text() == "x"
+
+
+@forks
+def test_it_is_shared_with_children(tmp_path):
+    table = MappedResource("table", build := Builds(), tmp_path)
+    table.get()
+    assert in_child(lambda: [bytes(table.get()).decode(), build.number]) == ["v1", 1]
+
+
+def test_it_goes_on_with_the_file_that_another_process_has_left(tmp_path):
+    MappedResource("table", Builds(), tmp_path).get()
+    resources.registry.clear()
+    later = Builds()
+    assert bytes(MappedResource("table", later, tmp_path).get()) == b"v1"
+    assert not later.number
+
+
+def test_it_builds_another_version_and_leaves_the_former_to_who_uses_it(tmp_path):
+    table = MappedResource("table", Builds(), tmp_path)
+    former = table.get()
+    table.drop(version=7)
+    assert bytes(table.get()) == b"v2"
+    assert files(tmp_path) == ["7"]
+    assert bytes(former) == b"v1"
+
+
+def test_it_maps_the_same_file_again_when_only_this_process_dropped_it(tmp_path):
+    table = MappedResource("table", build := Builds(), tmp_path)
+    table.get()
+    table.drop()
+    assert bytes(table.get()) == b"v1"
+    assert build.number == 1
+
+
+def test_it_builds_anew_what_is_too_old(tmp_path):
+    table = MappedResource("table", build := Builds(), tmp_path, ttl=60)
+    table.get()
+    an_hour_ago = time.time() - 3600
+    os.utime(tmp_path / "table" / "0", (an_hour_ago, an_hour_ago))
+    table.drop()
+    assert bytes(table.get()) == b"v2"
+    assert build.number == 2
+
+
+def test_it_counts_the_age_of_a_file_from_its_build_in_whichever_process(tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "0").write_bytes(b"built elsewhere")
+    a_while_ago = time.time() - 50
+    os.utime(tmp_path / "table" / "0", (a_while_ago, a_while_ago))
+    table, now = MappedResource("table", Builds(), tmp_path, ttl=60), [1000.0]
+    table.clock = lambda: now[0]
+    assert bytes(table.get()) == b"built elsewhere"
+    now[0] += 20
+    table.get()
+    assert table.tally().misses == 2
+
+
+@forks
+def test_it_never_maps_what_a_killed_builder_left(tmp_path):
+    def build_and_die(path: Path) -> None:
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def build_on(path: Path) -> None:
+        with path.open("ab") as file:
+            file.write(b"whole")
+
+    table = MappedResource("table", build_and_die, tmp_path)
+    child = os.fork()
+    if not child:
+        table.get()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert files(tmp_path) == ["unfinished"]
+    table.load = build_on
+    assert bytes(table.get()) == b"whole"
+    assert files(tmp_path) == ["0"]
+
+
+def test_it_never_maps_what_a_failed_build_left(tmp_path):
+    def build(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    table = MappedResource("table", build, tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        table.get()
+    assert files(tmp_path) == []
+
+
+def test_it_refuses_a_table_of_nothing(tmp_path):
+    table = MappedResource("table", lambda path: path.touch(), tmp_path)
+    with pytest.raises(ValueError, match="nothing was written into the file"):
+        table.get()
+    assert files(tmp_path) == []
+
+
+def test_it_has_no_keys(tmp_path):
+    with pytest.raises(TypeError, match=r"is one table and has no keys: look up \('a',\)"):
+        MappedResource("table", Builds(), tmp_path).get("a")

@@ -1,0 +1,463 @@
+"""Resources of one process: loaded once, kept within bounds, dropped when told, closed when nobody uses them."""
+
+import gc
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from decimal import Decimal
+from types import SimpleNamespace
+
+import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
+
+from jobs import resources
+from jobs.resources import Resource, Tally, UnknownResourceError, before_first_use, invalidate, size_of
+from tests.forking import forks, in_child
+
+DEADLINE = 10.0  # seconds after which a thread that hangs is a failure
+
+
+@pytest.fixture(autouse=True)
+def _names_of_this_test_only(monkeypatch):
+    for name, value in (("registry", {}), ("_hook", None), ("_unused", None)):
+        monkeypatch.setattr(resources, name, value)
+
+
+class Loads(list):
+    """A `load` that notes its keys; its values are numbers, counted from 1."""
+
+    def __call__(self, *key: object) -> int:
+        self.append(key)
+        return len(self)
+
+
+@dataclass
+class Handle:
+    """Something that has to be closed."""
+
+    closed: list[int] = field(default_factory=list)
+
+    def close(self) -> None:
+        self.closed.append(threading.get_ident())
+
+
+class AskedFor:
+    """A key that knows when so many threads have found nothing under it: each looks for a value, then for a load."""
+
+    def __init__(self, threads: int) -> None:
+        self._looks_left = 2 * threads
+        self.by_all = threading.Event()
+
+    def __hash__(self) -> int:
+        self._looks_left -= 1
+        if not self._looks_left:
+            self.by_all.set()
+        return 7
+
+
+def together(threads: int, call: Callable[[], object]) -> list[object]:
+    """What `call` returned or raised in each of so many threads."""
+
+    def outcome() -> object:
+        try:
+            return call()
+        except Exception as error:  # noqa: BLE001 - what was raised is looked at by the test
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        futures = [pool.submit(outcome) for _ in range(threads)]
+        return [future.result(DEADLINE) for future in futures]
+
+
+def test_it_loads_once_for_all_who_ask():
+    resource = Resource("numbers", Loads())
+    assert [resource.get(), resource.get(), resource.get()] == [1, 1, 1]
+    assert resource.tally() == Tally(entries=1, bytes=size_of(1), hits=2, misses=1)
+
+
+def test_it_keeps_a_value_for_each_key():
+    resource = Resource("numbers", load := Loads())
+    assert [resource.get("a"), resource.get("b", 2), resource.get("a")] == [1, 2, 1]
+    assert load == [("a",), ("b", 2)]
+
+
+def test_it_keeps_nothing_of_a_load_that_failed():
+    def load() -> int:
+        loads.append(1)
+        if len(loads) == 1:
+            raise OSError("away")
+        return len(loads)
+
+    loads: list[int] = []
+    resource = Resource("numbers", load)
+    with pytest.raises(OSError, match="away"):
+        resource.get()
+    assert resource.tally() == Tally(entries=0, bytes=0, hits=0, misses=1)
+    assert resource.get() == 2
+
+
+# --- bounds ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_drops_what_was_not_used_for_longest_when_there_are_too_many():
+    resource = Resource("numbers", load := Loads(), limit=2)
+    for key in ("a", "b", "a", "c", "a"):
+        resource.get(key)
+    assert load == [("a",), ("b",), ("c",)]
+    assert resource.get("b") == 4
+
+
+def test_it_drops_what_was_not_used_for_longest_when_it_is_too_much():
+    resource = Resource("texts", lambda letter, times: letter * times, limit_bytes=10, size=len)
+    for key in (("a", 4), ("b", 4), ("a", 4), ("c", 6)):
+        resource.get(*key)
+    assert resource.tally() == Tally(entries=2, bytes=10, hits=1, misses=3)
+    resource.get("a", 4)
+    assert resource.tally().hits == 2
+
+
+def test_it_hands_out_what_is_too_large_to_keep_and_drops_nothing_for_it(caplog):
+    resource = Resource("texts", lambda times: "x" * times, limit_bytes=10, size=len)
+    assert [len(resource.get(times)) for times in (3, 11, 11, 3)] == [3, 11, 11, 3]
+    assert resource.tally() == Tally(entries=1, bytes=3, hits=1, misses=3)
+    assert "texts: 11 bytes exceed its limit_bytes" in caplog.text
+
+
+def test_it_loads_anew_what_is_too_old():
+    now = [0.0]
+
+    def load() -> float:
+        now[0] += 5  # its data are those of the beginning
+        return now[0]
+
+    resource = Resource("times", load, ttl=60, clock=lambda: now[0])
+    assert resource.get() == 5
+    now[0] = 59.9
+    assert resource.get() == 5
+    now[0] = 60
+    assert resource.get() == 65
+    assert resource.tally().entries == 1
+
+
+def test_it_gives_room_back_that_old_values_take():
+    now = [0.0]
+    resource = Resource("numbers", Loads(), ttl=60, clock=lambda: now[0])
+    resource.get("old")
+    now[0] = 60
+    resource.get("new")
+    assert resource.tally().entries == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [
+        (b"x" * 1000, 1000, 1100),
+        (memoryview(b"x" * 1000), 1000, 1000),
+        (["x" * 1000] * 1000, 9_000, 10_000),
+        ({n: str(n) * 100 for n in range(100, 200)}, 35_000, 50_000),
+        ([SimpleNamespace(text="x" * 1000 + str(n)) for n in range(10)], 10_000, 20_000),
+        ((Decimal(1), {frozenset({"x" * 1000})}), 1000, 3000),
+        ({str(n): (n, n / 2, f"{n:0100}") for n in range(50_000, 100_000)}, 16_000_000, 19_000_000),
+    ],
+    ids=["bytes", "buffer", "same again", "dict", "objects", "nested", "large"],
+)
+def test_it_knows_about_how_much_memory_a_value_takes(value, least, most):
+    assert least <= size_of(value) <= most
+
+
+def test_it_counts_what_holds_itself_once():
+    ring: list[object] = ["x" * 1000]
+    ring.append(ring)
+    assert 1000 <= size_of(ring) <= 1300
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
+
+
+def test_it_loads_once_when_many_threads_ask_at_the_same_time():
+    def load(key: AskedFor) -> int:
+        loads.append(1)
+        key.by_all.wait(DEADLINE)
+        return len(loads)
+
+    loads: list[int] = []
+    resource, key = Resource("numbers", load), AskedFor(8)
+    assert together(8, lambda: resource.get(key)) == [1] * 8
+    assert (resource.tally().hits, resource.tally().misses) == (7, 1)
+
+
+def test_it_raises_a_failure_in_every_thread_that_waits_for_the_load():
+    def load(key: AskedFor) -> int:
+        loads.append(1)
+        key.by_all.wait(DEADLINE)
+        if len(loads) == 1:
+            raise OSError("away")
+        return len(loads)
+
+    loads: list[int] = []
+    resource, key = Resource("numbers", load), AskedFor(4)
+    assert [str(outcome) for outcome in together(4, lambda: resource.get(key))] == ["away"] * 4
+    assert resource.get(key) == 2
+
+
+def test_it_loads_in_the_next_thread_when_the_job_that_loads_is_told_to_end():
+    def load(key: AskedFor) -> int:
+        loads.append(1)
+        key.by_all.wait(DEADLINE)
+        if len(loads) == 1:
+            raise SoftTimeLimitExceeded
+        return len(loads)
+
+    loads: list[int] = []
+    resource, key = Resource("numbers", load), AskedFor(3)
+    outcomes = together(3, lambda: resource.get(key))
+    assert sorted(map(str, outcomes)) == ["2", "2", "SoftTimeLimitExceeded()"]
+
+
+def test_it_loads_different_keys_at_the_same_time():
+    both = threading.Barrier(2)  # breaks when one comes alone
+    resource = Resource("numbers", lambda _: both.wait(DEADLINE))
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(resource.get, "ab")) == [0, 1]
+
+
+def test_it_never_lends_what_is_closed_however_threads_push_each_other_out():
+    def use() -> None:
+        start.wait(DEADLINE)
+        for number in range(300):
+            with resource.use(number % 3) as handle:
+                assert not handle.closed
+            if number % 7 == 0:
+                resource.drop()
+
+    made: list[Handle] = []
+    start = threading.Barrier(4)
+    resource = Resource("handles", lambda _: made.append(Handle()) or made[-1], limit=1, close=Handle.close)
+    assert together(4, use) == [None] * 4
+    resource.drop()
+    assert {len(handle.closed) for handle in made} == {1}
+    assert resource.tally().entries == resource.tally().bytes == 0
+
+
+# --- dropping and closing -------------------------------------------------------------------------------------------
+
+
+def test_it_loads_anew_what_was_invalidated():
+    resource = Resource("numbers", Loads())
+    resource.get()
+    invalidate("numbers")
+    assert resource.get() == 2
+
+
+def test_it_does_not_keep_what_was_invalidated_while_it_was_loaded():
+    def load() -> int:
+        loads.append(1)
+        if len(loads) == 1:
+            invalidate("numbers")
+        return len(loads)
+
+    loads: list[int] = []
+    resource = Resource("numbers", load)
+    assert [resource.get(), resource.get(), resource.get()] == [1, 2, 2]
+
+
+def test_it_waits_for_no_load_that_began_before_an_invalidation():
+    first, second = threading.Event(), threading.Event()
+
+    def load() -> str:
+        if first.is_set():
+            return "new"
+        first.set()
+        second.wait(DEADLINE)
+        return "old"
+
+    resource = Resource("texts", load)
+    with ThreadPoolExecutor(1) as pool:
+        old = pool.submit(resource.get)
+        first.wait(DEADLINE)
+        resource.drop()
+        assert resource.get() == "new"
+        second.set()
+        assert old.result(DEADLINE) == "old"
+    assert resource.get() == "new"
+
+
+def test_it_closes_what_it_drops():
+    resource = Resource("handles", lambda _: Handle(), limit=1, close=Handle.close)
+    with resource.use("a") as first:
+        pass
+    with resource.use("b") as second:
+        assert first.closed
+    resource.drop()
+    assert second.closed
+
+
+def test_it_closes_nothing_that_is_in_use():
+    resource = Resource("handles", lambda _: Handle(), limit=1, close=Handle.close)
+    with resource.use("a") as first:
+        with resource.use("a"), resource.use("b"):
+            resource.drop()
+        assert not first.closed
+    assert len(first.closed) == 1
+
+
+def test_it_closes_once_when_the_last_two_users_end_together():
+    class Raced(Resource):
+        """The first to give its value back is overtaken by the second, before it looks whether anybody is left."""
+
+        def _let_go(self, entries):
+            while rivals:
+                rivals.pop()()
+            super()._let_go(entries)
+
+    rivals: list[Callable[[], object]] = []
+    resource = Raced("handles", Handle, close=Handle.close)
+    with ExitStack() as first, ExitStack() as second:
+        handle = first.enter_context(resource.use())
+        second.enter_context(resource.use())
+        resource.drop()
+        rivals.append(second.close)
+        first.close()
+        assert len(handle.closed) == 1
+
+
+def test_it_closes_what_is_too_large_to_keep_after_its_use():
+    resource = Resource("handles", Handle, limit_bytes=0, size=lambda _: 1, close=Handle.close)
+    with resource.use() as handle:
+        assert not handle.closed
+    assert handle.closed
+
+
+def test_it_gives_a_value_back_when_the_job_fails():
+    resource = Resource("handles", Handle, close=Handle.close)
+    with pytest.raises(OSError, match="away"), resource.use() as handle:
+        raise OSError("away")
+    resource.drop()
+    assert handle.closed
+
+
+def test_it_fails_no_job_over_what_cannot_be_closed(caplog):
+    def close(handle: Handle) -> None:
+        raise OSError("broken pipe")
+
+    Resource("handles", Handle, close=close)
+    with resources.registry["handles"].use():
+        invalidate("handles")
+    assert "handles: a dropped value could not be closed." in caplog.text
+    assert "broken pipe" in caplog.text
+
+
+def test_it_lends_only_what_has_to_be_closed():
+    resource = Resource("handles", Handle, close=Handle.close)
+    with pytest.raises(TypeError, match=r"with handles\.use\(\) as value"):
+        resource.get()
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../a", ".a", "a/b", "a" * 101])
+def test_it_refuses_what_is_no_name(name):
+    with pytest.raises(ValueError, match="cannot be a resource's name"):
+        Resource(name, Loads())
+
+
+def test_it_refuses_a_name_twice():
+    first = Resource("numbers", Loads())
+    with pytest.raises(ValueError, match="There is a resource called numbers already"):
+        Resource("numbers", Loads())
+    assert resources.registry["numbers"] is first
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({"limit": 0}, "must be 1 entry or more"), ({"preload": True, "close": print}, "no preload")],
+)
+def test_it_refuses_what_cannot_be_kept(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Resource("numbers", Loads(), **options)
+    assert "numbers" not in resources.registry
+
+
+def test_it_names_what_is_spelled_alike_when_there_is_no_such_resource():
+    with pytest.raises(UnknownResourceError, match=r"No resource is called 'number'\. There are: none\."):
+        invalidate("number")
+    Resource("numbers", Loads())
+    with pytest.raises(UnknownResourceError, match="Did you mean 'numbers'"):
+        invalidate("number")
+    with pytest.raises(UnknownResourceError, match=r"There are: numbers\."):
+        invalidate("xyz")
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+@forks
+def test_it_shares_with_a_child_what_was_loaded_before_the_fork():
+    resource = Resource("numbers", load := Loads())
+    resource.get()
+    assert in_child(lambda: [resource.get(), len(load), resource.tally().hits, resource.tally().misses]) == [1, 1, 1, 0]
+
+
+@forks
+def test_it_leaves_to_its_parent_what_has_to_be_closed():
+    def use_in_child() -> list[object]:
+        with resource.use() as handle:
+            mine = handle is not parents
+        resource.drop()
+        gc.collect()
+        return [mine, len(handle.closed), len(parents.closed), resource.tally().entries]
+
+    resource = Resource("handles", Handle, close=Handle.close)
+    with resource.use() as parents:
+        pass
+    assert in_child(use_in_child) == [True, 1, 0, 0]
+    assert resource.tally().entries == 1
+
+
+@forks
+def test_it_loads_in_a_child_that_was_forked_amid_a_load():
+    begun, go_on = threading.Event(), threading.Event()
+    parent = os.getpid()
+
+    def load() -> int:
+        if os.getpid() == parent:
+            begun.set()
+            go_on.wait(DEADLINE)
+        return os.getpid()
+
+    resource = Resource("numbers", load)
+    with ThreadPoolExecutor(1) as pool:
+        parents = pool.submit(resource.get)
+        begun.wait(DEADLINE)
+        assert in_child(lambda: resource.get() == os.getpid()) is True
+        go_on.set()
+        assert parents.result(DEADLINE) == parent
+
+
+@forks
+def test_it_is_not_forked_amid_its_bookkeeping():
+    def keep_books() -> None:
+        with resources._lock:
+            busy.set()
+            never.wait(0.2)  # seconds in which a fork that does not wait for the lock would happen
+
+    busy, never = threading.Event(), threading.Event()
+    resource = Resource("numbers", Loads())
+    with ThreadPoolExecutor(1) as pool:
+        kept = pool.submit(keep_books)
+        busy.wait(DEADLINE)
+        assert in_child(resource.get) == 1
+        kept.result(DEADLINE)
+
+
+@forks
+def test_it_calls_the_hook_before_the_first_use_in_each_process():
+    calls: list[int] = []
+    resource = Resource("numbers", lambda: len(calls))
+    before_first_use(lambda: calls.append(os.getpid()))
+    assert (resource.get(), resource.get(), len(calls)) == (1, 1, 1)
+    assert in_child(lambda: [resource.get(), resource.get(), len(calls)]) == [1, 1, 2]
