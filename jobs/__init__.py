@@ -35,6 +35,10 @@ Capabilities:
     secrets       puts the values of secrets in the place of their names
     files         what do jobs keep as files, and who may fetch them?
     backup        could we get our data back from this copy?
+    smtp          did the mail server take this message?
+    mail          has this message gone out, and to whom not?
+    queries       what may people ask the database?
+    documents     how does a table become a file that is safe to open?
     demo          the demonstration schedules
     supervisor    keeps processes alive that belong together, and ends them together
 What runs in beat and in workers:

@@ -59,6 +59,14 @@ def site(text: str) -> str:
     return text.rstrip("/")
 
 
+def email_url(text: str) -> dict[str, Any]:
+    """Stricter than django-environ, which ignores options it does not know: mail meant for TLS would go in clear."""
+    config: dict[str, Any] = environ.Env.email_url_config(text)
+    if config.pop("OPTIONS", None):
+        raise ValueError
+    return config
+
+
 # How each kind of value is read, and what it must be. Lower case, for Django takes capitals for a setting.
 kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "str": (str, "text"),
@@ -69,7 +77,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "site": (site, "the address of a site, such as https://punctual.example"),
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
-    "email_url": (environ.Env.email_url_config, "like smtp://user:password@host:587/?tls=True or consolemail://"),
+    "email_url": (email_url, "like smtp+tls://user:password@host:587 (smtp+ssl://, smtp://) or consolemail://"),
 }
 
 
@@ -253,10 +261,11 @@ LANGUAGE_CODE = "en"
 
 # --- Mail -----------------------------------------------------------------------------------------------------------
 
-# smtp://user:password@host:587/?tls=True; with DEBUG on, mail is printed instead.
+# smtp+tls://user:password@host:587, or smtp+ssl:// or smtp://; with DEBUG on, mail is printed instead.
 globals().update(
     read("email_url", "EMAIL_URL", environ.Env.email_url_config("consolemail://" if DEBUG else "smtp://localhost:25"))
 )
+EMAIL_TIMEOUT = 30  # seconds that a mail server may take for an answer
 DEFAULT_FROM_EMAIL: str = read("str", "DEFAULT_FROM_EMAIL", "punctual@localhost")
 
 # --- The web process ------------------------------------------------------------------------------------------------

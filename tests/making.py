@@ -1,14 +1,18 @@
 """Makes the rows that tests begin with, through the same models that people use."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from celery._state import _task_stack
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from jobs import ask, calendar, dispatch
+from jobs import ask, calendar, dispatch, pulse
+from jobs.message import find_task
 from jobs.models import ACTIVE, Policy, Run, State, database_now
 from jobs.occurrences import as_text
 
@@ -59,6 +63,23 @@ def send(task: str, *args: object, **policy: object) -> Run:
     run = ask.run_now(schedule, actor="ada")
     dispatch.send([run])
     return run
+
+
+@contextmanager
+def inside(run: Run) -> Iterator[pulse.Held]:
+    """As if this process executed the run."""
+    task = find_task("tests.nothing")
+    held = pulse.Held(str(run.id), run.id, run.attempt)
+    task.push_request(id=str(run.id), called_directly=False)
+    _task_stack.push(task)
+    task.request.held = held
+    pulse.hold(held)
+    try:
+        yield held
+    finally:
+        pulse.release(held)
+        _task_stack.pop()
+        task.pop_request()
 
 
 def ends(run: Run) -> bool:

@@ -1,6 +1,6 @@
 """The ledger and what belongs to it: runs, steps, policies, nodes, resources, what ready-made jobs keep."""
 
-from jobs.models.catalogue import FeedEntry, StoredFile
+from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile
 from jobs.models.nodes import Node
 from jobs.models.resources import Holding, ResourceVersion
 from jobs.models.runs import (
@@ -30,6 +30,7 @@ __all__ = [
     "ACTIVE",
     "CATCH_UP_CHOICES",
     "ENDED_BY_ITSELF",
+    "LONGEST_ADDRESS",
     "LONGEST_ERROR_TEXT",
     "LONGEST_NAME",
     "SENDING",
@@ -38,6 +39,7 @@ __all__ = [
     "UNSTARTED",
     "Attempt",
     "Backfill",
+    "Delivery",
     "Effect",
     "FeedEntry",
     "Holding",

@@ -3,6 +3,9 @@
 from uuid import uuid4
 
 from django.db import models
+from django.db.models.functions import Now
+
+LONGEST_ADDRESS = 400  # characters; longer than any mail address may be, so that what is cut is none
 
 
 class FeedEntry(models.Model):
@@ -44,3 +47,26 @@ class StoredFile(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Delivery(models.Model):
+    """What became of a message of a run to one address. `jobs.mail` writes it before it sends, and afterwards."""
+
+    class State(models.TextChoices):
+        SENDING = "sending", "in doubt"
+        SENT = "sent"
+        REFUSED = "refused"
+
+    id = models.UUIDField(primary_key=True, editable=False, help_text="The left part of its Message-ID.")
+    run = models.ForeignKey("jobs.Run", models.CASCADE, related_name="deliveries")
+    message = models.CharField(max_length=64, help_text="A digest of what makes it the same message.")
+    address = models.CharField(max_length=LONGEST_ADDRESS)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.SENDING)
+    reason = models.CharField(max_length=200, blank=True, help_text="What the mail server said.")
+    begun_at = models.DateTimeField(db_default=Now(), db_index=True)
+
+    class Meta:
+        verbose_name_plural = "deliveries"
+
+    def __str__(self) -> str:
+        return self.address

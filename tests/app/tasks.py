@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ from pydantic import BaseModel
 
 from jobs.current import current_run, once, progress
 from jobs.models import FeedEntry
+from jobs.queries import Table, query
 from jobs.resources import Resource
 from jobs.sharing import ResourceTask
 from tests.app import workflows  # noqa: F401 - its tasks are found through this module
@@ -458,3 +460,18 @@ def borrow(self: ResourceTask, path: str, how: str) -> None:
         raise ValueError("bad")
     if how == "ignore":
         raise Ignore
+
+
+# --- queries ---------------------------------------------------------------------------------------------------------
+
+
+@query("test entries")
+def entries(start: datetime | None, end: datetime) -> Table:
+    """What was imported, each entry with its link in the place of an address."""
+    return Table(["title", "email"], FeedEntry.objects.order_by("id").values_list("title", "link").iterator())
+
+
+@query("test numbers")
+def numbers(start: datetime | None, end: datetime) -> Table:
+    """More rows than a PDF shows."""
+    return Table(["number"], ([number] for number in range(5_001)))

@@ -1,39 +1,18 @@
 """What a task learns of its run, and what it may say; and that outside a run nothing comes of it."""
 
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from celery._state import _task_stack
 from django.db import transaction
 
-from jobs import pulse
 from jobs.current import current_run, once, progress
 from jobs.finish import finish
-from jobs.message import find_task
-from jobs.models import Effect, Run, RunLog, State, Trigger, database_now
+from jobs.models import Effect, RunLog, State, Trigger, database_now
 from jobs.models.runs import LONGEST_LOG
-from tests.making import make_due, make_run, make_schedule
+from tests.making import inside, make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
 HOUR = timedelta(hours=1)
-
-
-@contextmanager
-def inside(run: Run):
-    """As if this process executed the run."""
-    task = find_task("tests.nothing")
-    held = pulse.Held(str(run.id), run.id, run.attempt)
-    task.push_request(id=str(run.id), called_directly=False)
-    _task_stack.push(task)
-    task.request.held = held
-    pulse.hold(held)
-    try:
-        yield held
-    finally:
-        pulse.release(held)
-        _task_stack.pop()
-        task.pop_request()
 
 
 def test_it_tells_a_task_its_run_with_the_data_since_the_occurrence_before():

@@ -80,7 +80,7 @@ BAD_VALUES = {
     "LEASE_SECONDS": ["soon", "nan", "0", "-1"],
     "TIME_ZONE": ["Mars/Olympus", "Europe", "../../etc/passwd", "+02:00"],
     "LOG_LEVEL": ["loud"],
-    "EMAIL_URL": [f"pigeon://user:{SECRET}@host", f"smtp://user:{SECRET}@host:port"],
+    "EMAIL_URL": [f"pigeon://user:{SECRET}@host", f"smtp://user:{SECRET}@host:port", f"smtp://{SECRET}@host?tls=True"],
     "SECRET_KEY_FILE": ["/does/not/exist"],
     "DATABASE_URL_FILE": ["/"],
 }

@@ -29,7 +29,7 @@ LAYERS = [
     # Pure: decisions and calculations. No Django.
     {"jobs.occurrences", "jobs.policies", "jobs.resources"},
     # Data, and the ways to the outside world that know nothing of it.
-    {"jobs.prepared", "jobs.mapped", "jobs.secrets", "jobs.arguments", "jobs.backup"},
+    {"jobs.prepared", "jobs.mapped", "jobs.secrets", "jobs.arguments", "jobs.backup"} | {"jobs.smtp", "jobs.documents"},
     {"jobs.models.runs", "jobs.models.nodes", "jobs.models.catalogue"},
     {"jobs.models.schedules", "jobs.models.steps", "jobs.models.resources"},
     {"jobs.models", "jobs.bulk", "jobs.http", "project.cache", "project.embedded"},
@@ -43,7 +43,7 @@ LAYERS = [
     # What is done with runs that are written down, and with their steps.
     {"jobs.logs"},
     {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.current"} | {"jobs.results", "jobs.files"},
-    {"jobs.finish"},
+    {"jobs.finish", "jobs.mail", "jobs.queries"},
     {"jobs.rescue"},
     # What runs: in beat, in workers, and all of it in one terminal.
     {"jobs.base", "jobs.scheduler", "jobs.tasks", "jobs.tasks.*", "jobs.up"},

@@ -1,0 +1,80 @@
+"""What happened since the last time? Writes what a query finds into a CSV, a PDF or both, and mails links to them.
+
+It teaches work on many rows with little memory: they pass one by one from a server-side cursor into a file, which
+then goes into the storage. The time it is about is the run's own window, so daily reports leave no gap and no overlap,
+also after an outage. Tried again, it replaces its files and mails only whom it has not reached.
+
+Limits: whoever has a link can read the report until it ends; leave `mail_to` empty to fetch it in the admin.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+from celery import shared_task
+from django.utils.timezone import localtime
+from pydantic import Field, validate_call
+
+from jobs import documents, files, mail, queries
+from jobs.current import progress
+from jobs.models import StoredFile
+
+STEP = 1_000  # rows between two looks at the progress
+TYPES = {"csv": "text/csv; charset=utf-8", "pdf": "application/pdf"}
+
+Formats = Literal["csv", "pdf", "both"]
+MailTo = Annotated[list[mail.Address], Field(max_length=100, description="Who gets links to the files.")]
+
+logger = logging.getLogger(__name__)
+
+
+@shared_task(name="jobs.report")
+@validate_call
+def report(
+    query: queries.QueryName,
+    formats: Formats = "csv",
+    mail_to: MailTo = [],  # noqa: B006 - read only
+) -> dict[str, int]:
+    """Make the report; returns how many rows and files it has, and to how many people it was sent.
+
+    Raises `jobs.mail.MailError` when the mail server takes nothing now, or nobody was reached.
+    """
+    window = queries.window()
+    title = f"{query}, {window}"
+    table = queries.answer(query, window)
+    with TemporaryDirectory(prefix="report-") as folder:
+        csv, pdf = (Path(folder, f"{query} {localtime(window.end):%Y-%m-%d %H%M}.{suffix}") for suffix in TYPES)
+        first: list[Sequence[Any]] = []
+        number = documents.write_csv(csv, table.columns, _passing(table.rows, first))
+        if formats != "csv":
+            progress(number, number, "writing the PDF")
+            documents.write_pdf(pdf, title, table.columns, first, of=number)
+        stored = [_keep(path) for path in (csv, pdf) if formats in {path.suffix[1:], "both"}]
+    logger.info("%s: %d rows in %d files.", title, number, len(stored))
+    sent = mail.send(_message(title, number, stored), mail_to)["sent"] if mail_to else 0
+    return {"rows": number, "files": len(stored), "sent": sent}
+
+
+def _passing(rows: Iterable[Sequence[Any]], first: list[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+    """The rows, as they pass: counted, and the first of them remembered for the PDF."""
+    for number, row in enumerate(rows, 1):
+        if number <= documents.MOST_ROWS:
+            first.append(row)
+        if number % STEP == 0:
+            progress(number, message="rows")
+        yield row
+
+
+def _keep(path: Path) -> StoredFile:
+    with path.open("rb") as content:
+        return files.keep(path.name, content, StoredFile.Kind.REPORT, TYPES[path.suffix[1:]])
+
+
+def _message(title: str, number: int, stored: list[StoredFile]) -> mail.Message:
+    rows = f"{number:,} rows" if number else "nothing was found"
+    links = "".join(f"{row.name}\n{files.link(row)}\n\n" for row in stored)
+    text = f"{title}: {rows}.\n\n{links}The links end after {files.LINK_DAYS} days."
+    # Each attempt makes other links to the same files: the message has a name, so that it stays the same.
+    return mail.Message(title, text, name=f"report {' '.join(row.name for row in stored)}")

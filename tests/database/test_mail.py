@@ -1,0 +1,333 @@
+"""Does each address get a message once, whatever the mail server says, and does a run know to whom it has not gone?
+
+The server is a real one on loopback. An attempt of a run is a call in this process, as a worker makes it.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import uuid5
+
+import pytest
+from billiard.pool import soft_timeout_sighandler
+from celery.exceptions import SoftTimeLimitExceeded
+from django.core import mail as django_mail
+from django.db import connection, transaction
+from django.urls import reverse
+
+from jobs import mail, smtp
+from jobs.models import Delivery, Run, State, database_now
+from jobs.tasks.cleanup import cleanup
+from jobs.tasks.send_bulk_email import send_bulk_email
+from jobs.tasks.send_email import send_email
+from tests.making import inside, make_run
+from tests.post import BREAK_OFF, LEAVE, Post
+
+T = TypeVar("T")
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ADA, BOB, CAT, DAN = (f"{name}@example.org" for name in ("ada", "bob", "cat", "dan"))
+MESSAGE = mail.Message("Hello", "How are you?")
+
+
+@pytest.fixture
+def post(settings: Any) -> Iterator[Post]:
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.DEFAULT_FROM_EMAIL = "Punctual <punctual@example.org>"
+    with Post() as post:
+        settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", post.port
+        yield post
+
+
+@pytest.fixture
+def run() -> Run:
+    return make_run(None, State.RUNNING)
+
+
+def attempt(run: Run, *addresses: str, message: mail.Message = MESSAGE) -> dict[str, int]:
+    """What an attempt of the run does."""
+    with inside(run):
+        return mail.send(message, addresses)
+
+
+def in_thread(call: Callable[[], T]) -> T:
+    """What it returns in a thread, and so on a database connection, of its own."""
+
+    def on_own_connection() -> T:
+        with closing(connection):
+            return call()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(on_own_connection).result(10)
+
+
+def interrupt() -> None:
+    """Ask the attempt in the main thread to end, as a worker does, and wait until it has hung up."""
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    before = signal.signal(signal.SIGUSR1, soft_timeout_sighandler)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+def counts(sent: int = 0, refused: int = 0, in_doubt: int = 0) -> dict[str, int]:
+    return {"sent": sent, "refused": refused, "in_doubt": in_doubt}
+
+
+def states() -> dict[str, str]:
+    return dict(Delivery.objects.values_list("address", "state"))
+
+
+# --- What goes out --------------------------------------------------------------------------------------------------
+
+
+def test_it_sends_each_address_a_message_of_its_own(post, run):
+    with inside(run):
+        assert send_email([ADA, BOB], "Grüße", "How are you?", "<p>How are you?</p>") == counts(sent=2)
+    assert post.given == [ADA, BOB]
+    for address, letter in post.letters:
+        assert (letter["To"], letter["Subject"]) == (address, "Grüße")
+        assert letter["From"] == "Punctual <punctual@example.org>"
+        assert letter["Message-ID"] == f"<{Delivery.objects.get(address=address).id}@example.org>"
+        assert letter["Auto-Submitted"] == "auto-generated"
+        assert [part.get_content().strip() for part in letter.iter_parts()] == ["How are you?", "<p>How are you?</p>"]
+
+
+def test_it_sends_text_alone_where_there_is_no_html(post):
+    send_email([ADA], "Hello", "How are you?\n.\nFine.")
+    letter = post.letters[0][1]
+    assert letter.get_content_type() == "text/plain"
+    assert letter.get_content().splitlines() == ["How are you?", ".", "Fine."]
+
+
+def test_it_sends_to_an_address_once_however_often_and_however_it_is_written(post, run):
+    assert attempt(run, ADA, BOB, "ada@EXAMPLE.org", f" {ADA} ", "ADA@example.org") == counts(sent=3)
+    assert post.given == [ADA, BOB, "ADA@example.org"]
+
+
+def test_it_sends_by_whatever_backend_is_set(settings, run):
+    settings.EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
+    django_mail.outbox = []
+    assert attempt(run, ADA, "nobody") == counts(sent=1, refused=1)
+    assert [letter.to for letter in django_mail.outbox] == [[ADA]]
+
+
+def test_it_keeps_no_row_outside_a_run(post):
+    for _ in range(2):
+        assert mail.send(MESSAGE, [ADA, "nobody"]) == counts(sent=1, refused=1)
+    assert post.given == [ADA, ADA]
+    assert post.letters[0][1]["Message-ID"] != post.letters[1][1]["Message-ID"]
+    assert not Delivery.objects.exists()
+
+
+# --- Who gets nothing -----------------------------------------------------------------------------------------------
+
+
+def test_it_goes_on_when_an_address_is_bad(post, run, caplog):
+    post.answers["RCPT", BOB] = f"550 5.1.1 <{BOB}>: nobody of that name"
+    post.answers["DATA", CAT] = "554 looks like spam"
+    bad = ["nobody", f"{ADA}\nBcc: {DAN}", "", "ü@example.org", "x" * 5000, "nul\0@example.org", "\ud800@example.org"]
+    with inside(run):
+        assert send_bulk_email("Hello", "Text", [*bad, ADA, BOB, CAT, DAN], per_minute=6000) == counts(2, len(bad) + 1)
+    assert post.given == [ADA, DAN]
+    reasons = dict(Delivery.objects.filter(state="refused").values_list("address", "reason"))
+    assert (reasons[BOB], reasons[CAT]) == (f"550 5.1.1 <{BOB}>: nobody of that name", "554 looks like spam")
+    assert "no mail address" in reasons["nobody"]
+    assert f"b…@example.org is refused: message {Delivery.objects.get(address=BOB).id}." in caplog.messages
+    logged = " ".join(record.getMessage() for record in caplog.records if record.name.startswith("jobs"))
+    assert not any(address in logged for address in (ADA, BOB, CAT, DAN))
+
+
+def test_it_fails_when_nobody_is_reached(post, run):
+    post.answers["RCPT", ""] = "550 no"
+    for _ in range(2):
+        with pytest.raises(mail.NobodyReachedError, match="Nobody was reached: 2 refused, 0 in doubt"):
+            attempt(run, ADA, BOB)
+    assert states() == {ADA: "refused", BOB: "refused"}
+
+
+def test_it_succeeds_when_there_is_nobody_to_write_to(run):
+    assert attempt(run) == counts()
+
+
+def test_it_says_so_when_it_was_given_nobody_to_write_to():
+    with pytest.raises(ValueError, match="nobody to write to"):
+        send_bulk_email("Hello", "Text")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"to": []}, {"to": [ADA, "nobody"]}, {"to": [ADA] * 101}, {"subject": ""}, {"subject": "a\nb"}, {"text": ""}],
+)
+def test_it_sends_nothing_when_an_argument_is_bad(post, arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        send_email(**{"to": [ADA], "subject": "Hello", "text": "Text", **arguments})
+    assert post.given == []
+
+
+def test_it_refuses_more_addresses_than_it_can_remember(post):
+    with pytest.raises(mail.MailError, match="over 100,000 addresses"):
+        mail.send(MESSAGE, (f"{number}@example.org" for number in range(mail.MOST_ADDRESSES + 1)))
+    assert post.given == []
+
+
+# --- Never twice ----------------------------------------------------------------------------------------------------
+
+
+def test_it_sends_a_message_once_in_all_attempts_of_a_run(post, run):
+    attempt(run, ADA)
+    assert attempt(run, ADA, BOB) == counts(sent=2)
+    assert post.given == [ADA, BOB]
+
+
+def test_it_asks_the_server_nothing_when_all_is_sent(post, run, settings):
+    attempt(run, ADA)
+    settings.EMAIL_PORT = 1
+    assert attempt(run, ADA) == counts(sent=1)
+
+
+def test_it_sends_another_message_and_in_another_run_again(post, run):
+    attempt(run, ADA)
+    attempt(run, ADA, message=mail.Message("Hello", "And now?"))
+    attempt(make_run(None, State.RUNNING), ADA)
+    assert post.given == [ADA, ADA, ADA]
+
+
+def test_it_takes_messages_of_one_name_for_the_same(post, run):
+    attempt(run, ADA, message=mail.Message("1", "a link", name="report"))
+    assert attempt(run, ADA, message=mail.Message("2", "another link", name="report")) == counts(sent=1)
+    assert post.given == [ADA]
+
+
+@pytest.mark.parametrize("command", ["RCPT", "DATA"])
+def test_it_leaves_an_address_in_doubt_at_which_an_attempt_ended(post, run, caplog, command):
+    post.answers[command, BOB] = interrupt
+    with interruptible(), pytest.raises(SoftTimeLimitExceeded):
+        attempt(run, ADA, BOB, CAT)
+    assert states() == {ADA: "sent", BOB: "sending"}
+    post.answers.clear()
+    assert attempt(run, ADA, BOB, CAT) == counts(sent=2, in_doubt=1)
+    assert post.given == ([ADA, CAT] if command == "RCPT" else [ADA, BOB, CAT])
+    assert f"b…@example.org is in doubt: message {Delivery.objects.get(address=BOB).id}." in caplog.messages
+
+
+def test_it_writes_down_whom_it_writes_to_before_the_server_hears_of_it(post, run):
+    seen: list[dict[str, str]] = []
+    post.answers["MAIL", ""] = lambda: seen.append(in_thread(states))
+    attempt(run, ADA, BOB)
+    assert seen == [{ADA: "sending"}, {ADA: "sent", BOB: "sending"}]
+
+
+def test_it_leaves_an_address_to_whoever_takes_it_first(post, run):
+    def take_bob() -> None:
+        key = uuid5(run.id, f"{MESSAGE.digest} {BOB}")
+        in_thread(lambda: Delivery.objects.create(id=key, run=run, message=MESSAGE.digest, address=BOB, state="sent"))
+
+    post.answers["DATA", ADA] = take_bob
+    assert attempt(run, ADA, BOB, CAT) == counts(sent=3)
+    assert post.given == [ADA, CAT]
+
+
+def test_it_sends_nothing_within_a_transaction(post, run):
+    with pytest.raises(RuntimeError, match="durable"), transaction.atomic():
+        attempt(run, ADA)
+    assert post.given == []
+
+
+# --- When the server has its troubles -------------------------------------------------------------------------------
+
+
+def test_it_goes_on_in_another_attempt_when_the_server_was_down(post, run, settings):
+    attempt(run, ADA)
+    settings.EMAIL_PORT = 1
+    with pytest.raises(smtp.ServerError, match="EMAIL_URL"):
+        attempt(run, ADA, BOB)
+    assert states() == {ADA: "sent"}
+    settings.EMAIL_PORT = post.port
+    assert attempt(run, ADA, BOB) == counts(sent=2)
+    assert post.given == [ADA, BOB]
+
+
+@pytest.mark.parametrize("command", ["MAIL", "RCPT", "DATA"])
+def test_it_leaves_an_address_in_doubt_when_the_server_breaks_off(post, run, command):
+    answers = iter(["250 OK", BREAK_OFF])
+    post.answers[command, ""] = lambda: next(answers, None)
+    assert attempt(run, ADA, BOB, CAT) == counts(sent=2, in_doubt=1)
+    assert states() == {ADA: "sent", BOB: "sending", CAT: "sent"}
+    assert "closed" in Delivery.objects.get(address=BOB).reason
+
+
+def test_it_gives_up_when_the_server_breaks_off_again_and_again(post, run):
+    post.answers["RCPT", ""] = BREAK_OFF
+    with pytest.raises(smtp.ServerError, match="broke off 3 times"):
+        attempt(run, ADA, BOB, CAT, DAN)
+    assert states() == {ADA: "sending", BOB: "sending", CAT: "sending"}
+
+
+def test_it_goes_on_when_the_server_hung_up_between_two_messages(post, run):
+    post.answers["DATA", ADA] = LEAVE
+    assert attempt(run, ADA, BOB) == counts(sent=2)
+    assert post.given == [ADA, BOB]
+
+
+@pytest.mark.parametrize(("command", "answer"), [("RCPT", "450 busy"), ("DATA", "451 later"), ("RCPT", "421 going")])
+def test_it_tries_again_later_when_the_server_puts_an_address_off(post, run, command, answer):
+    post.answers[command, BOB] = answer
+    with pytest.raises(mail.PutOffError, match=f"put 1 messages off \\({answer[:3]}\\)"):
+        attempt(run, ADA, BOB, CAT)
+    assert states() == {ADA: "sent", CAT: "sent"}
+    post.answers.clear()
+    assert attempt(run, ADA, BOB, CAT) == counts(sent=3)
+    assert post.given == [ADA, CAT, BOB]
+
+
+def test_it_doubts_nobody_when_the_server_refuses_the_sender(post, run):
+    post.answers["MAIL", ""] = "553 who are you"
+    with pytest.raises(smtp.ServerError, match="553 who are you: mend DEFAULT_FROM_EMAIL"):
+        attempt(run, ADA)
+    assert states() == {}
+
+
+def test_it_doubts_nobody_when_no_message_can_be_made(post, run):
+    with pytest.raises(mail.NobodyReachedError, match="1 refused, 0 in doubt"):
+        attempt(run, ADA, message=mail.Message("Hello", "\ud800"))
+    assert "surrogates" in Delivery.objects.get().reason
+
+
+def test_it_does_not_wait_for_ever_for_a_server_that_says_nothing(post, run, settings):
+    settings.EMAIL_TIMEOUT = 0.2
+    silence = threading.Event()
+    post.answers["RCPT", ADA] = lambda: silence.wait(20) and None
+    with pytest.raises(smtp.ServerError, match="timed out"):
+        attempt(run, ADA, BOB)
+    silence.set()
+    assert states() == {ADA: "sending"}
+
+
+# --- What is kept ---------------------------------------------------------------------------------------------------
+
+
+def test_it_is_forgotten_with_its_run(post):
+    over = database_now() - timedelta(days=400)
+    old = make_run(None, State.SUCCEEDED, finished_at=over)
+    attempt(old, ADA)
+    cleanup()
+    assert states() == {}
+
+
+def test_it_shows_people_to_whom_a_message_has_not_gone(post, run, admin_client):
+    post.answers["RCPT", BOB] = "550 nobody of that name"
+    attempt(run, ADA, BOB)
+    page = admin_client.get(reverse("admin:jobs_delivery_changelist"), {"state__exact": "refused"}).content.decode()
+    assert BOB in page
+    assert ADA not in page
+    assert "550 nobody of that name" in page
+    assert reverse("admin:jobs_run_change", args=[run.id]) in page

@@ -1,0 +1,87 @@
+"""A real mail server on loopback: what was it given, and what shall it say to whom?
+
+Its one rule: it takes every message, unless `answers` holds something else for that command and address: the reply
+to give, or what to call, which may return a reply or end the process that asks.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from typing import Any
+
+from aiosmtpd.smtp import SMTP
+
+BREAK_OFF = "break off"  # instead of a reply
+LEAVE = "leave"  # after the usual reply
+
+Letter = tuple[str, EmailMessage]  # the address on the envelope, and what was in it
+Answer = str | Callable[[], str | None]
+
+
+class Post:
+    def __init__(self) -> None:
+        self.letters: list[Letter] = []
+        self.answers: dict[tuple[str, str], Answer] = {}  # by command and address; without an address, for all
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve)
+        self._ready = threading.Event()
+
+    def __enter__(self) -> "Post":
+        self._thread.start()
+        self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    @property
+    def url(self) -> str:
+        return f"smtp://127.0.0.1:{self.port}"
+
+    @property
+    def given(self) -> list[str]:
+        """The addresses whose messages it took, in that order."""
+        return [address for address, _ in self.letters]
+
+    async def handle_MAIL(self, server: SMTP, _session: Any, envelope: Any, address: str, _options: Any) -> str:  # noqa: N802 - aiosmtpd's
+        envelope.mail_from = address
+        return self._answer(server, "MAIL", address)
+
+    async def handle_RCPT(self, server: SMTP, _session: Any, envelope: Any, address: str, _options: Any) -> str:  # noqa: N802
+        if (reply := self._answer(server, "RCPT", address)).startswith("250"):
+            envelope.rcpt_tos.append(address)
+        return reply
+
+    async def handle_DATA(self, server: SMTP, _session: Any, envelope: Any) -> str:  # noqa: N802
+        (address,) = envelope.rcpt_tos
+        if not str(self.answers.get(("DATA", address), "")).startswith(("4", "5")):
+            self.letters.append((address, message_from_bytes(envelope.content, policy=policy.default)))
+        return self._answer(server, "DATA", address)
+
+    def _answer(self, server: SMTP, command: str, address: str) -> str:
+        answer = self.answers.get((command, address)) or self.answers.get((command, "")) or "250 OK"
+        reply = (answer() if callable(answer) else answer) or "250 OK"
+        if reply == LEAVE:
+            self._loop.call_soon(server.transport.close)
+            return "250 OK"
+        if reply == BREAK_OFF:
+            server.transport.abort()
+        return reply
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        make = lambda: SMTP(self, loop=self._loop, hostname="localhost", enable_SMTPUTF8=False)  # noqa: E731
+        server = self._loop.run_until_complete(self._loop.create_server(make, "127.0.0.1", 0))
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        self._loop.run_forever()
+        server.close()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(server.wait_closed())
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()

@@ -1,0 +1,125 @@
+"""The parts of sending mail that need no server: the pace, and what is said of addresses and subjects."""
+
+import pytest
+
+from jobs import mail
+
+
+class Clock:
+    """A clock that only sleeping moves on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.naps: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        self.now += seconds
+
+
+def moments(pace: mail.Pace, clock: Clock, number: int) -> list[float]:
+    """When so many things happen, each as soon as it may."""
+    found = []
+    for _ in range(number):
+        pace.wait()
+        found.append(clock.now - 1000)
+    return found
+
+
+def test_it_keeps_an_even_distance():
+    clock = Clock()
+    assert moments(mail.Pace(30, None, clock, clock.sleep), clock, 4) == [0, 2, 4, 6]
+
+
+def test_it_never_waits_without_a_pace():
+    clock = Clock()
+    assert moments(mail.Pace(None, 0.0, clock, clock.sleep), clock, 3) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("since_last", "first"), [(0.0, 6), (4.0, 2), (60.0, 0)])
+def test_it_keeps_the_distance_to_what_an_earlier_attempt_did(since_last, first):
+    clock = Clock()
+    assert moments(mail.Pace(10, since_last, clock, clock.sleep), clock, 2) == [first, first + 6]
+
+
+def test_it_makes_up_for_no_delay_by_haste():
+    clock = Clock()
+    pace = mail.Pace(60, None, clock, clock.sleep)
+    pace.wait()
+    clock.now += 100
+    assert moments(pace, clock, 2) == [100, 101]
+
+
+def test_it_naps_so_briefly_that_it_can_be_asked_to_end():
+    clock = Clock()
+    moments(mail.Pace(1, None, clock, clock.sleep), clock, 2)
+    assert sum(clock.naps) == 60
+    assert max(clock.naps) <= 1
+
+
+@pytest.mark.parametrize(
+    ("address", "plain"),
+    [
+        ("Ada@Example.ORG", "Ada@example.org"),
+        (" ada@example.org\n", "ada@example.org"),
+        ("a@b@Example.org", "a@b@example.org"),
+        ("nobody", "nobody"),
+        ("nul\0@example.org", "nul\\0@example.org"),
+    ],
+)
+def test_it_compares_addresses_without_what_makes_no_difference(address, plain):
+    assert mail.canonical(address) == plain
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "nobody",
+        "@example.org",
+        "a@",
+        "a@b@example.org",
+        "a b@example.org",
+        "a@example.org\nBcc: b@example.org",
+        "a@example.org, b@example.org",
+        "Ada <ada@example.org>",
+        "a@-example.org",
+        f"{'a' * 320}@example.org",
+        f"a@{'x.' * 300}org",
+        "a@x\0.org",
+    ],
+)
+def test_it_refuses_what_is_no_address(address):
+    with pytest.raises(ValueError, match="no mail address"):
+        mail.deliverable(address)
+
+
+def test_it_takes_domains_of_every_alphabet():
+    assert mail.deliverable("ada@bücher.example.org") == "ada@bücher.example.org"
+
+
+@pytest.mark.parametrize("subject", ["a\nBcc: b@example.org", "a\r\n", "a\rb", "a\u2028b", "a\x0bb"])
+def test_it_refuses_a_subject_of_two_lines(subject):
+    with pytest.raises(ValueError, match="one line"):
+        mail.Message(subject, "text")
+
+
+@pytest.mark.parametrize(("address", "shown"), [("ada@example.org", "a…@example.org"), ("secret", "…"), ("", "…")])
+def test_it_shows_no_whole_address(address, shown):
+    assert mail.masked(address) == shown
+
+
+def test_it_knows_a_message_by_what_it_says_or_by_its_name():
+    first = mail.Message("s", "t")
+    assert first.digest == mail.Message("s", "t").digest
+    others = [
+        mail.Message("st", ""),
+        mail.Message("s", "t", "h"),
+        mail.Message("s", "t", name="n"),
+        mail.Message("t", "s"),
+    ]
+    assert len({first.digest, *(each.digest for each in others)}) == 5
+    assert mail.Message("s", "t", name="n").digest == mail.Message("x", "y", name="n").digest
