@@ -20,7 +20,7 @@ from jobs import ask
 from jobs.admin.actions import send
 from jobs.admin.display import NOTHING, between, counted, moment, state
 from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices
-from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, FeedEntry, Holding, Node, Run, State, Step
+from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, FeedEntry, Holding, Measurement, Node, Run, State, Step
 from jobs.models.steps import UNDER_WAY
 from jobs.occurrences import Invalid
 
@@ -264,5 +264,14 @@ class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
 class FeedEntryAdmin(ReadOnlyAdmin, GuardedAdmin):
     list_display = ("title", "feed", "published_at", "imported_at")
     ordering = ("-id",)
+    paginator = CappedPaginator
+    show_full_result_count = False
+
+
+@admin.register(Measurement)
+class MeasurementAdmin(ReadOnlyAdmin, GuardedAdmin):
+    list_display = ("dataset", "key", "at", "column", "value", "loaded_at")
+    search_fields = ("=dataset",)
+    ordering = ("-dataset", "-at", "-key", "-column")  # the index of its constraint, read backwards
     paginator = CappedPaginator
     show_full_result_count = False

@@ -1,6 +1,6 @@
 """The ledger and what belongs to it: runs, steps, policies, nodes, resources, what ready-made jobs keep."""
 
-from jobs.models.catalogue import FeedEntry, StoredFile
+from jobs.models.catalogue import FeedEntry, Measurement, StoredFile
 from jobs.models.nodes import Node
 from jobs.models.resources import Holding, ResourceVersion
 from jobs.models.runs import (
@@ -41,6 +41,7 @@ __all__ = [
     "Effect",
     "FeedEntry",
     "Holding",
+    "Measurement",
     "Node",
     "Policy",
     "PolicyQuerySet",

@@ -5,6 +5,28 @@ import below (so that Celery finds it), and its test. Nothing else: the name is 
 in database rows, so they never change. A job of your own app needs none of this: a `tasks.py` there is found as well.
 """
 
-from jobs.tasks import backup_database, cleanup, heartbeat, http_call, import_feed, run_command
+from jobs.tasks import (
+    backup_database,
+    cleanup,
+    etl,
+    fan_out,
+    heartbeat,
+    http_call,
+    import_feed,
+    process_upload,
+    run_command,
+    thumbnails,
+)
 
-__all__ = ["backup_database", "cleanup", "heartbeat", "http_call", "import_feed", "run_command"]
+__all__ = [
+    "backup_database",
+    "cleanup",
+    "etl",
+    "fan_out",
+    "heartbeat",
+    "http_call",
+    "import_feed",
+    "process_upload",
+    "run_command",
+    "thumbnails",
+]

@@ -27,9 +27,9 @@ MAY_COME = {"benchmarks", "docs"}
 # From the ground up. A module imports from layers below its own only, and a package may import its own members.
 LAYERS = [
     # Pure: decisions and calculations. No Django.
-    {"jobs.occurrences", "jobs.policies", "jobs.resources"},
+    {"jobs.occurrences", "jobs.policies", "jobs.resources", "jobs.rows"},
     # Data, and the ways to the outside world that know nothing of it.
-    {"jobs.prepared", "jobs.mapped", "jobs.secrets", "jobs.arguments", "jobs.backup"},
+    {"jobs.prepared", "jobs.mapped", "jobs.secrets", "jobs.arguments", "jobs.backup", "jobs.images"},
     {"jobs.models.runs", "jobs.models.nodes", "jobs.models.catalogue"},
     {"jobs.models.schedules", "jobs.models.steps", "jobs.models.resources"},
     {"jobs.models", "jobs.bulk", "jobs.http", "project.cache", "project.embedded"},
@@ -41,8 +41,8 @@ LAYERS = [
     | {"jobs.nodes", "jobs.retention", "jobs.sharing", "jobs.statistics"}
     | {"jobs.demo", "jobs.supervisor"},
     # What is done with runs that are written down, and with their steps.
-    {"jobs.logs"},
-    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.current"} | {"jobs.results", "jobs.files"},
+    {"jobs.logs", "jobs.files"},
+    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.current"} | {"jobs.results"},
     {"jobs.finish"},
     {"jobs.rescue"},
     # What runs: in beat, in workers, and all of it in one terminal.
