@@ -9,8 +9,8 @@ from benchmarks.figures import Figures
 from benchmarks.ground import Ground, ground
 
 BEAT, WORKER = ("burst", "queries", "idle", "edit"), ("drain", "latency", "results")
-RESOURCES = ("resources",)
-ALL = BEAT + WORKER + RESOURCES
+RESOURCES, FAN_OUT = ("resources",), ("fan_out",)
+ALL = BEAT + WORKER + RESOURCES + FAN_OUT
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
 def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> None:
     from django.db import connection  # late, as are those below: the environment must stand
 
-    from benchmarks import beat, resources, worker
+    from benchmarks import beat, fan_out, resources, worker
 
     server = connection.cursor().connection.info.server_version // 10_000
     python, cores = platform.python_version(), os.cpu_count()
@@ -38,6 +38,7 @@ def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> No
         (beat.Beat, beat, BEAT),
         (worker.Worker, worker, WORKER),
         (resources.Resources, resources, RESOURCES),
+        (fan_out.FanOut, fan_out, FAN_OUT),
     ):
         if chosen := [name for name in offered if name in names]:
             bench = part(place, module.QUICK if quick else module.FULL, figures)

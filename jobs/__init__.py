@@ -5,6 +5,7 @@ Pure, without Django:
     policies      what should happen to a due moment, a failed attempt, a lost one?
     resources     how do the jobs of a process share what is expensive to make?
     mapped        how do all processes of a machine share one large table?
+    rows          which rows of a source can be loaded, and what is wrong with the others?
 Data:
     models/       the ledger: policies, runs, attempts, steps; the only way a run changes its state
     prepared      executes a statement that Django made before
@@ -34,6 +35,7 @@ Capabilities:
     http          fetches an address, and never one it must not
     secrets       puts the values of secrets in the place of their names
     files         what do jobs keep as files, and who may fetch them?
+    images        may this picture be decoded, and how does it look smaller?
     backup        could we get our data back from this copy?
     smtp          did the mail server take this message?
     mail          has this message gone out, and to whom not?

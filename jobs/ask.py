@@ -1,23 +1,26 @@
 """Writes down runs that somebody asks for, beside those that fall due.
 
 Its one rule: a request is a run like any other, committed before it is sent; it leaves the calendar alone and asks no
-policy whether it may run. A backfill takes from the ledger what to run, and starts a few of its runs at a time.
+policy whether it may run. Requests with the same key are one run. A backfill takes from the ledger what to run, and
+starts a few of its runs at a time.
 """
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from typing import Any
 
+from django.core.files.uploadedfile import UploadedFile
 from django.db import transaction
 from django.db.models import Q
 from django_celery_beat.models import PeriodicTask
 
-from jobs import bulk
+from jobs import bulk, files
 from jobs.calendar import spec_of
 from jobs.claim import NewRun, new_run
-from jobs.message import Message, find_task, message_of
-from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, database_now
+from jobs.message import Message, check_fits, find_task, message_of
+from jobs.models import ACTIVE, Backfill, Policy, Run, State, StoredFile, Trigger, database_now
 from jobs.occurrences import Invalid, occurrences
 
 MOST_BACKFILLED = 10_000  # due moments
@@ -51,6 +54,37 @@ def run_now(schedule: PeriodicTask, actor: str) -> Run:
     new.trigger, new.actor = Trigger.MANUAL.value, actor
     bulk.insert(Run, [new])
     return Run.objects.get(id=new.id)
+
+
+def run_job(job: str, arguments: dict[str, Any], actor: str, key: str | None = None) -> tuple[Run, bool]:
+    """Write down a run of a job by itself, without a schedule; returns it, and whether it is new.
+
+    Of all requests with the same key (at most 200 characters) the first makes a run, and the others are given that one.
+    A new run is the caller's to send for `SENDING`, then any beat's. Raises `Invalid` where job or arguments are wrong.
+    """
+    check_fits(job, [], arguments)
+    now = database_now()
+    new = new_run(None, job, Message(job, kwargs=arguments), now, now)
+    new.trigger, new.actor, new.key = Trigger.MANUAL.value, actor, key
+    is_new = bool(bulk.insert(Run, [new]))
+    return Run.objects.get(id=new.id) if is_new else Run.objects.get(key=key), is_new
+
+
+def take_upload(
+    upload: UploadedFile[bytes], actor: str, key: str | None = None, job: str = "jobs.process_upload"
+) -> tuple[Run, bool]:
+    """Keep what was uploaded, and write down a run of a job for the file; returns as `run_job` does.
+
+    The file comes first: who dies before the run is there is asked again, and the file nobody wanted is removed by
+    `jobs.cleanup`. Raises `Invalid` for a file that is too large.
+    """
+    if upload.size is None or upload.size > files.LARGEST_UPLOAD:
+        raise Invalid(f"The file is larger than {files.LARGEST_UPLOAD:,} bytes: upload a smaller one.")
+    row = files.keep(str(upload.name), upload, StoredFile.Kind.UPLOAD, str(upload.content_type or ""))
+    run, is_new = run_job(job, {"file": str(row.id)}, actor, key)
+    if not is_new:
+        files.remove(row)
+    return run, is_new
 
 
 def retry(run: Run, actor: str) -> Run:

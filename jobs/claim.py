@@ -100,6 +100,7 @@ class NewRun:
     not_before: datetime | None
     trigger: str = Trigger.SCHEDULE.value
     actor: str = ""
+    key: str | None = None
     backfill_id: UUID | None = None
     parent_id: UUID | None = None
     state: str = State.WAITING.value

@@ -66,10 +66,11 @@ def fail_run(run_id: UUID, attempt: int, reason: str, error: dict[str, str]) -> 
 
 def settle(run_id: UUID, attempt: int) -> None:
     """End a run whose body is over, if its last step is over, too."""
-    run = Run.objects.carried().filter(id=run_id, attempt=attempt).first()
-    if run is None or (outcome := steps.outcome(run)) is None:
+    if not steps.is_over(run_id, attempt):
         return
-    state, reason, step = outcome
+    run = Run.objects.get(id=run_id)
+    run.attempt = attempt
+    state, reason, step = steps.outcome(run)
     if state == State.FAILED:
         error = {"error_class": step.error_class, "error_text": step.error_text} if step else {}
         fail_run(run_id, attempt, reason[:LONGEST_REASON], error)

@@ -78,7 +78,7 @@ def message_of(schedule: Any, policy: Any) -> Message:
     """
     args = _json(schedule.args, "Positional arguments", list)
     kwargs = _json(schedule.kwargs, "Keyword arguments", dict)
-    _check_fits(schedule.task, args, kwargs)
+    check_fits(schedule.task, args, kwargs)
     return Message(
         task=schedule.task,
         args=args,
@@ -87,6 +87,18 @@ def message_of(schedule: Any, policy: Any) -> Message:
         priority=schedule.priority,
         options=_options(schedule, policy),
     )
+
+
+def check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Refuse a job that does not exist, and arguments that it would not accept. Raises `Invalid` with a sentence."""
+    task = find_task(name)
+    if task is None:
+        close = difflib.get_close_matches(name, _tasks(), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else " Is its app in INSTALLED_APPS?"
+        raise Invalid(f"No job is named {name!r}.{hint}")
+    if name.startswith("celery.") and name not in OWN_TASKS_ALLOWED:
+        raise Invalid(f"{name!r} is Celery's own and runs other tasks: schedule the task itself.")
+    arguments.check(task, args, kwargs)
 
 
 def find_task(name: str) -> Any:
@@ -118,18 +130,6 @@ def _options(schedule: Any, policy: Any) -> dict[str, Any]:
         "ignore_result": None if policy.keep_result is None else not policy.keep_result,
     }
     return {**(policy.options or {}), **{name: value for name, value in options.items() if value not in (None, "", {})}}
-
-
-def _check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Refuse a job that does not exist, and arguments that it would not accept."""
-    task = find_task(name)
-    if task is None:
-        close = difflib.get_close_matches(name, _tasks(), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else " Is its app in INSTALLED_APPS?"
-        raise Invalid(f"No job is named {name!r}.{hint}")
-    if name.startswith("celery.") and name not in OWN_TASKS_ALLOWED:
-        raise Invalid(f"{name!r} is Celery's own and runs other tasks: schedule the task itself.")
-    arguments.check(task, args, kwargs)
 
 
 def _json(text: str | None, what: str, kind: type[Any]) -> Any:

@@ -1,7 +1,7 @@
-"""An UPDATE that Django makes once, and that is executed with other values each time.
+"""A statement that Django makes once, and that is executed with other values each time.
 
-Making a statement costs several times what sending it does, and two of them are all that a run costs its worker. The
-statement itself is Django's own, for whichever database; its settings are those of the first execution.
+Making a statement costs several times what sending it does, and a few of them are all that a run or a step costs its
+worker. The statement itself is Django's own, for whichever database; its settings are those of the first execution.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection
-from django.db.models import QuerySet, UUIDField
+from django.db.models import UUIDField
 from django.db.models.sql import UpdateQuery
 
 _MARKS: dict[type, Callable[[int], Any]] = {
@@ -19,34 +19,60 @@ _MARKS: dict[type, Callable[[int], Any]] = {
 }
 
 
-class Update:
-    """What `make(*values)` returns, a queryset and its new values, with values of the same types as at first."""
+class _Statement:
+    """A statement of Django's, and where in it the values stand."""
 
-    def __init__(self, make: Callable[..., tuple[QuerySet[Any], dict[str, Any]]]) -> None:
+    def __init__(self, make: Callable[..., Any]) -> None:
         self._make = make
         self._sql = ""
         self._params: list[Any] = []
         self._places: list[int] = []
 
-    def __call__(self, *values: Any) -> int:
-        """Execute it; returns how many rows were changed."""
+    def _bound(self, values: tuple[Any, ...]) -> tuple[str, list[Any]]:
+        """The statement with these values, as a cursor executes it."""
         if not self._sql:
             self._prepare([_MARKS[type(value)](number) for number, value in enumerate(values)])
         params = self._params.copy()
         for place, value in zip(self._places, values, strict=True):
             params[place] = _stored(value)
-        with connection.cursor() as cursor:
-            cursor.execute(self._sql, params)
-            return int(cursor.rowcount)
+        return self._sql, params
 
     def _prepare(self, marks: list[Any]) -> None:
-        queryset, changes = self._make(*marks)
-        query: Any = queryset.query.chain(UpdateQuery)
-        query.add_update_values(changes)
-        sql, params = query.get_compiler(connection=connection).as_sql()
+        sql, params = self._query(marks).get_compiler(connection=connection).as_sql()
         self._params = list(params)
         self._places = [self._params.index(_stored(mark)) for mark in marks]
         self._sql = sql
+
+    def _query(self, marks: list[Any]) -> Any:
+        raise NotImplementedError
+
+
+class Update(_Statement):
+    """What `make(*values)` returns, a queryset and its new values, with values of the same types as at first."""
+
+    def __call__(self, *values: Any) -> int:
+        """Execute it; returns how many rows were changed."""
+        with connection.cursor() as cursor:
+            cursor.execute(*self._bound(values))
+            return int(cursor.rowcount)
+
+    def _query(self, marks: list[Any]) -> Any:
+        queryset, changes = self._make(*marks)
+        query = queryset.query.chain(UpdateQuery)
+        query.add_update_values(changes)
+        return query
+
+
+class Exist(_Statement):
+    """Whether the queryset that `make(*values)` returns has any row, with values of the same types as at first."""
+
+    def __call__(self, *values: Any) -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(*self._bound(values))
+            return cursor.fetchone() is not None
+
+    def _query(self, marks: list[Any]) -> Any:
+        return self._make(*marks).query.exists()
 
 
 def _stored(value: Any) -> Any:

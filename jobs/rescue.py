@@ -8,7 +8,7 @@ import logging
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from jobs import policies, steps
@@ -52,8 +52,7 @@ def _rescue_by_step(step: Step, lost: QuerySet[Step]) -> bool:
 
 def _settle() -> int:
     """Runs that wait for nothing any more, because whoever ended their last step died on it; and the cancelled ones."""
-    under_way = Step.objects.under_way().filter(run=OuterRef("pk"), attempt=OuterRef("attempt"))
-    over = list(Run.objects.carried().filter(~Exists(under_way) | ~Q(cancel_reason=""))[:BATCH])
+    over = list((steps.over() | Run.objects.carried().exclude(cancel_reason=""))[:BATCH])
     for run in over:
         if run.cancel_reason:
             steps.cancel(run)

@@ -16,13 +16,14 @@ from celery import current_app
 from celery.utils.time import maybe_make_aware
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from jobs import pulse
 from jobs.envelope import ATTEMPT_HEADER
-from jobs.models import LONGEST_NAME, Run, State, Step, lease
+from jobs.models import LONGEST_NAME, Run, RunQuerySet, State, Step, lease
+from jobs.prepared import Exist, Update
 
 log = logging.getLogger(__name__)
 
@@ -123,16 +124,32 @@ def _patience() -> timedelta:
 
 def start(task_id: str, run_id: UUID, attempt: int, worker: str) -> bool:
     """Take a step for this process; False when it was taken before, or its run needs it no longer."""
-    run = Run.objects.filter(id=OuterRef("run_id"), attempt=attempt, state=State.RUNNING, cancel_reason="")
-    mine = Step.objects.filter(Exists(run), id=task_id, run=run_id, attempt=attempt, state=Step.State.QUEUED)
-    changes = {"started_at": Now(), "lease_until": Now() + lease(), "worker": worker}
-    return bool(mine.update(state=Step.State.RUNNING, **changes))
+    return bool(_START(task_id, run_id, attempt, worker))
 
 
 def end(task_id: str, attempt: int, state: Step.State, **changes: Any) -> None:
     """Record how a step ended. One that was sent again meanwhile is not over, and stays as it is."""
+    if changes:
+        mine, values = _ending(task_id, attempt, state.value)
+        mine.update(**values, **changes)
+    else:
+        _END(task_id, attempt, state.value)
+
+
+def _starting(task_id: str, run_id: UUID, attempt: int, worker: str) -> tuple[QuerySet[Step], dict[str, Any]]:
+    wanted = {"state": State.RUNNING, "cancel_reason": ""}
+    run = Run.objects.filter(id=OuterRef("run_id"), attempt=OuterRef("attempt"), **wanted)
+    mine = Step.objects.filter(Exists(run), id=task_id, run=run_id, attempt=attempt, state=Step.State.QUEUED)
+    changes = {"started_at": Now(), "lease_until": Now() + lease(), "worker": worker}
+    return mine, {"state": Step.State.RUNNING, **changes}
+
+
+def _ending(task_id: str, attempt: int, state: str) -> tuple[QuerySet[Step], dict[str, Any]]:
     mine = Step.objects.filter(id=task_id, attempt=attempt, state=Step.State.RUNNING)
-    mine.update(state=state, finished_at=Now(), lease_until=None, **changes)
+    return mine, {"state": state, "finished_at": Now(), "lease_until": None}
+
+
+_START, _END = Update(_starting), Update(_ending)
 
 
 def refuse(task_id: str, attempt: int, why: str) -> None:
@@ -147,11 +164,22 @@ def hand_over(held: pulse.Held, **changes: Any) -> None:
     body.update(lease_until=None, **changes)
 
 
-def outcome(run: Run) -> tuple[State, str, Step | None] | None:
-    """How a run ends whose body is over, why, and by which step; None while a step is under way."""
+def over() -> RunQuerySet:
+    """Runs that wait for nothing any more: their body is over, and each of their steps."""
+    under_way = Step.objects.under_way().filter(run=OuterRef("pk"), attempt=OuterRef("attempt"))
+    return Run.objects.carried().filter(~Exists(under_way))
+
+
+def _being_over(run_id: UUID, attempt: int) -> RunQuerySet:
+    return over().filter(id=run_id, attempt=attempt)
+
+
+is_over = Exist(_being_over)
+
+
+def outcome(run: Run) -> tuple[State, str, Step | None]:
+    """How a run ends that is `over`, why, and by which step."""
     steps = Step.objects.filter(run=run, attempt=run.attempt)
-    if steps.under_way().exists():
-        return None
     if run.cancel_reason:
         return State.CANCELLED, run.cancel_reason, None
     if failed := steps.filter(state=Step.State.FAILED).order_by("finished_at").first():

@@ -4,6 +4,6 @@ Its one rule: a page shows what the ledger says and asks other modules to act. W
 sentence the calendar gives; what was written past these forms is flagged with the same sentence. Runs are read-only.
 """
 
-from jobs.admin import files, resources, runs, schedules
+from jobs.admin import catalogue, files, resources, runs, schedules
 
-__all__ = ["files", "resources", "runs", "schedules"]
+__all__ = ["catalogue", "files", "resources", "runs", "schedules"]

@@ -1,17 +1,20 @@
-"""Files that people upload and jobs make: to be fetched and taken away, never edited."""
+"""Files that people upload and jobs make: to be fetched, given to a job and taken away, never edited."""
 
+from functools import partial
 from typing import Any
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 
-from jobs import files
+from jobs import ask, files
+from jobs.admin.actions import send
 from jobs.admin.display import NOTHING, moment
 from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices
 from jobs.models import StoredFile
@@ -27,9 +30,30 @@ class UploadForm(forms.ModelForm[StoredFile]):
         return upload
 
 
+@admin.action(description="Process", permissions=["run"])
+def process(_: admin.ModelAdmin[StoredFile], request: HttpRequest, queryset: QuerySet[StoredFile]) -> None:
+    _start_runs("jobs.process_upload", request, queryset)
+
+
+@admin.action(description="Make thumbnails", permissions=["run"])
+def make_thumbnails(_: admin.ModelAdmin[StoredFile], request: HttpRequest, queryset: QuerySet[StoredFile]) -> None:
+    _start_runs("jobs.thumbnails", request, queryset)
+
+
+def _start_runs(job: str, request: HttpRequest, queryset: QuerySet[StoredFile]) -> None:
+    """Write down a run of the job for each of the files, and show where its outcome will stand."""
+    actor = request.user.get_username()
+    runs = {row: ask.run_job(job, {"file": str(row.pk)}, actor)[0] for row in queryset}
+    transaction.on_commit(partial(send, request, list(runs.values())))
+    addresses = ((reverse("admin:jobs_run_change", args=[run.pk]), row.name) for row, run in runs.items())
+    links = format_html_join(", ", '<a href="{}">{}</a>', addresses)
+    messages.info(request, format_html("Runs of {}: {}", job, links))
+
+
 @admin.register(StoredFile)
 class StoredFileAdmin(GuardedAdmin):
     form = UploadForm
+    actions = (process, make_thumbnails)
     list_display = ("name", "kind", "size_", "made", "run", "address")
     fields = ("file",)
     list_filter = (("kind", KnownChoices),)
@@ -40,6 +64,10 @@ class StoredFileAdmin(GuardedAdmin):
 
     def has_change_permission(self, *_: Any, **__: Any) -> bool:
         return False
+
+    def has_run_permission(self, request: HttpRequest) -> bool:
+        """Who may let a job work on a file, though nobody may edit it."""
+        return request.user.has_perm("jobs.add_run")
 
     def get_fields(self, _request: HttpRequest, obj: StoredFile | None = None) -> Any:
         return ("id", *self.list_display) if obj else self.fields

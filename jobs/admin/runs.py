@@ -20,7 +20,7 @@ from jobs import ask
 from jobs.admin.actions import send
 from jobs.admin.display import NOTHING, between, counted, moment, state
 from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, ReadOnlyAdmin
-from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, Delivery, FeedEntry, Holding, Node, Run, State, Step
+from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, Holding, Node, Run, State, Step
 from jobs.models.steps import UNDER_WAY
 from jobs.occurrences import Invalid
 
@@ -245,35 +245,3 @@ class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
             for each in sums
         )
         return ", ".join(texts) or NOTHING
-
-
-@admin.register(FeedEntry)
-class FeedEntryAdmin(ReadOnlyAdmin, GuardedAdmin):
-    list_display = ("title", "feed", "published_at", "imported_at")
-    ordering = ("-id",)
-    paginator = CappedPaginator
-    show_full_result_count = False
-
-
-@admin.register(Delivery)
-class DeliveryAdmin(ReadOnlyAdmin, GuardedAdmin):
-    list_display = ("address", "outcome", "reason", "begun", "id", "of")
-    fields = list_display
-    list_filter = (("state", KnownChoices),)
-    search_fields = ("=id", "=address")
-    ordering = ("-begun_at",)
-    paginator = CappedPaginator
-    show_full_result_count = False
-
-    @admin.display(description="state", ordering="state")
-    def outcome(self, delivery: Delivery) -> SafeString:
-        colours = {Delivery.State.SENT: "succeeded", Delivery.State.REFUSED: "failed"}
-        return state(colours.get(Delivery.State(delivery.state), "lost"), delivery.get_state_display())
-
-    @admin.display(description="begun", ordering="begun_at")
-    def begun(self, delivery: Delivery) -> str:
-        return moment(delivery.begun_at)
-
-    @admin.display(description="by")
-    def of(self, delivery: Delivery) -> str:
-        return format_html('<a href="{}">run</a>', reverse("admin:jobs_run_change", args=[delivery.run_id]))

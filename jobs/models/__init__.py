@@ -1,6 +1,6 @@
 """The ledger and what belongs to it: runs, steps, policies, nodes, resources, what ready-made jobs keep."""
 
-from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile
+from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, Measurement, StoredFile
 from jobs.models.nodes import Node
 from jobs.models.resources import Holding, ResourceVersion
 from jobs.models.runs import (
@@ -43,6 +43,7 @@ __all__ = [
     "Effect",
     "FeedEntry",
     "Holding",
+    "Measurement",
     "Node",
     "Policy",
     "PolicyQuerySet",

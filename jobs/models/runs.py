@@ -184,6 +184,9 @@ class Run(models.Model):
     options = models.JSONField(default=dict, help_text="Further options of the message, as apply_async takes them.")
 
     trigger = models.CharField(max_length=20, choices=Trigger.choices, default=Trigger.SCHEDULE)
+    key = models.CharField(
+        max_length=LONGEST_NAME, null=True, help_text="Of requests with the same key only the first makes a run."
+    )
     actor = models.CharField(max_length=150, blank=True, help_text="Who asked for it, where a person did.")
     backfill = models.ForeignKey("jobs.Backfill", models.SET_NULL, null=True, related_name="runs", db_index=False)
     parent = models.ForeignKey(
@@ -238,6 +241,7 @@ class Run(models.Model):
             models.UniqueConstraint(
                 fields=["schedule", "due_at"], condition=Q(trigger=Trigger.SCHEDULE), name="run_one_per_occurrence"
             ),
+            models.UniqueConstraint(fields=["key"], condition=Q(key__isnull=False), name="run_one_per_key"),
             models.CheckConstraint(condition=Q(state__in=State.values), name="run_state_known"),
             models.CheckConstraint(
                 condition=Q(state__in=sorted(ACTIVE)) | Q(finished_at__isnull=False), name="run_over_has_end"

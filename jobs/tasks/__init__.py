@@ -8,23 +8,31 @@ in database rows, so they never change. A job of your own app needs none of this
 from jobs.tasks import (
     backup_database,
     cleanup,
+    etl,
+    fan_out,
     heartbeat,
     http_call,
     import_feed,
+    process_upload,
     report,
     run_command,
     send_bulk_email,
     send_email,
+    thumbnails,
 )
 
 __all__ = [
     "backup_database",
     "cleanup",
+    "etl",
+    "fan_out",
     "heartbeat",
     "http_call",
     "import_feed",
+    "process_upload",
     "report",
     "run_command",
     "send_bulk_email",
     "send_email",
+    "thumbnails",
 ]

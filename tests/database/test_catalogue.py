@@ -22,7 +22,8 @@ from jobs.tasks.heartbeat import heartbeat
 from jobs.tasks.import_feed import LARGEST_FEED, MAX_ENTRIES, import_feed
 from project import health
 from project.celery import app
-from tests.database.conftest import SAMPLE, Web
+from tests.database.conftest import SAMPLE
+from tests.web import Web
 
 
 def rss(*items: str) -> bytes:

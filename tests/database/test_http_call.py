@@ -7,7 +7,7 @@ import pytest
 from jobs import http
 from jobs.secrets import UnknownSecretError
 from jobs.tasks.http_call import http_call
-from tests.database.conftest import Web
+from tests.web import Web
 
 
 def test_it_succeeds_when_the_address_answers_as_expected(web: Web) -> None:

@@ -1,4 +1,4 @@
-"""A prepared UPDATE does what Django's own would do, for other values than it was made with, too."""
+"""A prepared statement does what Django's own would do, for other values than it was made with, too."""
 
 from uuid import uuid4
 
@@ -7,7 +7,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from jobs.models import Run
-from jobs.prepared import Update
+from jobs.prepared import Exist, Update
 from tests.making import make_run
 
 pytestmark = pytest.mark.django_db
@@ -34,3 +34,13 @@ def test_it_refuses_other_values_than_it_was_made_for():
     update(run.id, 1, "w")
     with pytest.raises(ValueError, match="zip"):
         update(run.id, 1)
+
+
+def _waiting(run_id, attempt):
+    return Run.objects.filter(id=run_id, attempt=attempt)
+
+
+def test_it_looks_for_the_rows_that_it_is_told_each_time_anew(django_assert_num_queries):
+    exist, run = Exist(_waiting), make_run()
+    with django_assert_num_queries(3):
+        assert [exist(run.id, 1), exist(run.id, 2), exist(uuid4(), 1)] == [True, False, False]

@@ -27,9 +27,10 @@ MAY_COME = {"benchmarks", "docs"}
 # From the ground up. A module imports from layers below its own only, and a package may import its own members.
 LAYERS = [
     # Pure: decisions and calculations. No Django.
-    {"jobs.occurrences", "jobs.policies", "jobs.resources"},
+    {"jobs.occurrences", "jobs.policies", "jobs.resources", "jobs.rows"},
     # Data, and the ways to the outside world that know nothing of it.
-    {"jobs.prepared", "jobs.mapped", "jobs.secrets", "jobs.arguments", "jobs.backup"} | {"jobs.smtp", "jobs.documents"},
+    {"jobs.prepared", "jobs.mapped", "jobs.secrets", "jobs.arguments", "jobs.backup"}
+    | {"jobs.smtp", "jobs.documents", "jobs.images"},
     {"jobs.models.runs", "jobs.models.nodes", "jobs.models.catalogue"},
     {"jobs.models.schedules", "jobs.models.steps", "jobs.models.resources"},
     {"jobs.models", "jobs.bulk", "jobs.http", "project.cache", "project.embedded"},
@@ -41,8 +42,8 @@ LAYERS = [
     | {"jobs.nodes", "jobs.retention", "jobs.sharing", "jobs.statistics"}
     | {"jobs.demo", "jobs.supervisor"},
     # What is done with runs that are written down, and with their steps.
-    {"jobs.logs"},
-    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.current"} | {"jobs.results", "jobs.files"},
+    {"jobs.logs", "jobs.files"},
+    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.current"} | {"jobs.results"},
     {"jobs.finish", "jobs.mail", "jobs.queries"},
     {"jobs.rescue"},
     # What runs: in beat, in workers, and all of it in one terminal.
@@ -51,7 +52,8 @@ LAYERS = [
     {"jobs.admin.display", "jobs.admin.guard", "jobs.admin.typed"},
     {"jobs.admin.actions"},
     # Doors: parse, call one function, render.
-    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.admin.files", "jobs.admin.resources", "jobs.views"},
+    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.admin.files", "jobs.admin.resources", "jobs.views"}
+    | {"jobs.admin.catalogue"},
     {"jobs", "jobs.admin", "jobs.api", "jobs.monitoring", "jobs.checks", "jobs.apps"}
     | {"jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
     | {"project.urls", "project.wsgi", "project.asgi"},

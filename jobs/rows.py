@@ -1,0 +1,141 @@
+"""Which rows of a source can be loaded, and what is wrong with the others?
+
+Its one rule: a row is taken whole or not at all, and one that is not taken has a reason, which names its number and the
+column, never the value. A source of which no row at all can be taken is refused: rather it has changed its columns
+than its numbers, and an empty table would be believed.
+
+Limits: numbers are those of Python, with a point; a time without a zone is taken for UTC.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+LONGEST_KEY = 200  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where a row says what was measured, when, and how much."""
+
+    key: str
+    time: str
+    values: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number of a row that was taken."""
+
+    key: str
+    at: datetime
+    column: str
+    value: float
+
+
+@dataclass(slots=True)
+class Taken:
+    """What became of the rows: the cells of those that were taken, and a sentence for each that was not."""
+
+    rows: int = 0
+    cells: list[Cell] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+
+class UnreadableSourceError(ValueError):
+    """Nothing of the source can be taken. The message says why."""
+
+
+def take(raw: bytes, form: str, columns: Columns, start: datetime, end: datetime) -> Taken:
+    """The rows of a source in `form` ("csv" or "jsonl") from `start` until before `end`.
+
+    Raises `UnreadableSourceError`.
+    """
+    taken = Taken()
+    seen: set[tuple[str, datetime]] = set()
+    for number, row in enumerate(_read(raw, form, columns), 1):
+        taken.rows = number
+        try:
+            taken.cells += _cells(row, columns, (start, end), seen)
+        except ValueError as error:
+            taken.reasons.append(f"row {number}: {error}")
+    if taken.reasons and not taken.cells:
+        raise UnreadableSourceError(f"None of {taken.rows:,} rows can be taken; {taken.reasons[0]}.")
+    return taken
+
+
+def _read(raw: bytes, form: str, columns: Columns) -> Iterable[Any]:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UnreadableSourceError("The source is not UTF-8: ask for it in that encoding.") from None
+    return _read_table(text, columns) if form == "csv" else filter(str.strip, text.split("\n"))
+
+
+def _read_table(text: str, columns: Columns) -> Iterator[dict[str, str]]:
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        there = table.fieldnames or ()
+        for name in (columns.key, columns.time, *columns.values):
+            if name not in there:
+                raise UnreadableSourceError(f"The source has no column {name!r}: it has {', '.join(there) or 'none'}.")
+        yield from table
+    except csv.Error as error:
+        raise UnreadableSourceError(f"The source is not CSV: {error} (after line {table.line_num}).") from error
+
+
+def _cells(
+    row: Any, columns: Columns, window: tuple[datetime, datetime], seen: set[tuple[str, datetime]]
+) -> list[Cell]:
+    """The numbers of a row. Raises ValueError with the reason where it cannot be taken."""
+    row = _parsed(row) if isinstance(row, str) else row
+    key, at = _key(row, columns.key), _moment(row, columns.time)
+    if not window[0] <= at < window[1]:
+        raise ValueError(f"{columns.time!r} is outside of the window")
+    if (key, at) in seen:
+        raise ValueError("its key and time stand in an earlier row")
+    cells = [Cell(key, at, name, _number(row, name)) for name in columns.values]
+    seen.add((key, at))
+    return cells
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    if not isinstance(row, dict):
+        raise ValueError("it is not a JSON object")  # noqa: TRY004 - one kind of error says why a row is not taken
+    return row
+
+
+def _key(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    key = str(value).strip() if isinstance(value, str | int) else ""
+    if not 0 < len(key) <= LONGEST_KEY or not key.isprintable():
+        raise ValueError(f"{name!r} is empty, too long or unprintable")
+    return key
+
+
+def _moment(row: dict[str, Any], name: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(str(row.get(name)).strip())
+    except ValueError:
+        raise ValueError(f"{name!r} is no time as ISO 8601 has it") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _number(row: dict[str, Any], name: str) -> float:
+    value = row.get(name)
+    try:
+        number = math.nan if isinstance(value, bool | None) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name!r} is no number")
+    return number

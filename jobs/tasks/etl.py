@@ -1,0 +1,106 @@
+"""What did that source measure? Brings numbers from a CSV or JSON lines address into the table of measurements.
+
+It teaches the chain, extract | clean | load, and an import that may be repeated: it asks for the data window of its run
+(`{start}` and `{end}` in the address) and makes the table hold, for that window, what the source holds. The same window
+loaded twice, by a retry, a rescue or a backfill, leaves the same rows. What passes between the steps is the id of a
+file, so both the raw answer and what was made of it can be looked at afterwards.
+
+Limits: an answer is taken whole, up to LARGEST bytes. Which rows are dropped says `jobs.rows`. The first run of a
+schedule, and a run without one, has a window without a beginning: it asks from 1970 on.
+"""
+
+import json
+import logging
+from dataclasses import asdict
+from datetime import UTC, datetime
+from io import BytesIO
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from celery import chain, shared_task
+from django.db import transaction
+from pydantic import Field, validate_call
+
+from jobs import files, http, rows
+from jobs.current import current_run, progress
+from jobs.models import Measurement, StoredFile, database_now
+
+LARGEST = 20_000_000  # bytes of an answer
+EXPLAINED = 5  # dropped rows that the log gives the reason of
+BATCH = 2_000  # rows in one statement
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+logger = logging.getLogger(__name__)
+
+Source = Annotated[str, Field(max_length=2000, description="Such as https://example.org/data?from={start}&to={end}.")]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Names = Annotated[list[Name], Field(min_length=1, max_length=50, description="The columns with numbers.")]
+
+
+@shared_task(name="jobs.etl")
+@validate_call
+def etl(
+    source: Source,
+    dataset: Annotated[Name, Field(description="What the measurements are called together.")],
+    key: Annotated[Name, Field(description="The column that says what was measured.")],
+    time: Annotated[Name, Field(description="The column with the time, as ISO 8601 has it.")],
+    values: Names,
+    form: Annotated[Literal["csv", "jsonl"], Field(description="What the source answers with.")] = "csv",
+) -> None:
+    """Set off the three steps for the data window of this run."""
+    run = current_run()
+    start, end = (run.window_start or BEGINNING, run.window_end) if run else (BEGINNING, database_now())
+    window = _text(start), _text(end)
+    address = source.replace("{start}", window[0]).replace("{end}", window[1])
+    columns = {"key": key, "time": time, "values": values}
+    chain(extract.s(address, dataset, form), clean.s(form, columns, *window), load.s(dataset, *window)).delay()
+
+
+@shared_task(name="jobs.etl.extract")
+def extract(address: str, dataset: str, form: str) -> str:
+    """Fetch the source and keep it as it came; returns the id of the file. Raises `jobs.http.FetchError`."""
+    response = http.fetch("GET", address, limit=LARGEST).require(200)
+    raw = files.keep(f"{dataset}.{form}", BytesIO(response.body), StoredFile.Kind.DATA)
+    progress(1, 3, f"{raw.size:,} bytes extracted")
+    return str(raw.id)
+
+
+@shared_task(name="jobs.etl.clean")
+def clean(raw: str, form: str, columns: dict[str, Any], start: str, end: str) -> dict[str, Any]:
+    """Keep the numbers that can be loaded; returns the id of their file, and how many rows were dropped."""
+    source = files.find(UUID(raw))
+    with source.file.open("rb") as content:
+        window = datetime.fromisoformat(start), datetime.fromisoformat(end)
+        taken = rows.take(content.read(), form, rows.Columns(**columns), *window)
+    for reason in taken.reasons[:EXPLAINED]:
+        logger.warning("%s: dropped %s", source.name, reason)
+    lines = "".join(json.dumps(asdict(cell), default=_text) + "\n" for cell in taken.cells)
+    kept = files.keep(f"{source.name}-clean.jsonl", BytesIO(lines.encode()), StoredFile.Kind.DATA)
+    progress(2, 3, f"{len(taken.reasons):,} of {taken.rows:,} rows dropped")
+    return {"file": str(kept.id), "extracted": taken.rows, "dropped": len(taken.reasons)}
+
+
+@shared_task(name="jobs.etl.load", ignore_result=False)
+def load(cleaned: dict[str, Any], dataset: str, start: str, end: str) -> dict[str, int]:
+    """Let the table hold these numbers for the window and no others, in one transaction; returns all counts."""
+    now = database_now()
+    with files.find(UUID(cleaned["file"])).file.open("rb") as content:
+        new = [Measurement(dataset=dataset, loaded_at=now, **json.loads(line)) for line in content]
+    with transaction.atomic():
+        Measurement.objects.bulk_create(
+            new,
+            batch_size=BATCH,
+            update_conflicts=True,
+            unique_fields=["dataset", "at", "key", "column"],
+            update_fields=["value", "loaded_at"],
+        )
+        of_window = Measurement.objects.filter(dataset=dataset, at__gte=start, at__lt=end)
+        removed, _ = of_window.filter(loaded_at__lt=now).delete()
+    counts = {name: cleaned[name] for name in ("extracted", "dropped")} | {"loaded": len(new), "removed": removed}
+    progress(3, 3, f"{len(new):,} numbers loaded")
+    logger.info("%s from %s until %s: %s.", dataset, start, end, ", ".join(f"{n:,} {of}" for of, n in counts.items()))
+    return counts
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")  # "+" would be a space in an address

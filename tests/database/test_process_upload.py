@@ -1,0 +1,176 @@
+"""An upload becomes a file and a run, once for each key; and what the run finds in the file."""
+
+import codecs
+import hashlib
+import io
+import threading
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import connection
+from django.urls import reverse
+
+from jobs import ask, files
+from jobs.models import Run, State, StoredFile, Trigger
+from jobs.occurrences import Invalid
+from jobs.tasks.process_upload import PIECE, process_upload
+from tests.database.test_admin import text
+from tests.database.test_thumbnails import picture, png
+
+pytestmark = pytest.mark.django_db
+FILES = reverse("admin:jobs_storedfile_changelist")
+
+
+def process(content: bytes, name: str = "upload.bin") -> dict[str, Any]:
+    return process_upload(str(files.keep(name, io.BytesIO(content), StoredFile.Kind.UPLOAD).id))
+
+
+def upload(content: bytes = b"a,b\n1,2\n", name: str = "table.csv") -> SimpleUploadedFile:
+    return SimpleUploadedFile(name, content, "text/csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", {"kind": "text", "lines": 0, "encoding": "utf-8"}),
+        ("grün\nund blau".encode(), {"kind": "text", "lines": 2, "encoding": "utf-8"}),
+        (codecs.BOM_UTF8 + b"a\n", {"kind": "text", "lines": 1, "encoding": "utf-8-sig"}),
+        ("a;b\n1;2\n".encode("utf-16"), {"kind": "table", "columns": 2, "lines": 2, "encoding": "utf-16"}),
+        (b'a,b,c\n1,"2,5",3\n', {"kind": "table", "columns": 3, "lines": 2, "encoding": "utf-8"}),
+        (b"a\tb\r\n1\t2", {"kind": "table", "columns": 2, "lines": 2, "encoding": "utf-8"}),
+        (b"one, two\nthree\n", {"kind": "text", "lines": 2, "encoding": "utf-8"}),
+        (b"caf\xe9\n", {"kind": "data"}),
+        (b"a\0b\n", {"kind": "data"}),
+        (b"half \xc3", {"kind": "data"}),
+        (b"%PDF-1.7\n", {"kind": "PDF"}),
+        (b"PK\x03\x04", {"kind": "ZIP"}),
+        (picture(), {"kind": "JPEG", "width": 300, "height": 150}),
+        (picture(form="WEBP"), {"kind": "WEBP", "width": 300, "height": 150}),
+        (png(20_000, 20_000), {"kind": "data"}),
+    ],
+)
+def test_it_says_what_a_file_is_by_its_content(content, found):
+    digest = hashlib.sha256(content).hexdigest()
+    assert process(content) == {"name": "upload.bin", "bytes": len(content), "sha256": digest, **found}
+
+
+def test_it_reads_a_large_file_in_pieces_with_nothing_lost_between_them():
+    line = "äöü,1\n".encode()
+    content = b"x" * 7 + line * (2 * PIECE // len(line))  # so that pieces end in letters, and the sample in a cell
+    found = process(content)
+    assert (found["kind"], found["columns"], found["lines"]) == ("table", 2, content.count(b"\n"))
+    assert (found["bytes"], found["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_it_logs_what_it_found(caplog):
+    caplog.set_level("INFO", "jobs.tasks.process_upload")
+    process(b"a,b\n", "table.csv")
+    digest = hashlib.sha256(b"a,b\n").hexdigest()
+    assert caplog.messages == [
+        f"name: table.csv, kind: table, bytes: 4, sha256: {digest}, columns: 2, lines: 1, encoding: utf-8"
+    ]
+
+
+def test_it_says_that_a_file_is_gone():
+    with pytest.raises(files.NoFileError, match="Upload it again"):
+        process_upload(str(uuid4()))
+
+
+# --- From an upload to a run ----------------------------------------------------------------------------------------
+
+
+def test_it_makes_a_file_and_a_run_of_an_upload():
+    run, is_new = ask.take_upload(upload(), "ada")
+    row = StoredFile.objects.get()
+    assert is_new
+    assert (run.task, run.kwargs, run.state) == ("jobs.process_upload", {"file": str(row.id)}, State.WAITING)
+    assert (run.trigger, run.actor, run.schedule) == (Trigger.MANUAL, "ada", None)
+    assert (row.name, row.content_type, row.size) == ("table.csv", "text/csv", 8)
+
+
+def test_it_makes_one_file_and_one_run_when_it_is_asked_again():
+    first, _ = ask.take_upload(upload(), "ada", key="form 7")
+    again, is_new = ask.take_upload(upload(), "ada", key="form 7")
+    assert (again.id, is_new) == (first.id, False)
+    assert (Run.objects.count(), StoredFile.objects.count()) == (1, 1)
+    assert ask.take_upload(upload(), "ada", key="form 8")[1]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_keeps_the_file_of_the_run_when_two_ask_at_once():
+    barrier, made = threading.Barrier(4), []
+
+    def take() -> None:
+        try:
+            barrier.wait()
+            made.append(ask.take_upload(upload(), "ada", key="form 7"))
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(is_new for _, is_new in made) == [False, False, False, True]
+    run = Run.objects.get()
+    assert {each.id for each, _ in made} == {run.id}
+    with files.find(UUID(run.kwargs["file"])).file.open("rb") as content:
+        assert content.read() == b"a,b\n1,2\n"
+    assert StoredFile.objects.count() == 1
+
+
+def test_it_refuses_an_upload_that_is_too_large():
+    large = upload()
+    large.size = files.LARGEST_UPLOAD + 1
+    with pytest.raises(Invalid, match="larger than 100,000,000 bytes: upload a smaller one"):
+        ask.take_upload(large, "ada")
+    assert not StoredFile.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "sentence"),
+    [
+        ("jobs.process_uplaod", {}, "Did you mean 'jobs.process_upload'"),
+        ("jobs.process_upload", {}, "missing a required argument: 'file'"),
+        ("jobs.process_upload", {"file": "7"}, "file: Input should be a valid UUID"),
+        ("jobs.thumbnails", {"file": str(UUID(int=1)), "sizes": [1]}, "greater than or equal to 16"),
+        ("jobs.fan_out", {"chunk": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_it_makes_no_run_that_could_not_run(job, arguments, sentence):
+    with pytest.raises(Invalid, match=sentence):
+        ask.run_job(job, arguments, "ada")
+    assert not Run.objects.exists()
+
+
+# --- In the admin ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("action", "job"), [("process", "jobs.process_upload"), ("make_thumbnails", "jobs.thumbnails")]
+)
+def test_it_starts_a_run_for_each_file_that_is_chosen(admin_client, redis, action, job):
+    rows = [files.keep(name, io.BytesIO(b"x"), StoredFile.Kind.UPLOAD) for name in ("one.png", "two.png")]
+    response = admin_client.post(FILES, {"action": action, "_selected_action": [row.pk for row in rows]}, follow=True)
+    runs = {run.kwargs["file"]: run for run in Run.objects.filter(task=job, actor="admin", state=State.QUEUED)}
+    assert set(runs) == {str(row.id) for row in rows}
+    assert redis.llen("celery") == 2
+    for row in rows:
+        link = f'<a href="{reverse("admin:jobs_run_change", args=[runs[str(row.id)].pk])}">{row.name}</a>'
+        assert link in response.content.decode()
+
+
+def test_it_starts_no_run_for_those_who_may_only_look(client):
+    user = User.objects.create_user("eve", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename="view_storedfile"))
+    client.force_login(user)
+    row = files.keep("one.png", io.BytesIO(b"x"), StoredFile.Kind.UPLOAD)
+    page = text(client.post(FILES, {"action": "process", "_selected_action": [row.pk]}, follow=True))
+    assert "one.png" in page
+    assert "Process" not in page
+    assert not Run.objects.exists()

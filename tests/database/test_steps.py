@@ -1,0 +1,68 @@
+"""Steps of a run: who may start one, what an end changes, and when a run waits for none of them."""
+
+import pytest
+
+from jobs import steps
+from jobs.models import Run, State, Step, database_now
+from tests.making import make_run
+
+pytestmark = pytest.mark.django_db
+
+
+def make_step(run: Run, state: Step.State = Step.State.QUEUED, **columns: object) -> Step:
+    return Step.objects.create(**{"id": "a", "run": run, "attempt": 1, "task": "tests.add", "state": state, **columns})
+
+
+def start(run: Run, attempt: int = 1) -> bool:
+    return steps.start("a", run.id, attempt, "celery@here (1)")
+
+
+def test_it_starts_a_step_once():
+    step = make_step(run := make_run(state=State.RUNNING))
+    assert [start(run), start(run)] == [True, False]
+    step.refresh_from_db()
+    assert (step.state, step.worker) == (Step.State.RUNNING, "celery@here (1)")
+    assert step.lease_until > database_now()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"cancel_reason": "enough"}, {"attempt": 2}, {"state": State.FAILED, "finished_at": database_now}]
+)
+def test_it_starts_no_step_that_its_run_needs_no_longer(changes):
+    step = make_step(run := make_run(state=State.RUNNING))
+    values = {name: value() if callable(value) else value for name, value in changes.items()}
+    Run.objects.filter(id=run.id).update(**values)
+    assert not start(run)
+    step.refresh_from_db()
+    assert step.state == Step.State.QUEUED
+
+
+def test_it_starts_no_step_of_another_run_or_attempt():
+    make_step(run := make_run(state=State.RUNNING))
+    other = make_run(state=State.RUNNING)
+    assert not start(other)
+    assert not start(run, attempt=2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"error_class": "ValueError"}])
+def test_it_ends_a_step_that_runs_and_no_other(changes):
+    running = make_step(run := make_run(state=State.RUNNING), Step.State.RUNNING)
+    sent_again = make_step(run, id="b")
+    for step in (running, sent_again):
+        steps.end(step.id, 1, Step.State.FAILED, **changes)
+        steps.end(step.id, 2, Step.State.SUCCEEDED, **changes)
+        step.refresh_from_db()
+    assert (running.state, running.error_class) == (Step.State.FAILED, changes.get("error_class", ""))
+    assert running.finished_at is not None
+    assert sent_again.state == Step.State.QUEUED
+
+
+@pytest.mark.parametrize("state", Step.State)
+@pytest.mark.parametrize("carried", [True, False])
+def test_it_knows_a_run_as_over_when_its_body_is_and_no_step_is_under_way(state, carried):
+    run = make_run(state=State.RUNNING, **({"lease_until": None} if carried else {}))
+    make_step(run, state)
+    make_step(run, Step.State.RUNNING, id="of the attempt before", attempt=0)
+    expected = carried and state not in {Step.State.QUEUED, Step.State.RUNNING}
+    assert steps.is_over(run.id, 1) is expected
+    assert steps.over().filter(id=run.id).exists() is expected

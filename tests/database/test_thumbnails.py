@@ -1,0 +1,156 @@
+"""Smaller pictures: of the right size, the right way up, with nothing but pixels; and what is not decoded."""
+
+import io
+import json
+import struct
+import zlib
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from PIL import ExifTags, Image, ImageFile
+from pydantic import ValidationError
+
+from jobs import files, images
+from jobs.models import StoredFile
+from jobs.tasks.thumbnails import collect, resize, thumbnails
+
+RED, BLUE = (250, 10, 10), (10, 10, 250)
+
+
+def picture(size: tuple[int, int] = (300, 150), form: str = "JPEG", mode: str = "RGB", **options: Any) -> bytes:
+    """A picture whose left half is red and whose right half is blue."""
+    image = Image.new("RGB", size, RED)
+    image.paste(BLUE, (size[0] // 2, 0, *size))
+    written = io.BytesIO()
+    image.convert(mode).save(written, form, **options)
+    return written.getvalue()
+
+
+def png(width: int, height: int, pixels: bytes = b"") -> bytes:
+    """A file that claims to be a picture of that size."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(pixels, 9)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def animation(form: str) -> bytes:
+    frames, written = [Image.new("RGB", (20, 20), colour) for colour in (RED, BLUE)], io.BytesIO()
+    frames[0].save(written, form, save_all=True, append_images=frames[1:])
+    return written.getvalue()
+
+
+def keep(content: bytes, name: str = "photo.jpg") -> str:
+    return str(files.keep(name, io.BytesIO(content), StoredFile.Kind.UPLOAD).id)
+
+
+def shrunk(content: bytes, longest: int = 64) -> Image.Image:
+    return Image.open(io.BytesIO(images.shrink(io.BytesIO(content), longest).content))
+
+
+@pytest.mark.parametrize("form", images.FORMATS)
+@pytest.mark.parametrize(("longest", "size"), [(64, (64, 32)), (1024, (300, 150))])
+def test_it_makes_a_picture_smaller_and_never_larger(form, longest, size):
+    made = shrunk(picture(form=form), longest)
+    assert (made.format, made.size) == ("WEBP", size)
+
+
+@pytest.mark.parametrize(
+    ("form", "mode"), [("PNG", "P"), ("PNG", "L"), ("PNG", "1"), ("PNG", "RGBA"), ("JPEG", "CMYK")]
+)
+def test_it_reads_pictures_of_every_common_mode(form, mode):
+    assert shrunk(picture(form=form, mode=mode)).size == (64, 32)
+
+
+def test_it_keeps_what_is_transparent():
+    written = io.BytesIO()
+    Image.new("RGBA", (100, 100), (0, 0, 0, 0)).save(written, "PNG")
+    assert shrunk(written.getvalue()).getpixel((30, 30))[3] == 0
+
+
+def test_it_turns_a_picture_upright_and_drops_what_else_the_camera_wrote():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "s3cret"  # stored lying on its left side
+    content = picture(exif=exif, comment=b"s3cret", icc_profile=b"s3cret" * 30)
+    made = images.shrink(io.BytesIO(content), 64)
+    assert (made.width, made.height) == (32, 64)
+    red, _, blue = shrunk(content).getpixel((16, 5))
+    assert red > blue
+    assert b"s3cret" not in made.content
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (png(20_000, 20_000), "more than 40,000,000 pixels"),
+        (png(6_400, 6_400), "more than 40,000,000 pixels"),
+        (animation("WEBP"), "animated"),
+        (animation("PNG"), "animated"),
+        (animation("GIF"), "no picture that we read"),
+        (picture(form="TIFF"), "no picture that we read"),
+        (picture(form="PNG", mode="I;16"), "more than 8 bits"),
+        (picture()[:30], "damaged|no picture"),
+        (b"", "no picture that we read"),
+        (b"%PDF-1.7", "no picture that we read"),
+    ],
+)
+def test_it_refuses_by_the_header_what_it_would_not_decode(content, sentence):
+    for read in (images.look, lambda content: images.shrink(content, 64)):
+        with pytest.raises(images.UnfitPictureError, match=sentence):
+            read(io.BytesIO(content))
+
+
+def test_it_decodes_nothing_of_a_bomb(monkeypatch):
+    bomb = png(9_000, 9_000, b"\0" * (9_000 * 3 + 1) * 9_000)
+    assert len(bomb) < 300_000
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("it was decoded"))
+    with pytest.raises(images.UnfitPictureError, match="pixels"):
+        images.shrink(io.BytesIO(bomb), 64)
+
+
+@pytest.mark.parametrize("form", images.FORMATS)
+def test_it_says_that_a_picture_is_damaged_when_its_end_is_missing(form):
+    content = picture((2_000, 1_000), form)
+    with pytest.raises(images.UnfitPictureError, match="damaged"):
+        images.shrink(io.BytesIO(content[: len(content) // 2]), 64)
+
+
+@pytest.mark.django_db
+def test_it_lists_what_it_made():
+    file = keep(picture(), "my photo.jpg")
+    collect([resize(file, size) for size in (64, 256)], file)
+    manifest = StoredFile.objects.get(name="my photo-thumbnails.json")
+    with manifest.file.open("rb") as content:
+        listed = json.load(content)
+    assert (listed["file"], listed["name"]) == (file, "my photo.jpg")
+    assert [(each["width"], each["height"]) for each in listed["thumbnails"]] == [(64, 32), (256, 128)]
+    made = [files.find(UUID(each["file"])) for each in listed["thumbnails"]]
+    assert [(row.name, row.kind, row.content_type) for row in made] == [
+        ("my photo-64.webp", "image", "image/webp"),
+        ("my photo-256.webp", "image", "image/webp"),
+    ]
+    assert [row.size for row in made] == [each["bytes"] for each in listed["thumbnails"]]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("content", [png(20_000, 20_000), b"no picture"])
+def test_it_sets_off_no_step_when_the_picture_is_refused(content, redis):
+    with pytest.raises(images.UnfitPictureError):
+        thumbnails(keep(content))
+    assert redis.llen("celery") == 0
+
+
+@pytest.mark.django_db
+def test_it_says_that_a_file_is_gone():
+    with pytest.raises(files.NoFileError, match="Upload it again"):
+        thumbnails(str(uuid4()))
+
+
+@pytest.mark.parametrize("sizes", [[], [15], [2049], [64.5], ["64"], [64] * 11])
+def test_it_refuses_sizes_that_do_not_fit(sizes):
+    with pytest.raises(ValidationError):
+        thumbnails(str(uuid4()), sizes)

@@ -1,0 +1,107 @@
+"""Which rows of a source are taken, and what is said of the others."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from jobs.rows import Cell, Columns, UnreadableSourceError, take
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+END = START + timedelta(days=1)
+COLUMNS = Columns("station", "at", ["celsius", "hPa"])
+GOOD = "north,2026-03-01T04:00:00Z,1.5,1013"
+
+
+def table(*rows: str) -> bytes:
+    return "\n".join(["station,at,celsius,hPa", *rows]).encode()
+
+
+def take_table(*rows: str):
+    return take(table(*rows), "csv", COLUMNS, START, END)
+
+
+def test_it_takes_each_number_of_a_row():
+    taken = take_table(GOOD, "south,2026-03-01T06:00:00+02:00,-2,999.5")
+    at = datetime(2026, 3, 1, 4, tzinfo=UTC)
+    assert taken.rows == 2
+    assert taken.reasons == []
+    assert taken.cells == [
+        Cell("north", at, "celsius", 1.5),
+        Cell("north", at, "hPa", 1013),
+        Cell("south", at, "celsius", -2),
+        Cell("south", at, "hPa", 999.5),
+    ]
+
+
+def test_it_reads_json_lines_as_it_reads_a_table():
+    lines = b"""{"station": "north", "at": "2026-03-01T04:00:00", "celsius": 1.5, "hPa": "1013"}\n\n"""
+    assert take(lines, "jsonl", COLUMNS, START, END) == take_table(GOOD)
+
+
+def test_it_takes_numbers_as_keys():
+    lines = b"""{"station": 0, "at": "2026-03-01", "celsius": 1, "hPa": 2}"""
+    assert [cell.key for cell in take(lines, "jsonl", COLUMNS, START, END).cells] == ["0", "0"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (",2026-03-01T04:00:00Z,1,1", "'station' is empty, too long or unprintable"),
+        (f"{'x' * 201},2026-03-01T04:00:00Z,1,1", "'station' is empty, too long or unprintable"),
+        ("a\0b,2026-03-01T04:00:00Z,1,1", "'station' is empty, too long or unprintable"),
+        ("north,yesterday,1,1", "'at' is no time as ISO 8601 has it"),
+        ("north", "'at' is no time as ISO 8601 has it"),
+        ("north,2026-03-02T00:00:00Z,1,1", "'at' is outside of the window"),
+        ("north,2026-02-28T23:59:59Z,1,1", "'at' is outside of the window"),
+        ("north,0001-01-01T00:00:00+14:00,1,1", "'at' is outside of the window"),
+        ("north,2026-03-01T04:00:00Z,,1", "'celsius' is no number"),
+        ("north,2026-03-01T04:00:00Z,1,nan", "'hPa' is no number"),
+        ("north,2026-03-01T04:00:00Z,1,1e999", "'hPa' is no number"),
+        ("north,2026-03-01T04:00:00Z,one,1", "'celsius' is no number"),
+        ("last,2026-03-01T05:00:00+01:00,7,8", "its key and time stand in an earlier row"),
+    ],
+)
+def test_it_drops_a_row_with_the_reason_when_it_cannot_be_loaded(row, reason):
+    taken = take_table("last,2026-03-01T04:00:00Z,1,1", row, GOOD)
+    assert (taken.rows, len(taken.cells), taken.reasons) == (3, 4, [f"row 2: {reason}"])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "it is not JSON"),
+        ("[" * 100_000, "it is not JSON"),
+        ("7", "it is not a JSON object"),
+        ('{"station": "\\ud800"}', "'station' is empty, too long or unprintable"),
+        ('{"station": ["a"]}', "'station' is empty, too long or unprintable"),
+        ('{"station": "a"}', "'at' is no time as ISO 8601 has it"),
+        ('{"station": "a", "at": "2026-03-01", "celsius": true, "hPa": 1}', "'celsius' is no number"),
+        ('{"station": "a", "at": "2026-03-01", "celsius": NaN, "hPa": 1}', "'celsius' is no number"),
+        (f'{{"station": "a", "at": "2026-03-01", "celsius": 1{"0" * 400}, "hPa": 1}}', "'celsius' is no number"),
+        ('{"station": "a", "at": "2026-03-01", "celsius": [], "hPa": 1}', "'celsius' is no number"),
+    ],
+)
+def test_it_drops_a_line_with_the_reason_when_it_is_no_row(line, reason):
+    good = '{"station": "north", "at": "2026-03-01", "celsius": 1, "hPa": 2}'
+    taken = take(f"{line}\n{good}".encode(), "jsonl", COLUMNS, START, END)
+    assert (len(taken.cells), taken.reasons) == (2, [f"row 1: {reason}"])
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        (b"", "has no column 'station': it has none"),
+        (b"station,time\n", "has no column 'at': it has station, time"),
+        (b"\xff\xfe\xfa", "not UTF-8"),
+        (table('"north"x,2026-03-01,1,1'), r"not CSV: .* \(after line 1\)"),
+        (table("north,soon,1,1", "south,later,1,1"), "None of 2 rows can be taken; row 1: 'at' is no time"),
+    ],
+)
+def test_it_refuses_a_source_of_which_nothing_can_be_taken(raw, sentence):
+    with pytest.raises(UnreadableSourceError, match=sentence):
+        take(raw, "csv", COLUMNS, START, END)
+
+
+@pytest.mark.parametrize(("raw", "form"), [(table(), "csv"), (b"", "jsonl")])
+def test_it_takes_nothing_when_the_source_has_no_rows(raw, form):
+    assert take(raw, form, COLUMNS, START, END).rows == 0

@@ -1,0 +1,53 @@
+"""A web server on loopback that serves the pages a test gives it, and remembers what it was asked."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: "Web"
+
+    def _answer(self) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        self.server.headers.append(dict(self.headers))
+        self.server.bodies.append(self.rfile.read(int(self.headers.get("content-length", 0))))
+        body = self.server.pages.get(self.path)
+        self.send_response(404 if body is None else self.server.status)
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    do_GET = do_POST = do_PUT = _answer  # noqa: N815 - http.server asks for these names
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Web(ThreadingHTTPServer):
+    """Answers with `pages` under one `status`, and remembers what it was asked."""
+
+    def __init__(self, pages: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.pages = pages
+        self.status = 200
+        self.asked: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.bodies: list[bytes] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@contextmanager
+def serving(pages: dict[str, bytes]) -> Iterator[Web]:
+    with Web(pages) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
