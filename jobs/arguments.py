@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.errors import PydanticInvalidForJsonSchema
 
 from jobs.occurrences import Invalid
 
@@ -73,5 +74,10 @@ def _model(function: Callable[..., Any], is_bound: bool) -> type[BaseModel] | No
         )
         for parameter in parameters
     }
-    config = ConfigDict(extra="forbid", protected_namespaces=())
-    return create_model(function.__name__, __config__=config, **fields)
+    config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True)
+    model: type[BaseModel] = create_model(function.__name__, __config__=config, **fields)
+    try:
+        model.model_json_schema()
+    except PydanticInvalidForJsonSchema:
+        return None  # nobody can fill in a function
+    return model

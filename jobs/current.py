@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import transaction
 
 from jobs import calendar, pulse
-from jobs.logs import mask, storable
+from jobs.logs import head
 from jobs.models import LONGEST_NAME, Effect, Run, Trigger
 
 
@@ -62,7 +62,7 @@ def progress(done: int, total: int | None = None, message: str = "") -> None:
         columns = {
             "progress_done": max(0, done),
             "progress_total": total,
-            "progress_message": mask(storable(message))[:LONGEST_NAME],
+            "progress_message": head(message, LONGEST_NAME),
         }
         held.progress = columns
         pulse.tell()

@@ -121,6 +121,8 @@ def _read(name: str, entry: Mapping[str, Any], app: Any) -> dict[str, Any]:
         raise Invalid(f"{', '.join(unknown)}: no such member; choose from {', '.join(sorted(MEMBERS))}.")
     if len(name) > LONGEST_NAME:
         raise Invalid(f"its name is longer than {LONGEST_NAME} characters; give it a shorter one.")
+    if not isinstance(entry.get("args") or (), (list, tuple)) or not isinstance(entry.get("kwargs") or {}, dict):
+        raise Invalid("its args must be a list or tuple, and its kwargs a dict.")
     options = dict(entry.get("options") or {})
     relative = bool(entry.get("relative") or getattr(entry.get("schedule"), "relative", False))
     return {

@@ -3,10 +3,13 @@
 Its one rule: the row comes first and goes last, and it says where the file is, so nothing lies in the storage that no
 row knows, whenever a process dies. A run that is tried again replaces what it kept under the same name. No path holds
 a name that somebody chose. A link is signed and ends after LINK_DAYS; who has it may fetch that file, and no other.
+There is no link to a backup: it holds everybody's secrets.
+
+Limits: a transaction of the caller's that is undone takes the row with it and leaves the file.
 """
 
+import logging
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import IO, Any
 from uuid import UUID, uuid4, uuid5
@@ -20,9 +23,11 @@ from django.urls import reverse
 from jobs import pulse
 from jobs.models import StoredFile
 
+log = logging.getLogger(__name__)
+
 LINK_DAYS = 7
+LONGEST_TYPE = 100  # characters of a content type
 LARGEST_UPLOAD = 100_000_000  # bytes
-BATCH = 100  # files removed at a time
 _SALT = "jobs.files"
 
 
@@ -34,9 +39,10 @@ def keep(name: str, content: IO[Any], kind: StoredFile.Kind, content_type: str =
     """Store all of `content` from its present place on, under a name for people. Raises OSError of the storage."""
     held = pulse.current()
     run_id = held.run_id if held else None
-    key = uuid5(run_id, name) if run_id else uuid4()
+    key = uuid5(run_id, f"{kind} {name}") if run_id else uuid4()
     made: dict[str, Any] = {"kind": kind, "name": _printable(name), "run_id": run_id, "size": None}
-    made |= {"file": f"{kind}/{key}", "content_type": content_type or "application/octet-stream"}
+    told = content_type if 0 < len(content_type) <= LONGEST_TYPE else "application/octet-stream"
+    made |= {"file": f"{kind}/{key}", "content_type": told}
     row, _ = StoredFile.objects.update_or_create(id=key, defaults=made)
     default_storage.delete(made["file"])  # of an earlier attempt
     stored_as = default_storage.save(made["file"], File(content))
@@ -49,7 +55,7 @@ def find(key: UUID) -> StoredFile:
     """The stored file of that id, all of which is there. Raises `NoFileError`."""
     row = StoredFile.objects.filter(id=key, size__isnull=False).first()
     if row is None:
-        raise NoFileError(f"There is no file {key}: it was removed, or never uploaded. Upload it again.")
+        raise NoFileError(f"There is no file {key}: it was removed, or is not whole yet. Upload or make it again.")
     return row
 
 
@@ -61,9 +67,12 @@ def link(row: StoredFile) -> str:
 def of_link(token: str) -> StoredFile:
     """The file that a link leads to. Raises `NoFileError` for a link that is too old, or not one of ours."""
     try:
-        return find(UUID(signing.loads(token, salt=_SALT, max_age=timedelta(days=LINK_DAYS))))
+        row = find(UUID(signing.loads(token, salt=_SALT, max_age=timedelta(days=LINK_DAYS))))
     except (signing.BadSignature, ValueError):
-        raise NoFileError(f"This link is wrong, or older than {LINK_DAYS} days: ask for a new one.") from None
+        row = None
+    if row is None or row.kind == StoredFile.Kind.BACKUP:
+        raise NoFileError(f"This link is wrong, or older than {LINK_DAYS} days: ask for a new one.")
+    return row
 
 
 def remove(row: StoredFile) -> None:
@@ -73,13 +82,16 @@ def remove(row: StoredFile) -> None:
 
 
 def forget(before: datetime, kinds: Collection[StoredFile.Kind]) -> Iterator[int]:
-    """Remove files of these kinds that were made before a moment; yields how many in each batch."""
+    """Remove files of these kinds that were made before a moment; yields 1 for each that is gone."""
     old = StoredFile.objects.filter(kind__in=kinds, created_at__lt=before).order_by("created_at")
-    while batch := list(old[:BATCH]):
-        for row in batch:
-            with suppress(StoredFile.DoesNotExist):
+    for key in list(old.values_list("id", flat=True)):
+        for row in StoredFile.objects.filter(id=key):
+            try:
                 remove(row)
-        yield len(batch)
+            except OSError as error:  # the others can be removed all the same
+                log.warning("%s stays: its file cannot be removed: %s", key, error.strerror)
+            else:
+                yield 1
 
 
 def _printable(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from jobs import policies, pulse, steps
-from jobs.logs import mask, storable
+from jobs.logs import head, storable, tail
 from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Policy, Run, RunLog, State, Step
 
 LONGEST_REASON = 500  # characters of an error in the sentence of its run; the whole of it stands beside
@@ -87,8 +87,8 @@ def write_log(held: pulse.Held) -> dict[str, Any]:
 
 def _described(exception: BaseException, text: str) -> dict[str, str]:
     kind = storable(type(exception).__name__)[:LONGEST_NAME]
-    return {"error_class": kind, "error_text": mask(storable(text)[-LONGEST_ERROR_TEXT:])}
+    return {"error_class": kind, "error_text": tail(text, LONGEST_ERROR_TEXT)}
 
 
 def _sentence(exception: BaseException) -> str:
-    return mask(storable(format_exception_only(exception)[-1].strip())[:LONGEST_REASON])
+    return head(format_exception_only(exception)[-1].strip(), LONGEST_REASON)

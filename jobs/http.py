@@ -26,6 +26,7 @@ import httpx
 from django.conf import settings
 
 MAX_REDIRECTS = 5
+FRAMING = {"content-length", "transfer-encoding"}  # headers that follow from the body
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 HOST = re.compile(
     r"[a-z0-9_-][a-z0-9._-]*|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*"
@@ -106,8 +107,9 @@ def fetch(
 ) -> Response:
     """Call `address` (http, https, or "/path" of this site) and read its answer, whatever its status.
 
-    `deadline` is in seconds, for everything together; `limit` in bytes, before and after decompression. Headers stay
-    with the origin they were meant for; Host and Connection are set here. Raises `FetchError` or one of its kinds.
+    `deadline` is in seconds, for everything together; `limit` in bytes, before and after decompression. Headers and
+    body stay with the origin they were meant for; Host, Connection and what tells the length are set here. Raises
+    `FetchError` or one of its kinds.
     """
     client = Client(settings.SITE_URL, settings.HTTP_ALLOW_PRIVATE)
     return client.send(Request(method, client.locate(address), headers or {}, body), deadline, limit)
@@ -136,9 +138,12 @@ class Request:
     def redirected(self, response: Response) -> "Request":
         """The next request. As in browsers, a 303, and a 301 or 302 after a POST, ask on with GET."""
         url = _parse(response.headers["location"], self.url)
-        headers = self.headers if _origin(url) == _origin(self.url) else {}
+        is_same = _origin(url) == _origin(self.url)
+        headers = self.headers if is_same else {}
         if response.status == 303 or (response.status in {301, 302} and self.method == "POST"):
             return Request("HEAD" if self.method == "HEAD" else "GET", url, headers, None)
+        if self.body and not is_same:
+            raise Refused(f"{self.url.host} sends the body on to {url.host}: give the address where it ends.")
         return Request(self.method, url, headers, self.body)
 
 
@@ -195,7 +200,7 @@ def _exchange(request: Request, guard: "_Guard", limit: int) -> Response:
     """One request and its answer over one connection; what goes wrong below comes out as a `FetchError`."""
     url = request.url
     target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-    given = {name.lower(): value for name, value in request.headers.items()}
+    given = {name.lower(): value for name, value in request.headers.items() if name.lower() not in FRAMING}
     headers = {"user-agent": "Punctual", "accept-encoding": "gzip", **given, "connection": "close"}
     headers["host"] = url.netloc.decode()
     try:

@@ -76,8 +76,8 @@ def message_of(schedule: Any, policy: Any) -> Message:
 
     Anything will do that has the columns of a `PeriodicTask` and of a `Policy`.
     """
-    args = _json(schedule.args, "Positional arguments", list)
-    kwargs = _json(schedule.kwargs, "Keyword arguments", dict)
+    args = read(schedule.args, "Positional arguments", list)
+    kwargs = read(schedule.kwargs, "Keyword arguments", dict)
     check_fits(schedule.task, args, kwargs)
     return Message(
         task=schedule.task,
@@ -106,6 +106,22 @@ def find_task(name: str) -> Any:
     return _tasks().get(name)
 
 
+def read(text: str | None, what: str, kind: type[Any]) -> Any:
+    """A JSON list or object that every database and every JSON reader takes. Raises `Invalid`."""
+    if not text:
+        return kind()
+    if len(text) > LONGEST_ARGUMENTS:
+        raise Invalid(f"{what} are longer than {LONGEST_ARGUMENTS} characters: pass an id and let the job look it up.")
+    try:
+        value = Decoder().decode(text)
+    except json.JSONDecodeError as error:
+        raise Invalid(f"{what} are not valid JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise Invalid(f"{what} must be a JSON {'list' if kind is list else 'object'}.")
+    _check_storable(value, what, DEEPEST_ARGUMENTS)
+    return value
+
+
 _reading = threading.Lock()
 
 
@@ -118,7 +134,7 @@ def _tasks() -> dict[str, Any]:
 
 
 def _options(schedule: Any, policy: Any) -> dict[str, Any]:
-    headers = _json(schedule.headers, "Message headers", dict)
+    headers = read(schedule.headers, "Message headers", dict)
     if taken := sorted(OWN_HEADERS.intersection(headers)):
         raise Invalid(f"Message headers must not set {', '.join(taken)}: these belong to Celery.")
     options = {
@@ -130,22 +146,6 @@ def _options(schedule: Any, policy: Any) -> dict[str, Any]:
         "ignore_result": None if policy.keep_result is None else not policy.keep_result,
     }
     return {**(policy.options or {}), **{name: value for name, value in options.items() if value not in (None, "", {})}}
-
-
-def _json(text: str | None, what: str, kind: type[Any]) -> Any:
-    """Parse strictly: only what every database and every JSON reader takes."""
-    if not text:
-        return kind()
-    if len(text) > LONGEST_ARGUMENTS:
-        raise Invalid(f"{what} are longer than {LONGEST_ARGUMENTS} characters: pass an id and let the job look it up.")
-    try:
-        value = _DECODER.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise Invalid(f"{what} are not valid JSON: {error}") from error
-    if not isinstance(value, kind):
-        raise Invalid(f"{what} must be a JSON {'list' if kind is list else 'object'}.")
-    _check_storable(value, what, DEEPEST_ARGUMENTS)
-    return value
 
 
 def _no_constant(name: str) -> Any:
@@ -166,7 +166,22 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+class Decoder(json.JSONDecoder):
+    """Reads only what every JSON reader takes; whatever is wrong with a text is a JSONDecodeError."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+
+    def decode(self, text: str, *_: Any) -> Any:
+        try:
+            value = super().decode(text)
+            if "\\u" in text:
+                json.dumps(value, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
+        except json.JSONDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:  # endless numbers, deep nesting, and what stands above
+            raise json.JSONDecodeError(str(error), text, 0) from error
+        return value
 
 
 def _check_storable(value: Any, what: str, depth: int) -> None:

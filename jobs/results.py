@@ -7,8 +7,11 @@ Its one rule: nobody waits for what never comes, and nobody takes "kept nothing"
 from typing import Any
 from uuid import UUID
 
+from celery import states
 from celery.result import AsyncResult
+from django_celery_results.backends import DatabaseBackend
 
+from jobs.logs import mask
 from jobs.message import find_task
 from jobs.models import Run
 
@@ -28,6 +31,24 @@ class Result(AsyncResult[Any]):
                 " “keep result” in its schedule's policy; what became of a run stands in the ledger."
             )
         return super().get(*args, **options)
+
+
+class Backend(DatabaseBackend):  # type: ignore[misc] # django-celery-results has no type hints
+    """django-celery-results' own; what a task failed with is kept with its secrets masked, as in the ledger."""
+
+    def _store_result(self, task_id: str, result: Any, status: str, traceback: Any = None, **rest: Any) -> Any:
+        if status in states.EXCEPTION_STATES:
+            traceback = traceback and mask(str(traceback))
+            if isinstance(result, dict) and "exc_message" in result:
+                result = {**result, "exc_message": _masked(result["exc_message"])}
+        return super()._store_result(task_id, result, status, traceback, **rest)
+
+
+def _masked(message: Any) -> Any:
+    """The arguments of an exception, as Celery hands them on."""
+    if isinstance(message, (list, tuple)):
+        return [_masked(part) for part in message]
+    return mask(message) if isinstance(message, str) else message
 
 
 def _is_of_silent_run(task_id: str) -> bool:

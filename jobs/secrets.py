@@ -4,7 +4,8 @@
 
 The value of `secret:BILLING_TOKEN` is that of the variable JOB_SECRET_BILLING_TOKEN (or of the file that
 JOB_SECRET_BILLING_TOKEN_FILE names). Its one rule: values are revealed where they are used, and never stored.
-Schedules, runs and messages hold the name; `jobs.logs` masks the value wherever a job logs it or fails with it.
+Schedules, runs and messages hold the name; `jobs.logs` masks the value wherever a job logs it or fails with it. What
+a job returns or writes elsewhere is its own to keep clean.
 """
 
 import re

@@ -19,11 +19,17 @@ def download(_: HttpRequest, token: str) -> HttpResponseBase:
     try:
         row = files.of_link(token)
         content = row.file.open("rb")
-    except (files.NoFileError, FileNotFoundError) as error:
-        return HttpResponse(f"{error}\n", status=404, content_type="text/plain; charset=utf-8")
+    except files.NoFileError as error:
+        return _nothing(str(error))
+    except OSError:
+        return _nothing("This file cannot be read at present: tell whoever runs this site.")
     response = FileResponse(content, as_attachment=True, filename=row.name, content_type=row.content_type)
     patch_cache_control(response, private=True, no_store=True)
     return response
+
+
+def _nothing(why: str) -> HttpResponse:
+    return HttpResponse(f"{why}\n", status=404, content_type="text/plain; charset=utf-8")
 
 
 @require_safe

@@ -7,6 +7,7 @@ EMBEDDED=true must ask for SQLite and a Valkey server of our own in VAR_DIR.
 """
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,13 @@ def email_url(text: str) -> dict[str, Any]:
     return config
 
 
+def secret(text: str) -> str:
+    """Long enough to be masked wherever it stands, and text that can be sent."""
+    if len(text.encode()) < 8:
+        raise ValueError
+    return text
+
+
 # How each kind of value is read, and what it must be. Lower case, for Django takes capitals for a setting.
 kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "str": (str, "text"),
@@ -77,6 +85,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "site": (site, "the address of a site, such as https://punctual.example"),
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
+    "secret": (secret, "at least 8 characters of UTF-8"),
     "email_url": (email_url, "like smtp+tls://user:password@host:587 (smtp+ssl://, smtp://) or consolemail://"),
 }
 
@@ -115,9 +124,14 @@ HTTP_ALLOW_PRIVATE: bool = read("bool", "HTTP_ALLOW_PRIVATE", False)
 
 
 def _job_secrets() -> dict[str, str]:
-    prefix = "JOB_SECRET_"
-    names = {name.removeprefix(prefix).removesuffix("_FILE") for name in os.environ if name.startswith(prefix)}
-    return {name: read("str", f"{prefix}{name}") for name in names}
+    prefix, found = "JOB_SECRET_", {}
+    for variable in filter(lambda name: name.startswith(prefix), os.environ):
+        name = variable.removeprefix(prefix).removesuffix("_FILE")
+        if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
+            raise ImproperlyConfigured(f"{variable} cannot be named by a job: write a word after {prefix}.")
+        if value := read("secret", f"{prefix}{name}", ""):
+            found[name] = value
+    return found
 
 
 # What arguments of jobs may name as secret:NAME: the values of all variables JOB_SECRET_NAME.
@@ -126,6 +140,7 @@ JOB_SECRETS: dict[str, str] = _job_secrets()
 RUN_COMMANDS: list[str] = read("list", "RUN_COMMANDS", ["check", "clearsessions"])
 # Where jobs and uploads keep their files; every process must reach it.
 MEDIA_ROOT = Path(read("str", "FILES_DIR", str(VAR_DIR / "files"))).absolute()
+FILE_UPLOAD_PERMISSIONS, FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o600, 0o700  # backups are among them
 
 # --- Database -------------------------------------------------------------------------------------------------------
 
@@ -210,6 +225,8 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 
 # Results are the exception: a task opts in with ignore_result=False, and its result lives for RESULT_EXPIRES seconds.
 CELERY_RESULT_BACKEND: str = read("str", "RESULT_BACKEND", "django-db")
+if CELERY_RESULT_BACKEND == "django-db":
+    CELERY_RESULT_BACKEND = "jobs.results:Backend"  # which masks secrets
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_RESULT_EXTENDED = True
 CELERY_RESULT_EXPIRES: int = read("int", "RESULT_EXPIRES", 3600)
@@ -334,7 +351,9 @@ LOG_LEVEL: str = read("level", "LOG_LEVEL", "INFO")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "formatters": {
+        "line": {"()": "jobs.logs.Formatter", "format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+    },
     "handlers": {
         "console": {"class": "logging.StreamHandler", "formatter": "line"},
         "run": {"class": "jobs.logs.RunHandler", "formatter": "line"},

@@ -100,4 +100,8 @@ class StoredFileAdmin(GuardedAdmin):
 
     @admin.display(description="fetch")
     def address(self, row: StoredFile) -> str:
-        return NOTHING if row.size is None else format_html('<a href="{}">{}</a>', files.link(row), row.name)
+        if row.size is None:
+            return NOTHING
+        if row.kind == StoredFile.Kind.BACKUP:
+            return f"no link; it lies in FILES_DIR as {row.file.name}"
+        return format_html('<a href="{}">{}</a>', files.link(row), row.name)

@@ -17,7 +17,6 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 from django_celery_beat.admin import PeriodicTaskForm
 from django_celery_beat.models import PeriodicTask
-from pydantic import BaseModel
 
 from jobs import calendar
 from jobs.admin import actions, typed
@@ -37,13 +36,16 @@ LAST_RUN = ("state", "reason", "due_at", "started_at", "finished_at")
 
 
 class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat has no type hints
-    arguments: type[BaseModel] | None = None  # those of a typed job, where the page has a field for each
+    job: Any = None  # a typed one, where the page has a field for each of its arguments
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.arguments and self.instance.pk:
-            task = find_task(self.instance.task)
-            self.initial |= typed.initial_of(task, self.instance.args, self.instance.kwargs) or {}
+        self._stored: dict[str, Any] = {}
+        if self.job and self.instance.task == self.job.name:
+            self._stored = typed.stored_of(self.job, self.instance.args, self.instance.kwargs) or {}
+        elif self.job:
+            self.initial["regtask"] = self.job.name
+        self.initial |= {f"{typed.PREFIX}{name}": value for name, value in self._stored.items()}
         if "enabled" in self.fields:  # compared with what the page showed: a limited schedule switches itself off
             self.fields["enabled"].show_hidden_initial = True
 
@@ -56,9 +58,10 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
         self.cleaned_data.setdefault("task", "")  # the parent's clean() stumbles where the field itself was refused
         data: dict[str, Any] = super().clean()
         data["headers"] = data.get("headers") or "{}"  # the column takes no empty value
-        if self.arguments:
-            data |= {"args": "[]", "kwargs": json.dumps(typed.read(self, self.arguments), ensure_ascii=False)}
-            self.instance.args, self.instance.kwargs = data["args"], data["kwargs"]
+        if model := self.job and model_of(self.job):
+            given = typed.read(self, model, self._stored)
+            self.instance.args, self.instance.kwargs = "[]", json.dumps(given, ensure_ascii=False)
+            data |= {"args": self.instance.args, "kwargs": self.instance.kwargs}
             if self.errors:
                 return data  # they stand beside their fields
         columns = {column.name for column in PeriodicTask._meta.fields}
@@ -236,14 +239,16 @@ class ScheduleAdmin(GuardedAdmin):
         asked = request.POST if request.method == "POST" else request.GET
         name = asked.get("regtask") or asked.get("task") or (schedule.task if schedule else "")
         task = find_task(name)
-        if not may or task is None or model_of(task) is None or (request.method == "POST" and typed.MARK not in asked):
+        if not may or task is None or model_of(task) is None:
             return None
-        shown = (
+        if request.method == "POST":
+            return task if typed.MARK in asked else None
+        can_be_shown = (
             schedule is None
             or schedule.task != name
-            or typed.initial_of(task, schedule.args, schedule.kwargs) is not None
+            or typed.stored_of(task, schedule.args, schedule.kwargs) is not None
         )
-        return task if shown else None
+        return task if can_be_shown else None
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         """A schedule that was switched off while somebody edited something else stays off."""

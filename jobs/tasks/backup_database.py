@@ -8,8 +8,10 @@ of this installation: take it to another place, too.
 """
 
 import logging
+import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Annotated
 
 from celery import shared_task
@@ -18,10 +20,11 @@ from django.utils import timezone
 from pydantic import Field, validate_call
 
 from jobs import backup, files
-from jobs.current import progress
+from jobs.current import current_run, progress
 from jobs.models import StoredFile
 
 KIND = StoredFile.Kind.BACKUP
+FOLDER = "punctual-backup-"  # how the names of temporary folders begin
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +38,33 @@ def backup_database(
 
     Raises `jobs.backup.BackupError` when there is no copy, or it cannot be restored.
     """
-    with TemporaryDirectory(prefix="backup-") as folder:
-        path = Path(folder, f"{timezone.now():%Y-%m-%d-%H%M%S}.{connection.vendor}")
-        progress(0, 3, "copying")
-        backup.copy_to(path)
-        progress(1, 3, "restoring the copy")
-        backup.verify(path)
-        progress(2, 3, "storing")
+    _remove_leftovers()
+    with TemporaryDirectory(prefix=FOLDER) as folder:
+        path = Path(folder, f"{_moment():%Y-%m-%d-%H%M%S}.{connection.vendor}")
+        progress(0, 2, "copying, and restoring the copy")
+        backup.make(path)
+        progress(1, 2, "storing")
         with path.open("rb") as content:
             row = files.keep(path.name, content, KIND)
-    older = list(StoredFile.objects.filter(kind=KIND).exclude(id=row.id).order_by("-created_at")[keep - 1 :])
+    whole = StoredFile.objects.filter(kind=KIND, size__isnull=False).exclude(id=row.id)
+    older = list(whole.order_by("-created_at")[keep - 1 :])
     for each in older:
         files.remove(each)
     logger.info("%s holds %d bytes, and was restored once. %d older ones were removed.", row, row.size, len(older))
     return {"bytes": row.size or 0, "removed": len(older)}
+
+
+def _moment() -> datetime:
+    """What the backup is named after: of a run its due moment, so that another attempt replaces what one has begun."""
+    run = current_run()
+    return run.due_at if run else timezone.now()
+
+
+def _remove_leftovers() -> None:
+    """Of processes that were killed: copies in the folder for temporary files, and rows whose file is not whole."""
+    day_ago = timezone.now() - timedelta(days=1)
+    for folder in Path(gettempdir()).glob(f"{FOLDER}*"):
+        if folder.stat().st_mtime < day_ago.timestamp():
+            shutil.rmtree(folder, ignore_errors=True)
+    for row in StoredFile.objects.filter(kind=KIND, size=None, created_at__lt=day_ago):
+        files.remove(row)

@@ -36,6 +36,10 @@ def cleanup(
     file_days: Annotated[Days, Field(description="For uploads, and for files that jobs made.")] = 30,
 ) -> dict[str, int]:
     """Delete what is older, and sessions and results that have expired; returns how many runs and files went."""
+    import_module(settings.SESSION_ENGINE).SessionStore.clear_expired()
+    if settings.CELERY_RESULT_EXPIRES:
+        for results in RESULTS:
+            results.delete_expired(timedelta(seconds=settings.CELERY_RESULT_EXPIRES))
     now = database_now()
     batches_of = {
         "succeeded": forget(now - timedelta(days=succeeded_days), {State.SUCCEEDED}),
@@ -47,9 +51,5 @@ def cleanup(
         for number in batches:
             deleted[kind] += number
             progress(sum(deleted.values()), message=kind)
-    import_module(settings.SESSION_ENGINE).SessionStore.clear_expired()
-    if settings.CELERY_RESULT_EXPIRES:
-        for results in RESULTS:
-            results.delete_expired(timedelta(seconds=settings.CELERY_RESULT_EXPIRES))
     logger.info("%(succeeded)d succeeded runs, %(others)d others and %(files)d files were deleted.", deleted)
     return deleted

@@ -29,12 +29,19 @@ def _no_redirect(status: int) -> int:
     return status
 
 
-Address = Annotated[str, Field(max_length=2000, description="http, https, or /path of this site.")]
+def _no_secret(text: str) -> str:
+    if "secret:" in text:
+        raise ValueError("cannot name a secret: those go into the values of headers and into the body")
+    return text
+
+
+Plain = AfterValidator(_no_secret)  # what stands in logs and errors
+Address = Annotated[str, Field(max_length=2000, description="http, https, or /path of this site."), Plain]
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-Headers = Annotated[dict[str, str], Field(description='As {"Authorization": "Bearer secret:NAME"}.')]
+Headers = Annotated[dict[Annotated[str, Plain], str], Field(description='As {"Authorization": "Bearer secret:NAME"}.')]
 Body = Annotated[str, Field(description="May name secrets, too.", json_schema_extra={"format": "multi-line"})]
 Status = Annotated[int, Field(ge=200, le=599), AfterValidator(_no_redirect)]
-Text = Annotated[str, Field(description="The answer has to hold it. Empty: any answer will do.")]
+Text = Annotated[str, Field(description="The answer has to hold it. Empty: any answer will do."), Plain]
 Deadline = Annotated[float, Field(gt=0, le=3600, description="Seconds for everything together.")]
 Largest = Annotated[int, Field(ge=0, le=100_000_000, description="Bytes; of a larger answer nothing is taken.")]
 Retries = Annotated[int, Field(ge=0, le=10, description="After a 5xx, or when nobody answers.")]

@@ -46,7 +46,7 @@ def import_feed(
     # Another import may insert between these two lines: then the constraint keeps its row and drops ours.
     FeedEntry.objects.bulk_create([row for guid, row in rows.items() if guid not in known], ignore_conflicts=True)
     counts = {"seen": len(rows), "new": len(rows) - len(known)}
-    logger.info("%s: %d entries seen, %d of them new.", url, counts["seen"], counts["new"])
+    logger.info("%s: %d entries seen, %d of them new.", response.place, counts["seen"], counts["new"])
     return counts
 
 

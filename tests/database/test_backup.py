@@ -2,7 +2,11 @@
 
 import logging
 import os
+import sqlite3
+import tempfile
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 from django.core.files.storage import default_storage
 from django.core.management import CommandError
 from django.db import connection
+from django.utils import timezone
 
 from jobs import backup
 from jobs.backup import BackupError
@@ -72,7 +77,7 @@ def test_it_takes_nothing_for_a_backup_that_cannot_be_restored(tmp_path: Path, c
     path = tmp_path / "copy"
     path.write_bytes(content)
     with pytest.raises(BackupError):
-        backup.verify(path)
+        backup.verify(path, backup.survey(connection))
 
 
 @pytest.mark.usefixtures("_tidy")
@@ -83,10 +88,61 @@ def test_it_takes_nothing_for_a_backup_that_lacks_a_table(tmp_path: Path) -> Non
         cursor.execute("CREATE TABLE came_later (id integer)")
     try:
         with pytest.raises(BackupError, match=r"The copy lacks came_later\."):
-            backup.verify(path)
+            backup.verify(path, backup.survey(connection))
     finally:
         with connection.cursor() as cursor:
             cursor.execute("DROP TABLE came_later")
+
+
+@pytest.mark.usefixtures("_tidy")
+def test_it_takes_nothing_for_a_backup_whose_table_has_lost_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    backup.copy_to(path)
+    FeedEntry.objects.create(feed="/feed", guid="1", title="lost")
+    with pytest.raises(BackupError, match=r"The copy has no rows in jobs_feedentry\."):
+        backup.verify(path, backup.survey(connection))
+
+
+@pytest.mark.usefixtures("_tidy")
+def test_it_takes_no_copy_of_damaged_pages_for_a_backup(tmp_path: Path) -> None:
+    if connection.vendor != "sqlite":
+        pytest.skip("pg_dump reads every row and fails by itself.")
+    path = tmp_path / "copy"
+    FeedEntry.objects.create(feed="/feed", guid="1", title="x" * 400)
+    before = backup.survey(connection)
+    backup.copy_to(path)
+    with closing(sqlite3.connect(path)) as copy:
+        size = copy.execute("PRAGMA page_size").fetchone()[0]
+        index = "SELECT rootpage FROM sqlite_master WHERE name = 'jobs_feedentry'"
+        page = copy.execute(index).fetchone()[0]
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size + size // 2)
+        file.write(b"\xff" * (size // 2))
+    with pytest.raises(BackupError, match=r"damaged|cannot be read"):
+        backup.verify(path, before)
+
+
+@pytest.mark.usefixtures("_tidy")
+def test_it_counts_only_whole_backups_and_clears_away_what_dead_processes_left(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    two_days_ago = timezone.now() - timedelta(days=2)
+    old_copy = tmp_path / "punctual-backup-x"
+    old_copy.mkdir()
+    os.utime(old_copy, (two_days_ago.timestamp(),) * 2)
+    for name in ("half, long ago", "half, at present"):
+        StoredFile.objects.create(kind="backup", name=name, file="none", size=None)
+    StoredFile.objects.filter(name="half, long ago").update(created_at=two_days_ago)
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE punctual_verify_{int(two_days_ago.timestamp())}_x")
+    backup_database(keep=2)
+    backup_database(keep=2)
+    whole = StoredFile.objects.filter(kind="backup", size__isnull=False)
+    assert whole.count() == 2
+    assert [row.name for row in StoredFile.objects.filter(size=None)] == ["half, at present"]
+    assert not old_copy.exists()
 
 
 @pytest.mark.django_db

@@ -64,9 +64,9 @@ def test_it_answers_404_when_the_link_is_too_old_or_the_file_is_gone(client, set
     monkeypatch.undo()
     assert b"".join(client.get(path).streaming_content) == b"a,b\n"
     default_storage.delete(row.file.name)
-    assert client.get(path).status_code == 404
+    assert "cannot be read at present" in client.get(path).content.decode()
     files.remove(row)
-    assert "Upload it again" in client.get(path).content.decode()
+    assert "Upload or make it again" in client.get(path).content.decode()
 
 
 def test_it_replaces_the_file_when_a_run_keeps_it_again(tmp_path):
@@ -95,7 +95,7 @@ def test_it_finds_only_files_that_are_whole():
     assert files.find(row.id) == row
     StoredFile.objects.filter(id=row.id).update(size=None)
     for key in (row.id, uuid4()):
-        with pytest.raises(files.NoFileError, match="Upload it again"):
+        with pytest.raises(files.NoFileError, match="Upload or make it again"):
             files.find(key)
 
 
@@ -152,3 +152,32 @@ def test_it_shows_files_only_to_those_who_may_see_them(client):
 def test_it_belongs_to_no_run_outside_of_one():
     assert pulse.current() is None
     assert keep().run_id is None
+
+
+def test_it_gives_no_link_to_a_backup(client, settings, admin_client):
+    row = keep(kind=Kind.BACKUP)
+    assert client.get(files.link(row).removeprefix(settings.SITE_URL)).status_code == 404
+    page = admin_client.get(FILES).content.decode()
+    assert f"no link; it lies in FILES_DIR as backup/{row.id}" in page
+    assert "/files/" not in page
+
+
+def test_it_keeps_files_from_other_users_of_the_machine():
+    path = Path(default_storage.path(keep().file.name))
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_it_goes_on_to_the_next_file_when_one_cannot_be_removed(tmp_path):
+    stuck, other = keep(), keep()
+    default_storage.delete(stuck.file.name)
+    Path(default_storage.path(stuck.file.name)).mkdir()
+    (Path(default_storage.path(stuck.file.name)) / "x").touch()
+    assert list(files.forget(database_now() + timedelta(1), {Kind.REPORT})) == [1]
+    assert list(StoredFile.objects.all()) == [stuck]
+    assert not Path(default_storage.path(other.file.name)).exists()
+
+
+def test_it_takes_no_type_that_no_column_holds(admin_client):
+    upload = SimpleUploadedFile("a", b"x", content_type="text/" + "x" * 200)
+    assert admin_client.post(NEW, {"file": upload}).status_code == 302
+    assert StoredFile.objects.get().content_type == "application/octet-stream"

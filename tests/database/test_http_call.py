@@ -46,11 +46,10 @@ def test_it_puts_secrets_into_headers_and_body_and_nowhere_else(
     web: Web, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings.JOB_SECRETS = {"BILLING": "canary-7f3a"}
-    web.pages["/in?secret:BILLING"] = b""
-    http_call("/in?secret:BILLING", "POST", {"Authorization": "Bearer secret:BILLING"}, '{"k": "secret:BILLING"}')
+    http_call("/healthz", "POST", {"Authorization": "Bearer secret:BILLING"}, '{"k": "secret:BILLING"}')
     assert web.headers[0]["authorization"] == "Bearer canary-7f3a"
     assert web.bodies == [b'{"k": "canary-7f3a"}']
-    assert web.asked == ["POST /in?secret:BILLING"]
+    assert web.asked == ["POST /healthz"]
     assert "canary" not in caplog.text
     with pytest.raises(UnknownSecretError, match="No secret is named BILING: set JOB_SECRET_BILING for the workers"):
         http_call("/healthz", headers={"Authorization": "secret:BILING"})
@@ -65,6 +64,9 @@ def test_it_calls_nothing_when_the_address_is_private(web: Web) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ({"url": "/?secret:KEY"}, "those go into the values of headers and into the body"),
+        ({"headers": {"secret:KEY": "a"}}, "those go into the values of headers and into the body"),
+        ({"expected_text": "secret:KEY"}, "those go into the values of headers and into the body"),
         ({"url": 5}, "url\n  Input should be a valid string"),
         ({"url": ""}, "https://host/path"),
         ({"url": "example.org"}, "https://host/path"),
@@ -87,3 +89,10 @@ def test_it_says_what_is_wrong_when_an_argument_is_bad(web: Web, arguments: dict
     with pytest.raises((ValueError, http.FetchError), match=sentence):
         http_call(**{"url": "/healthz", **arguments})
     assert web.asked == []
+
+
+def test_it_tells_the_length_of_the_body_itself(web: Web) -> None:
+    http_call("/healthz", "POST", {"Content-Length": "5", "Transfer-Encoding": "chunked"}, "whole")
+    assert web.bodies == [b"whole"]
+    http_call("/healthz", "GET", {"Content-Length": "5"})
+    assert web.bodies[1:] == [b""]

@@ -2,12 +2,14 @@
 
 import json
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
+from celery import shared_task
 from django.contrib.auth.models import Permission, User
 from django.urls import reverse
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
+from pydantic import Field, validate_call
 
 from tests.database.test_admin import NEW, form
 from tests.making import make_schedule
@@ -69,7 +71,7 @@ def test_it_stores_what_was_filled_in_and_leaves_defaults_to_the_job(admin_clien
     headers = '{"Authorization": "Bearer secret:TOKEN"}'
     response = admin_client.post(NEW, typed(url="/healthz", expected_status=204, headers=headers, body=" a\r\n b "))
     assert response.status_code == 302
-    expected = {"url": "/healthz", "expected_status": 204, "headers": json.loads(headers), "body": " a\r\n b "}
+    expected = {"url": "/healthz", "expected_status": 204, "headers": json.loads(headers), "body": " a\n b "}
     assert stored() == expected
 
 
@@ -147,3 +149,87 @@ def test_it_shows_json_to_those_who_may_only_look(client):
     user.user_permissions.set(Permission.objects.filter(codename="view_periodictask"))
     client.force_login(user)
     assert "/healthz" in client.get(page(schedule)).content.decode()
+
+
+@shared_task(name="tests.kinds")
+@validate_call
+def kinds(
+    text: str = "hello",
+    lines: list[str] = ["a"],  # noqa: B006 - read only
+    number: Literal[1, 2, 5] = 1,
+    flag: bool | None = None,
+    note: str | None = None,
+    body: Annotated[str, Field(json_schema_extra={"format": "multi-line"})] = "",
+) -> None:
+    """An argument of every kind."""
+
+
+STORED = {"text": " ok ", "lines": [], "number": 5, "flag": None, "note": None, "body": "a\nb"}
+SHOWN = {"text": " ok ", "lines": "", "number": "5", "flag": "unknown", "note": "", "body": "a\r\nb"}
+
+
+def test_it_changes_nothing_that_nobody_touched(admin_client):
+    schedule = make_schedule(task="tests.kinds", kwargs=STORED)
+    sent = typed("tests.kinds", schedule, **SHOWN) | {"name": schedule.name, "description": "edited"}
+    assert admin_client.post(page(schedule), sent).status_code == 302
+    assert stored(schedule.name) == STORED
+
+
+@pytest.mark.parametrize(
+    ("filled", "became"),
+    [
+        ({"text": ""}, {"text": ""}),
+        ({"text": "hello"}, {}),
+        ({"lines": "b\r\nc"}, {"lines": ["b", "c"]}),
+        ({"lines": ""}, {"lines": []}),
+        ({"number": "2"}, {"number": 2}),
+        ({"flag": "true"}, {"flag": True}),
+        ({"flag": "false"}, {"flag": False}),
+        ({"note": "x"}, {"note": "x"}),
+        ({"body": "\r\n"}, {"body": "\n"}),
+    ],
+)
+def test_it_stores_what_was_changed_and_nothing_else(admin_client, filled, became):
+    untouched = {"text": "hello", "lines": "a", "number": "1", "flag": "unknown", "note": "", "body": ""}
+    assert admin_client.post(NEW, typed("tests.kinds", **untouched | filled)).status_code == 302
+    assert stored() == became
+
+
+@pytest.mark.parametrize(
+    "kwargs", ['{"lines": ["a\\nb"]}', '{"lines": [" a"]}', '{"body": "\\ud800"}', "[" * 900 + "]" * 900, '["text"]']
+)
+def test_it_shows_json_where_fields_could_not_show_what_is_stored(admin_client, kwargs):
+    schedule = make_schedule(task="tests.kinds", kwargs=kwargs)
+    html = admin_client.get(page(schedule)).content.decode()
+    assert 'name="kwargs"' in html
+    assert "argument_" not in html
+
+
+def test_it_takes_a_page_with_fields_though_somebody_stored_other_arguments_meanwhile(admin_client):
+    schedule = make_schedule(task="jobs.cleanup", kwargs={"colour": 1})
+    sent = typed("jobs.cleanup", schedule, succeeded_days=9, other_days=180, file_days=30) | {"name": schedule.name}
+    assert admin_client.post(page(schedule), sent).status_code == 302
+    assert stored(schedule.name) == {"succeeded_days": 9}
+
+
+@pytest.mark.parametrize("task", ["tests.nothing", "tests.gone"])
+def test_it_shows_the_fields_of_the_job_that_was_chosen_on_the_page_of_another(admin_client, task):
+    schedule = make_schedule(task=task)
+    html = admin_client.get(page(schedule), {"regtask": CALL}).content.decode()
+    assert f'<option value="{CALL}" selected>' in html
+    assert 'name="argument_url"' in html
+
+
+@pytest.mark.parametrize(
+    ("headers", "complaint"),
+    [
+        ('{"a": "\\ud800"}', "Enter a valid JSON."),
+        ('{"a": %s}' % ("9" * 5000), "Enter a valid JSON."),
+        ('{"a": "1", "a": "2"}', "Enter a valid JSON."),
+        ('{"a": NaN}', "Enter a valid JSON."),
+        ('{"secret:KEY": "a"}', "those go into the values of headers"),
+    ],
+)
+def test_it_refuses_odd_json_beside_its_field(admin_client, headers, complaint):
+    found = complaints(admin_client.post(NEW, typed(url="/", headers=headers)))
+    assert any(complaint in each for each in found)

@@ -10,6 +10,7 @@ import pytest
 from django.apps import apps
 from django.core.files.storage import default_storage
 from django.db import connection
+from django_celery_results.models import TaskResult
 
 from jobs import ask, dispatch
 from jobs.models import Attempt, Run, RunLog, State, StoredFile
@@ -60,8 +61,9 @@ def worker(processes, site, tmp_path, servers):
     return processes.start_worker(env={**given, "PATH": path})
 
 
-def start(task: str, **kwargs: Any) -> Run:
-    run = ask.run_now(make_schedule(f"{task} {uuid4()}", task=task, kwargs=kwargs), actor="ada")
+def start(task: str, keep_result: bool | None = None, **kwargs: Any) -> Run:
+    schedule = make_schedule(f"{task} {uuid4()}", task=task, kwargs=kwargs, policy={"keep_result": keep_result})
+    run = ask.run_now(schedule, actor="ada")
     dispatch.send([run])
     return run
 
@@ -75,7 +77,8 @@ def soon(run: Run) -> bool:
 
 def everything() -> str:
     """All that the database holds in Punctual's tables, as text."""
-    models = [*apps.get_app_config("jobs").get_models(), *apps.get_app_config("django_celery_beat").get_models()]
+    labels = ("jobs", "django_celery_beat", "django_celery_results")
+    models = [model for label in labels for model in apps.get_app_config(label).get_models()]
     return str([list(model.objects.values_list()) for model in models])
 
 
@@ -98,12 +101,18 @@ def test_it_runs_commands_and_backups_on_a_worker(worker, eventually, settings, 
     speaking = start("jobs.run_command", command="speak", arguments=["hello", CANARY])
     backup = start("jobs.backup_database")
     refused = start("jobs.run_command", command="speak", arguments=["--exit=2"])
-    eventually(lambda: ends(speaking) and ends(backup) and ends(refused))
-    assert [run.state for run in (speaking, backup, refused)] == [State.SUCCEEDED, State.SUCCEEDED, State.FAILED]
+    failing = start("jobs.run_command", keep_result=True, command="speak", arguments=["--fail", CANARY])
+    runs = (speaking, backup, refused, failing)
+    eventually(lambda: all(map(ends, runs)))
+    assert [run.state for run in runs] == [State.SUCCEEDED, State.SUCCEEDED, State.FAILED, State.FAILED]
     text = RunLog.objects.get(run=speaking).text
     assert "hello" in text
     assert CANARY not in text
     assert "speak ended with 2" in refused.reason
+    kept = TaskResult.objects.get(task_id=failing.id)
+    for shown in (failing.reason, failing.error_text, kept.result, kept.traceback, worker.log):
+        assert "could not say" in shown
+        assert CANARY not in shown
     row = StoredFile.objects.get()
     assert (row.run_id, row.kind, row.size) == (backup.id, "backup", default_storage.size(row.file.name))
     assert connection.vendor in row.name

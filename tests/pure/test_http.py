@@ -647,6 +647,15 @@ def test_it_keeps_headers_from_another_origin_when_redirected(internet: Internet
     assert [answer.headers["x-token"] for answer in internet.site.asked + web.asked] == ["abc", "abc", None]
 
 
+@pytest.mark.parametrize("status", [307, 308])
+def test_it_keeps_the_body_from_another_origin_when_redirected(internet: Internet, web: Web, status: int) -> None:
+    internet.add("example.org", web)
+    internet.site.answers["/far"] = redirect(status, "http://example.org/")
+    with pytest.raises(http.Refused, match="sends the body on to example.org: give the address where it ends"):
+        internet.call("/far", "POST", body=b"canary")
+    assert web.asked == []
+
+
 @pytest.mark.parametrize(
     ("status", "method", "then"),
     [

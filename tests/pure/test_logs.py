@@ -1,10 +1,13 @@
 """What a run logs is kept without the secrets in it."""
 
+import json
 import logging
+import sys
+from urllib.parse import quote
 
 import pytest
 
-from jobs.logs import RunHandler, mask
+from jobs.logs import Formatter, RunHandler, head, mask, tail
 
 
 @pytest.mark.parametrize(
@@ -41,3 +44,40 @@ def test_it_keeps_nothing_of_what_is_logged_outside_of_runs():
     handler = RunHandler()
     handler.handle(logging.LogRecord("shop", logging.INFO, "", 0, "hello", (), None))
     handler.handle(logging.LogRecord("celery.worker", logging.INFO, "", 0, "hello", (), None))
+
+
+@pytest.mark.parametrize("secret", ["canary-1234", "canary\n'\"\\quoted", "cänäry-1234"])
+def test_it_masks_a_secret_however_it_is_quoted(settings, secret):
+    settings.JOB_SECRETS = {"KEY": secret}
+    for form in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret, safe="")):
+        assert mask(f"it is {form}.") == "it is ***."
+
+
+def test_it_masks_each_long_line_of_a_secret(settings):
+    settings.JOB_SECRETS = {"KEY": "-----BEGIN-----\nMIIEvQIBADAN\nab"}
+    assert mask("line 2: MIIEvQIBADAN, ab") == "line 2: ***, ab"
+
+
+def test_it_masks_the_longer_of_two_secrets_that_begin_alike(settings):
+    settings.JOB_SECRETS = {"A": "hunter22", "B": "hunter22-production"}
+    assert mask("key hunter22-production, hunter22") == "key ***, ***"
+
+
+def test_it_leaves_no_half_of_a_secret_where_a_text_is_cut(settings):
+    settings.JOB_SECRETS = {"KEY": "canary-s3cr3t-s3cr3t"}
+    for cut in range(1, 40):
+        text = "x" * (100 - cut) + "canary-s3cr3t-s3cr3t" + "y" * 100
+        assert "s3cr" not in head(text, 100)
+        assert "cana" not in head(text, 100)
+        assert "s3cr" not in tail(text, 100 + cut)
+
+
+def test_it_masks_what_every_handler_shows_with_its_traceback(settings):
+    settings.JOB_SECRETS = {"KEY": "canary-1234"}
+    try:
+        int("canary-1234")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "x", 1, "with %s", ("canary-1234",), sys.exc_info())
+    shown = Formatter("%(message)s").format(record)
+    assert "canary" not in shown
+    assert "with ***\nTraceback" in shown

@@ -1,11 +1,15 @@
-// A job may have a field for each of its arguments. Choosing it on the page of a new schedule loads them, and keeps what
-// was filled in so far.
+// A job may have a field for each of its arguments. Choosing it loads the page anew with those fields. A new schedule
+// keeps its name, description and timing; one that is there shows otherwise what is stored.
 document.addEventListener("DOMContentLoaded", () => {
   const job = document.querySelector("#periodictask_form #id_regtask");
-  if (!job || !location.pathname.endsWith("/add/")) return;
-  const kept = ["name", "regtask", "description", "interval", "crontab", "solar", "clocked"];
+  if (!job) return;
+  const kept = location.pathname.endsWith("/add/")
+    ? ["name", "description", "interval", "crontab", "solar", "clocked", "regtask"]
+    : ["regtask"];
   job.addEventListener("change", () => {
+    const page = new URLSearchParams(location.search);
     const filled = new FormData(job.form);
-    location.search = new URLSearchParams(kept.map((name) => [name, filled.get(name)]).filter(([, value]) => value));
+    kept.forEach((name) => page.set(name, filled.get(name) ?? ""));
+    location.search = page;
   });
 });

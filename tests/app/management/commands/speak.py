@@ -19,6 +19,6 @@ class Command(BaseCommand):
         self.stderr.write("to stderr")
         self.stdout.write("without an end", ending="")
         if fail:
-            raise CommandError("it could not")
+            raise CommandError(f"it could not say {words}")
         if exit is not None:
             sys.exit(exit)
