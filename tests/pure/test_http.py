@@ -651,7 +651,7 @@ def test_it_keeps_headers_from_another_origin_when_redirected(internet: Internet
 def test_it_keeps_the_body_from_another_origin_when_redirected(internet: Internet, web: Web, status: int) -> None:
     internet.add("example.org", web)
     internet.site.answers["/far"] = redirect(status, "http://example.org/")
-    with pytest.raises(http.Refused, match="sends the body on to example.org: give the address where it ends"):
+    with pytest.raises(http.Refused, match=r"sends the body on to example\.org: give the address where it ends"):
         internet.call("/far", "POST", body=b"canary")
     assert web.asked == []
 
