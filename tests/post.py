@@ -80,8 +80,12 @@ class Post:
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        for task in asyncio.all_tasks(self._loop):
+        for _ in range(10):  # what was accepted last has no owner yet who would close it
+            self._loop.run_until_complete(asyncio.sleep(0))
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
             task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self._loop.run_until_complete(server.wait_closed())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()

@@ -75,7 +75,7 @@ def test_it_logs_what_it_found(caplog):
 
 
 def test_it_says_that_a_file_is_gone():
-    with pytest.raises(files.NoFileError, match="Upload it again"):
+    with pytest.raises(files.NoFileError, match="Upload or make it again"):
         process_upload(str(uuid4()))
 
 

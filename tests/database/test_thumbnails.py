@@ -146,7 +146,7 @@ def test_it_sets_off_no_step_when_the_picture_is_refused(content, redis):
 
 @pytest.mark.django_db
 def test_it_says_that_a_file_is_gone():
-    with pytest.raises(files.NoFileError, match="Upload it again"):
+    with pytest.raises(files.NoFileError, match="Upload or make it again"):
         thumbnails(str(uuid4()))
 
 
