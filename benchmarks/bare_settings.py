@@ -1,7 +1,9 @@
 """The same settings without Punctual's app, and with Celery's own habit of connecting to the database for each task."""
 
 from tests.settings import *  # noqa: F403
-from tests.settings import INSTALLED_APPS
+from tests.settings import CELERY_RESULT_BACKEND, INSTALLED_APPS
 
 INSTALLED_APPS = [app for app in INSTALLED_APPS if app not in {"jobs", "tests.app"}]
 CELERY_DB_REUSE_MAX = None
+if CELERY_RESULT_BACKEND.startswith("jobs."):
+    CELERY_RESULT_BACKEND = "django-db"

@@ -5,6 +5,7 @@ policy whether it may run. Requests with the same key are one run. A backfill ta
 starts a few of its runs at a time.
 """
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,14 +17,15 @@ from django.db import transaction
 from django.db.models import Q
 from django_celery_beat.models import PeriodicTask
 
-from jobs import bulk, files
+from jobs import bulk, files, message
 from jobs.calendar import spec_of
 from jobs.claim import NewRun, new_run
 from jobs.message import Message, check_fits, find_task, message_of
-from jobs.models import ACTIVE, Backfill, Policy, Run, State, StoredFile, Trigger, database_now
+from jobs.models import ACTIVE, LONGEST_NAME, Backfill, Policy, Run, State, StoredFile, Trigger, database_now
 from jobs.occurrences import Invalid, occurrences
 
 MOST_BACKFILLED = 10_000  # due moments
+LONGEST_ACTOR = 150  # characters
 _INSTANT = timedelta.resolution
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -60,14 +62,21 @@ def run_job(job: str, arguments: dict[str, Any], actor: str, key: str | None = N
     """Write down a run of a job by itself, without a schedule; returns it, and whether it is new.
 
     Of all requests with the same key (at most 200 characters) the first makes a run, and the others are given that one.
-    A new run is the caller's to send for `SENDING`, then any beat's. Raises `Invalid` where job or arguments are wrong.
+    A new run is the caller's to send for `SENDING`, then any beat's. Raises `Invalid` for what cannot be.
     """
+    if key is not None and not (0 < len(key) <= LONGEST_NAME and key.isprintable()):
+        raise Invalid(f"The key of a request is text of at most {LONGEST_NAME} characters, all printable.")
+    arguments = _storable(arguments)
     check_fits(job, [], arguments)
     now = database_now()
     new = new_run(None, job, Message(job, kwargs=arguments), now, now)
-    new.trigger, new.actor, new.key = Trigger.MANUAL.value, actor, key
-    is_new = bool(bulk.insert(Run, [new]))
-    return Run.objects.get(id=new.id) if is_new else Run.objects.get(key=key), is_new
+    new.trigger, new.actor, new.key = Trigger.MANUAL.value, actor[:LONGEST_ACTOR], key
+    if bulk.insert(Run, [new]):
+        return Run.objects.get(id=new.id), True
+    run = Run.objects.get(key=key)
+    if run.task != job:
+        raise Invalid(f"A request with this key was for {run.task}: choose another key.")
+    return run, False
 
 
 def take_upload(
@@ -76,14 +85,17 @@ def take_upload(
     """Keep what was uploaded, and write down a run of a job for the file; returns as `run_job` does.
 
     The file comes first: who dies before the run is there is asked again, and the file nobody wanted is removed by
-    `jobs.cleanup`. Raises `Invalid` for a file that is too large.
+    `jobs.cleanup`. Raises `Invalid` for a file that is too large, and as `run_job` does.
     """
     if upload.size is None or upload.size > files.LARGEST_UPLOAD:
         raise Invalid(f"The file is larger than {files.LARGEST_UPLOAD:,} bytes: upload a smaller one.")
     row = files.keep(str(upload.name), upload, StoredFile.Kind.UPLOAD, str(upload.content_type or ""))
-    run, is_new = run_job(job, {"file": str(row.id)}, actor, key)
-    if not is_new:
-        files.remove(row)
+    is_new = False
+    try:
+        run, is_new = run_job(job, {"file": str(row.id)}, actor, key)
+    finally:
+        if not is_new:
+            files.remove(row)
     return run, is_new
 
 
@@ -99,8 +111,8 @@ def retry(run: Run, actor: str) -> Run:
     if find_task(run.task) is None:
         raise Invalid(f"no job is named {run.task!r} any more")
     options = {name: value for name, value in run.options.items() if name != "retries"}  # it has all of them again
-    message = Message(run.task, run.args, run.kwargs, run.queue, run.priority, options)
-    new = new_run(run.schedule_id, run.schedule_name, message, run.due_at, database_now())
+    repeated = Message(run.task, run.args, run.kwargs, run.queue, run.priority, options)
+    new = new_run(run.schedule_id, run.schedule_name, repeated, run.due_at, database_now())
     new.trigger, new.actor, new.parent_id = Trigger.RETRY.value, actor, run.id
     bulk.insert(Run, [new])
     return Run.objects.get(id=new.id)
@@ -149,12 +161,21 @@ def backfill(request: Backfill) -> int:
             return 0
         moments = preview(request).moments
         request.save(force_insert=True)
-        message = message_of(policy.schedule, policy)
-        bulk.insert(Run, [_backfilling(request, policy.schedule, message, moment) for moment in moments])
+        asked = message_of(policy.schedule, policy)
+        bulk.insert(Run, [_backfilling(request, policy.schedule, asked, moment) for moment in moments])
     return len(moments)
 
 
-def _backfilling(request: Backfill, schedule: PeriodicTask, message: Message, moment: datetime) -> NewRun:
-    run = new_run(schedule.pk, schedule.name, message, moment, moment)
+def _backfilling(request: Backfill, schedule: PeriodicTask, asked: Message, moment: datetime) -> NewRun:
+    run = new_run(schedule.pk, schedule.name, asked, moment, moment)
     run.trigger, run.actor, run.backfill_id, run.not_before = Trigger.BACKFILL.value, request.actor, request.id, None
     return run
+
+
+def _storable(arguments: dict[str, Any]) -> dict[str, Any]:
+    """As a schedule's arguments would be read. Raises `Invalid`."""
+    try:
+        text = json.dumps(arguments)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Invalid(f"The arguments are not plain JSON: {error}.") from error
+    return dict(message.read(text, "The arguments", dict))

@@ -112,6 +112,8 @@ def _widths(table: list[list[str]], whole: float) -> list[float]:
 
 def _cut(text: str, width: float) -> str:
     room = width - 2 * PADDING
+    if room <= 0:
+        return ""
     needed = stringWidth(text, FONT, SIZE)
     if needed <= room:
         return text

@@ -9,6 +9,7 @@ Limits: a transaction of the caller's that is undone takes the row with it and l
 """
 
 import logging
+import re
 from collections.abc import Collection, Iterator
 from datetime import datetime, timedelta
 from typing import IO, Any
@@ -26,7 +27,7 @@ from jobs.models import StoredFile
 log = logging.getLogger(__name__)
 
 LINK_DAYS = 7
-LONGEST_TYPE = 100  # characters of a content type
+TYPE = re.compile(r"[\w.+-]{1,40}/[\w.+-]{1,40}(; ?charset=[\w-]{1,15})?")
 LARGEST_UPLOAD = 100_000_000  # bytes
 _SALT = "jobs.files"
 
@@ -41,13 +42,15 @@ def keep(name: str, content: IO[Any], kind: StoredFile.Kind, content_type: str =
     run_id = held.run_id if held else None
     key = uuid5(run_id, f"{kind} {name}") if run_id else uuid4()
     made: dict[str, Any] = {"kind": kind, "name": _printable(name), "run_id": run_id, "size": None}
-    told = content_type if 0 < len(content_type) <= LONGEST_TYPE else "application/octet-stream"
-    made |= {"file": f"{kind}/{key}", "content_type": told}
+    made["content_type"] = content_type if TYPE.fullmatch(content_type) else "application/octet-stream"
+    made["file"] = f"{kind}/{key}-{uuid4().hex}"  # two at once do not write into one file
+    _make_way(key)
     row, _ = StoredFile.objects.update_or_create(id=key, defaults=made)
-    default_storage.delete(made["file"])  # of an earlier attempt
-    stored_as = default_storage.save(made["file"], File(content))
-    row.file.name, row.size = stored_as, default_storage.size(stored_as)
-    row.save(update_fields=["file", "size"])
+    size = default_storage.size(default_storage.save(made["file"], File(content)))
+    if StoredFile.objects.filter(id=key, file=made["file"]).update(size=size):
+        row.size = size
+    else:  # somebody else was told to keep the same meanwhile
+        default_storage.delete(made["file"])
     return row
 
 
@@ -92,6 +95,14 @@ def forget(before: datetime, kinds: Collection[StoredFile.Kind]) -> Iterator[int
                 log.warning("%s stays: its file cannot be removed: %s", key, error.strerror)
             else:
                 yield 1
+
+
+def _make_way(key: UUID) -> None:
+    """Remove what an earlier attempt kept: the row first says that nothing whole is there."""
+    former = StoredFile.objects.filter(id=key)
+    if former.update(size=None):
+        for row in former:
+            default_storage.delete(str(row.file.name))
 
 
 def _printable(name: str) -> str:

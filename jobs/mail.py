@@ -14,6 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parseaddr
 from typing import Annotated
@@ -24,6 +25,7 @@ from django.core.mail import EmailMultiAlternatives
 from django.core.validators import validate_email
 from django.db import transaction
 from django.db.models import Max
+from django.utils.encoding import punycode
 from pydantic import AfterValidator, Field
 
 from jobs import pulse, smtp
@@ -51,9 +53,9 @@ class NobodyReachedError(MailError):
 
 
 def one_line(subject: str) -> str:
-    """The subject, if it is one line: what follows would be another header. Raises ValueError."""
-    if subject.splitlines() != [subject]:
-        raise ValueError("the subject must be one line")
+    """The subject, if it is one line: what comes after would be another header. Raises ValueError."""
+    if not subject.isprintable() or not subject.strip():
+        raise ValueError("the subject must be one line of text")
     return subject
 
 
@@ -64,12 +66,16 @@ def deliverable(address: str) -> str:
         validate_email(plain)
     except ValidationError:
         raise ValueError("this is no mail address: write name@example.org") from None
+    if '"' in plain or "=?" in plain:  # what is quoted or encoded may become another address on its way
+        raise ValueError("this address is quoted or encoded: write it plainly, as name@example.org")
     return plain
 
 
 def canonical(address: str) -> str:
-    """The address without what makes no difference: space around it, and capitals in its domain."""
+    """The address without what makes no difference: space around it, how its domain is written."""
     name, at, domain = storable(address).strip().rpartition("@")
+    with suppress(UnicodeError):  # no domain: it is refused as it is
+        domain = punycode(domain)
     return f"{name}{at}{domain.lower()}"[:LONGEST_ADDRESS]
 
 
@@ -198,6 +204,7 @@ class _Book:
         self._rows = mine if held else Delivery.objects.none()
         self.states = dict(self._rows.values_list("address", "state"))
         self.answers: list[str] = []  # where the server put the message off
+        self.rivals = 0  # addresses at which another process was faster
 
     def key(self, address: str) -> UUID:
         """What makes two messages to this address the same."""
@@ -218,7 +225,16 @@ class _Book:
         with transaction.atomic(durable=True):  # undone with a transaction of the caller's, it would be sent again
             row, is_mine = Delivery.objects.get_or_create(id=self.key(address), defaults=columns)
         self.states[address] = row.state
+        self.rivals += not is_mine
         return is_mine
+
+    def look_again(self) -> None:
+        """What another process was at may have ended meanwhile; what it gave back, nothing has gone to."""
+        if self._run_id is None:
+            return
+        now = dict(self._rows.values_list("address", "state"))
+        self.answers += ["another process gave it back"] * len(self.states.keys() - now.keys())
+        self.states = {address: now[address] for address in self.states if address in now}
 
     def end(self, address: str, state: str, reason: str = "") -> None:
         """Write down what became of it."""
@@ -232,6 +248,7 @@ class _Book:
 
 
 def _summed_up(book: _Book) -> dict[str, int]:
+    book.look_again()
     number = Counter(book.states.values())
     counts = {"sent": number[State.SENT], "refused": number[State.REFUSED], "in_doubt": number[State.SENDING]}
     for state, what in ((State.REFUSED, "refused"), (State.SENDING, "in doubt")):
@@ -242,7 +259,7 @@ def _summed_up(book: _Book) -> dict[str, int]:
             f"The mail server put {len(book.answers)} messages off ({book.answers[0][:3]}): give the schedule more"
             " attempts and a longer retry delay; who has the message does not get it again."
         )
-    if book.states and not counts["sent"]:
+    if book.states and not counts["sent"] and not book.rivals:
         raise NobodyReachedError(
             f"Nobody was reached: {counts['refused']} refused, {counts['in_doubt']} in doubt. The deliveries say why."
         )

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 LONGEST_KEY = 200  # characters
+MOST_CELLS = 1_000_000  # numbers: they are held in memory, some 150 bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ def take(raw: bytes, form: str, columns: Columns, start: datetime, end: datetime
 
     Raises `UnreadableSourceError`.
     """
+    if not raw.strip():
+        raise UnreadableSourceError("The source is empty: not even the names of columns stand in it.")
     taken = Taken()
     seen: set[tuple[str, datetime]] = set()
     for number, row in enumerate(_read(raw, form, columns), 1):
@@ -64,6 +67,8 @@ def take(raw: bytes, form: str, columns: Columns, start: datetime, end: datetime
             taken.cells += _cells(row, columns, (start, end), seen)
         except ValueError as error:
             taken.reasons.append(f"row {number}: {error}")
+        if len(taken.cells) > MOST_CELLS:
+            raise UnreadableSourceError(f"The source has over {MOST_CELLS:,} numbers: choose a shorter window.")
     if taken.reasons and not taken.cells:
         raise UnreadableSourceError(f"None of {taken.rows:,} rows can be taken; {taken.reasons[0]}.")
     return taken
@@ -82,8 +87,9 @@ def _read_table(text: str, columns: Columns) -> Iterator[dict[str, str]]:
     try:
         there = table.fieldnames or ()
         for name in (columns.key, columns.time, *columns.values):
-            if name not in there:
-                raise UnreadableSourceError(f"The source has no column {name!r}: it has {', '.join(there) or 'none'}.")
+            if there.count(name) != 1:
+                there_are = ", ".join(there) or "none"
+                raise UnreadableSourceError(f"The source needs one column {name!r}: it has {there_are}.")
         yield from table
     except csv.Error as error:
         raise UnreadableSourceError(f"The source is not CSV: {error} (after line {table.line_num}).") from error
@@ -94,6 +100,8 @@ def _cells(
 ) -> list[Cell]:
     """The numbers of a row. Raises ValueError with the reason where it cannot be taken."""
     row = _parsed(row) if isinstance(row, str) else row
+    if None in row:
+        raise ValueError("it has more cells than there are columns")
     key, at = _key(row, columns.key), _moment(row, columns.time)
     if not window[0] <= at < window[1]:
         raise ValueError(f"{columns.time!r} is outside of the window")
@@ -116,7 +124,7 @@ def _parsed(line: str) -> dict[str, Any]:
 
 def _key(row: dict[str, Any], name: str) -> str:
     value = row.get(name)
-    key = str(value).strip() if isinstance(value, str | int) else ""
+    key = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
     if not 0 < len(key) <= LONGEST_KEY or not key.isprintable():
         raise ValueError(f"{name!r} is empty, too long or unprintable")
     return key
@@ -133,7 +141,7 @@ def _moment(row: dict[str, Any], name: str) -> datetime:
 def _number(row: dict[str, Any], name: str) -> float:
     value = row.get(name)
     try:
-        number = math.nan if isinstance(value, bool | None) else float(value)
+        number = math.nan if isinstance(value, bool | None) or "_" in str(value) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):

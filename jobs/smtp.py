@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from django.core.mail import EmailMessage, get_connection
 from django.core.mail.backends.smtp import EmailBackend
 
+TOO_LARGE = 552  # the answer to a message, not to its sender
 MOST_BREAKS = 3  # times in a row that a server may break off before it counts as down
 
 
@@ -98,8 +99,10 @@ class Server:
             self._backend.send_messages([letter])
         except smtplib.SMTPSenderRefused as error:
             said = _meaning(error.smtp_code, error.smtp_error)
-            if isinstance(said, Refused):
-                raise ServerError(f"The mail server refuses our sender, {said}: mend DEFAULT_FROM_EMAIL.") from error
+            if isinstance(said, Refused) and error.smtp_code != TOO_LARGE:
+                raise ServerError(
+                    f"The mail server takes nothing from us, {said}: look at DEFAULT_FROM_EMAIL and EMAIL_URL."
+                ) from error
             return said
         except smtplib.SMTPRecipientsRefused as error:
             (answer,) = error.recipients.values()
@@ -116,9 +119,10 @@ class Server:
         return self._backend.connection if isinstance(self._backend, EmailBackend) else None
 
     def _is_stale(self) -> bool:
+        """Whether it does not answer; what a refused message left open is ended by the way."""
         connection = self._connection()
         try:
-            return connection is not None and connection.noop()[0] != 250
+            return connection is not None and connection.rset()[0] != 250
         except OSError:
             return True
 

@@ -20,6 +20,17 @@ Letter = tuple[str, EmailMessage]  # the address on the envelope, and what was i
 Answer = str | Callable[[], str | None]
 
 
+class Server(SMTP):
+    """Refuses the command DATA itself where told to, and then wants to hear no MAIL before RSET, as real ones do."""
+
+    async def smtp_DATA(self, arg: str) -> None:  # noqa: N802 - aiosmtpd's
+        reply = self.event_handler.answers.get(("DATA command", *self.envelope.rcpt_tos))
+        if reply:
+            await self.push(reply)
+        else:
+            await super().smtp_DATA(arg)
+
+
 class Post:
     def __init__(self) -> None:
         self.letters: list[Letter] = []
@@ -74,7 +85,7 @@ class Post:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        make = lambda: SMTP(self, loop=self._loop, hostname="localhost", enable_SMTPUTF8=False)  # noqa: E731
+        make = lambda: Server(self, loop=self._loop, hostname="localhost", enable_SMTPUTF8=False)  # noqa: E731
         server = self._loop.run_until_complete(self._loop.create_server(make, "127.0.0.1", 0))
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()

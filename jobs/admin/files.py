@@ -19,6 +19,8 @@ from jobs.admin.display import NOTHING, moment
 from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices
 from jobs.models import StoredFile
 
+MOST_AT_ONCE = 100  # files for which an action starts runs
+
 
 class UploadForm(forms.ModelForm[StoredFile]):
     def clean_file(self) -> Any:
@@ -42,6 +44,9 @@ def make_thumbnails(_: admin.ModelAdmin[StoredFile], request: HttpRequest, query
 
 def _start_runs(job: str, request: HttpRequest, queryset: QuerySet[StoredFile]) -> None:
     """Write down a run of the job for each of the files, and show where its outcome will stand."""
+    if queryset.count() > MOST_AT_ONCE:
+        messages.error(request, f"Choose at most {MOST_AT_ONCE} files at once.")
+        return
     actor = request.user.get_username()
     runs = {row: ask.run_job(job, {"file": str(row.pk)}, actor)[0] for row in queryset}
     transaction.on_commit(partial(send, request, list(runs.values())))

@@ -1,6 +1,7 @@
 """The ledger and what belongs to it: runs, steps, policies, nodes, resources, what ready-made jobs keep."""
 
-from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, Measurement, StoredFile
+from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile
+from jobs.models.measurements import Measurement
 from jobs.models.nodes import Node
 from jobs.models.resources import Holding, ResourceVersion
 from jobs.models.runs import (

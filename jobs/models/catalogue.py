@@ -26,23 +26,6 @@ class FeedEntry(models.Model):
         return self.title
 
 
-class Measurement(models.Model):
-    """A number at a moment, loaded by `jobs.etl` from a column of its source."""
-
-    dataset = models.CharField(max_length=200)
-    key = models.CharField(max_length=200, help_text="What was measured: a station, a shop, a sensor.")
-    at = models.DateTimeField()
-    column = models.CharField(max_length=200, help_text="The column of the source that it stood in.")
-    value = models.FloatField()
-    loaded_at = models.DateTimeField(help_text="When the source was last seen to hold it.")
-
-    class Meta:
-        constraints = [models.UniqueConstraint(fields=["dataset", "at", "key", "column"], name="measurement_once")]
-
-    def __str__(self) -> str:
-        return f"{self.column} of {self.key} at {self.at:%Y-%m-%d %H:%M:%S}"
-
-
 class StoredFile(models.Model):
     """A file in Django's default storage: uploaded by a person, or made by a run. `jobs.files` makes and removes it."""
 

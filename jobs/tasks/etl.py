@@ -18,8 +18,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from celery import chain, shared_task
-from django.db import transaction
-from pydantic import Field, validate_call
+from pydantic import AfterValidator, Field, validate_call
 
 from jobs import files, http, rows
 from jobs.current import current_run, progress
@@ -27,21 +26,37 @@ from jobs.models import Measurement, StoredFile, database_now
 
 LARGEST = 20_000_000  # bytes of an answer
 EXPLAINED = 5  # dropped rows that the log gives the reason of
-BATCH = 2_000  # rows in one statement
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 logger = logging.getLogger(__name__)
 
-Source = Annotated[str, Field(max_length=2000, description="Such as https://example.org/data?from={start}&to={end}.")]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Names = Annotated[list[Name], Field(min_length=1, max_length=50, description="The columns with numbers.")]
+
+def _address(source: str) -> str:
+    if not source.startswith(("http://", "https://", "/")):
+        raise ValueError("write https://host/path, or /path of this site")
+    return source
+
+
+def _distinct(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+Source = Annotated[
+    str,
+    Field(max_length=2000, description="Such as https://example.org/data?from={start}&to={end}."),
+    AfterValidator(_address),
+]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
+Names = Annotated[
+    list[Name], Field(min_length=1, max_length=50, description="The columns with numbers."), AfterValidator(_distinct)
+]
 
 
 @shared_task(name="jobs.etl")
 @validate_call
 def etl(
     source: Source,
-    dataset: Annotated[Name, Field(description="What the measurements are called together.")],
+    dataset: Annotated[Name, Field(description="What its measurements are called; one source for each.")],
     key: Annotated[Name, Field(description="The column that says what was measured.")],
     time: Annotated[Name, Field(description="The column with the time, as ISO 8601 has it.")],
     values: Names,
@@ -83,21 +98,10 @@ def clean(raw: str, form: str, columns: dict[str, Any], start: str, end: str) ->
 @shared_task(name="jobs.etl.load", ignore_result=False)
 def load(cleaned: dict[str, Any], dataset: str, start: str, end: str) -> dict[str, int]:
     """Let the table hold these numbers for the window and no others, in one transaction; returns all counts."""
-    now = database_now()
     with files.find(UUID(cleaned["file"])).file.open("rb") as content:
-        new = [Measurement(dataset=dataset, loaded_at=now, **json.loads(line)) for line in content]
-    with transaction.atomic():
-        Measurement.objects.bulk_create(
-            new,
-            batch_size=BATCH,
-            update_conflicts=True,
-            unique_fields=["dataset", "at", "key", "column"],
-            update_fields=["value", "loaded_at"],
-        )
-        of_window = Measurement.objects.filter(dataset=dataset, at__gte=start, at__lt=end)
-        removed, _ = of_window.filter(loaded_at__lt=now).delete()
-    counts = {name: cleaned[name] for name in ("extracted", "dropped")} | {"loaded": len(new), "removed": removed}
-    progress(3, 3, f"{len(new):,} numbers loaded")
+        loaded, removed = Measurement.objects.replace(dataset, start, end, map(json.loads, content))
+    counts = {name: cleaned[name] for name in ("extracted", "dropped")} | {"loaded": loaded, "removed": removed}
+    progress(3, 3, f"{loaded:,} numbers loaded")
     logger.info("%s from %s until %s: %s.", dataset, start, end, ", ".join(f"{n:,} {of}" for of, n in counts.items()))
     return counts
 

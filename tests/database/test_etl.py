@@ -1,11 +1,14 @@
 """An import that may be repeated: extract, clean and load, called one after the other as a chain calls them."""
 
 import logging
+import threading
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import pytest
+from django.db import connection
 from pydantic import ValidationError
 
 from jobs import files, http
@@ -107,3 +110,31 @@ def test_it_keeps_what_came_as_it_came(web):
 def test_it_refuses_arguments_that_do_not_fit(wrong, sentence):
     with pytest.raises(ValidationError, match=sentence):
         etl(**{"source": "/data", **ARGUMENTS, **wrong})
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_holds_one_of_two_loads_of_the_same_window_and_never_both():
+    together, done = threading.Barrier(2), []
+
+    def one(name: str) -> None:
+        rows = [{"key": f"{name}{number}", "at": START, "column": "v", "value": 1.0} for number in range(3_000)]
+        with closing(connection):
+            together.wait()
+            done.append(Measurement.objects.replace("both", START, END, iter(rows)))
+
+    loads = [threading.Thread(target=one, args=[name]) for name in "ab"]
+    for each in loads:
+        each.start()
+    for each in loads:
+        each.join()
+    assert sorted(done) == [(3_000, 0), (3_000, 3_000)]
+    assert Measurement.objects.count() == 3_000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"source": "nonsense"}, {"dataset": " "}, {"values": []}, {"key": ""}],
+)
+def test_it_refuses_arguments_that_could_bring_nothing(arguments):
+    with pytest.raises(ValidationError):
+        etl(**({"source": "/data"} | ARGUMENTS | arguments))

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import uuid5
@@ -291,7 +291,7 @@ def test_it_tries_again_later_when_the_server_puts_an_address_off(post, run, com
 
 def test_it_doubts_nobody_when_the_server_refuses_the_sender(post, run):
     post.answers["MAIL", ""] = "553 who are you"
-    with pytest.raises(smtp.ServerError, match="553 who are you: mend DEFAULT_FROM_EMAIL"):
+    with pytest.raises(smtp.ServerError, match="553 who are you: look at DEFAULT_FROM_EMAIL"):
         attempt(run, ADA)
     assert states() == {}
 
@@ -310,6 +310,15 @@ def test_it_does_not_wait_for_ever_for_a_server_that_says_nothing(post, run, set
         attempt(run, ADA, BOB)
     silence.set()
     assert states() == {ADA: "sending"}
+
+
+@pytest.mark.parametrize(("reply", "state"), [("554 no valid recipients", "refused"), ("451 later", None)])
+def test_it_goes_on_to_the_next_when_the_server_refuses_before_the_message(post, run, reply, state):
+    post.answers["DATA command", BOB] = reply
+    with suppress(mail.PutOffError):
+        attempt(run, ADA, BOB, CAT)
+    assert post.given == [ADA, CAT]
+    assert states().get(BOB) == state
 
 
 # --- What is kept ---------------------------------------------------------------------------------------------------

@@ -174,3 +174,27 @@ def test_it_starts_no_run_for_those_who_may_only_look(client):
     assert "one.png" in page
     assert "Process" not in page
     assert not Run.objects.exists()
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201, "a\0", "\ud800"])
+def test_it_refuses_a_key_that_cannot_be_one_and_keeps_no_file(key):
+    with pytest.raises(Invalid, match="The key of a request is text"):
+        ask.take_upload(upload(), "ada", key=key)
+    assert not StoredFile.objects.exists()
+
+
+def test_it_gives_no_run_of_another_job_for_the_same_key():
+    ask.run_job("tests.nothing", {}, "ada", key="form 7")
+    with pytest.raises(Invalid, match=r"was for tests\.nothing: choose another key"):
+        ask.take_upload(upload(), "ada", key="form 7")
+    assert not StoredFile.objects.exists()
+
+
+@pytest.mark.parametrize("value", ["\0", "\ud800", float("nan"), uuid4(), "x" * 20_000])
+def test_it_refuses_arguments_that_no_schedule_could_have(value):
+    with pytest.raises(Invalid, match="The arguments"):
+        ask.run_job("jobs.import_feed", {"url": value}, "ada")
+
+
+def test_it_shortens_a_name_that_is_too_long_to_be_kept():
+    assert ask.run_job("tests.nothing", {}, "a" * 300)[0].actor == "a" * 150

@@ -84,6 +84,23 @@ def test_it_turns_a_picture_upright_and_drops_what_else_the_camera_wrote():
 
 
 @pytest.mark.parametrize(
+    "tag", [ExifTags.Base.XResolution, ExifTags.Base.ResolutionUnit, ExifTags.Base.YCbCrPositioning]
+)
+def test_it_turns_a_picture_whose_other_facts_are_odd(tag):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[tag] = 6, "72"
+    made = images.shrink(io.BytesIO(picture(exif=exif)), 64)
+    assert (made.width, made.height) == (32, 64)
+
+
+def test_it_takes_a_picture_of_a_camera_with_its_previews():
+    written = io.BytesIO()
+    Image.new("RGB", (200, 100)).save(written, "MPO", save_all=True, append_images=[Image.new("RGB", (20, 10))])
+    assert images.look(written) == images.Picture("JPEG", 200, 100)
+    assert shrunk(written.getvalue()).size == (64, 32)
+
+
+@pytest.mark.parametrize(
     ("content", "sentence"),
     [
         (png(20_000, 20_000), "more than 40,000,000 pixels"),

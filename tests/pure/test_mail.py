@@ -97,11 +97,20 @@ def test_it_refuses_what_is_no_address(address):
         mail.deliverable(address)
 
 
-def test_it_takes_domains_of_every_alphabet():
-    assert mail.deliverable("ada@bücher.example.org") == "ada@bücher.example.org"
+@pytest.mark.parametrize("domain", ["bücher.example.org", "bu\u0308cher.example.org", "BÜCHER.example.org"])
+def test_it_takes_domains_of_every_alphabet_for_one_however_they_are_written(domain):
+    assert mail.deliverable(f"ada@{domain}") == "ada@xn--bcher-kva.example.org"
 
 
-@pytest.mark.parametrize("subject", ["a\nBcc: b@example.org", "a\r\n", "a\rb", "a\u2028b", "a\x0bb"])
+@pytest.mark.parametrize("name", ["=?utf-8?q?ada?=", '"=?utf-8?q?a=22?="', '"\x01"', '"a b"'])
+def test_it_refuses_an_address_that_may_become_another_one(name):
+    with pytest.raises(ValueError, match=r"quoted or encoded|no mail address"):
+        mail.deliverable(f"{name}@example.org")
+
+
+@pytest.mark.parametrize(
+    "subject", ["a\nBcc: b@example.org", "a\r\n", "a\rb", "a\u2028b", "a\x0bb", "a\0", "a\x7f", " ", ""]
+)
 def test_it_refuses_a_subject_of_two_lines(subject):
     with pytest.raises(ValueError, match="one line"):
         mail.Message(subject, "text")

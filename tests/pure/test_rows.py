@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from jobs import rows
 from jobs.rows import Cell, Columns, UnreadableSourceError, take
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -90,8 +91,16 @@ def test_it_drops_a_line_with_the_reason_when_it_is_no_row(line, reason):
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        (b"", "has no column 'station': it has none"),
-        (b"station,time\n", "has no column 'at': it has station, time"),
+        (b"", "The source is empty"),
+        (b" \n ", "The source is empty"),
+        (b"time\n", "needs one column 'station': it has time"),
+        (b"station,time\n", "needs one column 'at': it has station, time"),
+        (
+            table("north,2026-03-01,1,1").replace(b"celsius", b"hPa", 1),
+            "needs one column 'celsius'|needs one column 'hPa'",
+        ),
+        (table("north,2026-03-01,12,5,1013"), "row 1: it has more cells than there are columns"),
+        (table("north,2026-03-01,1_0,1013"), "is no number"),
         (b"\xff\xfe\xfa", "not UTF-8"),
         (table('"north"x,2026-03-01,1,1'), r"not CSV: .* \(after line 1\)"),
         (table("north,soon,1,1", "south,later,1,1"), "None of 2 rows can be taken; row 1: 'at' is no time"),
@@ -102,6 +111,11 @@ def test_it_refuses_a_source_of_which_nothing_can_be_taken(raw, sentence):
         take(raw, "csv", COLUMNS, START, END)
 
 
-@pytest.mark.parametrize(("raw", "form"), [(table(), "csv"), (b"", "jsonl")])
-def test_it_takes_nothing_when_the_source_has_no_rows(raw, form):
-    assert take(raw, form, COLUMNS, START, END).rows == 0
+def test_it_takes_nothing_when_the_source_has_no_rows():
+    assert take(table(), "csv", COLUMNS, START, END).rows == 0
+
+
+def test_it_stops_before_the_numbers_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(rows, "MOST_CELLS", 3)
+    with pytest.raises(UnreadableSourceError, match="over 3 numbers: choose a shorter window"):
+        take(table(*[f"s{number},2026-03-01,1,1" for number in range(9)]), "csv", COLUMNS, START, END)

@@ -32,7 +32,7 @@ LAYERS = [
     {"jobs.prepared", "jobs.mapped", "jobs.secrets", "jobs.arguments", "jobs.backup"}
     | {"jobs.smtp", "jobs.documents", "jobs.images"},
     {"jobs.models.runs", "jobs.models.nodes", "jobs.models.catalogue"},
-    {"jobs.models.schedules", "jobs.models.steps", "jobs.models.resources"},
+    {"jobs.models.schedules", "jobs.models.steps", "jobs.models.resources", "jobs.models.measurements"},
     {"jobs.models", "jobs.bulk", "jobs.http", "project.cache", "project.embedded"},
     {"jobs.caching"},
     # What a schedule means.
