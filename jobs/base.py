@@ -73,6 +73,12 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
         held.retry = partial(_send_again, held, publish) if held.is_step else again
         return self.AsyncResult(held.task_id)
 
+    def replace(self, sig: Any) -> Any:
+        """As Celery's; what is undone with a transaction around it is told from what a task merely set off."""
+        if held := pulse.of(self.request):
+            held.replacing = True
+        return super().replace(sig)
+
 
 def _start(request: Any, task_id: str) -> None:
     worker = f"{str(request.hostname)[: LONGEST_NAME - 20]} ({os.getpid()})"
@@ -111,10 +117,11 @@ def _retry(held: pulse.Held, args: Any, kwargs: Any, delay: timedelta, options: 
     kept = {name: options[name] for name in ("retries", "time_limit", "soft_time_limit") if options.get(name)}
     changes = {"args": args, "kwargs": kwargs, "options": run.options | kept}
     changes |= {name: options[name] for name in ("queue", "priority") if isinstance(options.get(name), (str, int))}
-    if run.cancel_reason:
-        Run.objects.finish(run.id, run.attempt, State.CANCELLED, reason=run.cancel_reason)
+    if run.return_to_waiting(Run.objects.all(), Attempt.Outcome.RETRIED, delay, reason=reason, **changes):
         return
-    run.return_to_waiting(Run.objects.all(), Attempt.Outcome.RETRIED, delay, reason=reason, **changes)
+    run.refresh_from_db(fields=["cancel_reason"])
+    if run.cancel_reason:
+        Run.objects.finish(held.run_id, held.attempt, State.CANCELLED, reason=run.cancel_reason)
 
 
 def _send_again(held: pulse.Held, publish: Callable[[], Any]) -> None:

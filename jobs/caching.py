@@ -27,7 +27,7 @@ from django.core.cache import caches
 from django.db import connection, transaction
 from redis import exceptions
 
-from project.cache import Cache
+from project.cache import JSON, Cache
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -64,11 +64,11 @@ def cached(name: str, seconds: int) -> Callable[[Callable[[], T]], Callable[[], 
         @wraps(function)
         def remembered() -> T:
             if connection.in_atomic_block:
-                return function()
+                return _checked(function())
             try:
                 key, value = _look(name)
             except AwayError:
-                return function()
+                return _checked(function())
             if value is not NOTHING:
                 return cast("T", value)
             result = function()
@@ -96,6 +96,12 @@ def usage(name: str) -> Usage | None:
     return Usage(hits=counts.get(f"hits:{name}", 0), misses=counts.get(f"misses:{name}", 0))
 
 
+def _checked(value: T) -> T:
+    """The value, if it could be remembered: what cannot be is refused everywhere, in tests too."""
+    JSON().dumps(value)
+    return value
+
+
 def _look(name: str) -> tuple[str, object]:
     """Where the value stands now, and the value, or NOTHING. Raises AwayError."""
     with _cache() as cache:
@@ -107,8 +113,11 @@ def _look(name: str) -> tuple[str, object]:
 
 
 def _forget(name: str) -> None:
-    with suppress(AwayError), _cache() as cache:
-        cache.delete(f"token:{name}")
+    try:
+        with _cache() as cache:
+            cache.delete(f"token:{name}")
+    except AwayError:
+        log.warning("%s is served until it is too old: the cache is away.", name, extra={"action": "cache"})
 
 
 _back_at = 0.0  # of the monotonic clock: until then Redis is not asked

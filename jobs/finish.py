@@ -4,6 +4,7 @@ Its one rule: whoever ends an attempt names it, and an attempt that is over is n
 first end and notes the others as fenced.
 """
 
+from functools import partial
 from traceback import format_exception_only
 from typing import Any
 from uuid import UUID
@@ -19,14 +20,16 @@ UNDONE = "what was to take its place was undone with its transaction"
 def finish(held: pulse.Held, state: State, reason: str = "") -> None:
     """The body of a run or step is over, and it did not fail. A run whose steps are not over waits for them."""
     news = write_log(held)
-    if reason and held.uncommitted:
-        _fail(held, UNDONE, {"error_text": UNDONE})
-        return
+    if held.uncommitted:
+        steps.give_up_unsent(held)
+        if held.replacing:
+            _fail(held, UNDONE, {"error_class": "Undone", "error_text": UNDONE})
+            return
     if held.is_step:
         pulse.write_news(held, news)
         if not held.replaced:
             how = Step.State.SUCCEEDED if state == State.SUCCEEDED else Step.State.FAILED
-            steps.end(held.task_id, held.attempt, how)
+            steps.end(held.task_id, held.attempt, how, **({"error_text": reason} if how == Step.State.FAILED else {}))
     elif held.has_steps:
         steps.hand_over(held, **news)
     else:
@@ -46,6 +49,9 @@ def _fail(held: pulse.Held, reason: str, error: dict[str, str]) -> None:
     if held.is_step:
         steps.end(held.task_id, held.attempt, Step.State.FAILED, **error)
         settle(held.run_id, held.attempt)
+    elif steps.cancel(held.run_id, held.attempt):  # it has steps, and waits for those that are at work
+        steps.hand_over(held, reason=reason, **error)
+        settle(held.run_id, held.attempt)
     else:
         fail_run(held.run_id, held.attempt, reason, error)
 
@@ -56,11 +62,13 @@ def fail_run(run_id: UUID, attempt: int, reason: str, error: dict[str, str]) -> 
     run.attempt = attempt
     policy = Policy.of(run)
     delay = policies.retry_delay(attempt, policy.max_attempts, policy.retry_delay)
+    again = partial(run.return_to_waiting, Run.objects.all(), Attempt.Outcome.FAILED)
+    if delay is not None and again(delay, reason=reason, **error):
+        return
+    run.refresh_from_db(fields=["cancel_reason"])
     if run.cancel_reason:
         Run.objects.finish(run_id, attempt, State.CANCELLED, reason=run.cancel_reason, **error)
-    elif delay is not None:
-        run.return_to_waiting(Run.objects.all(), Attempt.Outcome.FAILED, delay, reason=reason, **error)
-    elif Run.objects.finish(run_id, attempt, State.FAILED, reason=reason, **error):
+    elif delay is None and Run.objects.finish(run_id, attempt, State.FAILED, reason=reason, **error):
         Policy.objects.filter(pk=run.schedule_id).pause_if_failing()
 
 
@@ -72,7 +80,8 @@ def settle(run_id: UUID, attempt: int) -> None:
     run.attempt = attempt
     state, reason, step = steps.outcome(run)
     if state == State.FAILED:
-        error = {"error_class": step.error_class, "error_text": step.error_text} if step else {}
+        failed = step or run
+        error = {"error_class": failed.error_class, "error_text": failed.error_text}
         fail_run(run_id, attempt, reason[:LONGEST_REASON], error)
     else:
         Run.objects.finish(run_id, attempt, state, reason=reason)

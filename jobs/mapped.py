@@ -39,8 +39,8 @@ class MappedResource(Resource[memoryview]):
     def _make(self, key: tuple[Hashable, ...]) -> Entry[memoryview]:
         if key:
             raise TypeError(f"{self.name} is one table and has no keys: look up {key!r} in what get() returns.")
-        path = self._folder / str(self.version or 0)
         with self._alone():
+            path = self._folder / (self._newest() if self.version is None else str(self.version))
             if not path.exists() or _age(path) >= self.ttl:
                 self._build(path)
             with path.open("rb") as file:
@@ -52,17 +52,23 @@ class MappedResource(Resource[memoryview]):
         unfinished.unlink(missing_ok=True)  # of a builder that was killed
         try:
             self.load(unfinished)
-            with unfinished.open("rb") as file:
-                os.fsync(file.fileno())
-            if not unfinished.stat().st_size:
+            if unfinished.exists():
+                with unfinished.open("rb") as file:
+                    os.fsync(file.fileno())
+            if not unfinished.exists() or not unfinished.stat().st_size:
                 raise ValueError(f"{self.name}: nothing was written into the file, and nothing cannot be mapped.")
             os.utime(unfinished, (began, began))
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
-        for other in self._folder.iterdir():
-            if other != path:
+        for other in self._folder.iterdir() if self.version is not None else ():
+            if other != path and other.is_file():
                 other.unlink()
+
+    def _newest(self) -> str:
+        """Which file a process maps that does not look for versions: the workers' own, where there is one."""
+        versions = (int(file.name) for file in self._folder.iterdir() if file.name.isdecimal())
+        return str(max(versions, default=0))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

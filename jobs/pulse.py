@@ -20,7 +20,7 @@ from uuid import UUID
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import soft_timeout_sighandler
-from celery import current_app
+from celery._state import _task_stack  # type: ignore[attr-defined] # no public way shows what called what
 from django.conf import settings
 from django.db import Error, connection
 from django.db.models import Q
@@ -45,7 +45,8 @@ class Held:
     is_step: bool = False
     has_steps: bool = False
     replaced: bool = False  # whether this step was sent again, by a retry or with something else in its place
-    uncommitted: bool = False  # whether what it sent last waits for the end of a transaction, or was undone with it
+    replacing: bool = False  # whether it has called `self.replace()`
+    uncommitted: set[str] = field(default_factory=set)  # steps that wait for the end of a transaction
     started_at: float = field(default_factory=time.monotonic)
     renewed_at: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=threading.get_ident)
@@ -88,8 +89,13 @@ def of(request: Any) -> Held | None:
 
 def current() -> Held | None:
     """What the task that calls belongs to; None outside a run."""
-    task = current_app.current_worker_task if _held else None
+    task = holder() if _held else None
     return of(task.request) if task else None
+
+
+def holder() -> Any:
+    """The innermost task of this thread that belongs to a run, whatever it calls in its own process."""
+    return next((task for task in reversed(_task_stack.stack) if of(task.request)), None)
 
 
 def release(held: Held) -> None:

@@ -55,7 +55,7 @@ def _settle() -> int:
     over = list((steps.over() | Run.objects.carried().exclude(cancel_reason=""))[:BATCH])
     for run in over:
         if run.cancel_reason:
-            steps.cancel(run)
+            steps.cancel(run.id, run.attempt)
         settle(run.id, run.attempt)
     return len(over)
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 Key = tuple[Hashable, ...]
 
 NAME = re.compile(r"\A\w[\w.-]{0,99}\Z")  # names stand in rows, commands and the names of folders
-SAMPLE = 1_000  # items of a container, or up to twice as many, stand for all
+SAMPLES = (1_000, 50, 10)  # at most so many items stand for all of a container, by its depth; below the last: 3
 
 _lock = threading.RLock()  # guards the bookkeeping of all resources; never held while foreign code runs
 _hook: Callable[[], None] | None = None  # see `before_first_use`
@@ -67,15 +67,16 @@ def size_of(value: Any) -> int:
     """
     if isinstance(nbytes := getattr(value, "nbytes", None), int):
         return nbytes
-    total, seen, left = 0.0, set(), [(value, 1.0)]
+    total, seen, left = 0.0, set(), [(value, 1.0, 0)]
     while left:
-        each, weight = left.pop()
+        each, weight, depth = left.pop()
         if id(each) not in seen:
             seen.add(id(each))
             total += sys.getsizeof(each) * weight
+            most = SAMPLES[depth] if depth < len(SAMPLES) else 3
             for part in _contents(each):
-                sample = list(islice(part, 0, None, max(1, len(part) // SAMPLE)))
-                left += ((item, weight * len(part) / len(sample)) for item in sample)
+                sample = list(islice(part, 0, None, max(1, -(-len(part) // most))))
+                left += ((item, weight * len(part) / len(sample), depth + 1) for item in sample)
     return round(total)
 
 
@@ -139,8 +140,13 @@ class Resource(Generic[T]):
     def __post_init__(self) -> None:
         if not NAME.match(self.name):
             raise ValueError(f"{self.name!r} cannot be a resource's name: take up to 100 letters, digits, . _ and -.")
-        if self.limit < 1:
-            raise ValueError(f"The limit of {self.name} is {self.limit}: it must be 1 entry or more.")
+        if not isinstance(self.limit, int) or self.limit < 1:
+            raise ValueError(f"The limit of {self.name} is {self.limit!r}: it must be 1 entry or more.")
+        for option in ("ttl", "limit_bytes"):
+            if not isinstance(number := getattr(self, option), (int, float)) or not number >= 0:
+                raise ValueError(f"The {option} of {self.name} is {number!r}: it must be a number, and not below 0.")
+        if not callable(self.load):
+            raise TypeError(f"{self.name} needs a function that loads it, not {self.load!r}.")
         if self.preload and self.close:
             raise ValueError(f"{self.name} has to be closed, so no process can leave it to another: no preload.")
         if registry.setdefault(self.name, self) is not self:
@@ -233,7 +239,11 @@ class Resource(Generic[T]):
     def _make(self, key: Key) -> Entry[T]:
         began = self.clock()
         value = self.load(*key)
-        return Entry(value, self.size(value), began + self.ttl)
+        try:
+            return Entry(value, int(self.size(value)), began + self.ttl)
+        except BaseException:  # nobody else will ever see it
+            self._let_go([Entry(value, 0, began)])
+            raise
 
     def _end(self, load: _Load[T], key: Key) -> bool:
         """Nobody joins this load any more. False: it began before an invalidation, and what it brought is not kept."""

@@ -24,7 +24,7 @@ from django.db import Error, connection, connections, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from jobs.models import Holding, ResourceVersion
+from jobs.models import LONGEST_NAME, Holding, ResourceVersion
 from jobs.models.resources import GONE_AFTER
 from jobs.resources import Key, Resource, Tally, UnknownResourceError, before_first_use, registry
 
@@ -99,7 +99,7 @@ def invalidate(*names: str, by: str = "") -> None:
             raise UnknownResourceError(name, known)
     _have_rows(names)
     versions = ResourceVersion.objects.filter(name__in=names)
-    versions.update(number=F("number") + 1, invalidated_at=Now(), invalidated_by=by)
+    versions.update(number=F("number") + 1, invalidated_at=Now(), invalidated_by=by[:LONGEST_NAME])
     log.info("Invalidated: %s", ", ".join(names), extra={"action": "invalidate"})
     transaction.on_commit(look, robust=True)
 

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # Options that are of no use once the call is over.
 BOUND_TO_NOW = {"producer", "publisher", "connection"}
+# Ids that Celery makes are never those of another run.
+UUID_LENGTH = 36
 # The header that says to which run, and to which of its attempts, a step belongs.
 STEP_HEADER = "punctual_step"
 
@@ -51,25 +53,27 @@ def send(publish: Callable[..., Any], request: Any, name: str, options: dict[str
         connection.close()  # it broke while the task did something else
         _enlist(held, name, options)
     if connection.in_atomic_block:
-        held.uncommitted = True
+        held.uncommitted.add(options["task_id"])
         later = {key: options[key] for key in options.keys() - BOUND_TO_NOW}
-        transaction.on_commit(partial(_publish, held, publish, request.task, later))
+        transaction.on_commit(partial(_publish, held, publish, request, later))
         result = current_app.AsyncResult(options["task_id"])
         result.ignored = bool(options.get("ignore_result"))
         return result
-    return _publish(held, publish, request.task, options)
+    return _publish(held, publish, request, options)
 
 
-def _publish(held: pulse.Held, publish: Callable[..., Any], sender: str, options: dict[str, Any]) -> Any:
-    """What could not be published is no step; a step that could not be sent again is still where it was."""
-    held.uncommitted = False
+def _publish(held: pulse.Held, publish: Callable[..., Any], request: Any, options: dict[str, Any]) -> Any:
+    """What could not be published is no step, unless a chord waits for it; a step sent again is still where it was."""
+    held.uncommitted.discard(options["task_id"])
     try:
         return publish(**options)
     except Exception:
         unsent = Step.objects.filter(id=options["task_id"], state=Step.State.QUEUED)
         if held.is_step and options["task_id"] == held.task_id:
             held.replaced = False
-            unsent.update(state=Step.State.RUNNING, task=sender, lease_until=Now() + lease())
+            unsent.update(state=Step.State.RUNNING, task=request.task, lease_until=Now() + lease())
+        elif options["task_id"] in (body["options"]["task_id"] for body in _firsts_of(request.chord)):
+            unsent.update(state=Step.State.EXPECTED, lease_until=None)  # Celery itself says nothing of it
         else:
             unsent.delete()
         raise
@@ -81,7 +85,7 @@ def _enlist(held: pulse.Held, name: str, options: dict[str, Any]) -> None:
     options["headers"] = headers | {STEP_HEADER: [str(held.run_id), held.attempt]}
     held.has_steps = True
     with transaction.atomic():
-        if body := _first_of(options.get("chord")):
+        for body in _firsts_of(options.get("chord")):
             _note(held, body["options"]["task_id"], body["task"], Step.State.EXPECTED)
         following = len(options.get("chain") or ())
         until = Now() + _patience() + _delay(options)
@@ -93,6 +97,8 @@ def _note(held: pulse.Held, task_id: str, name: str, state: Step.State, **column
     step = Step(id=task_id, run_id=held.run_id, attempt=held.attempt, task=name[:LONGEST_NAME], state=state, **columns)
     is_itself = task_id == held.task_id
     held.replaced |= is_itself
+    if len(task_id) != UUID_LENGTH and Step.objects.under_way().filter(id=task_id).exclude(run=held.run_id).exists():
+        raise ValueError(f"A step {task_id!r} of another run is under way: give each an id of its own.")
     if state == Step.State.EXPECTED and not is_itself:
         Step.objects.bulk_create([step], ignore_conflicts=True)
     else:
@@ -100,13 +106,21 @@ def _note(held: pulse.Held, task_id: str, name: str, state: Step.State, **column
         Step.objects.bulk_create([step], update_conflicts=True, unique_fields=["id"], update_fields=changed)
 
 
-def _first_of(body: Any) -> dict[str, Any] | None:
-    """The first task of what follows when a whole group is through; None where it has no id of its own yet."""
-    while body and body.get("subtask_type") in {"chain", "group"}:
-        tasks = list(body["kwargs"].get("tasks") or ())
-        body = tasks[0] if tasks else None
-    known = body and not body.get("subtask_type") and body.get("options", {}).get("task_id")
-    return body if known else None
+def _firsts_of(body: Any) -> list[dict[str, Any]]:
+    """The tasks that are sent when a whole group is through; without those that have no id of their own yet."""
+    if not body:
+        return []
+    kind, kwargs = body.get("subtask_type"), body.get("kwargs") or {}
+    if kind == "chain":
+        return _firsts_of(next(iter(kwargs.get("tasks") or ()), None))
+    if kind == "group":
+        return [first for task in kwargs.get("tasks") or () for first in _firsts_of(task)]
+    if kind == "chord":
+        header = kwargs.get("header") or ()
+        return _firsts_of(
+            header if isinstance(header, dict) else {"subtask_type": "group", "kwargs": {"tasks": header}}
+        )
+    return [body] if body.get("options", {}).get("task_id") else []
 
 
 def _delay(options: dict[str, Any]) -> timedelta:
@@ -182,6 +196,8 @@ def outcome(run: Run) -> tuple[State, str, Step | None]:
     steps = Step.objects.filter(run=run, attempt=run.attempt)
     if run.cancel_reason:
         return State.CANCELLED, run.cancel_reason, None
+    if run.error_class:
+        return State.FAILED, run.reason, None
     if failed := steps.filter(state=Step.State.FAILED).order_by("finished_at").first():
         why = failed.error_text.strip().rpartition("\n")[2] or failed.error_class
         return State.FAILED, f"step {failed.task} failed: {why}", failed
@@ -191,7 +207,15 @@ def outcome(run: Run) -> tuple[State, str, Step | None]:
     return State.SUCCEEDED, "", None
 
 
-def cancel(run: Run) -> None:
-    """End the steps that have not started; those that run are asked to end by their pulse."""
-    idle = Step.objects.filter(run=run, attempt=run.attempt, state__in=[Step.State.EXPECTED, Step.State.QUEUED])
-    idle.update(state=Step.State.CANCELLED, finished_at=Now(), lease_until=None)
+def cancel(run_id: UUID, attempt: int) -> bool:
+    """End the steps that have not started; whether the attempt has any step at all."""
+    mine = Step.objects.filter(run=run_id, attempt=attempt)
+    idle = mine.filter(state__in=[Step.State.EXPECTED, Step.State.QUEUED])
+    return bool(idle.update(state=Step.State.CANCELLED, finished_at=Now(), lease_until=None)) or mine.exists()
+
+
+def give_up_unsent(held: pulse.Held) -> None:
+    """Steps whose transaction is over and that were not sent, for something else failed as it ended."""
+    unsent = Step.objects.filter(id__in=held.uncommitted, run=held.run_id, state=Step.State.QUEUED)
+    why = "it was not sent: something else failed as its transaction ended"
+    unsent.update(state=Step.State.FAILED, finished_at=Now(), lease_until=None, error_class="Unsent", error_text=why)

@@ -40,10 +40,11 @@ class Application(Celery):
         """What a task of a run publishes is a step of that run; the members of a chord keep their results for it."""
         if options.get("chord") is not None:
             options["ignore_result"] = False
-        if parent := self.current_worker_task:
-            from jobs import steps  # late: models cannot be imported with this module
+        if self.current_worker_task:
+            from jobs import pulse, steps  # late: models cannot be imported with this module
 
-            return steps.send(partial(super().send_task, name, *args), parent.request, name, options)
+            if parent := pulse.holder():
+                return steps.send(partial(super().send_task, name, *args), parent.request, name, options)
         return super().send_task(name, *args, **options)
 
     def _as_job(self, base: Any) -> Any:

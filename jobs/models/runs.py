@@ -266,14 +266,18 @@ class Run(models.Model):
     ) -> bool:
         """End this attempt without ending the run: keep it as an `Attempt`, wait `delay`, then run the next one.
 
-        False when the run is no longer one `among`, or no longer running in this attempt.
+        False when the run is not one `among`, is no longer running in this attempt, or was asked to end.
         """
+        mine = (Run.objects.all() if among is None else among).filter(
+            id=self.id, attempt=self.attempt, cancel_reason=""
+        )
         error = {name: changes.pop(name) for name in ("error_class", "error_text") if name in changes}
         changes |= {"attempt": self.attempt + 1, "sends": 0, "not_before": Now() + delay}
         changes |= {"started_at": None, "lease_until": None, "worker": "", "expires_at": None}
         changes |= {"progress_done": 0, "progress_total": None, "progress_message": ""}
+        changes |= {"error_class": "", "error_text": ""}
         with transaction.atomic():
-            if not among.filter(id=self.id, attempt=self.attempt).move({State.RUNNING}, State.WAITING, **changes):
+            if not mine.move({State.RUNNING}, State.WAITING, **changes):
                 return False
             Attempt.objects.create(
                 run=self,

@@ -298,6 +298,14 @@ def _unsendable(path: str) -> Signature:
     return leave.si(object(), path)
 
 
+def _unfit_after_groups(path: str) -> Signature:
+    return chain(group(add.s(1), add.s(2)), group(leave.s(path, "too many"), add.s(1)), total.s(path))
+
+
+def _unfit_in_group_body(path: str) -> Signature:
+    return chord([add.s(1), add.s(2)], group(leave.si("fine", path), leave.s(path, "too many")))
+
+
 kinds = {
     "chain": _chain,
     "group": _group,
@@ -314,6 +322,8 @@ kinds = {
     "unfit": _unfit,
     "unsendable": _unsendable,
     "unfit_body": _unfit_body,
+    "unfit_after_groups": _unfit_after_groups,
+    "unfit_in_group_body": _unfit_in_group_body,
 }
 
 
@@ -420,6 +430,41 @@ def execute(self: Task, path: str, seconds: float) -> None:
 def stamp(path: str) -> None:
     """Leave the time."""
     leave_time(path)
+
+
+@shared_task(name="tests.fail_after_sending")
+def fail_after_sending(path: str) -> None:
+    """Fail with one step at work and one that nobody can start."""
+    hold.delay(path)
+    leave.apply_async(["never", path], countdown=600)
+    until = time.monotonic() + DEADLINE
+    while not Path(f"{path}.started").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    raise ValueError("after all")
+
+
+@shared_task(name="tests.send_in_vain")
+def send_in_vain(path: str) -> None:
+    """Send two steps with a transaction, between which something else fails as it ends."""
+    with suppress(ZeroDivisionError), transaction.atomic():
+        leave.delay("one", path)
+        transaction.on_commit(lambda: 1 / 0)
+        leave.delay("two", path)
+
+
+@shared_task(name="tests.ignore_after_undone")
+def ignore_after_undone(path: str) -> None:
+    """End itself after a transaction that was undone with a step in it."""
+    with transaction.atomic():
+        leave.delay("never", path)
+        transaction.set_rollback(True)
+    raise Ignore
+
+
+@shared_task(name="tests.call_in_place")
+def call_in_place(path: str) -> None:
+    """Call a task that sends a step, in this process."""
+    workflow.apply(["retried", path])
 
 
 # --- resources ------------------------------------------------------------------------------------------------------

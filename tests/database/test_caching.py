@@ -137,7 +137,9 @@ def test_it_computes_while_redis_is_frozen_and_waits_for_it_once(counter, frozen
     assert [counter.remembered(), counter.remembered()] == [1, 2]
     invalidate("number")
     assert usage("number") is None
-    assert len([record for record in caplog.records if record.name == "jobs.caching"]) == 1
+    told = [record.getMessage() for record in caplog.records if record.name == "jobs.caching"]
+    assert len([line for line in told if line.startswith("The cache is away")]) == 1
+    assert told[-1] == "number is served until it is too old: the cache is away."
 
 
 def test_it_asks_again_when_its_connection_broke(counter, redis):

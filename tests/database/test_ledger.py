@@ -143,3 +143,11 @@ def test_it_counts_a_run_as_active_until_it_is_over():
     for state in State:
         make_run(state=state)
     assert set(Run.objects.active().values_list("state", flat=True)) == set(ACTIVE)
+
+
+def test_it_repeats_no_run_that_was_asked_to_end_meanwhile():
+    run = make_run(state=State.RUNNING)
+    Run.objects.filter(id=run.id).cancel("by ada")
+    assert not run.return_to_waiting(Run.objects.all(), Attempt.Outcome.FAILED, timedelta(0), reason="bad")
+    run.refresh_from_db()
+    assert (run.state, run.attempt) == (State.RUNNING, 1)

@@ -109,10 +109,56 @@ def test_it_says_that_what_should_take_the_place_of_a_task_was_undone(processes,
     assert run.reason == "what was to take its place was undone with its transaction"
 
 
+def test_it_fails_a_run_of_which_a_part_was_not_sent(processes, eventually, tmp_path):
+    paths = [tmp_path / name for name in ("group", "commit", "ignored")]
+    part = send("tests.workflow", "unfit_in_group_body", str(paths[0]))
+    vain = send("tests.send_in_vain", str(paths[1]))
+    ignored = send("tests.ignore_after_undone", str(paths[2]))
+    processes.start_worker()
+    eventually(lambda: all(over(run) for run in (part, vain, ignored)))
+    assert part.reason.startswith("step tests.leave never came: ")
+    assert vain.reason == "step tests.leave failed: it was not sent: something else failed as its transaction ended"
+    assert lines(paths[1]) == ["one"]
+    assert ignored.state == State.SUCCEEDED
+
+
+def test_it_waits_for_steps_at_work_when_a_body_fails_and_starts_no_others(processes, eventually, tmp_path):
+    path = tmp_path / "left"
+    processes.start_worker()
+    run = send("tests.fail_after_sending", str(path), max_attempts=2, retry_delay=timedelta(0))
+    eventually(lambda: Step.objects.filter(run=run, state=Step.State.CANCELLED).exists())
+    eventually(lambda: Run.objects.filter(id=run.id, lease_until=None, error_class="ValueError").exists())
+    run.refresh_from_db()
+    assert (run.state, run.attempt) == (State.RUNNING, 1)
+    Path(f"{path}.go").touch()
+    eventually(lambda: over(run))
+    assert (run.state, run.attempt, run.reason) == (State.FAILED, 2, "ValueError: after all")
+    assert run.attempts.get().reason == "ValueError: after all"
+    assert "never" not in lines(path)
+
+
+def test_it_refuses_an_id_under_which_another_run_has_a_step(processes, eventually, tmp_path):
+    processes.start_worker()
+    first = make_run(state=State.RUNNING)
+    Step.objects.create(id="daily-report", run=first, attempt=1, task="tests.leave", state=Step.State.RUNNING)
+    run = send("tests.workflow", "static", str(tmp_path / "left"))
+    eventually(lambda: ends(run))
+    assert "A step 'daily-report' of another run is under way" in run.reason
+    assert Step.objects.get().run == first
+
+
+def test_it_counts_what_a_task_called_in_place_sends_as_a_step(processes, eventually, tmp_path):
+    processes.start_worker()
+    run = send("tests.call_in_place", str(tmp_path / "left"))
+    eventually(lambda: over(run))
+    assert (run.state, run.steps.get().task) == (State.SUCCEEDED, "tests.retry")
+
+
 def test_it_fails_a_run_whose_step_cannot_send_what_follows(processes, eventually, tmp_path):
     why = {
         ("workflow", "unfit"): "step tests.add failed: TypeError: leave() takes 2 positional arguments but 3",
         ("workflow", "unfit_body"): "step tests.leave never came: ",
+        ("workflow", "unfit_after_groups"): "step tests.leave never came: ",
         ("set_off", "tests.replaced", "unsendable"): "step tests.replaced failed: kombu.exceptions.EncodeError: ",
         ("set_off", "tests.retry_unsendable"): "step tests.retry_unsendable failed: TypeError: retry_unsendable()",
         ("set_off", "tests.replaced_in_transaction"): "step tests.replaced_in_transaction failed: what was to take",

@@ -1,12 +1,15 @@
 """Resources of one process: loaded once, kept within bounds, dropped when told, closed when nobody uses them."""
 
 import gc
+import itertools
+import math
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -461,3 +464,33 @@ def test_it_calls_the_hook_before_the_first_use_in_each_process():
     before_first_use(lambda: calls.append(os.getpid()))
     assert (resource.get(), resource.get(), len(calls)) == (1, 1, 1)
     assert in_child(lambda: [resource.get(), resource.get(), len(calls)]) == [1, 1, 2]
+
+
+def test_it_closes_what_cannot_be_measured():
+    closed = []
+    odd = Resource("odd", lambda: "value", close=closed.append, size=lambda _: 1 // 0)
+    with pytest.raises(ZeroDivisionError), odd.use():
+        pass
+    assert closed == ["value"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"ttl": timedelta(hours=1)}, {"ttl": math.nan}, {"ttl": -1}, {"limit_bytes": -1}, {"limit": 1.5}, {"limit": None}],
+)
+def test_it_refuses_options_that_mean_nothing(options):
+    with pytest.raises(ValueError, match="of options is"):
+        Resource("options", lambda: 1, **options)
+
+
+def test_it_looks_at_few_of_many_nested_things():
+    looked = itertools.count()
+
+    class Number(int):
+        def __sizeof__(self) -> int:
+            next(looked)
+            return 32
+
+    table = {number: {other: (Number(other), 1.0) for other in range(1_500)} for number in range(300)}
+    size_of(table)
+    assert next(looked) < 30_000
