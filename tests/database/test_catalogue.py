@@ -228,6 +228,13 @@ def test_it_finds_every_ready_made_job_when_celery_looks_for_them() -> None:
     assert {f"jobs.{name}" for name in files} <= set(app.tasks)
 
 
+def test_it_keeps_each_of_them_short_and_tells_its_story_first() -> None:
+    for path in Path(tasks.__file__).parent.glob("[a-z]*.py"):
+        source = path.read_text()
+        assert source.startswith('"""'), path
+        assert len(source.splitlines()) < 120, path
+
+
 # --- The demonstration ----------------------------------------------------------------------------------------------
 
 
