@@ -74,6 +74,14 @@ def frozen_broker(redis: redis_client.Redis) -> Iterator[None]:
     caching._back_at = 0.0  # or the next tests would be told that it is away
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _tasks() -> None:
+    """Known from the start: Celery sets logging up once more as it looks for them, and pytest would hear no more."""
+    from jobs.message import find_task  # late: models cannot be imported yet
+
+    find_task("")
+
+
 @pytest.fixture(autouse=True)
 def _empty_broker(request: pytest.FixtureRequest) -> None:
     # Tests that touch the ledger may publish without saying so: none inherits another's messages.

@@ -5,7 +5,9 @@ to give, or what to call, which may return a reply or end the process that asks.
 """
 
 import asyncio
+import gc
 import threading
+import warnings
 from collections.abc import Callable
 from email import message_from_bytes, policy
 from email.message import EmailMessage
@@ -36,6 +38,7 @@ class Post:
         self.letters: list[Letter] = []
         self.answers: dict[tuple[str, str], Answer] = {}  # by command and address; without an address, for all
         self.port = 0
+        self._servers: list[Server] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve)
         self._ready = threading.Event()
@@ -48,6 +51,10 @@ class Post:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        with warnings.catch_warnings():  # what a client left in the middle of, aiosmtpd leaves open
+            warnings.simplefilter("ignore", ResourceWarning)
+            self._servers.clear()
+            gc.collect()
 
     @property
     def url(self) -> str:
@@ -85,14 +92,15 @@ class Post:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        make = lambda: Server(self, loop=self._loop, hostname="localhost", enable_SMTPUTF8=False)  # noqa: E731
-        server = self._loop.run_until_complete(self._loop.create_server(make, "127.0.0.1", 0))
+        server = self._loop.run_until_complete(self._loop.create_server(self._make_server, "127.0.0.1", 0))
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        for _ in range(10):  # what was accepted last has no owner yet who would close it
-            self._loop.run_until_complete(asyncio.sleep(0))
+        self._turn()  # what was accepted last has its server only now
+        for transport in [each.transport for each in self._servers if each.transport]:
+            transport.abort()
+        self._turn()
         tasks = asyncio.all_tasks(self._loop)
         for task in tasks:
             task.cancel()
@@ -100,3 +108,13 @@ class Post:
         self._loop.run_until_complete(server.wait_closed())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
+
+    def _make_server(self) -> Server:
+        """One for each connection."""
+        self._servers.append(Server(self, loop=self._loop, hostname="localhost", enable_SMTPUTF8=False))
+        return self._servers[-1]
+
+    def _turn(self) -> None:
+        """Let everything happen that is due."""
+        for _ in range(10):
+            self._loop.run_until_complete(asyncio.sleep(0))
