@@ -21,8 +21,8 @@ run: .venv/runs
 	@exec $(BIN)/python manage.py up --demo $(ARGS)
 
 test: .venv/develops
-	$(BIN)/pytest -n 2 --dist worksteal
-	$(BIN)/pytest -n 2 --dist worksteal --database sqlite tests/database
+	$(BIN)/pytest -n 3 --dist worksteal
+	$(BIN)/pytest -n 3 --dist worksteal --database sqlite tests/database
 
 # Settings that are good for production, and whose values are good for nothing else.
 lint: export ENV_FILE = /dev/null
