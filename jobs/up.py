@@ -86,6 +86,7 @@ def run(wish: Wish, tell: Callable[[str], None], describe: Callable[[Run], str])
         _check_port(wish.port, supervisor)
         _check_broker()
         _prepare_database()
+        _start_server(supervisor)
         if wish.demo:
             _install_demo(supervisor)
         follower = Follower()
@@ -177,12 +178,15 @@ def _install_demo(supervisor: Supervisor) -> None:
 # --- What is started, and what is seen of it ------------------------------------------------------------------------
 
 
-def _start_children(wish: Wish, supervisor: Supervisor) -> None:
+def _start_server(supervisor: Supervisor) -> None:
     if (server := _embedded_server()) is not None:
         valkey = _child("valkey", server.command(), 10)
         valkey.prepare, valkey.tidy = server.prepare, server.tidy
         supervisor.start(valkey)
         supervisor.wait_for(valkey, server.answers)
+
+
+def _start_children(wish: Wish, supervisor: Supervisor) -> None:
     gunicorn = [sys.executable, "-m", "gunicorn", "project.wsgi", "--bind", f"127.0.0.1:{wish.port}"]
     threads = ["--worker-class", "gthread", "--workers", "1", "--threads", "4"]
     celery = [sys.executable, "-m", "celery", "-A", "project"]
