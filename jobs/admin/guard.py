@@ -11,10 +11,13 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseRedirect
 from django.utils.functional import cached_property
 
+from jobs.admin.display import NOTHING
+
 
 class GuardedAdmin(admin.ModelAdmin[Any]):
     """A list that filters by what it offers (`list_filter`) or pages link to (`linked_by`), and by nothing else."""
 
+    empty_value_display = NOTHING
     linked_by: tuple[str, ...] = ()
 
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:  # noqa: ARG002 - Django's names

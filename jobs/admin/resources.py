@@ -55,7 +55,10 @@ class HoldingInline(ReadOnlyAdmin, admin.TabularInline[Holding, ResourceVersion]
 class ResourceAdmin(ReadOnlyAdmin, GuardedAdmin):
     inlines = (HoldingInline,)
     actions = (invalidate,)
-    list_display = ("name", "processes", "entries", "size", "hits", "misses", "hit_rate", "number", "invalidated", "by")
+    list_display = (
+        *("name", "processes", "entries", "size", "hits", "misses", "hit_rate"),
+        *("version", "invalidated", "by"),
+    )
     fields = list_display
     search_fields = ("name",)
     ordering = ("name",)
@@ -96,7 +99,7 @@ class ResourceAdmin(ReadOnlyAdmin, GuardedAdmin):
         return share(self.hits(resource), self.hits(resource) + self.misses(resource))
 
     @admin.display(description="version", ordering="number")
-    def number(self, resource: ResourceVersion) -> int:
+    def version(self, resource: ResourceVersion) -> int:
         return resource.number
 
     @admin.display(description="invalidated", ordering="invalidated_at")

@@ -75,7 +75,7 @@ class RunAdmin(ReadOnlyAdmin, GuardedAdmin):
         ("Error", {"fields": ("error_class", "error")}),
         ("Inside", {"fields": ("steps", "log")}),
     )
-    list_display = ("schedule_name", "outcome", "due", "late_by", "took", "attempt", "trigger", "worker", "why")
+    list_display = ("schedule_name", "outcome", "why", "due", "late_by", "took", "attempt", "trigger", "worker")
     list_filter = (("state", KnownChoices), ("trigger", KnownChoices))
     search_fields = ("=id", "^schedule_name")
     ordering = ("-id",)

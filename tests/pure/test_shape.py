@@ -49,7 +49,8 @@ LAYERS = [
     # What runs: in beat, in workers, and all of it in one terminal.
     {"jobs.base", "jobs.scheduler", "jobs.tasks", "jobs.tasks.*", "jobs.up"},
     # The admin's parts.
-    {"jobs.admin.display", "jobs.admin.guard", "jobs.admin.typed"},
+    {"jobs.admin.display"},
+    {"jobs.admin.guard", "jobs.admin.typed"},
     {"jobs.admin.actions"},
     # Doors: parse, call one function, render.
     {"jobs.admin.runs", "jobs.admin.schedules", "jobs.admin.files", "jobs.admin.resources", "jobs.views"}
