@@ -235,6 +235,7 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_SERIALIZER = "json"
 CELERY_RESULT_SERIALIZER = "json"
 CELERY_BEAT_SCHEDULER = "jobs.scheduler:Scheduler"
+CELERY_WORKER_CONSUMER = "jobs.consumer:Consumer"
 # The ledger, not the broker, remembers what a worker holds: acknowledge early, fetch little.
 CELERY_TASK_ACKS_LATE = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1

@@ -13,7 +13,7 @@ import redis as redis_client
 from django.conf import settings as django_settings
 from django.db import connection
 
-from tests.servers import SERVERS, MissingServerError, Servers
+from tests.servers import SERVERS, MissingServerError, MortalBroker, Servers
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -72,6 +72,17 @@ def frozen_broker(redis: redis_client.Redis) -> Iterator[None]:
     yield
     os.kill(process, signal.SIGCONT)
     caching._back_at = 0.0  # or the next tests would be told that it is away
+
+
+@pytest.fixture
+def mortal_broker(servers: Servers) -> Iterator[MortalBroker]:
+    """A broker to `kill()` and `start()` again; it runs when the test begins."""
+    broker = MortalBroker(servers.workspace)
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.kill()
 
 
 @pytest.fixture(scope="session", autouse=True)

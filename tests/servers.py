@@ -306,6 +306,31 @@ def start_redis(workspace: Workspace) -> None:
     _await(workspace.start(command, server.log), server.log, server.answers)
 
 
+class MortalBroker:
+    """A broker of a test's own, which forgets everything when it is killed."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        from project import embedded  # late, as above
+
+        self._workspace = workspace
+        self._server = embedded.Valkey(workspace.folder / "mortal")
+        self._server.prepare()
+        self._child: subprocess.Popen[bytes] | None = None
+        self.address = {"BROKER_URL": embedded.broker_url(self._server.url)}  # as processes learn of it
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        command = [argument.replace("yes", "no") for argument in self._server.command()]
+        self._child = self._workspace.start(command, self._server.log)
+        _await(self._child, self._server.log, self._server.answers)
+
+    def kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._workspace.reap(self._child.pid)
+            self._child = None
+
+
 def _await(server: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE
     while not ready():

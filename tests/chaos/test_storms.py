@@ -12,7 +12,6 @@ from django.db import connection
 
 from jobs import ask
 from jobs.models import Backfill, Run, State, database_now
-from project import embedded
 from tests.chaos.proxy import Proxy
 from tests.chaos.storm import SECOND, Storm
 from tests.making import make_schedule
@@ -204,26 +203,17 @@ def test_it_is_right_when_clocks_are_wrong(storm, seconds):
     storm.reckon()
 
 
-def test_it_is_right_when_the_broker_was_killed_and_comes_back_empty(storm, servers):
-    broker = embedded.Valkey(servers.workspace.folder / "own")
-    broker.prepare()
-    command = [argument.replace("yes", "no") for argument in broker.command()]
-    server = servers.workspace.start(command, broker.log)
-    storm.processes.eventually(broker.answers)
-    elsewhere = {"BROKER_URL": embedded.broker_url(broker.url)}
+def test_it_is_right_when_the_broker_was_killed_and_comes_back_empty(storm, mortal_broker):
     storm.make_schedules()
-    storm.start_worker(**elsewhere)
-    storm.start_beat(**elsewhere)
+    storm.start_worker(**mortal_broker.address)
+    storm.start_beat(**mortal_broker.address)
     storm.wait(3)
-    server.kill()
-    server.wait()
+    mortal_broker.kill()
     storm.wait(3)
-    server = servers.workspace.start(command, broker.log)
+    mortal_broker.start()
     storm.wait(3)
     storm.calm()
     storm.reckon()
-    server.kill()
-    server.wait()
 
 
 @pytest.mark.parametrize("wire", ["database", "broker"])

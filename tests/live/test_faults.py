@@ -9,7 +9,7 @@ import pytest
 from django_celery_beat.models import PeriodicTask
 
 from jobs.models import Attempt, Policy, Run, State, database_now
-from project import embedded
+from tests.live.conftest import Process
 from tests.making import ends, lines, make_due, make_schedule, send
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -109,29 +109,51 @@ def test_it_loses_nothing_when_the_broker_is_emptied(processes, eventually, redi
     assert lines(path) == [str(Run.objects.get(schedule=schedule).id), str(lost.id)]
 
 
-def test_it_goes_on_when_the_broker_was_killed_and_comes_back_empty(processes, eventually, servers, path, tmp_path):
-    broker = embedded.Valkey(servers.workspace.folder / "own")
-    broker.prepare()
-    command = [argument.replace("yes", "no") for argument in broker.command()]
-    elsewhere = {"BROKER_URL": embedded.broker_url(broker.url)}
-    first = servers.workspace.start(command, broker.log)
-    eventually(broker.answers)
-    processes.start_worker(env=elsewhere)
-    beat = processes.start_beat(env=elsewhere)
+def test_it_goes_on_when_the_broker_was_killed_and_comes_back_empty(processes, eventually, mortal_broker, path):
+    processes.start_worker(env=mortal_broker.address)
+    beat = processes.start_beat(env=mortal_broker.address)
     schedule = make_schedule(task="tests.note", args=[str(path)])
     make_due(schedule)
     eventually(lambda: len(lines(path)) == 1)
-    first.kill()
-    first.wait()
+    mortal_broker.kill()
     make_due(schedule)
     eventually(lambda: "does not take messages" in beat.log)
     assert Run.objects.filter(state=State.WAITING).count() == 1
-    second = servers.workspace.start(command, broker.log)
+    mortal_broker.start()
     eventually(lambda: len(lines(path)) == 2, deadline=40)
     eventually(lambda: not Run.objects.active().exists())
     assert Run.objects.filter(state=State.SUCCEEDED).count() == 2
-    second.kill()
-    second.wait()
+
+
+def _lose_broker_with_a_message_in_hand(processes, eventually, broker, path, *options: str) -> Process:
+    worker = processes.start_worker(*options, env=broker.address)
+    processes.start_beat(env=broker.address)
+    for number in range(3):
+        make_due(make_schedule(f"s{number}", task="tests.hold", args=[str(path)]))
+    eventually(lambda: worker.log.count("] received") == 3)
+    eventually(lambda: len(lines(path.with_name(f"{path.name}.started"))) == 2)  # the third message waits for a process
+    worker.expect_end()
+    broker.kill()
+    return worker
+
+
+def test_a_worker_goes_on_when_its_broker_is_killed(processes, eventually, mortal_broker, path):
+    worker = _lose_broker_with_a_message_in_hand(processes, eventually, mortal_broker, path)
+    eventually(lambda: "Cannot connect" in worker.log)
+    path.with_name(f"{path.name}.go").touch()
+    mortal_broker.start()
+    eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).count() == 2)
+    Run.objects.filter(state=State.QUEUED).update(not_before=database_now())  # its patience is over
+    eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).count() == 3, deadline=40)
+    assert worker.running
+
+
+def test_it_is_for_this_that_the_consumer_is_not_celerys_own(processes, eventually, mortal_broker, path):
+    own = "worker.consumer=celery.worker.consumer:Consumer"
+    worker = _lose_broker_with_a_message_in_hand(processes, eventually, mortal_broker, path, "--", own)
+    eventually(lambda: "Unrecoverable error" in worker.log)
+    path.with_name(f"{path.name}.go").touch()
+    eventually(lambda: not worker.running)
 
 
 def test_it_claims_while_the_broker_is_away_and_sends_when_it_is_back(processes, eventually, path):

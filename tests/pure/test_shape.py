@@ -47,7 +47,7 @@ LAYERS = [
     {"jobs.finish", "jobs.mail", "jobs.queries"},
     {"jobs.rescue"},
     # What runs: in beat, in workers, and all of it in one terminal.
-    {"jobs.base", "jobs.scheduler", "jobs.tasks", "jobs.tasks.*", "jobs.up"},
+    {"jobs.base", "jobs.scheduler", "jobs.consumer", "jobs.tasks", "jobs.tasks.*", "jobs.up"},
     # The admin's parts.
     {"jobs.admin.display"},
     {"jobs.admin.guard", "jobs.admin.typed"},
