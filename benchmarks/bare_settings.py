@@ -4,6 +4,9 @@ from tests.settings import *  # noqa: F403
 from tests.settings import CELERY_RESULT_BACKEND, INSTALLED_APPS
 
 INSTALLED_APPS = [app for app in INSTALLED_APPS if app not in {"jobs", "tests.app"}]
+ROOT_URLCONF = "benchmarks.bare_settings"
+urlpatterns: list[object] = []
+CELERY_WORKER_CONSUMER = "celery.worker.consumer:Consumer"
 CELERY_DB_REUSE_MAX = None
 if CELERY_RESULT_BACKEND.startswith("jobs."):
     CELERY_RESULT_BACKEND = "django-db"

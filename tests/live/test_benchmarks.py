@@ -7,29 +7,37 @@ import sys
 from tests.servers import ROOT
 
 
-def test_it_measures_both_schedulers_side_by_side(servers, redis):
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "queries", "--only", "idle"]
+def _measure(*names: str) -> str:
+    """What a quick look prints."""
+    chosen = [argument for name in names for argument in ("--only", name)]
+    command = [sys.executable, "-m", "benchmarks", "--quick", *chosen]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    figures = dict(re.findall(r"^  (\S.+?)  +(Punctual \S+ .*; django-celery-beat \S+ .*)$", done.stdout, re.MULTILINE))
+    return done.stdout
+
+
+def test_it_measures_both_schedulers_side_by_side(servers, redis):
+    printed = _measure("queries", "idle")
+    figures = dict(re.findall(r"^  (\S.+?)  +(Punctual \S+ .*; django-celery-beat \S+ .*)$", printed, re.MULTILINE))
     assert set(figures) == {"for each run", "CPU %", "CPU % in PostgreSQL", "MB"}
     assert float(re.search(r"= (\S+) x$", figures["for each run"])[1]) > 5
 
 
+def test_it_measures_workers_with_and_without_the_ledger(servers, redis):
+    printed = _measure("drain", "latency")
+    figures = dict(re.findall(r"^  (\S.+?)  +(Punctual \S+ .*; Celery without history \S+ .*)$", printed, re.MULTILINE))
+    assert set(figures) == {"per second", "p50, ms", "p99, ms"}
+    assert {"delay() beside Punctual", "django-celery-results"} < set(re.findall(r"; (\D+?) \d", figures["per second"]))
+
+
 def test_it_measures_each_way_to_have_a_large_table(servers, redis):
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "resources"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
     ways = r"Redis \S+ .*; Resource, preloaded \S+ .*; MappedResource \S+ .*"
-    figures = re.findall(rf"^  (\S.+?)  +{ways}$", done.stdout, re.MULTILINE)
+    figures = re.findall(rf"^  (\S.+?)  +{ways}$", _measure("resources"), re.MULTILINE)
     assert figures == ["first look-up, s", "later look-ups, us", "MB"]
 
 
 def test_it_measures_chunks_beside_single_tasks(servers, redis):
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "fan_out"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    messages = re.search(r"^  messages +(.*)$", done.stdout, re.MULTILINE)[1]
+    messages = re.search(r"^  messages +(.*)$", _measure("fan_out"), re.MULTILINE)[1]
     taken = dict(re.findall(r"([^;]+?) ([\d,.]+) \[", messages))
     assert {who.strip(): float(number.replace(",", "")) for who, number in taken.items()} == {
         "Punctual": 12,
