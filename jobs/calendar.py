@@ -15,7 +15,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import DataError, connection, transaction
-from django.db.models import F, Func, Model, OuterRef, Q, QuerySet, Subquery, TextField, Value
+from django.db.models import F, Func, OuterRef, Q, QuerySet, Subquery, TextField, Value
 from django.db.models.functions import Cast, Coalesce
 from django.db.models.signals import post_delete, post_save, pre_delete
 from django_celery_beat.models import (
@@ -45,6 +45,7 @@ from jobs.occurrences import (
 )
 
 KINDS = {"interval": IntervalSchedule, "crontab": CrontabSchedule, "solar": SolarSchedule, "clocked": ClockedSchedule}
+SCHEDULES = (PeriodicTask, *KINDS.values())
 CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 # What reading a row raises that was written past every check: a date of no calendar, a zone that does not exist.
 UNREADABLE = (DataError, ValidationError, ArithmeticError, LookupError, ValueError)
@@ -123,7 +124,7 @@ def _written(since: Any) -> tuple[Any, Q]:
     if connection.vendor == "sqlite":
         return None, Q(pk__isnull=False)
     with connection.cursor() as cursor:
-        tables = [connection.ops.quote_name(model._meta.db_table) for model in (PeriodicTask, *KINDS.values())]
+        tables = [connection.ops.quote_name(model._meta.db_table) for model in SCHEDULES]
         new = (f"ARRAY(SELECT id FROM {table} WHERE age(xmin) <= age(%(since)s::xid))" for table in tables)  # noqa: S608 - table names of models
         mark = "pg_snapshot_xmin(pg_current_snapshot())::xid::text"
         cursor.execute(f"SELECT {mark}, {', '.join(new)}", {"since": since or "0"})
@@ -221,13 +222,14 @@ def _length(interval: IntervalSchedule) -> timedelta:
         ) from error
 
 
-def _on_save(sender: type[Model], instance: Any, raw: bool = False, **_: Any) -> None:
-    if raw:  # a fixture: what it refers to may not be loaded yet, the sweep finds it
+def _on_save(instance: Any, raw: bool = False, **_: Any) -> None:
+    """Called for every model, or the proxies of these would be missed."""
+    if raw or not isinstance(instance, SCHEDULES):  # raw, a fixture: what it refers to may be missing yet; see `sweep`
         return
-    if sender is PeriodicTask or isinstance(instance, PeriodicTask):
+    if isinstance(instance, PeriodicTask):
         of_this = Q(pk=instance.pk)
     else:
-        of_this = Q(**{next(kind for kind, model in KINDS.items() if isinstance(instance, model)): instance})
+        of_this = Q(**{next(kind for kind, model in KINDS.items() if isinstance(instance, model)): instance.pk})
     refresh(PeriodicTask.objects.filter(of_this))
 
 
@@ -237,5 +239,4 @@ def connect() -> None:
     for model in KINDS.values():
         for signal in (post_save, pre_delete, post_delete):
             signal.disconnect(PeriodicTasks.update_changed, sender=model)
-    for model in (PeriodicTask, *KINDS.values()):
-        post_save.connect(_on_save, sender=model, dispatch_uid=f"jobs.calendar.{model.__name__}")
+    post_save.connect(_on_save, dispatch_uid="jobs.calendar")

@@ -114,6 +114,10 @@ def test_it_notices_a_saved_change_at_once():
     crontab.hour = "5"
     crontab.save()
     assert next_due(daily).hour == 5
+    through_proxy = Proxy.objects.get(name="daily")
+    through_proxy.crontab = CrontabSchedule.objects.create(minute="0", hour="6")
+    through_proxy.save()
+    assert next_due(daily).hour == 6
 
 
 def test_it_notices_schedules_that_were_made_in_bulk():
