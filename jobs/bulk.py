@@ -71,11 +71,9 @@ def _values(rows: Sequence[Any], field: Field[Any, Any]) -> list[Any]:
         values = [field.get_default()]
     else:
         values = [getattr(row, field.attname) for row in rows]
-        if values.count(values[0]) == len(values):
-            values = values[:1]
-    if isinstance(field, JSONField):
+    if isinstance(field, JSONField):  # compared as text: to Python 1, 1.0 and true are the same
         values = [None if value is None else json.dumps(value) for value in values]
-    return values
+    return values[:1] if values.count(values[0]) == len(values) else values
 
 
 def _execute(statement: str, values: Sequence[Any]) -> int:

@@ -1,5 +1,6 @@
 """Due moments become runs: each exactly once, whoever claims, and none stopped by another schedule's bad row."""
 
+import json
 import threading
 from datetime import timedelta
 
@@ -35,6 +36,12 @@ def test_it_writes_a_due_moment_down_and_moves_on_along_the_grid():
     assert (row.queue, row.priority, row.trigger, row.state) == ("slow", 3, Trigger.SCHEDULE, State.WAITING)
     assert (row.due_at, row.last_due_at, row.count) == (due_at, due_at, 1)
     assert Policy.objects.get().next_due_at == due_at + HOUR
+
+
+def test_it_gives_each_of_a_batch_its_own_arguments_where_python_takes_them_for_equal():
+    for value in (True, 1, 1.0):
+        make_due(make_schedule(json.dumps(value), kwargs={"value": value}))
+    assert all(json.dumps(run.kwargs["value"]) == run.schedule_name for run in claim_all())
 
 
 def test_it_claims_nothing_that_is_not_due():
