@@ -1,7 +1,8 @@
 """What does Celery make of a run's message? Asked once for each kind of message, then copied with another run's ids.
 
 Its one rule: what is copied is exactly what `apply_async` would have published: same route, headers and options. Where
-somebody listens to publishing, or a task has an `apply_async` of its own, nothing is copied: it is called for each run.
+somebody listens to publishing, routes by more than a task's name, or a task publishes in a way of its own, nothing is
+copied: `apply_async` is called for each run.
 """
 
 from dataclasses import dataclass
@@ -9,13 +10,15 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from celery import current_app, signals
+from celery.app.routes import MapRoute
 from celery.utils.saferepr import saferepr
 
 from jobs.message import find_task
 
 # The header that says which attempt of its run a message starts.
 ATTEMPT_HEADER = "punctual_attempt"
-ORDINARY = {"celery.app.task", "jobs.base"}  # the modules whose `apply_async` can be foreseen
+MAKERS = ("apply_async", "shadow_name")  # what a task may override that sees the arguments of a message
+ORDINARY = {"celery.app.task", "jobs.base"}  # the modules whose makers can be foreseen
 
 
 class Sendable(Protocol):
@@ -118,6 +121,8 @@ def _can_be_copied(task: Any) -> bool:
     watched = any(
         signal.receivers for signal in (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
     )
-    makers = {base.__module__ for base in type(task).__mro__ if "apply_async" in vars(base)}
+    makers = {base.__module__ for base in type(task).__mro__ if vars(base).keys() & MAKERS}
+    router: Any = current_app.amqp.router
+    by_name = all(isinstance(route, MapRoute) for route in router.routes)
     conf = current_app.conf
-    return makers <= ORDINARY and not (watched or conf.task_send_sent_event or conf.task_always_eager)
+    return by_name and makers <= ORDINARY and not (watched or conf.task_send_sent_event or conf.task_always_eager)

@@ -204,6 +204,18 @@ def signed() -> None:
     """Do nothing, after a message with a header of its base's."""
 
 
+class Shadowed(Task):
+    """A base that names each message by its arguments."""
+
+    def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str:
+        return f"shadowed for {args[0]}"
+
+
+@shared_task(name="tests.shadowed", base=Shadowed)
+def shadowed(customer: int) -> None:
+    """Do nothing, after a message with a name of its own."""
+
+
 @shared_task(name="tests.answer", ignore_result=False)
 def answer() -> int:
     return 42

@@ -6,6 +6,7 @@ from base64 import b64decode
 from datetime import timedelta
 
 import pytest
+from celery import current_app
 from celery.signals import before_task_publish
 from django.db import connection
 
@@ -109,6 +110,20 @@ def test_it_asks_a_task_that_publishes_in_a_way_of_its_own_for_each_message(redi
     runs = [make_run(task="tests.signed") for _ in range(2)]
     dispatch.send(runs)
     assert [message["headers"]["x-signed"] for message in messages(redis)] == [str(run.id) for run in runs]
+
+
+def test_it_asks_a_router_of_the_project_about_each_message(redis, monkeypatch):
+    def route(name, args, *_, **__):
+        return {"queue": f"tenant-{args[0]}"}
+
+    monkeypatch.setattr(current_app.amqp.router, "routes", (route,))
+    dispatch.send([make_run(args=[tenant]) for tenant in (1, 2)])
+    assert [len(messages(redis, f"tenant-{tenant}")) for tenant in (1, 2)] == [1, 1]
+
+
+def test_it_asks_a_task_that_names_its_messages_by_their_arguments_about_each(redis):
+    dispatch.send([make_run(task="tests.shadowed", args=[customer]) for customer in (1, 2)])
+    assert [message["headers"]["shadow"] for message in messages(redis)] == ["shadowed for 1", "shadowed for 2"]
 
 
 def test_it_leaves_a_run_running_that_a_worker_started_before_it_was_marked(redis):
