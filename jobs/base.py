@@ -110,7 +110,7 @@ def _delay(options: dict[str, Any]) -> timedelta:
 
 def _retry(held: pulse.Held, args: Any, kwargs: Any, delay: timedelta, options: dict[str, Any]) -> None:
     """Keep what the task asked for by `self.retry()` as the next attempt of its run."""
-    pulse.write_news(held, finish.write_log(held))
+    pulse.write_news(held)
     run = Run.objects.get(id=held.run_id)
     run.attempt = held.attempt
     reason = f"the task asked to be run again in {delay.total_seconds():.0f} s"
@@ -126,7 +126,7 @@ def _retry(held: pulse.Held, args: Any, kwargs: Any, delay: timedelta, options: 
 
 def _send_again(held: pulse.Held, publish: Callable[[], Any]) -> None:
     """Send a step once more, as it asked for by `self.retry()`."""
-    finish.write_log(held)
+    pulse.write_log(held)
     try:
         publish()
     except DatabaseError:

@@ -16,6 +16,8 @@ from jobs import calendar, pulse
 from jobs.logs import head
 from jobs.models import LONGEST_NAME, Effect, Run, Trigger
 
+MOST_UNITS = 2**63 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class CurrentRun:
@@ -57,15 +59,23 @@ def _window_start(run: Run) -> datetime | None:
 
 
 def progress(done: int, total: int | None = None, message: str = "") -> None:
-    """Tell how far the run is: `done` of `total` units, and what it is at. Written down about once a second."""
+    """Tell how far the run is: `done` of `total` units, and what it is at. Written down about once a second.
+
+    Raises what `int` raises for what is no number of units, such as infinity.
+    """
     if held := pulse.current():
         columns = {
-            "progress_done": max(0, done),
-            "progress_total": total,
+            "progress_done": _units(done),
+            "progress_total": None if total is None else _units(total),
             "progress_message": head(message, LONGEST_NAME),
         }
         held.progress = columns
         pulse.tell()
+
+
+def _units(number: float) -> int:
+    """As the column holds it: what it refuses here would be refused as the run ends, and with it the end."""
+    return min(max(0, int(number)), MOST_UNITS)
 
 
 def once(key: str) -> bool:

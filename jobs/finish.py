@@ -6,12 +6,11 @@ first end and notes the others as fenced.
 
 from functools import partial
 from traceback import format_exception_only
-from typing import Any
 from uuid import UUID
 
 from jobs import policies, pulse, steps
 from jobs.logs import head, storable, tail
-from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Policy, Run, RunLog, State, Step
+from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Policy, Run, State, Step
 
 LONGEST_REASON = 500  # characters of an error in the sentence of its run; the whole of it stands beside
 UNDONE = "what was to take its place was undone with its transaction"
@@ -19,21 +18,21 @@ UNDONE = "what was to take its place was undone with its transaction"
 
 def finish(held: pulse.Held, state: State, reason: str = "") -> None:
     """The body of a run or step is over, and it did not fail. A run whose steps are not over waits for them."""
-    news = write_log(held)
+    pulse.write_log(held)
     if held.uncommitted:
         steps.give_up_unsent(held)
         if held.replacing:
             _fail(held, UNDONE, {"error_class": "Undone", "error_text": UNDONE})
             return
     if held.is_step:
-        pulse.write_news(held, news)
+        pulse.write_news(held)
         if not held.replaced:
             how = Step.State.SUCCEEDED if state == State.SUCCEEDED else Step.State.FAILED
             steps.end(held.task_id, held.attempt, how, **({"error_text": reason} if how == Step.State.FAILED else {}))
     elif held.has_steps:
-        steps.hand_over(held, **news)
+        steps.hand_over(held, **held.progress)
     else:
-        changes = news | ({"reason": reason} if reason else {})
+        changes = held.progress | ({"reason": reason} if reason else {})
         Run.objects.finish(held.run_id, held.attempt, state, **changes)
         return
     settle(held.run_id, held.attempt)
@@ -41,7 +40,7 @@ def finish(held: pulse.Held, state: State, reason: str = "") -> None:
 
 def fail(held: pulse.Held, exception: BaseException, text: str) -> None:
     """The body of a run or step raised."""
-    pulse.write_news(held, write_log(held))
+    pulse.write_news(held)
     _fail(held, _sentence(exception), _described(exception, text))
 
 
@@ -85,13 +84,6 @@ def settle(run_id: UUID, attempt: int) -> None:
         fail_run(run_id, attempt, reason[:LONGEST_REASON], error)
     else:
         Run.objects.finish(run_id, attempt, state, reason=reason)
-
-
-def write_log(held: pulse.Held) -> dict[str, Any]:
-    """Write down the last lines, and return the last progress, which the end of the run takes along."""
-    if text := held.take_lines():
-        RunLog.append(held.run_id, held.attempt, text)
-    return held.take_progress()
 
 
 def _described(exception: BaseException, text: str) -> dict[str, str]:

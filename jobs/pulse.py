@@ -12,8 +12,9 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -22,7 +23,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import soft_timeout_sighandler
 from celery._state import _task_stack  # type: ignore[attr-defined] # no public way shows what called what
 from django.conf import settings
-from django.db import Error, connection
+from django.db import Error, InterfaceError, OperationalError, connection
 from django.db.models import Q
 from django.db.models.functions import Now
 
@@ -51,19 +52,17 @@ class Held:
     renewed_at: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=threading.get_ident)
     interrupted_at: float | None = None
-    lines: list[str] = field(default_factory=list)
+    lines: deque[str] = field(default_factory=deque)  # of log, to be written down
     progress: dict[str, Any] = field(default_factory=dict)
     retry: Callable[[], Any] | None = None  # does what the task asked for by `self.retry()`, once it is over
 
     def take_lines(self) -> str:
         """The lines that were logged since they were taken last."""
-        taken, self.lines = self.lines, []
+        taken = []
+        with suppress(IndexError):  # one by one: the job may be logging another, or somebody else taking them
+            while True:
+                taken.append(self.lines.popleft())
         return "".join(taken)[-FARTHEST_AHEAD:]
-
-    def take_progress(self) -> dict[str, Any]:
-        """The columns of the progress that was told since it was taken last."""
-        taken, self.progress = self.progress, {}
-        return taken
 
 
 _held: dict[int, Held] = {}  # by id(): two threads may hold the same run, an old attempt and a new one
@@ -133,9 +132,7 @@ def _look_after(helds: list[Held]) -> None:
         with closing(connection):
             _renew(due)
             for held in helds:
-                if text := held.take_lines():
-                    RunLog.append(held.run_id, held.attempt, text)
-                write_news(held, held.take_progress())
+                write_news(held)
             unwanted = _unwanted(old)
     except Error:
         log.warning("The leases of %d runs could not be renewed.", len(due), exc_info=True)
@@ -157,10 +154,24 @@ def _renew(due: list[Held]) -> None:
             mine.update(lease_until=Now() + lease())
 
 
-def write_news(held: Held, progress: dict[str, Any]) -> None:
-    """Write down how far the run is."""
-    if progress:
-        Run.objects.filter(_any_of([held]), state=State.RUNNING).update(**progress)
+def write_news(held: Held) -> None:
+    """Write down what the run has logged, and how far it is. What a database does not take is still news."""
+    write_log(held)
+    if told := held.progress:
+        Run.objects.filter(_any_of([held]), state=State.RUNNING).update(**told)
+        if held.progress is told:  # else it told more meanwhile
+            held.progress = {}
+
+
+def write_log(held: Held) -> None:
+    """Write down the lines that were not yet; a database that is away is given them again."""
+    text = held.take_lines()
+    try:
+        if text:
+            RunLog.append(held.run_id, held.attempt, text)
+    except (OperationalError, InterfaceError):
+        held.lines.appendleft(text)
+        raise
 
 
 def _unwanted(old: list[Held]) -> list[Held]:

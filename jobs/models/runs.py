@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db import connection, models, transaction
+from django.db import IntegrityError, connection, models, transaction
 from django.db.models import F, Q, Value
 from django.db.models.functions import Concat, Now, Right
 from django.utils import timezone
@@ -334,9 +334,14 @@ class RunLog(models.Model):
     def append(cls, run_id: UUID, attempt: int, text: str) -> None:
         """Add to the log of an attempt; of more than `LONGEST_LOG` characters the oldest go."""
         log = cls.objects.filter(run=run_id, attempt=attempt)
-        if not log.update(text=Right(Concat(F("text"), Value(text)), LONGEST_LOG)):
+        longer = {"text": Right(Concat(F("text"), Value(text)), LONGEST_LOG)}
+        if log.update(**longer):
+            return
+        try:
             with transaction.atomic():
                 cls.objects.create(run_id=run_id, attempt=attempt, text=text[-LONGEST_LOG:])
+        except IntegrityError:  # a step of it, in another process, was faster
+            log.update(**longer)
 
 
 class Effect(models.Model):

@@ -1,12 +1,18 @@
 """What a task learns of its run, and what it may say; and that outside a run nothing comes of it."""
 
+import logging
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.db import transaction
+from django.db import OperationalError, connection, transaction
 
 from jobs.current import current_run, once, progress
 from jobs.finish import finish
+from jobs.logs import RunHandler
 from jobs.models import Effect, RunLog, State, Trigger, database_now
 from jobs.models.runs import LONGEST_LOG
 from tests.making import inside, make_due, make_run, make_schedule
@@ -81,6 +87,65 @@ def test_it_takes_the_last_progress_along_when_a_run_ends():
     finish(held, State.SUCCEEDED)
     run.refresh_from_db()
     assert (run.state, run.progress_done, run.progress_total, run.progress_message) == (State.SUCCEEDED, 0, 5, "done")
+
+
+@pytest.mark.parametrize(("done", "total"), [(2**70, 2**70), (-(2**70), -1)])
+def test_it_ends_a_run_whatever_numbers_it_told(done, total):
+    run = make_run(make_schedule(), State.RUNNING)
+    with inside(run) as held:
+        progress(done, total)
+        with pytest.raises(OverflowError):
+            progress(math.inf)
+    finish(held, State.SUCCEEDED)
+    run.refresh_from_db()
+    assert run.state == State.SUCCEEDED
+    assert run.progress_done == run.progress_total == (2**63 - 1 if done > 0 else 0)
+
+
+@pytest.mark.parametrize("statement", ["INSERT", "UPDATE"])
+def test_it_writes_the_last_news_down_when_the_database_is_back(statement):
+    run = make_run(make_schedule(), State.RUNNING)
+    with inside(run) as held:
+        logging.getLogger("tests").warning("last words")
+        progress(5, 5)
+
+    def away(execute, sql, params, many, context):
+        if sql.startswith(statement):
+            raise OperationalError("the server closed the connection")
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(away), pytest.raises(OperationalError), transaction.atomic():
+        finish(held, State.SUCCEEDED)
+    finish(held, State.SUCCEEDED)
+    run.refresh_from_db()
+    assert (run.state, run.progress_done, run.progress_total) == (State.SUCCEEDED, 5, 5)
+    assert RunLog.objects.get().text.endswith("last words\n")
+
+
+def test_it_keeps_a_line_that_is_being_logged_while_the_others_are_taken():
+    class Nosy:
+        def __str__(self):
+            return f"second, {held.take_lines()!r} was taken"
+
+    with inside(make_run(state=State.RUNNING)) as held:
+        for words in ("first", Nosy()):
+            RunHandler().emit(logging.LogRecord("tests", logging.INFO, "", 0, "%s", (words,), None))
+        assert held.take_lines() == "second, 'first\\n' was taken\n"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_keeps_the_first_lines_of_all_processes_of_an_attempt():
+    run, together = make_run(), threading.Barrier(4, timeout=10)
+
+    def log(name):
+        with closing(connection):
+            for attempt in range(1, 11):
+                together.wait()
+                RunLog.append(run.id, attempt, f"{name}\n")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(log, "abcd"))
+    assert [sorted(text.split()) for text in RunLog.objects.values_list("text", flat=True)] == [list("abcd")] * 10
 
 
 def test_it_keeps_the_end_of_a_long_log():
