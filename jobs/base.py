@@ -32,7 +32,7 @@ from psycopg.pq import TransactionStatus
 
 from jobs import finish, policies, pulse, steps
 from jobs.envelope import ATTEMPT_HEADER
-from jobs.models import LONGEST_NAME, Attempt, Run, State, Step, lease
+from jobs.models import LONGEST_NAME, UNSTARTED, Attempt, Run, State, Step, lease
 from jobs.steps import STEP_HEADER
 
 log = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ def _retry(held: pulse.Held, args: Any, kwargs: Any, delay: timedelta, options: 
     run.refresh_from_db(fields=["cancel_reason"])
     if run.cancel_reason:
         Run.objects.finish(held.run_id, held.attempt, State.CANCELLED, reason=run.cancel_reason)
+    else:
+        Attempt.fence(held.run_id, held.attempt)
 
 
 def _send_again(held: pulse.Held, publish: Callable[[], Any]) -> None:
@@ -222,9 +224,12 @@ def _held_by_child(task_id: str) -> Iterator[tuple[pulse.Held, QuerySet[Any]]]:
 def _on_revoked(request: Any, terminated: bool = False, expired: bool = False, **_: Any) -> None:
     """By remote control, or because the message said when it expires: Celery will not execute this message."""
     why = "its message expired" if expired else "it was revoked"
-    if request.get(ATTEMPT_HEADER) is not None:
+    if (attempt := request.get(ATTEMPT_HEADER)) is not None:
         run = Run.objects.filter(id=request.id)
-        run.cancel(why)
+        if expired:  # of several messages of this attempt another may have started it
+            run.filter(attempt=attempt).move(UNSTARTED, State.CANCELLED, reason=f"cancelled: {why}")
+        else:
+            run.cancel(why)
         if terminated:
             run.filter(state=State.RUNNING).update(lease_until=Now())
     elif step := request.get(STEP_HEADER):

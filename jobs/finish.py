@@ -67,7 +67,7 @@ def fail_run(run_id: UUID, attempt: int, reason: str, error: dict[str, str]) -> 
     run.refresh_from_db(fields=["cancel_reason"])
     if run.cancel_reason:
         Run.objects.finish(run_id, attempt, State.CANCELLED, reason=run.cancel_reason, **error)
-    elif delay is None and Run.objects.finish(run_id, attempt, State.FAILED, reason=reason, **error):
+    elif Run.objects.finish(run_id, attempt, State.FAILED, reason=reason, **error):
         Policy.objects.filter(pk=run.schedule_id).pause_if_failing()
 
 

@@ -148,12 +148,9 @@ class RunQuerySet(models.QuerySet["Run"]):
             ended = _SUCCEED(run_id, attempt)
         else:
             ended = self.filter(id=run_id, attempt=attempt).move({State.RUNNING}, state, **changes)
-        if ended:
-            return True
-        Attempt.objects.filter(run=run_id, number=attempt, outcome=Attempt.Outcome.LOST).update(
-            outcome=Attempt.Outcome.FENCED
-        )
-        return False
+        if not ended:
+            Attempt.fence(run_id, attempt)
+        return bool(ended)
 
 
 def _starting(run_id: UUID, attempt: int, worker: str) -> tuple[RunQuerySet, dict[str, Any]]:
@@ -268,9 +265,7 @@ class Run(models.Model):
 
         False when the run is not one `among`, is no longer running in this attempt, or was asked to end.
         """
-        mine = (Run.objects.all() if among is None else among).filter(
-            id=self.id, attempt=self.attempt, cancel_reason=""
-        )
+        mine = among.filter(id=self.id, attempt=self.attempt, cancel_reason="")
         error = {name: changes.pop(name) for name in ("error_class", "error_text") if name in changes}
         changes |= {"attempt": self.attempt + 1, "sends": 0, "not_before": Now() + delay}
         changes |= {"started_at": None, "lease_until": None, "worker": "", "expires_at": None}
@@ -315,6 +310,12 @@ class Attempt(models.Model):
 
     def __str__(self) -> str:
         return f"attempt {self.number} of {self.run_id}"
+
+    @classmethod
+    def fence(cls, run_id: UUID, number: int) -> None:
+        """Note that the process of an attempt that was lost was alive after all, and changed nothing."""
+        lost = cls.objects.filter(run=run_id, number=number, outcome=cls.Outcome.LOST)
+        lost.update(outcome=cls.Outcome.FENCED)
 
 
 class RunLog(models.Model):

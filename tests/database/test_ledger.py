@@ -5,10 +5,16 @@ from datetime import timedelta
 from itertools import product
 
 import pytest
+from celery.app.task import Context
+from celery.signals import task_revoked
 from django.db import IntegrityError, connection
 
+from jobs import base
+from jobs.envelope import ATTEMPT_HEADER
+from jobs.finish import fail
+from jobs.message import find_task
 from jobs.models import ACTIVE, TERMINAL, TRANSITIONS, Attempt, Run, State, database_now, new_run_id
-from tests.making import make_run, make_schedule
+from tests.making import inside, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
 
@@ -90,6 +96,40 @@ def test_it_refuses_the_finish_of_a_process_that_woke_after_its_rescue():
     run.refresh_from_db()
     assert (run.state, run.attempt, run.worker) == (State.RUNNING, 2, "celery@there (2)")
     assert run.attempts.get().outcome == Attempt.Outcome.FENCED
+
+
+@pytest.mark.parametrize("max_attempts", [1, 3])
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda held: fail(held, ValueError("too late"), ""),
+        lambda held: base._retry(held, [], {}, timedelta(0), {}),
+    ],
+)
+def test_it_notes_any_end_of_a_process_that_woke_after_its_rescue(end, max_attempts):
+    run = make_run(make_schedule(policy={"max_attempts": max_attempts}), state=State.RUNNING)
+    with inside(run) as held:
+        assert run.return_to_waiting(Run.objects.all(), Attempt.Outcome.LOST, timedelta(0), reason="lost")
+    end(held)
+    run.refresh_from_db()
+    assert (run.state, run.attempt) == (State.WAITING, 2)
+    assert run.attempts.get().outcome == Attempt.Outcome.FENCED
+
+
+@pytest.mark.parametrize(
+    ("state", "attempt", "left"),
+    [
+        (State.QUEUED, 1, State.CANCELLED),
+        (State.RUNNING, 1, State.RUNNING),  # by another message of it
+        (State.QUEUED, 2, State.QUEUED),
+    ],
+)
+def test_it_gives_up_what_has_not_started_when_its_message_expires(state, attempt, left):
+    run = make_run(state=state, attempt=attempt)
+    request = Context({"id": str(run.id), ATTEMPT_HEADER: 1})
+    task_revoked.send(find_task(run.task), request=request, terminated=False, signum=None, expired=True)
+    run.refresh_from_db()
+    assert (run.state, run.cancel_reason) == (left, "")
 
 
 def test_it_keeps_the_attempt_that_did_not_end_the_run():
