@@ -160,7 +160,7 @@ def _claim_batch(due: PolicyQuerySet, now: datetime) -> tuple[list[NewRun], int]
         locked = [Claimed(*row) for row in due.select_for_update(skip_locked=True).values_list(*_COLUMNS)]
         if not locked:
             return [], 0
-        busy = _busy([policy.schedule_id for policy in locked])
+        busy = _busy([policy.schedule_id for policy in locked if policy.overlap != policies.Overlap.ALLOW])
         runs = [run for policy in locked for run in _runs_of(policy, now, busy.get(policy.schedule_id, ()))]
         started = [run for run in runs if not run.reason]
         _cancel_previous(locked, started, busy)
@@ -186,7 +186,10 @@ def _cancel_previous(locked: list[Claimed], started: list[NewRun], busy: Collect
 
 
 def _busy(schedules: list[int]) -> dict[int, list[policies.Busy]]:
-    """The runs that are not over, oldest first, of each of the schedules; backfills are in nobody's way."""
+    """The runs that are not over, oldest first, of each of the schedules; backfills are in nobody's way.
+
+    Not asked for schedules whose runs may overlap: while no worker is there, theirs may be any number.
+    """
     active = Run.objects.active().filter(schedule__in=schedules, backfill=None).order_by("due_at")
     busy: dict[int, list[policies.Busy]] = {}
     rows = active.values_list("schedule_id", "due_at", "state", "worker", "not_before")

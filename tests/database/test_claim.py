@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask
 
 from jobs import ask, calendar, claim
@@ -111,6 +112,16 @@ def test_it_skips_with_the_reason_while_an_earlier_run_is_not_over():
     assert row.state == State.SKIPPED
     assert row.reason.endswith("was still running on celery@here (1); policy: skip")
     assert row.finished_at is not None
+
+
+def test_it_reads_no_earlier_runs_where_they_are_in_nobody_s_way():
+    schedule = make_schedule(policy={"overlap": Overlap.ALLOW})
+    make_run(schedule, state=State.QUEUED)
+    make_due(schedule)
+    with CaptureQueriesContext(connection) as asked:
+        list(claim.claim_due())
+    assert not [query["sql"] for query in asked if 'FROM "jobs_run"' in query["sql"]]
+    assert Run.objects.count() == 2
 
 
 def test_it_makes_one_row_of_what_is_skipped_for_one_reason_however_many_passes_it_takes():
