@@ -177,6 +177,19 @@ def test_it_maps_every_module_in_the_docstring_of_the_app():
     assert mapped == {module.split(".")[1] for module in modules() if module.startswith("jobs.")} - {"apps"}
 
 
+@pytest.mark.parametrize(
+    ("path", "place"), [("jobs/__init__.py", r"^    (\w+)/?  "), ("ARCHITECTURE.md", r"^\| `(\w+)/?`")]
+)
+def test_it_maps_the_modules_from_the_ground_up(path, place):
+    order = re.findall(place, (ROOT / path).read_text(), flags=re.MULTILINE)
+    for module, source in modules().items():
+        mine = module.partition(".")[2].partition(".")[0]
+        for imported in imports_of(source) if mine in order else ():
+            other = imported.partition(".")[2].partition(".")[0] if imported.startswith("jobs.") else ""
+            if other in order:
+                assert order.index(other) <= order.index(mine), f"{path} lists {other} after {mine}, which imports it."
+
+
 @pytest.mark.parametrize("module", sorted(set(modules()) & LAYERS[0]))
 def test_it_keeps_pure_modules_pure(module):
     roots = {imported.partition(".")[0] for imported in imports_of(modules()[module])}
