@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Exists, Max, OuterRef, Q
 
-from jobs.models import TERMINAL, Attempt, Effect, Policy, Run, RunLog, State, Step, Trigger
+from jobs.models import TERMINAL, Policy, Run, State, Trigger
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +26,12 @@ def forget(before: datetime, states: Collection[State]) -> Iterator[int]:
         raise ValueError("Only runs that are over can be forgotten.")
     younger = Run.objects.filter(schedule=OuterRef("schedule"), trigger=Trigger.SCHEDULE, due_at__gt=OuterRef("due_at"))
     not_the_latest = Q(schedule=None) | Exists(younger)
-    old = Run.objects.filter(not_the_latest, finished_at__lt=before, state__in=states)
-    while batch := list(old.order_by("finished_at").values_list("id", flat=True)[:BATCH]):
-        _forget(batch)
+    old = Run.objects.filter(not_the_latest, finished_at__lt=before, state__in=states).order_by("finished_at")
+    left = old
+    while batch := list(left.values_list("id", "finished_at")[:BATCH]):
+        _forget([run for run, _ in batch])
         yield len(batch)
+        left = old.filter(finished_at__gte=batch[-1][1])  # or each batch would pass by all that stays
 
 
 @transaction.atomic
@@ -39,7 +41,4 @@ def _forget(ids: list[UUID]) -> None:
     for schedule, until in last_due.values_list("schedule", "until"):
         earlier = Q(forgotten_until=None) | Q(forgotten_until__lt=until)
         Policy.objects.filter(earlier, schedule=schedule).update(forgotten_until=until)
-    for model in (Attempt, Effect, RunLog, Step):
-        model.objects.filter(run__in=ids).delete()
-    Run.objects.filter(parent__in=ids).update(parent=None)
     runs.delete()
