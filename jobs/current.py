@@ -23,8 +23,8 @@ MOST_UNITS = 2**63 - 1
 class CurrentRun:
     """The run that a task is, or is a step of; times in UTC.
 
-    Its data are those from `window_start` to `window_end`: from the previous due moment of its schedule to its own, so
-    that what one run leaves over the next one does not miss. A schedule's first run has no `window_start`.
+    Its data are those from `window_start` to `window_end`: from the previous due moment of its schedule to its own,
+    also where that one was skipped. None where nothing was due before: a one-off, the first run after a start time.
     """
 
     id: UUID

@@ -5,8 +5,8 @@ It teaches the chain, extract | clean | load, and an import that may be repeated
 loaded twice, by a retry, a rescue or a backfill, leaves the same rows. What passes between the steps is the id of a
 file, so both the raw answer and what was made of it can be looked at afterwards.
 
-Limits: an answer is taken whole, up to LARGEST bytes. Which rows are dropped says `jobs.rows`. The first run of a
-schedule, and a run without one, has a window without a beginning: it asks from 1970 on.
+Limits: an answer is taken whole, up to LARGEST bytes. Which rows are dropped says `jobs.rows`. A run without a
+schedule, or before whose moment none was due, has a window without a beginning: it asks from 1970 on.
 """
 
 import json

@@ -1,8 +1,8 @@
 """What happened since the last time? Writes what a query finds into a CSV, a PDF or both, and mails links to them.
 
 It teaches work on many rows with little memory: they pass one by one from a server-side cursor into a file, which
-then goes into the storage. The time it is about is the run's own window, so daily reports leave no gap and no overlap,
-also after an outage. Tried again, it replaces its files and mails only whom it has not reached.
+then goes into the storage. The time it is about is the run's own window, so daily reports leave no gap and no overlap;
+that of a skipped day is for a backfill. Tried again, it replaces its files and mails only whom it has not reached.
 
 Limits: whoever has a link can read the report until it ends; leave `mail_to` empty to fetch it in the admin.
 """
