@@ -316,7 +316,7 @@ def _condition(policy: Policy) -> str:
 def _coming(due_at: datetime, reason: str, zone: ZoneInfo | None) -> SafeString:
     """A due moment in the site's zone, in the schedule's where that is another one, and what speaks against its run."""
     local = (
-        f" = {due_at.astimezone(zone):%H:%M:%S} {zone}"
+        f" = {due_at.astimezone(zone):%Y-%m-%d %H:%M:%S} {zone}"
         if zone and str(zone) != timezone.get_current_timezone_name()
         else ""
     )
