@@ -1,15 +1,24 @@
-"""What does a worker do when its broker goes away under it? It connects again.
+"""What does a worker do when its broker goes away under it? It connects again, and takes messages again.
 
-Celery's consumer does so, too, unless a message was in hand that no process had begun: then it gives the connection up,
-wants to give the message back over it, and an AttributeError ends the worker (Celery and kombu 5.7 with Redis). Here
-what cannot be closed is left behind: the ledger knows what was in hand.
+Celery's consumer does so, too, but for three cases (Celery and kombu 5.7 with Redis). A message was in hand that no
+process had begun: it gives the connection up, wants to give the message back over it, and an AttributeError ends the
+worker. A message is acknowledged when its connection has been replaced: another AttributeError ends the worker. An
+acknowledgement takes too long: it is given up, and its message counts as in hand for ever; with as many of them as it
+may hold, the worker lives on and takes no other.
+
+Here what cannot be closed is left behind, for the ledger knows what was in hand; and so is a message of a former
+connection. What the broker did not take in time is acknowledged again, until it does.
 """
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 log = logging.getLogger(__name__)
+
+AGAIN = 1.0  # seconds
 
 
 class Consumer(CeleryConsumer):
@@ -20,3 +29,20 @@ class Consumer(CeleryConsumer):
             super().on_connection_error_after_connected(exc)
         except Exception:
             log.debug("A lost connection could not be closed.", exc_info=True)
+
+    def call_soon_ack(self, p: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
+        """By this Celery calls a message's `ack_log_error` and `reject_log_error`."""
+        return super().call_soon_ack(self._settle, p, *args, **kwargs)  # type: ignore[misc] # new in Celery 5.7
+
+    def _settle(self, p: Any, logger: logging.Logger, errors: tuple[type[Exception], ...], *rest: Any) -> None:
+        try:
+            p(logger, (), *rest)  # no error is only logged
+        except Exception as error:
+            present = self.task_consumer  # type: ignore[attr-defined] # set by a step of Celery's
+            if present is None or p.__self__.channel is not present.channel:
+                log.debug("A message of a former connection could not be acknowledged.", exc_info=True)
+                return
+            if isinstance(error, BrokenPipeError) or not isinstance(error, errors):
+                raise
+            log.warning("The broker did not acknowledge in time, it is asked again: %s", error)
+            self.timer.call_after(AGAIN, self.call_soon_ack, (p, logger, errors, *rest))

@@ -40,11 +40,13 @@ def note(self: Task, path: str) -> None:
 @shared_task(name="tests.hold", bind=True)
 def hold(self: Task, path: str) -> None:
     """Say that it started, wait until PATH.go exists, leave a line with the id of the run."""
-    _append(f"{path}.started", str(os.getpid()))
-    until = time.monotonic() + DEADLINE
-    while not Path(f"{path}.go").exists() and time.monotonic() < until:
-        time.sleep(0.02)
-    _append(path, self.request.id)
+    _hold(path, self.request.id)
+
+
+@shared_task(name="tests.hold_late", bind=True, acks_late=True)
+def hold_late(self: Task, path: str) -> None:
+    """As `hold`, but its message is acknowledged when it is over."""
+    _hold(path, self.request.id)
 
 
 @shared_task(name="tests.fail")
@@ -219,6 +221,14 @@ def shadowed(customer: int) -> None:
 @shared_task(name="tests.answer", ignore_result=False)
 def answer() -> int:
     return 42
+
+
+def _hold(path: str, line: str) -> None:
+    _append(f"{path}.started", str(os.getpid()))
+    until = time.monotonic() + DEADLINE
+    while not Path(f"{path}.go").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    _append(path, line)
 
 
 def _append(path: str, line: str) -> None:

@@ -1,0 +1,57 @@
+"""Faults that meet a state of the process: a broker too late or with an error, a database that stands still."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.models import Run, State
+from tests.making import lines, make_due, make_schedule
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "lines"
+
+
+def _started(path: Path) -> int:
+    return len(lines(path.with_name(f"{path.name}.started")))
+
+
+def _takes_another(eventually, worker) -> None:
+    make_due(make_schedule("another", task="tests.nothing"))
+    eventually(lambda: Run.objects.filter(schedule_name="another", state=State.SUCCEEDED).exists())
+    assert worker.running
+
+
+def test_a_worker_goes_on_when_a_task_outlives_the_connection_it_came_over(processes, eventually, mortal_broker, path):
+    worker = processes.start_worker("--prefetch-multiplier=4", env=mortal_broker.address)
+    processes.start_beat(env=mortal_broker.address)
+    for number in range(3):
+        make_due(make_schedule(f"s{number}", task="tests.hold_late", args=[str(path)]))
+    eventually(lambda: worker.log.count("] received") == 3 and _started(path) == 2)
+    mortal_broker.kill()
+    mortal_broker.start()
+    eventually(lambda: worker.log.count("Connected to") == 2)
+    path.with_name(f"{path.name}.go").touch()
+    eventually(lambda: len(lines(path)) >= 2)
+    _takes_another(eventually, worker)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_takes_messages_after_its_broker_stood_still(processes, eventually, mortal_broker, path, pool):
+    worker = processes.start_worker(f"--pool={pool}", "--concurrency=1", env=mortal_broker.address)
+    processes.start_beat(env=mortal_broker.address)
+    for number in range(2):
+        make_due(make_schedule(f"s{number}", task="tests.hold", args=[str(path)]))
+    eventually(lambda: worker.log.count("] received") == 2 and _started(path) == 1)
+    time.sleep(0.5)
+    mortal_broker._child.send_signal(signal.SIGSTOP)
+    path.with_name(f"{path.name}.go").touch()  # the next one starts, and its message cannot be acknowledged
+    eventually(lambda: "acknowledge in time" in worker.log or "Couldn't ack" in worker.log)
+    mortal_broker._child.send_signal(signal.SIGCONT)
+    eventually(lambda: len(lines(path)) == 2)
+    _takes_another(eventually, worker)
