@@ -215,6 +215,8 @@ REDIS_URL = _checked("REDIS_URL", read("str", "REDIS_URL", embedded.redis_url(VA
 CELERY_BROKER_URL: str = read("str", "BROKER_URL", embedded.broker_url(REDIS_URL))
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+# A broker that answers with an error (out of memory, a replica after a failover, no rights) must not end a worker.
+CELERY_BROKER_CHANNEL_ERROR_RETRY = True
 # A frozen or absent broker must not hang beat or web: nothing waits longer than this, in seconds, or tries twice.
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "socket_connect_timeout": 2,

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+import redis as redis_client
 
 from jobs.models import Run, State
 from tests.making import lines, make_due, make_schedule
@@ -54,4 +55,14 @@ def test_a_worker_takes_messages_after_its_broker_stood_still(processes, eventua
     eventually(lambda: "acknowledge in time" in worker.log or "Couldn't ack" in worker.log)
     mortal_broker._child.send_signal(signal.SIGCONT)
     eventually(lambda: len(lines(path)) == 2)
+    _takes_another(eventually, worker)
+
+
+def test_a_worker_goes_on_when_its_broker_is_a_replica_for_a_while(processes, eventually, mortal_broker):
+    worker = processes.start_worker(env=mortal_broker.address)
+    processes.start_beat(env=mortal_broker.address)
+    client = redis_client.Redis.from_url(mortal_broker._server.url)
+    client.replicaof("127.0.0.1", "1")
+    eventually(lambda: "Connection to broker lost" in worker.log or "Unrecoverable" in worker.log)
+    client.replicaof("NO", "ONE")
     _takes_another(eventually, worker)
