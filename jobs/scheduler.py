@@ -54,6 +54,8 @@ class Scheduler(beat.Scheduler):
         try:
             pause = self._pass()
         except Exception as error:  # noqa: BLE001 - beat never exits: whatever this was, other schedules are due
+            if end := _asked_to_end(error):
+                raise end from None
             return self._back_off(error)
         self._failures = 0
         return pause
@@ -116,6 +118,13 @@ class Scheduler(beat.Scheduler):
         pause = min(0.5 * (1 << min(self._failures, 10)), LONGEST_BACKOFF)
         log.error("This tick failed, the next comes in %.1f s: %s", pause, error, exc_info=not isinstance(error, Error))
         return pause
+
+
+def _asked_to_end(error: BaseException | None) -> BaseException | None:
+    """The end that a signal asked for: what tidied up after it, such as a rollback, may have failed in its place."""
+    while error is not None and not isinstance(error, (SystemExit, KeyboardInterrupt)):
+        error = error.__context__
+    return error
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,18 @@
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import redis as redis_client
+from celery import current_app
+from django.db import OperationalError
 
 from jobs.models import Run, State
+from jobs.scheduler import Scheduler
 from tests.making import lines, make_due, make_schedule
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -16,6 +22,47 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "lines"
+
+
+@contextmanager
+def frozen_database(servers) -> Iterator[None]:
+    folder = servers.workspace.folder / "postgresql"
+    server = psutil.Process(int((folder / "data" / "postmaster.pid").read_text().split()[0]))
+    stopped = [server, *server.children()]
+    for process in stopped:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def test_a_beat_ends_when_asked_to_though_the_database_stands_still(processes, servers):
+    """What tidies up after the signal fails, and an error in the place of the signal must not keep beat."""
+    beat = processes.start_beat()
+    time.sleep(2)
+    with frozen_database(servers):
+        time.sleep(3.5)  # a tick is in the middle of a query
+        beat.expect_end()
+        beat.signal(signal.SIGTERM)
+        until = time.monotonic() + 30
+        while beat.running and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not beat.running
+
+
+def test_a_tick_passes_on_that_a_signal_asked_for_the_end():
+    class Failing(Scheduler):
+        def _pass(self) -> float:
+            try:
+                raise SystemExit
+            finally:
+                raise OperationalError("the rollback failed, too")
+
+    with pytest.raises(SystemExit):
+        Failing(app=current_app, lazy=True).tick()
 
 
 def _started(path: Path) -> int:
