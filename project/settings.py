@@ -149,7 +149,15 @@ SQLITE_OPTIONS = {
     "timeout": 20,  # seconds
     "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
 }
-POSTGRESQL_OPTIONS = {"connect_timeout": 5}  # seconds
+POSTGRESQL_OPTIONS = {
+    "connect_timeout": 5,  # seconds
+    # A server that vanished without a word (its machine died, a firewall forgot the connection) is noticed in half a
+    # minute. The kernel alone would let beat and workers wait for fifteen minutes, or for two hours.
+    "keepalives_idle": 15,  # seconds
+    "keepalives_interval": 5,  # seconds
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds
+}
 
 
 def _database() -> dict[str, Any]:
