@@ -31,18 +31,18 @@ class Consumer(CeleryConsumer):
             log.debug("A lost connection could not be closed.", exc_info=True)
 
     def call_soon_ack(self, p: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
-        """By this Celery calls a message's `ack_log_error` and `reject_log_error`."""
+        """Celery gives this a message's `ack_log_error` or `reject_log_error`, to be called where its connection is."""
         return super().call_soon_ack(self._settle, p, *args, **kwargs)  # type: ignore[misc] # new in Celery 5.7
 
     def _settle(self, p: Any, logger: logging.Logger, errors: tuple[type[Exception], ...], *rest: Any) -> None:
         try:
-            p(logger, (), *rest)  # no error is only logged
+            p(logger, (), *rest)  # it is to raise all errors, and to log none away
         except Exception as error:
             present = self.task_consumer  # type: ignore[attr-defined] # set by a step of Celery's
             if present is None or p.__self__.channel is not present.channel:
                 log.debug("A message of a former connection could not be acknowledged.", exc_info=True)
-                return
-            if isinstance(error, BrokenPipeError) or not isinstance(error, errors):
+            elif isinstance(error, BrokenPipeError) or not isinstance(error, errors):
                 raise
-            log.warning("The broker did not acknowledge in time, it is asked again: %s", error)
-            self.timer.call_after(AGAIN, self.call_soon_ack, (p, logger, errors, *rest))
+            else:
+                log.warning("The broker did not take an acknowledgement, it is asked again: %s", error)
+                self.timer.call_after(AGAIN, self.call_soon_ack, (p, logger, errors, *rest))

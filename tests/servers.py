@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -316,13 +317,24 @@ class MortalBroker:
         self._server = embedded.Valkey(workspace.folder / "mortal")
         self._server.prepare()
         self._child: subprocess.Popen[bytes] | None = None
-        self.address = {"BROKER_URL": embedded.broker_url(self._server.url)}  # as processes learn of it
+        self.url = self._server.url
+        self.address = {"BROKER_URL": embedded.broker_url(self.url)}  # as processes learn of it
 
     def start(self) -> None:
         """Returns when it answers."""
         command = [argument.replace("yes", "no") for argument in self._server.command()]
         self._child = self._workspace.start(command, self._server.log)
         _await(self._child, self._server.log, self._server.answers)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It accepts connections, and answers nothing."""
+        server = psutil.Process(self._child.pid)
+        server.suspend()
+        try:
+            yield
+        finally:
+            server.resume()
 
     def kill(self) -> None:
         if self._child is not None:

@@ -5,11 +5,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from django.db import connection
+from celery import current_app
+from django.db import OperationalError, connection
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from jobs import ask, calendar
 from jobs.models import Backfill, Policy, Run, State, Trigger, database_now
+from jobs.scheduler import Scheduler
 from tests.making import ends, lines, make_due, make_schedule
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -122,3 +124,15 @@ def test_it_stops_a_running_job_for_the_next_one_where_the_policy_says_so(proces
     second = Run.objects.exclude(id=first.id).get()
     eventually(lambda: ends(second))
     assert second.state == State.SUCCEEDED
+
+
+def test_it_ends_when_asked_to_though_what_tidies_up_fails_in_place_of_that():
+    class Interrupted(Scheduler):
+        def _pass(self) -> float:
+            try:
+                raise SystemExit
+            finally:
+                raise OperationalError("the transaction cannot be undone")
+
+    with pytest.raises(SystemExit):
+        Interrupted(app=current_app, lazy=True).tick()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from django_celery_beat.models import PeriodicTask
+from redis import Redis
 
 from jobs.models import Attempt, Policy, Run, State, database_now
 from tests.live.conftest import Process
@@ -131,7 +132,7 @@ def _lose_broker_with_a_message_in_hand(processes, eventually, broker, path, *op
     for number in range(3):
         make_due(make_schedule(f"s{number}", task="tests.hold", args=[str(path)]))
     eventually(lambda: worker.log.count("] received") == 3)
-    eventually(lambda: len(lines(path.with_name(f"{path.name}.started"))) == 2)  # the third message waits for a process
+    eventually(lambda: _started(path) == 2)  # the third message waits for a process
     worker.expect_end()
     broker.kill()
     return worker
@@ -154,6 +155,54 @@ def test_it_is_for_this_that_the_consumer_is_not_celerys_own(processes, eventual
     eventually(lambda: "Unrecoverable error" in worker.log)
     path.with_name(f"{path.name}.go").touch()
     eventually(lambda: not worker.running)
+
+
+def _takes_another(worker: Process, eventually) -> bool:
+    make_due(make_schedule("another", task="tests.nothing"))
+    eventually(lambda: Run.objects.filter(schedule_name="another", state=State.SUCCEEDED).exists(), deadline=30)
+    return worker.running
+
+
+def _started(path: Path) -> int:
+    return len(lines(path.with_name(f"{path.name}.started")))
+
+
+def test_a_worker_goes_on_when_a_task_outlives_the_connection_it_came_over(processes, eventually, mortal_broker, path):
+    worker = processes.start_worker("--prefetch-multiplier=4", env=mortal_broker.address)
+    processes.start_beat(env=mortal_broker.address)
+    for number in range(3):
+        make_due(make_schedule(f"s{number}", task="tests.hold_late", args=[str(path)]))
+    eventually(lambda: worker.log.count("] received") == 3 and _started(path) == 2)
+    mortal_broker.kill()
+    mortal_broker.start()
+    eventually(lambda: worker.log.count("Connected to") == 2)
+    path.with_name(f"{path.name}.go").touch()
+    eventually(lambda: len(lines(path)) >= 2)
+    assert _takes_another(worker, eventually)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_takes_messages_after_its_broker_stood_still(processes, eventually, mortal_broker, path, pool):
+    worker = processes.start_worker(f"--pool={pool}", "--concurrency=1", env=mortal_broker.address)
+    processes.start_beat(env=mortal_broker.address)
+    for number in range(2):
+        make_due(make_schedule(f"s{number}", task="tests.hold", args=[str(path)]))
+    eventually(lambda: worker.log.count("] received") == 2 and _started(path) == 1)
+    with mortal_broker.frozen():
+        path.with_name(f"{path.name}.go").touch()  # the next one starts, and its message cannot be acknowledged
+        eventually(lambda: "did not take an acknowledgement" in worker.log)
+    eventually(lambda: len(lines(path)) == 2)
+    assert _takes_another(worker, eventually)
+
+
+def test_a_worker_goes_on_when_its_broker_is_a_replica_for_a_while(processes, eventually, mortal_broker):
+    worker = processes.start_worker(env=mortal_broker.address)
+    processes.start_beat(env=mortal_broker.address)
+    with Redis.from_url(mortal_broker.url) as client:
+        client.replicaof("127.0.0.1", "1")
+        eventually(lambda: "Connection to broker lost" in worker.log)
+        client.replicaof("NO", "ONE")
+    assert _takes_another(worker, eventually)
 
 
 def test_it_claims_while_the_broker_is_away_and_sends_when_it_is_back(processes, eventually, path):
