@@ -15,17 +15,17 @@ from django.conf import settings
 _NAMED = re.compile(r"\bsecret:([A-Za-z][A-Za-z0-9_]*)")
 
 
-class UnknownSecretError(LookupError):
-    """There is no such secret. The message says how to give it."""
+class UnknownNameError(LookupError):
+    """There is no such secret. The message says how to give it; the name holds no word that `jobs.logs` masks after."""
 
 
 def reveal(text: str) -> str:
-    """The text with the value of each secret in place of its name. Raises `UnknownSecretError`."""
+    """The text with the value of each secret in place of its name. Raises `UnknownNameError`."""
     return _NAMED.sub(lambda found: _value(found[1]), text)
 
 
 def _value(name: str) -> str:
     value = settings.JOB_SECRETS.get(name)
     if value is None:
-        raise UnknownSecretError(f"No secret is named {name}: set JOB_SECRET_{name} for the workers.")
+        raise UnknownNameError(f"No secret is named {name}: set JOB_SECRET_{name} for the workers.")
     return str(value)

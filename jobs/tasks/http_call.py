@@ -61,7 +61,7 @@ def http_call(  # noqa: PLR0913, PLR0917 - each is a field that a person fills i
     largest_answer: Largest = 1_000_000,
     retries: Retries = 0,
 ) -> dict[str, int]:
-    """Call an address. Raises `jobs.http.FetchError` when it goes otherwise, UnknownSecretError for a secret's name."""
+    """Call an address. Raises `jobs.http.FetchError` when it goes otherwise, UnknownNameError for a secret's."""
     revealed = {name: reveal(value) for name, value in headers.items()}
     content = reveal(body).encode() or None
     start = time.monotonic()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from jobs import http
-from jobs.secrets import UnknownSecretError
+from jobs.secrets import UnknownNameError
 from jobs.tasks.http_call import http_call
 from tests.web import Web
 
@@ -51,7 +51,7 @@ def test_it_puts_secrets_into_headers_and_body_and_nowhere_else(
     assert web.bodies == [b'{"k": "canary-7f3a"}']
     assert web.asked == ["POST /healthz"]
     assert "canary" not in caplog.text
-    with pytest.raises(UnknownSecretError, match="No secret is named BILING: set JOB_SECRET_BILING for the workers"):
+    with pytest.raises(UnknownNameError, match="No secret is named BILING: set JOB_SECRET_BILING for the workers"):
         http_call("/healthz", headers={"Authorization": "secret:BILING"})
 
 

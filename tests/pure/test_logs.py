@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
+from jobs import secrets
 from jobs.logs import Formatter, RunHandler, head, mask, tail
 
 
@@ -81,3 +82,10 @@ def test_it_masks_what_every_handler_shows_with_its_traceback(settings):
     shown = Formatter("%(message)s").format(record)
     assert "canary" not in shown
     assert "with ***\nTraceback" in shown
+
+
+def test_it_leaves_the_sentence_about_an_unknown_secret_as_it_is():
+    with pytest.raises(secrets.UnknownNameError) as caught:
+        secrets.reveal("secret:NOPE")
+    sentence = f"{type(caught.value).__module__}.{type(caught.value).__qualname__}: {caught.value}"
+    assert mask(sentence) == sentence
