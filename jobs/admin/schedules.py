@@ -226,7 +226,12 @@ class ScheduleAdmin(GuardedAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         task = self._typed_job(request, obj)
         names = typed.names(typed.form_for(self.form, task)) if task else ["args", "kwargs"]
-        return [(name, {"fields": names} if name == ARGUMENTS else options) for name, options in self.fieldsets]
+        shown = [(name, {"fields": names} if name == ARGUMENTS else options) for name, options in self.fieldsets]
+        if obj and not self.has_change_permission(request, obj):  # regtask is a way to choose, and nothing to be seen
+            shown = [
+                (name, {"fields": [each for each in options["fields"] if each != "regtask"]}) for name, options in shown
+            ]
+        return shown
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """An entry of the settings is known by its name: under another one it would be installed once more."""
