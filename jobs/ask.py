@@ -61,7 +61,8 @@ def run_now(schedule: PeriodicTask, actor: str) -> Run:
 def run_job(job: str, arguments: dict[str, Any], actor: str, key: str | None = None) -> tuple[Run, bool]:
     """Write down a run of a job by itself, without a schedule; returns it, and whether it is new.
 
-    Of all requests with the same key (at most 200 characters) the first makes a run, and the others are given that one.
+    Of all requests with the same key (at most 200 characters) the first makes a run, and the others are given that one,
+    whatever their arguments.
     A new run is the caller's to send for `SENDING`, then any beat's. Raises `Invalid` for what cannot be.
     """
     if key is not None and not (0 < len(key) <= LONGEST_NAME and key.isprintable()):

@@ -256,8 +256,8 @@ def _summed_up(book: _Book) -> dict[str, int]:
     log.info("%(sent)d sent, %(refused)d refused, %(in_doubt)d in doubt.", counts)
     if book.answers:
         raise PutOffError(
-            f"The mail server put {len(book.answers)} messages off ({book.answers[0][:3]}): give the schedule more"
-            " attempts and a longer retry delay; who has the message does not get it again."
+            f"The mail server put off {len(book.answers)} of the messages ({book.answers[0][:3]}): give the"
+            " schedule more attempts and a longer retry delay; who has the message does not get it again."
         )
     if book.states and not counts["sent"] and not book.rivals:
         raise NobodyReachedError(

@@ -29,13 +29,13 @@ OWN_HEADERS = frozenset(
         "chain",
         "chord",
         "compression",
-        "get",
-        "punctual_step",
+        "get",  # Celery reads headers by the method of this name
         "errbacks",
         "eta",
         "expires",
         "group",
         "group_index",
+        "held",  # `jobs.pulse` keeps what it knows of a run there
         "id",
         "ignore_result",
         "kwargs",
@@ -45,6 +45,7 @@ OWN_HEADERS = frozenset(
         "parent_id",
         "priority",
         "punctual_attempt",
+        "punctual_step",
         "replaced_task_nesting",
         "reply_to",
         "retries",

@@ -239,10 +239,11 @@ def skip(due: Sequence[datetime], reason: str) -> list[Decision]:
 
 
 def _missed_sentence(rule: Rule) -> str:
+    window = str(rule.window).removesuffix(", 0:00:00")  # 1 day
     kept = {
         CatchUp.NONE: "nothing that was missed",
-        CatchUp.LATEST: f"only the latest of what was missed in the last {rule.window}",
-        CatchUp.ALL: f"what was missed in the last {rule.window}, at most {rule.cap} of it",
+        CatchUp.LATEST: f"only the latest of what was missed in the last {window}",
+        CatchUp.ALL: f"what was missed in the last {window}, at most {rule.cap} of it",
     }
     return f"missed: no beat was running when this was due; catch-up runs {kept[rule.catch_up]}"
 

@@ -22,7 +22,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from difflib import get_close_matches
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -38,15 +37,6 @@ SAMPLES = (1_000, 50, 10)  # at most so many items stand for all of a container,
 _lock = threading.RLock()  # guards the bookkeeping of all resources; never held while foreign code runs
 _hook: Callable[[], None] | None = None  # see `before_first_use`
 _unused: Callable[[], None] | None = None  # the same, until this process has used a resource
-
-
-class UnknownResourceError(LookupError):
-    """No resource has this name. The message names one that is spelled alike, or all."""
-
-    def __init__(self, name: str, names: Iterable[str]) -> None:
-        close = get_close_matches(name, names, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(sorted(names)) or 'none'}."
-        super().__init__(f"No resource is called {name!r}. {hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,13 +287,6 @@ class Resource(Generic[T]):
 
 registry: dict[str, Resource[Any]] = {}  # all resources of this process, by name
 _parents: list[Entry[Any]] = []  # what a parent process uses; to forget it might close a connection that is in use
-
-
-def invalidate(name: str) -> None:
-    """Drop what this process holds of a resource. Raises `UnknownResourceError`."""
-    if name not in registry:
-        raise UnknownResourceError(name, registry)
-    registry[name].drop()
 
 
 def before_first_use(hook: Callable[[], None]) -> None:

@@ -13,10 +13,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from celery import Task, signals
@@ -26,7 +27,7 @@ from django.db.models.functions import Now
 
 from jobs.models import LONGEST_NAME, Holding, ResourceVersion
 from jobs.models.resources import GONE_AFTER
-from jobs.resources import Key, Resource, Tally, UnknownResourceError, before_first_use, registry
+from jobs.resources import Key, Resource, Tally, before_first_use, registry
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,6 +41,15 @@ _here = ""  # the node name of the worker that this process belongs to
 _watch: "_Watch | None" = None
 _starting = threading.Lock()
 _lent: "ContextVar[_Lent | None]" = ContextVar("lent", default=None)  # to the task that executes here
+
+
+class UnknownResourceError(LookupError):
+    """No resource has this name. The message names one that is spelled alike, or all."""
+
+    def __init__(self, name: str, names: Iterable[str]) -> None:
+        close = get_close_matches(name, names, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(sorted(names)) or 'none'}."
+        super().__init__(f"No resource is called {name!r}. {hint}")
 
 
 class ResourceTask(Task):  # type: ignore[type-arg] # generic for the type checker only

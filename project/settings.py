@@ -49,6 +49,12 @@ def positive(text: str) -> float:
     return float(text)
 
 
+def count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
@@ -79,7 +85,7 @@ def secret(text: str) -> str:
 kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "str": (str, "text"),
     "bool": (truth, "true or false"),
-    "int": (int, "a whole number"),
+    "count": (count, "a whole number above 0"),
     "float": (positive, "a number above 0"),
     "list": (words, "words with commas between them"),
     "site": (site, "the address of a site, such as https://punctual.example"),
@@ -239,7 +245,7 @@ if CELERY_RESULT_BACKEND == "django-db":
     CELERY_RESULT_BACKEND = "jobs.results:Backend"  # which masks secrets
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_RESULT_EXTENDED = True
-CELERY_RESULT_EXPIRES: int = read("int", "RESULT_EXPIRES", 3600)
+CELERY_RESULT_EXPIRES: int = read("count", "RESULT_EXPIRES", 3600)
 
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_SERIALIZER = "json"

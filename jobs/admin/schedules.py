@@ -25,11 +25,12 @@ from jobs.admin.guard import GuardedAdmin
 from jobs.arguments import model_of
 from jobs.message import find_task, message_of
 from jobs.models import Backfill, Policy, Run, Trigger
-from jobs.occurrences import Invalid
+from jobs.occurrences import Invalid, next_occurrence
 from jobs.policies import Rule, foresee
 
 SHOWN = 5  # coming due moments
 ARGUMENTS = "Arguments"
+TIMING = {*calendar.KINDS, "start_time", "expires", "enabled"}  # what decides whether there is anything to come
 # What beat counts down while a person edits: compared with what the page showed, not with what the row has now.
 COUNTED_DOWN = {"remaining_runs", "skip_next"}
 LAST_RUN = ("state", "reason", "due_at", "started_at", "finished_at")
@@ -53,6 +54,12 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
         """Not the parent's, which stumbles over deep nesting: `message_of` reads it all in clean()."""
         return str(self.cleaned_data[field])
 
+    def clean_expire_seconds(self) -> int | None:
+        seconds: int | None = self.cleaned_data["expire_seconds"]
+        if seconds == 0:
+            raise ValidationError("Give at least 1. Empty: no limit.")
+        return seconds
+
     def clean(self) -> dict[str, Any]:
         """Refuse what could never run, with the reason."""
         self.cleaned_data.setdefault("task", "")  # the parent's clean() stumbles where the field itself was refused
@@ -66,11 +73,14 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
                 return data  # they stand beside their fields
         columns = {column.name for column in PeriodicTask._meta.fields}
         schedule = PeriodicTask(**{name: data[name] for name in columns & data.keys()})
+        now = timezone.now()
         try:
-            calendar.spec_of(schedule, timezone.now())
+            spec = calendar.spec_of(schedule, now)
             message_of(schedule, Policy())
         except Invalid as error:
             raise ValidationError(str(error)) from error
+        if schedule.enabled and TIMING & set(self.changed_data) and next_occurrence(spec, now) is None:
+            raise ValidationError("It would never run: all of its time is over. Choose a later one, or disable it.")
         return data
 
 
@@ -93,6 +103,13 @@ class PolicyForm(forms.ModelForm[Policy]):
         super().__init__(*args, **kwargs)
         for name in COUNTED_DOWN & set(self.fields):
             self.fields[name].show_hidden_initial = True
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or {}
+        soft, hard = data.get("soft_time_limit"), data.get("time_limit")
+        if soft and hard and soft >= hard:
+            self.add_error("soft_time_limit", f"Give less than the time limit of {hard} s, or nobody is asked to end.")
+        return data
 
     def clean_remaining_runs(self) -> int | None:
         remaining: int | None = self.cleaned_data["remaining_runs"]
@@ -226,12 +243,10 @@ class ScheduleAdmin(GuardedAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         task = self._typed_job(request, obj)
         names = typed.names(typed.form_for(self.form, task)) if task else ["args", "kwargs"]
-        shown = [(name, {"fields": names} if name == ARGUMENTS else options) for name, options in self.fieldsets]
-        if obj and not self.has_change_permission(request, obj):  # regtask is a way to choose, and nothing to be seen
-            shown = [
-                (name, {"fields": [each for each in options["fields"] if each != "regtask"]}) for name, options in shown
-            ]
-        return shown
+        fields = {title: list(options["fields"]) for title, options in self.fieldsets} | {ARGUMENTS: names}
+        if obj and not self.has_change_permission(request, obj):
+            fields[None].remove("regtask")  # a way to choose, and nothing to be seen
+        return [(title, {"fields": shown}) for title, shown in fields.items()]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """An entry of the settings is known by its name: under another one it would be installed once more."""

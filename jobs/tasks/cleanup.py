@@ -1,7 +1,7 @@
 """How long should Punctual remember? A job that deletes what is older, on a schedule like any other.
 
 What went well is seldom asked for after a month; what did not, and why, sometimes after half a year. A run that is not
-over, and the latest of each schedule, always stay; so the ledger's answers do not change. It works in small
+over, and the latest of each schedule, always stay; so the ledger's answers do not change. Runs and files go in small
 transactions, so it may run beside everything else, be killed at any line, and go on the next day. Backups are not its
 business: `jobs.backup_database` counts its own.
 """

@@ -6,8 +6,8 @@ loaded twice, by a retry, a rescue or a backfill, leaves the same rows. What pas
 file, so both the raw answer and what was made of it can be looked at afterwards.
 
 Limits: an answer is taken whole, up to LARGEST bytes. Which rows are dropped says `jobs.rows`. A run without a
-schedule, or before whose moment none was due, has a window without a beginning: it asks from 1970 on. What is older than
-the first run of a schedule comes by a backfill.
+schedule, or before whose moment none was due, has a window without a beginning: it asks from 1970 on. What is older
+than the first run of a schedule comes by a backfill.
 """
 
 import json

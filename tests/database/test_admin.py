@@ -166,6 +166,7 @@ def test_it_changes_a_policy_and_leaves_the_next_due_moment_alone(admin_client):
         ({"headers": "[]"}, "must be a JSON object"),
         ({"args": "[" * 3000}, "not valid JSON"),
         ({"headers": '{"task": "tests.die"}'}, "belong to Celery"),
+        ({"headers": '{"held": 1}'}, "belong to Celery"),
         ({"args": '["\\u0000"]'}, "control characters"),
         ({"name": "\x00"}, "Null characters are not allowed"),
         ({"task": "\x00"}, "Need name of task"),
@@ -173,6 +174,10 @@ def test_it_changes_a_policy_and_leaves_the_next_due_moment_alone(admin_client):
         ({"interval": ""}, "exactly one"),
         ({"start_time_0": "x", "start_time_1": "y"}, "Enter a valid date"),
         ({"expire_seconds": "-1"}, "greater than or equal to 0"),
+        ({"expire_seconds": "0"}, "Give at least 1"),
+        ({"expires_0": "2020-01-01", "expires_1": "10:00"}, "It would never run"),
+        ({"expires_0": "2020-01-01", "expires_1": "10:00", "enabled": ""}, None),
+        ({"policy-0-soft_time_limit": "9", "policy-0-time_limit": "9"}, "less than the time limit of 9 s"),
         ({"priority": "999"}, "less than or equal to 255"),
         ({"policy-0-max_attempts": "0"}, "greater than or equal to 1"),
         ({"policy-0-retry_delay": "-1 00:00:00"}, "greater than or equal to"),
@@ -187,6 +192,17 @@ def test_it_refuses_what_could_never_run_with_a_sentence(admin_client, fields, s
     assert PeriodicTask.objects.filter(name="new").exists() is (sentence is None)
     if sentence:
         assert sentence in page
+
+
+def test_it_lets_a_schedule_be_edited_whose_time_is_over(admin_client):
+    past = ClockedSchedule.objects.create(clocked_time=database_now() - timedelta(days=1))
+    page = text(admin_client.post(NEW, form(clocked=past.pk, one_off="on"), follow=True))
+    assert "It would never run: all of its time is over." in page
+    over = PeriodicTask.objects.create(name="over", task="tests.nothing", clocked=past, one_off=True)
+    address = reverse("admin:django_celery_beat_periodictask_change", args=[over.pk])
+    fields = form(over, name="over", clocked=past.pk, one_off="on", description="it has run")
+    fields |= {"initial-enabled": "True"}  # what the page showed
+    assert "was changed successfully" in text(admin_client.post(address, fields, follow=True))
 
 
 @pytest.mark.parametrize(

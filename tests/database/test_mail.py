@@ -281,7 +281,7 @@ def test_it_goes_on_when_the_server_hung_up_between_two_messages(post, run):
 @pytest.mark.parametrize(("command", "answer"), [("RCPT", "450 busy"), ("DATA", "451 later"), ("RCPT", "421 going")])
 def test_it_tries_again_later_when_the_server_puts_an_address_off(post, run, command, answer):
     post.answers[command, BOB] = answer
-    with pytest.raises(mail.PutOffError, match=f"put 1 messages off \\({answer[:3]}\\)"):
+    with pytest.raises(mail.PutOffError, match=f"put off 1 of the messages \\({answer[:3]}\\)"):
         attempt(run, ADA, BOB, CAT)
     assert states() == {ADA: "sent", CAT: "sent"}
     post.answers.clear()

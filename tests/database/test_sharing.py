@@ -16,7 +16,8 @@ from django.urls import reverse
 
 from jobs import resources, sharing
 from jobs.models import Holding, Node, ResourceVersion, database_now
-from jobs.resources import Resource, Tally, UnknownResourceError
+from jobs.resources import Resource, Tally
+from jobs.sharing import UnknownResourceError
 from tests.app.tasks import borrow, inherit, lent
 from tests.database.test_admin import text
 from tests.forking import forks, in_child

@@ -17,7 +17,7 @@ import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from jobs import resources
-from jobs.resources import Resource, Tally, UnknownResourceError, before_first_use, invalidate, size_of
+from jobs.resources import Resource, Tally, before_first_use, size_of
 from tests.forking import forks, in_child
 
 DEADLINE = 10.0  # seconds after which a thread that hangs is a failure
@@ -251,7 +251,7 @@ def test_it_never_lends_what_is_closed_however_threads_push_each_other_out():
 def test_it_loads_anew_what_was_invalidated():
     resource = Resource("numbers", Loads())
     resource.get()
-    invalidate("numbers")
+    resources.registry["numbers"].drop()
     assert resource.get() == 2
 
 
@@ -259,7 +259,7 @@ def test_it_does_not_keep_what_was_invalidated_while_it_was_loaded():
     def load() -> int:
         loads.append(1)
         if len(loads) == 1:
-            invalidate("numbers")
+            resources.registry["numbers"].drop()
         return len(loads)
 
     loads: list[int] = []
@@ -348,7 +348,7 @@ def test_it_fails_no_job_over_what_cannot_be_closed(caplog):
 
     Resource("handles", Handle, close=close)
     with resources.registry["handles"].use():
-        invalidate("handles")
+        resources.registry["handles"].drop()
     assert "handles: a dropped value could not be closed." in caplog.text
     assert "broken pipe" in caplog.text
 
@@ -383,16 +383,6 @@ def test_it_refuses_what_cannot_be_kept(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         Resource("numbers", Loads(), **options)
     assert "numbers" not in resources.registry
-
-
-def test_it_names_what_is_spelled_alike_when_there_is_no_such_resource():
-    with pytest.raises(UnknownResourceError, match=r"No resource is called 'number'\. There are: none\."):
-        invalidate("number")
-    Resource("numbers", Loads())
-    with pytest.raises(UnknownResourceError, match="Did you mean 'numbers'"):
-        invalidate("number")
-    with pytest.raises(UnknownResourceError, match=r"There are: numbers\."):
-        invalidate("xyz")
 
 
 # --- processes ------------------------------------------------------------------------------------------------------

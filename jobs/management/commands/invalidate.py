@@ -7,7 +7,7 @@ from celery import current_app
 from django.core.management.base import BaseCommand, CommandError
 
 from jobs import sharing
-from jobs.resources import UnknownResourceError
+from jobs.sharing import UnknownResourceError
 
 
 class Command(BaseCommand):
@@ -18,6 +18,7 @@ class Command(BaseCommand):
 
     def handle(self, *, names: list[str], **_options: Any) -> None:
         current_app.loader.import_default_modules()  # resources are declared beside the tasks that use them
+        names = list(dict.fromkeys(names))
         try:
             sharing.invalidate(*names, by="manage.py invalidate")
         except UnknownResourceError as error:
