@@ -95,6 +95,16 @@ def test_it_takes_nothing_for_a_backup_that_lacks_a_table(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("_tidy")
+def test_it_takes_a_backup_that_was_made_after_a_table_was_emptied(tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    FeedEntry.objects.create(feed="/feed", guid="1", title="old")
+    before = backup.survey(connection)
+    FeedEntry.objects.all().delete()
+    backup.copy_to(path)
+    backup.verify(path, before)
+
+
+@pytest.mark.usefixtures("_tidy")
 def test_it_takes_nothing_for_a_backup_whose_table_has_lost_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "copy"
     backup.copy_to(path)
