@@ -52,12 +52,12 @@ def _rescue_by_step(step: Step, lost: QuerySet[Step]) -> bool:
 
 def _settle() -> int:
     """Runs that wait for nothing any more, because whoever ended their last step died on it; and the cancelled ones."""
-    over = list((steps.over() | Run.objects.carried().exclude(cancel_reason=""))[:BATCH])
-    for run in over:
-        if run.cancel_reason:
-            steps.cancel(run.id, run.attempt)
+    over, cancelled = list(steps.over()[:BATCH]), list(Run.objects.carried().exclude(cancel_reason="")[:BATCH])
+    for run in cancelled:
+        steps.cancel(run.id, run.attempt)
+    for run in over + cancelled:
         settle(run.id, run.attempt)
-    return len(over)
+    return len(over) + len(cancelled)
 
 
 def _expire(overdue: RunQuerySet) -> int:
