@@ -9,6 +9,8 @@ EMBEDDED=true must ask for SQLite and a Valkey server of our own in VAR_DIR.
 import os
 import re
 from collections.abc import Callable
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -16,6 +18,7 @@ from zoneinfo import ZoneInfo
 
 import django_stubs_ext
 import environ
+from celery.app.backends import BACKEND_ALIASES
 from django.core.exceptions import ImproperlyConfigured
 
 from project import embedded
@@ -81,6 +84,16 @@ def secret(text: str) -> str:
     return text
 
 
+def result_backend(text: str) -> str:
+    """What Celery has a name for, or a class of a module that is there."""
+    name = text.partition("://")[0].partition("+")[0]
+    known = {*BACKEND_ALIASES, *entry_points(group="celery.result_backends").names}
+    module, colon, _ = name.partition(":")
+    if name not in known and not (colon and find_spec(module)):
+        raise ValueError
+    return text
+
+
 # How each kind of value is read, and what it must be. Lower case, for Django takes capitals for a setting.
 kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "str": (str, "text"),
@@ -92,6 +105,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
     "secret": (secret, "at least 8 characters of UTF-8"),
+    "result_backend": (result_backend, "django-db, redis://host:6379/0 or another backend that Celery knows"),
     "email_url": (email_url, "like smtp+tls://user:password@host:587 (smtp+ssl://, smtp://) or consolemail://"),
 }
 
@@ -107,7 +121,7 @@ def read(kind: str, name: str, default: Any = required) -> Any:
         raise ImproperlyConfigured(f"{name} is not set. Set it (or {name}_FILE), or DEBUG=true to develop.")
     try:
         return function(text) if text else default
-    except (ValueError, LookupError, OSError, ImproperlyConfigured):
+    except (ValueError, LookupError, OSError, ImportError, ImproperlyConfigured):
         raise ImproperlyConfigured(f"{name} cannot be read: it must be {look}.") from None
 
 
@@ -240,7 +254,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 }
 
 # Results are the exception: a task opts in with ignore_result=False, and its result lives for RESULT_EXPIRES seconds.
-CELERY_RESULT_BACKEND: str = read("str", "RESULT_BACKEND", "django-db")
+CELERY_RESULT_BACKEND: str = read("result_backend", "RESULT_BACKEND", "django-db")
 if CELERY_RESULT_BACKEND == "django-db":
     CELERY_RESULT_BACKEND = "jobs.results:Backend"  # which masks secrets
 CELERY_TASK_IGNORE_RESULT = True

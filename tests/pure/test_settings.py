@@ -76,6 +76,7 @@ BAD_VALUES = {
     "DEBUG": ["maybe", "2", f"{SECRET}"],
     "HTTPS": ["ja"],
     "EMBEDDED": ["perhaps"],
+    "RESULT_BACKEND": ["foo", "django_db", "pigeon://host", "no.such.module:Backend", "celery.backends.redis"],
     "RESULT_EXPIRES": ["soon", "1.5", "0", "-5"],
     "LEASE_SECONDS": ["soon", "nan", "0", "-1"],
     "TIME_ZONE": ["Mars/Olympus", "Europe", "../../etc/passwd", "+02:00"],
