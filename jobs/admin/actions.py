@@ -178,6 +178,9 @@ def pause(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -
 @admin.action(description="Resume", permissions=["change"])
 def resume(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
     chosen = _settled(queryset.filter(policy__in=Policy.objects.paused()))
+    if not chosen.exists():
+        messages.warning(request, "None of these is paused.")
+        return
     _policies(chosen).resume()
     _report(request, chosen, "resumed")
 

@@ -241,6 +241,11 @@ def test_it_refuses_a_port_that_is_none(refused, port):
     assert refused("--port", port) == f"--port {port} is no port: choose a number from 1 to 65535.\n"
 
 
+@pytest.mark.parametrize("deadline", ["0", "-1", "nan"])
+def test_it_refuses_a_deadline_that_is_over(refused, deadline):
+    assert refused("--deadline", deadline).endswith("is over before it begins: choose a number of seconds above 0.\n")
+
+
 def test_it_refuses_a_port_in_use(refused):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

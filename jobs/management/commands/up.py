@@ -32,6 +32,8 @@ class Command(BaseCommand):
             sys.exit(f"--port {port} is no port: choose a number from 1 to 65535.")
         if until is not None and until < 1:
             sys.exit(f"--until {until} can never be reached: choose 1 or more.")
+        if not deadline > 0:
+            sys.exit(f"--deadline {deadline} is over before it begins: choose a number of seconds above 0.")
         try:
             up.run(up.Wish(port, demo, until, deadline), self.tell, describe)
         except (SupervisorError, ServerError) as error:
