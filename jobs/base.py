@@ -22,6 +22,7 @@ from celery import signals, states
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError
 from celery.utils.time import maybe_make_aware
+from celery.worker.state import revoked
 from django.core.exceptions import ValidationError
 from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connection, connections
 from django.db import Error as DatabaseError
@@ -227,6 +228,7 @@ def _on_revoked(request: Any, terminated: bool = False, expired: bool = False, *
     if (attempt := request.get(ATTEMPT_HEADER)) is not None:
         run = Run.objects.filter(id=request.id)
         if expired:  # of several messages of this attempt another may have started it
+            revoked.discard(request.id)  # or this worker would refuse a later attempt, whose message has the same id
             run.filter(attempt=attempt).move(UNSTARTED, State.CANCELLED, reason=f"cancelled: {why}")
         else:
             run.cancel(why)

@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 from celery.app.task import Context
 from celery.signals import task_revoked
+from celery.worker.state import revoked
 from django.db import IntegrityError, connection
 
 from jobs import base
@@ -127,9 +128,11 @@ def test_it_notes_any_end_of_a_process_that_woke_after_its_rescue(end, max_attem
 def test_it_gives_up_what_has_not_started_when_its_message_expires(state, attempt, left):
     run = make_run(state=state, attempt=attempt)
     request = Context({"id": str(run.id), ATTEMPT_HEADER: 1})
+    revoked.add(str(run.id))  # as Celery does before it sends the signal
     task_revoked.send(find_task(run.task), request=request, terminated=False, signum=None, expired=True)
     run.refresh_from_db()
     assert (run.state, run.cancel_reason) == (left, "")
+    assert str(run.id) not in revoked
 
 
 def test_it_keeps_the_attempt_that_did_not_end_the_run():
