@@ -18,9 +18,10 @@ from traceback import format_exception
 from typing import Any, TypeVar
 from uuid import UUID
 
+from billiard.common import terminate_handler_fired
 from celery import signals, states
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError, WorkerShutdown, WorkerTerminate
 from celery.utils.time import maybe_make_aware
 from celery.worker.state import revoked
 from django.core.exceptions import ValidationError
@@ -51,6 +52,7 @@ CHOSEN = {
 
 class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker only
     abstract = True
+    Request = "jobs.consumer:Request"
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """The start guard. Raises `Ignore` when this attempt was started, expired, cancelled or rescued before."""
@@ -199,9 +201,14 @@ def _on_postrun(task: Any, state: str | None = None, **_: Any) -> None:
         _patiently(held.retry)
     elif state in CHOSEN:
         _patiently(partial(finish.finish, held, *CHOSEN[state]))
-    elif state == states.SUCCESS and (error := sys.exception()):
-        # It passes through: what follows the task could not be sent, or its result not be kept.
+    elif state in {states.SUCCESS, None} and (error := sys.exception()) and not _ends_process(error):
+        # It passes through: no `Exception`, or what follows the task could not be sent, or what it ended with be kept.
         _patiently(partial(finish.fail, held, error, "".join(format_exception(error))))
+
+
+def _ends_process(error: BaseException) -> bool:
+    """Whether the task was interrupted because its process is to end: that is no failure of its own."""
+    return terminate_handler_fired() or isinstance(error, (WorkerShutdown, WorkerTerminate))
 
 
 def _on_child_gone(task_id: str, exception: BaseException) -> None:

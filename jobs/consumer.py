@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.request import Request as CeleryRequest
 
 log = logging.getLogger(__name__)
 
@@ -46,3 +47,14 @@ class Consumer(CeleryConsumer):
             else:
                 log.warning("The broker did not take an acknowledgement, it is asked again: %s", error)
                 self.timer.call_after(AGAIN, self.call_soon_ack, (p, logger, errors, *rest))
+
+
+class Request(CeleryRequest):
+    """A message in the worker. `jobs.base.Job` names it."""
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        """Celery's own raises the `MemoryError` of a task once more, here, and so ends the worker with all it does."""
+        exception = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps what it brings from a child
+        if isinstance(exception, MemoryError):
+            exc_info.exception = RuntimeError(f"{type(exception).__name__}: {exception}")
+        return super().on_failure(exc_info, *args, **kwargs)

@@ -9,7 +9,7 @@ import os
 from functools import cached_property, partial
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, Task, signals
 from celery.utils.imports import symbol_by_name
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
@@ -50,7 +50,10 @@ class Application(Celery):
     def _as_job(self, base: Any) -> Any:
         if base is None or issubclass(base, self.Task):
             return base or self.Task
-        return type(base.__name__, (self.Task, base), {"abstract": True, "__module__": base.__module__})
+        attributes = {"abstract": True, "__module__": base.__module__}
+        if getattr(base, "Request", Task.Request) != Task.Request:  # its own, which Job's would stand in front of
+            attributes["Request"] = base.Request
+        return type(base.__name__, (self.Task, base), attributes)
 
 
 @signals.setup_logging.connect

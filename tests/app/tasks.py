@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from asyncio import CancelledError
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -53,6 +54,13 @@ def hold_late(self: Task, path: str) -> None:
 def fail(message: str) -> None:
     """Fail with that message, in which NUL stands for the character that no database stores."""
     raise ValueError(message.replace("NUL", "\0"))
+
+
+@shared_task(name="tests.raise")
+def raise_one(name: str) -> None:
+    """Raise what is no `Exception`, or what Celery does not take for one."""
+    kinds = {kind.__name__: kind for kind in (MemoryError, SystemExit, KeyboardInterrupt, CancelledError)}
+    raise kinds[name]("bad")
 
 
 class OddError(Exception):

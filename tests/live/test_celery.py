@@ -44,6 +44,19 @@ def test_it_keeps_a_retry_that_was_asked_for_in_a_transaction(processes, eventua
     assert ["attempt 0" in run.logs.get(attempt=1).text, "attempt 1" in run.logs.get(attempt=2).text] == [True, True]
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("name", ["MemoryError", "SystemExit", "KeyboardInterrupt", "CancelledError"])
+def test_a_task_fails_whatever_it_raises_and_its_worker_goes_on(processes, eventually, name, pool):
+    worker = processes.start_worker(f"--pool={pool}")
+    run, next_one = send("tests.raise", name), send("tests.nothing")
+    eventually(lambda: over(run))
+    assert (run.state, run.attempt, run.error_class) == (State.FAILED, 1, name)
+    eventually(lambda: over(next_one))
+    later = send("tests.nothing")
+    eventually(lambda: over(later))
+    assert (next_one.state, later.state, worker.running) == (State.SUCCEEDED, State.SUCCEEDED, True)
+
+
 @pytest.mark.parametrize("task", ["tests.no_autocommit", "tests.odd_text"])
 def test_it_ends_a_run_whatever_it_did_to_its_connection_or_log(processes, eventually, path, task):
     processes.start_worker("--concurrency=1")
