@@ -18,14 +18,14 @@ from traceback import format_exception
 from typing import Any, TypeVar
 from uuid import UUID
 
-from billiard.common import terminate_handler_fired
+from billiard.common import terminate_handler_fired  # type: ignore[attr-defined] # new in billiard 4.3
 from celery import signals, states
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError, WorkerShutdown, WorkerTerminate
 from celery.utils.time import maybe_make_aware
 from celery.worker.state import revoked
 from django.core.exceptions import ValidationError
-from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connection, connections
+from django.db import DEFAULT_DB_ALIAS, Error, connection, connections
 from django.db import Error as DatabaseError
 from django.db.models import QuerySet
 from django.db.models.functions import Now
@@ -146,8 +146,8 @@ def _patiently(write: Callable[[], T]) -> T:
     while True:
         try:
             return _on_a_good_connection(write)
-        except (OperationalError, InterfaceError) as error:
-            if time.monotonic() > until:
+        except Error as error:
+            if isinstance(error, pulse.REFUSED) or time.monotonic() > until:
                 raise
             log.warning("A run waits for the ledger: %s", str(error).strip(), extra={"action": "finish"})
             time.sleep(pause)

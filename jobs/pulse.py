@@ -23,7 +23,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import soft_timeout_sighandler
 from celery._state import _task_stack  # type: ignore[attr-defined] # no public way shows what called what
 from django.conf import settings
-from django.db import Error, InterfaceError, OperationalError, connection
+from django.db import DataError, Error, IntegrityError, connection
 from django.db.models import Q
 from django.db.models.functions import Now
 
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 QUIET = 5.0  # seconds a run may last before its first pulse
 NEWS_EVERY = 1.0  # seconds between two writings of progress and log lines
+REFUSED = (DataError, IntegrityError)  # what a database will not take later, either; all else passes: read-only, locked
 FARTHEST_AHEAD = 1_000_000  # characters of log that wait for the database; of more, the oldest are dropped
 
 
@@ -169,8 +170,9 @@ def write_log(held: Held) -> None:
     try:
         if text:
             RunLog.append(held.run_id, held.attempt, text)
-    except (OperationalError, InterfaceError):
-        held.lines.appendleft(text)
+    except Error as error:
+        if not isinstance(error, REFUSED):
+            held.lines.appendleft(text)
         raise
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from django.db import connection
 from django_celery_beat.models import PeriodicTask
 from redis import Redis
 
@@ -217,3 +218,21 @@ def test_it_claims_while_the_broker_is_away_and_sends_when_it_is_back(processes,
     processes.start_beat()
     eventually(lambda: ends(Run.objects.get(schedule=schedule)), deadline=25)
     assert lines(path) == [str(Run.objects.get(schedule=schedule).id)]
+
+
+@pytest.mark.parametrize("code", ["25006", "42501"], ids=["read-only", "no rights"])
+def test_it_writes_an_end_down_when_the_database_takes_it_again(processes, eventually, path, code):
+    worker = processes.start_worker()
+    run = send("tests.hold", str(path))
+    eventually(lambda: _started(path))
+    with connection.cursor() as cursor:
+        raising = f"BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '{code}'; END"
+        cursor.execute(f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $${raising}$$")
+        cursor.execute("CREATE TRIGGER refuse BEFORE UPDATE ON jobs_run FOR EACH ROW EXECUTE FUNCTION refuse()")
+        try:
+            path.with_name(f"{path.name}.go").touch()
+            eventually(lambda: "waits for the ledger: not now" in worker.log)
+        finally:
+            cursor.execute("DROP FUNCTION refuse CASCADE")
+    eventually(lambda: ends(run))
+    assert (run.state, run.attempt) == (State.SUCCEEDED, 1)
