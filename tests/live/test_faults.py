@@ -236,3 +236,14 @@ def test_it_writes_an_end_down_when_the_database_takes_it_again(processes, event
             cursor.execute("DROP FUNCTION refuse CASCADE")
     eventually(lambda: ends(run))
     assert (run.state, run.attempt) == (State.SUCCEEDED, 1)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_run_whose_error_cannot_be_kept_as_a_result_fails_and_is_not_lost(processes, eventually, mortal_broker, pool):
+    worker = processes.start_worker(f"--pool={pool}", env={"RESULT_BACKEND": mortal_broker.address["BROKER_URL"]})
+    with Redis.from_url(mortal_broker.url) as client:
+        client.replicaof("127.0.0.1", "1")
+    run = send("tests.fail", "its own", keep_result=True)
+    eventually(lambda: ends(run))
+    assert (run.state, run.attempt, "its own" in run.error_text) == (State.FAILED, 1, True)
+    assert worker.running
