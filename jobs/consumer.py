@@ -12,6 +12,7 @@ connection. What the broker did not take in time is acknowledged again, until it
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
@@ -30,6 +31,11 @@ class Consumer(CeleryConsumer):
             super().on_connection_error_after_connected(exc)
         except Exception:
             log.debug("A lost connection could not be closed.", exc_info=True)
+
+    def cancel_active_requests(self) -> None:
+        """A pool without processes cannot end what it executes. Celery's own raises that in the middle of the task."""
+        with suppress(NotImplementedError):
+            super().cancel_active_requests()
 
     def call_soon_ack(self, p: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
         """Celery gives this a message's `ack_log_error` or `reject_log_error`, to be called where its connection is."""

@@ -247,3 +247,16 @@ def test_a_run_whose_error_cannot_be_kept_as_a_result_fails_and_is_not_lost(proc
     eventually(lambda: ends(run))
     assert (run.state, run.attempt, "its own" in run.error_text) == (State.FAILED, 1, True)
     assert worker.running
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_a_worker_that_is_to_end_at_once_lets_what_it_cannot_end_come_to_its_end(processes, eventually, path, pool):
+    worker = processes.start_worker(f"--pool={pool}")
+    run = send("tests.hold", str(path))
+    eventually(lambda: _started(path))
+    worker.expect_end()
+    worker.signal(signal.SIGQUIT)
+    eventually(lambda: "Hitting Ctrl+C again" in worker.log)
+    path.with_name(f"{path.name}.go").touch()
+    eventually(lambda: ends(run) and not worker.running)
+    assert (run.state, run.attempt, "NotImplementedError" in worker.log) == (State.SUCCEEDED, 1, False)
