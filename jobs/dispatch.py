@@ -90,15 +90,15 @@ def _refuse(run: Sendable, why: str) -> bool:
 
 
 def _mark_queued(runs: Sequence[Sendable]) -> None:
-    """Note the sending. What has started meanwhile is no longer waiting, and stays as it is."""
-    for sends, group in groupby(sorted(runs, key=_sends), key=_sends):
-        sent = Run.objects.filter(id__in=[run.id for run in group])
+    """Note the sending. What has started meanwhile, or even come to its next attempt, stays as it is."""
+    for (attempt, sends), group in groupby(sorted(runs, key=_sending), key=_sending):
+        sent = Run.objects.filter(id__in=[run.id for run in group], attempt=attempt)
         again_at = Now() + policies.patience(sends + 1)
         sent.move({State.WAITING}, State.QUEUED, queued_at=Now(), sends=F("sends") + 1, not_before=again_at)
 
 
-def _sends(run: Sendable) -> int:
-    return run.sends
+def _sending(run: Sendable) -> tuple[int, int]:
+    return run.attempt, run.sends
 
 
 def _broker_errors() -> tuple[type[BaseException], ...]:

@@ -47,6 +47,14 @@ def test_it_marks_what_it_sent_as_queued_until_its_patience_ends(redis):
     assert FIRST_PATIENCE - 5 * SECOND < run.not_before - before < FIRST_PATIENCE + 5 * SECOND
 
 
+def test_it_leaves_to_be_sent_what_came_to_its_next_attempt_meanwhile(redis):
+    run = make_run(make_schedule(), attempt=1)
+    Run.objects.filter(id=run.id).update(attempt=2)  # a worker was faster than the note of the sending
+    dispatch.send([run])
+    run.refresh_from_db()
+    assert (run.state, run.attempt, run.sends) == (State.WAITING, 2, 0)
+
+
 def test_it_sends_along_queue_priority_limits_and_headers(redis):
     options = {"headers": {"x-team": "billing"}, "time_limit": 9, "ignore_result": False, "retries": 2}
     dispatch.send([make_run(queue="slow", options=options)])
