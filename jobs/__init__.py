@@ -45,7 +45,7 @@ Capabilities:
     supervisor    keeps processes alive that belong together, and ends them together
 What runs in beat and in workers:
     base          what makes a task a job: start guard and finish
-    consumer      keeps a worker whose broker goes away
+    consumer      what must not end a worker, or leave it deaf?
     scheduler     the beat
     tasks/        the ready-made jobs
     up            all of Punctual in one terminal

@@ -17,15 +17,25 @@ from django.db import transaction
 from django.db.models import Q
 from django_celery_beat.models import PeriodicTask
 
-from jobs import bulk, files, message
+from jobs import bulk, files
 from jobs.calendar import spec_of
 from jobs.claim import NewRun, new_run
-from jobs.message import Message, check_fits, find_task, message_of
-from jobs.models import ACTIVE, LONGEST_NAME, Backfill, Policy, Run, State, StoredFile, Trigger, database_now
+from jobs.message import Message, check_fits, find_task, message_of, read
+from jobs.models import (
+    ACTIVE,
+    LONGEST_ACTOR,
+    LONGEST_NAME,
+    Backfill,
+    Policy,
+    Run,
+    State,
+    StoredFile,
+    Trigger,
+    database_now,
+)
 from jobs.occurrences import Invalid, occurrences
 
 MOST_BACKFILLED = 10_000  # due moments
-LONGEST_ACTOR = 150  # characters
 _INSTANT = timedelta.resolution
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -62,8 +72,8 @@ def run_job(job: str, arguments: dict[str, Any], actor: str, key: str | None = N
     """Write down a run of a job by itself, without a schedule; returns it, and whether it is new.
 
     Of all requests with the same key (at most 200 characters) the first makes a run, and the others are given that one,
-    whatever their arguments.
-    A new run is the caller's to send for `SENDING`, then any beat's. Raises `Invalid` for what cannot be.
+    whatever their arguments. A new run is the caller's to send for `SENDING`, then any beat's. Raises `Invalid` for
+    what cannot be.
     """
     if key is not None and not (0 < len(key) <= LONGEST_NAME and key.isprintable()):
         raise Invalid(f"The key of a request is text of at most {LONGEST_NAME} characters, all printable.")
@@ -179,4 +189,4 @@ def _storable(arguments: dict[str, Any]) -> dict[str, Any]:
         text = json.dumps(arguments)
     except (TypeError, ValueError, RecursionError) as error:
         raise Invalid(f"The arguments are not plain JSON: {error}.") from error
-    return dict(message.read(text, "The arguments", dict))
+    return dict(read(text, "The arguments", dict))

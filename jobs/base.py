@@ -25,7 +25,7 @@ from celery.exceptions import Ignore, TimeLimitExceeded, WorkerLostError, Worker
 from celery.utils.time import maybe_make_aware
 from celery.worker.state import revoked
 from django.core.exceptions import ValidationError
-from django.db import DEFAULT_DB_ALIAS, Error, connection, connections
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 from django.db import Error as DatabaseError
 from django.db.models import QuerySet
 from django.db.models.functions import Now
@@ -146,7 +146,7 @@ def _patiently(write: Callable[[], T]) -> T:
     while True:
         try:
             return _on_a_good_connection(write)
-        except Error as error:
+        except DatabaseError as error:
             if isinstance(error, pulse.REFUSED) or time.monotonic() > until:
                 raise
             log.warning("A run waits for the ledger: %s", str(error).strip(), extra={"action": "finish"})

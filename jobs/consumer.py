@@ -1,13 +1,12 @@
-"""What does a worker do when its broker goes away under it? It connects again, and takes messages again.
+"""What must not end a worker, or leave it deaf? Celery's consumer and request, mended where they let that happen.
 
-Celery's consumer does so, too, but for three cases (Celery and kombu 5.7 with Redis). A message was in hand that no
-process had begun: it gives the connection up, wants to give the message back over it, and an AttributeError ends the
-worker. A message is acknowledged when its connection has been replaced: another AttributeError ends the worker. An
-acknowledgement takes too long: it is given up, and its message counts as in hand for ever; with as many of them as it
-may hold, the worker lives on and takes no other.
+Its one rule: all but the mended line is Celery's own. In Celery and kombu 5.7, with Redis, a worker ends by an
+AttributeError when its broker goes away while it holds a message that no process has begun, or when it acknowledges one
+over a connection that was replaced; and by the MemoryError of a task. It takes no more messages once as many as it may
+hold could not be acknowledged in time.
 
-Here what cannot be closed is left behind, for the ledger knows what was in hand; and so is a message of a former
-connection. What the broker did not take in time is acknowledged again, until it does.
+Limit: what cannot be closed or acknowledged is left behind. The ledger knows what was in hand; a plain task's message
+comes again, or is lost, as it is with Celery.
 """
 
 import logging
@@ -29,7 +28,7 @@ class Consumer(CeleryConsumer):
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         try:
             super().on_connection_error_after_connected(exc)
-        except Exception:
+        except Exception:  # whatever it is, the connection is lost anyway and a new one comes next
             log.debug("A lost connection could not be closed.", exc_info=True)
 
     def cancel_active_requests(self) -> None:

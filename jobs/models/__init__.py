@@ -7,6 +7,7 @@ from jobs.models.resources import Holding, ResourceVersion
 from jobs.models.runs import (
     ACTIVE,
     ENDED_BY_ITSELF,
+    LONGEST_ACTOR,
     LONGEST_ERROR_TEXT,
     LONGEST_NAME,
     SENDING,
@@ -31,6 +32,7 @@ __all__ = [
     "ACTIVE",
     "CATCH_UP_CHOICES",
     "ENDED_BY_ITSELF",
+    "LONGEST_ACTOR",
     "LONGEST_ADDRESS",
     "LONGEST_ERROR_TEXT",
     "LONGEST_NAME",

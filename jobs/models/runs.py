@@ -25,6 +25,7 @@ from jobs.prepared import Update
 
 # How long a sender has a run to itself; after this the outbox offers it again.
 SENDING = timedelta(seconds=5)
+LONGEST_ACTOR = 150  # characters; as Django names users
 LONGEST_NAME = 200  # characters
 LONGEST_ERROR_TEXT = 20_000  # characters; the end of a traceback says most
 LONGEST_LOG = 100_000  # characters of each attempt; the latest are kept
@@ -184,7 +185,7 @@ class Run(models.Model):
     key = models.CharField(
         max_length=LONGEST_NAME, null=True, help_text="Of requests with the same key only the first makes a run."
     )
-    actor = models.CharField(max_length=150, blank=True, help_text="Who asked for it, where a person did.")
+    actor = models.CharField(max_length=LONGEST_ACTOR, blank=True, help_text="Who asked for it, where a person did.")
     backfill = models.ForeignKey("jobs.Backfill", models.SET_NULL, null=True, related_name="runs", db_index=False)
     parent = models.ForeignKey(
         "self", models.SET_NULL, null=True, db_index=False, help_text="The run that this one repeats."

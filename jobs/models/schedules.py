@@ -11,7 +11,7 @@ from django.db.models.functions import Coalesce, Now
 from django_celery_beat.models import PeriodicTask
 
 from jobs import policies
-from jobs.models.runs import ENDED_BY_ITSELF, Run, State, Trigger
+from jobs.models.runs import ENDED_BY_ITSELF, LONGEST_ACTOR, Run, State, Trigger
 
 LONGEST = timedelta(days=3650)  # of any length of time in a policy
 
@@ -232,7 +232,7 @@ class Backfill(models.Model):
         validators=[MinValueValidator(1), MaxValueValidator(1000)],
         help_text="How many of its runs may be under way at the same time.",
     )
-    actor = models.CharField(max_length=150)
+    actor = models.CharField(max_length=LONGEST_ACTOR)
     created_at = models.DateTimeField(db_default=Now())
 
     def __str__(self) -> str:

@@ -156,6 +156,12 @@ def test_it_switches_a_limited_schedule_off_with_its_last_run():
     assert claim_all() == []
 
 
+def test_it_counts_no_run_by_hand_as_one_of_a_limited_schedule():
+    schedule = make_schedule(policy={"remaining_runs": 2})
+    ask.run_now(schedule, actor="ada")
+    assert Policy.objects.get().remaining_runs == 2
+
+
 def test_it_skips_the_next_moments_by_hand():
     schedule = make_schedule(policy={"skip_next": 2})
     for expected in (0, 0, 1):
