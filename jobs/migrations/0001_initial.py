@@ -4,8 +4,6 @@ import datetime
 import django.core.validators
 import django.db.models.deletion
 import django.db.models.functions.datetime
-import jobs.models
-import jobs.policies
 from django.db import migrations, models
 
 
@@ -43,8 +41,8 @@ class Migration(migrations.Migration):
                 ('fingerprint', models.TextField(default='', editable=False, help_text='What next_due_at was computed from.')),
                 ('stretch', models.UUIDField(editable=False, help_text='The row of the moments that were skipped last, while they are.', null=True)),
                 ('invalid_reason', models.TextField(default='', editable=False, help_text='Why this schedule cannot run; empty: it can.')),
-                ('overlap', models.CharField(choices=[(jobs.policies.Overlap['SKIP'], 'skip the new run'), (jobs.policies.Overlap['ALLOW'], 'run them side by side')], default=jobs.policies.Overlap['SKIP'], help_text='What to do when it is due while an earlier run is not over.', max_length=20)),
-                ('catch_up', models.CharField(choices=[(jobs.policies.CatchUp['NONE'], 'run none of them'), (jobs.policies.CatchUp['LATEST'], 'run the latest one'), (jobs.policies.CatchUp['ALL'], 'run all of them')], default=jobs.policies.CatchUp['LATEST'], help_text='What to do with moments that were missed while nothing was running.', max_length=20)),
+                ('overlap', models.CharField(choices=[('skip', 'skip the new run'), ('allow', 'run them side by side')], default='skip', help_text='What to do when it is due while an earlier run is not over.', max_length=20)),
+                ('catch_up', models.CharField(choices=[('none', 'run none of them'), ('latest', 'run the latest one'), ('all', 'run all of them')], default='latest', help_text='What to do with moments that were missed while nothing was running.', max_length=20)),
                 ('catch_up_window', models.DurationField(default=datetime.timedelta(days=1), help_text='Moments missed longer ago than this are not caught up (days hh:mm:ss).', validators=[django.core.validators.MinValueValidator(datetime.timedelta(0))])),
                 ('max_attempts', models.PositiveSmallIntegerField(default=1, help_text='How often a run is tried in all when it fails.', validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(100)])),
                 ('retry_delay', models.DurationField(default=datetime.timedelta(seconds=30), help_text='How long to wait before the second attempt (hh:mm:ss); doubles with each further one.', validators=[django.core.validators.MinValueValidator(datetime.timedelta(0))])),
@@ -60,7 +58,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name='Run',
             fields=[
-                ('id', models.UUIDField(default=jobs.models.new_run_id, editable=False, primary_key=True, serialize=False)),
+                ('id', models.UUIDField(editable=False, primary_key=True, serialize=False)),
                 ('schedule_name', models.CharField(max_length=200)),
                 ('task', models.CharField(max_length=200)),
                 ('args', models.JSONField(default=list)),

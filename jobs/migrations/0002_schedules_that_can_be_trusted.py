@@ -4,7 +4,6 @@ import datetime
 import django.core.validators
 import django.db.models.deletion
 import django.db.models.functions.datetime
-import jobs.policies
 import uuid
 from django.db import migrations, models
 
@@ -67,7 +66,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='policy',
             name='pause_catch_up',
-            field=models.CharField(choices=[('none', 'run none of them'), ('latest', 'run the latest one'), ('all', 'run all of them')], default=jobs.policies.CatchUp['NONE'], editable=False, max_length=20),
+            field=models.CharField(choices=[('none', 'run none of them'), ('latest', 'run the latest one'), ('all', 'run all of them')], default='none', editable=False, max_length=20),
         ),
         migrations.AddField(
             model_name='policy',
@@ -117,7 +116,7 @@ class Migration(migrations.Migration):
         migrations.AlterField(
             model_name='policy',
             name='overlap',
-            field=models.CharField(choices=[(jobs.policies.Overlap['SKIP'], 'skip the new run'), (jobs.policies.Overlap['QUEUE_ONE'], 'let one wait for the end of the earlier run'), (jobs.policies.Overlap['ALLOW'], 'run them side by side'), (jobs.policies.Overlap['CANCEL_PREVIOUS'], 'cancel the earlier run')], default=jobs.policies.Overlap['SKIP'], help_text='What to do when it is due while an earlier run is not over.', max_length=20),
+            field=models.CharField(choices=[('skip', 'skip the new run'), ('queue_one', 'let one wait for the end of the earlier run'), ('allow', 'run them side by side'), ('cancel_previous', 'cancel the earlier run')], default='skip', help_text='What to do when it is due while an earlier run is not over.', max_length=20),
         ),
         migrations.AlterField(
             model_name='run',

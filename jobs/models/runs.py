@@ -51,6 +51,17 @@ def new_run_id() -> UUID:
     return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | secrets.randbits(62))
 
 
+class RunIdField(models.UUIDField):  # type: ignore[type-arg] # generic for the type checker only
+    """A UUID from `new_run_id` unless another is given. Migrations know it as Django's own field, without a default."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"default": new_run_id, **options})
+
+    def deconstruct(self) -> Any:
+        name, _, args, options = super().deconstruct()
+        return name, "django.db.models.UUIDField", args, {key: options[key] for key in options.keys() - {"default"}}
+
+
 def lease() -> timedelta:
     """How long an executing process owns its run without a sign of life."""
     return timedelta(seconds=settings.LEASE_SECONDS)
@@ -171,7 +182,7 @@ _START, _SUCCEED = Update(_starting), Update(_succeeding)
 class Run(models.Model):
     """One occurrence, or one request, and its whole life. Its id is the id of its Celery task."""
 
-    id = models.UUIDField(primary_key=True, default=new_run_id, editable=False)
+    id = RunIdField(primary_key=True, editable=False)
     schedule = models.ForeignKey(PeriodicTask, models.SET_NULL, null=True, related_name="runs", db_index=False)
     schedule_name = models.CharField(max_length=LONGEST_NAME)
     task = models.CharField(max_length=LONGEST_NAME)

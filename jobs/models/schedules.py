@@ -105,18 +105,18 @@ class Policy(models.Model):
     overlap = models.CharField(
         max_length=20,
         choices=[
-            (policies.Overlap.SKIP, "skip the new run"),
-            (policies.Overlap.QUEUE_ONE, "let one wait for the end of the earlier run"),
-            (policies.Overlap.ALLOW, "run them side by side"),
-            (policies.Overlap.CANCEL_PREVIOUS, "cancel the earlier run"),
+            (policies.Overlap.SKIP.value, "skip the new run"),
+            (policies.Overlap.QUEUE_ONE.value, "let one wait for the end of the earlier run"),
+            (policies.Overlap.ALLOW.value, "run them side by side"),
+            (policies.Overlap.CANCEL_PREVIOUS.value, "cancel the earlier run"),
         ],
-        default=policies.Overlap.SKIP,
+        default=policies.Overlap.SKIP.value,
         help_text="What to do when it is due while an earlier run is not over.",
     )
     catch_up = models.CharField(
         max_length=20,
         choices=CATCH_UP_CHOICES,
-        default=policies.CatchUp.LATEST,
+        default=policies.CatchUp.LATEST.value,
         help_text="What to do with moments that were missed while nothing was running.",
     )
     catch_up_window = models.DurationField(
@@ -152,7 +152,7 @@ class Policy(models.Model):
     paused_by = models.CharField(max_length=150, editable=False, default="")
     pause_reason = models.CharField(max_length=500, editable=False, default="")
     pause_catch_up = models.CharField(
-        max_length=20, editable=False, choices=CATCH_UP_CHOICES, default=policies.CatchUp.NONE
+        max_length=20, editable=False, choices=CATCH_UP_CHOICES, default=policies.CatchUp.NONE.value
     )
     max_attempts = models.PositiveSmallIntegerField(
         default=1,
