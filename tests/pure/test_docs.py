@@ -1,9 +1,8 @@
-"""The documents say what the code does: every setting, command, job, state and module stands in them, and no other."""
+"""The documents say what the code does: every setting, command, job and state stands in them, and no other."""
 
 import re
 from pathlib import Path
 
-import jobs
 from jobs.models import TRANSITIONS, State
 from project.celery import app
 
@@ -57,14 +56,6 @@ def test_it_names_a_test_for_every_invariant():
     assert [name for name, _ in rows] == [f"I{number}" for number in range(1, 10)]
     for _, paths in rows:
         assert all((ROOT / path).is_file() for path in paths.split(", "))
-
-
-def test_it_maps_every_module():
-    modules = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "apps"}
-    packages = {f"{path.parent.name}/" for path in (ROOT / "jobs").glob("*/__init__.py")} - {"migrations/"}
-    mapped = {name for line in jobs.__doc__.splitlines() if (name := re.match(r"    ([\w/]+)  ", line))}
-    assert {name[1] for name in mapped} == modules | packages
-    assert first_cells(ARCHITECTURE, "Map") - {"project/settings.py"} == modules | packages
 
 
 def test_it_shows_workflows_as_the_tests_run_them():

@@ -1,14 +1,14 @@
 """Does the repository keep its shape: what lies where, what is locked, and which module may know which?
 
-What counts is what a commit would hold. Adding a module means giving it a place in LAYERS; that is the point.
+What counts is what git tracks: other files may lie in the folder. The order of the rooms stands in `jobs/__init__.py`.
 """
 
 import ast
 import os
 import re
 import subprocess
-from fnmatch import fnmatchcase
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -25,41 +25,7 @@ FILES_AT_THE_TOP = (
 FOLDERS_AT_THE_TOP = {"project", "jobs", "templates", "tests", ".ci"}
 MAY_COME = {"benchmarks", "docs"}
 
-# From the ground up. A module imports from layers below its own only, and a package may import its own members.
-LAYERS = [
-    # Pure: decisions and calculations. No Django.
-    {"jobs.occurrences", "jobs.policies", "jobs.resources", "jobs.rows"},
-    # Data, and the ways to the outside world that know nothing of it.
-    {"jobs.prepared", "jobs.mapped", "jobs.secrets", "jobs.arguments", "jobs.backup"}
-    | {"jobs.smtp", "jobs.documents", "jobs.images"},
-    {"jobs.models.runs", "jobs.models.nodes", "jobs.models.catalogue"},
-    {"jobs.models.schedules", "jobs.models.steps", "jobs.models.resources", "jobs.models.measurements"},
-    {"jobs.models", "jobs.bulk", "jobs.http", "project.cache", "project.embedded"},
-    {"jobs.caching"},
-    # What a schedule means.
-    {"jobs.calendar", "jobs.message"},
-    # What is done to the ledger, and to processes.
-    {"jobs.claim", "jobs.envelope", "jobs.pulse", "jobs.entries"}
-    | {"jobs.nodes", "jobs.retention", "jobs.sharing", "jobs.statistics"}
-    | {"jobs.demo", "jobs.supervisor"},
-    # What is done with runs that are written down, and with their steps.
-    {"jobs.logs", "jobs.files"},
-    {"jobs.ask", "jobs.dispatch", "jobs.release", "jobs.steps", "jobs.current"} | {"jobs.results"},
-    {"jobs.finish", "jobs.mail", "jobs.queries"},
-    {"jobs.rescue"},
-    # What runs: in beat, in workers, and all of it in one terminal.
-    {"jobs.base", "jobs.scheduler", "jobs.consumer", "jobs.tasks", "jobs.tasks.*", "jobs.up"},
-    # The admin's parts.
-    {"jobs.admin.display"},
-    {"jobs.admin.guard", "jobs.admin.typed"},
-    {"jobs.admin.actions"},
-    # Doors: parse, call one function, render.
-    {"jobs.admin.runs", "jobs.admin.schedules", "jobs.admin.files", "jobs.admin.resources", "jobs.views"}
-    | {"jobs.admin.catalogue"},
-    {"jobs", "jobs.admin", "jobs.apps"}
-    | {"jobs.management.*", "project", "project.settings", "project.celery", "project.health"}
-    | {"project.urls", "project.wsgi", "project.asgi"},
-]
+PURE = {"jobs.occurrences", "jobs.policies", "jobs.resources", "jobs.rows"}
 NOT_PURE = {"django", "django_celery_beat", "django_celery_results", "environ", "kombu", "project", "psycopg", "redis"}
 
 # Written in pieces, or this file would be its own first find.
@@ -68,9 +34,9 @@ MACHINE_PATHS = re.compile(r"(?<![\w.}>-])/(?:" + "|".join(["work", "root", "hom
 
 @cache
 def files() -> tuple[str, ...]:
-    """Every file that a commit of everything would hold."""
+    """Every file that git tracks and that is there."""
     git = ["git", "-c", "safe.directory=*", "-C", str(ROOT)]
-    listing = [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = [*git, "ls-files", "-z", "--cached"]
     try:
         top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout
         listed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
@@ -105,16 +71,13 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def test_it_gives_a_place_to_no_module_that_does_not_exist():
-    named = {name for layer in LAYERS for name in layer if not name.endswith("*")}
-    assert named - modules().keys() <= {"project"}
+def rooms() -> list[str]:
+    """The rooms of the app, from the top down, as its docstring lists them."""
+    return re.findall(r"^    (\w+)/?  ", (ROOT / "jobs" / "__init__.py").read_text(), flags=re.MULTILINE)
 
 
-def layer_of(module: str) -> int:
-    for height, layer in enumerate(LAYERS):
-        if any(fnmatchcase(module, pattern) for pattern in layer):
-            return height
-    raise AssertionError(f"{module} has no place in LAYERS: give it one, below all that import it.")
+def room_of(module: str) -> str:
+    return module.split(".")[1]
 
 
 def test_it_holds_at_the_top_what_was_agreed():
@@ -171,33 +134,25 @@ def versions(name: str) -> dict[str, str]:
     return {normalised(line): line.split("==")[1].split()[0] for line in requirements(name)}
 
 
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_it_imports_downwards_only(module):
-    height = layer_of(module)
+def test_it_gives_every_module_a_room_and_names_no_other():
+    assert sorted(rooms()) == sorted({room_of(module) for module in modules() if module.startswith("jobs.")} - {"apps"})
+
+
+@pytest.mark.parametrize("module", sorted(module for module in modules() if module.startswith("jobs.")))
+def test_it_imports_from_the_same_room_or_those_above(module):
+    order = [*rooms(), "apps"]
     for imported in imports_of(modules()[module]):
-        if imported.partition(".")[0] in {"jobs", "project"} and not imported.startswith(f"{module}."):
-            assert layer_of(imported) < height, f"{module} imports {imported}, which does not lie below it."
+        if imported.startswith("jobs."):
+            assert order.index(room_of(imported)) <= order.index(room_of(module)), f"{module} imports {imported}."
 
 
-def test_it_maps_every_module_in_the_docstring_of_the_app():
-    mapped = set(re.findall(r"^    (\w+)/?  ", (ROOT / "jobs" / "__init__.py").read_text(), flags=re.MULTILINE))
-    assert mapped == {module.split(".")[1] for module in modules() if module.startswith("jobs.")} - {"apps"}
+def test_it_has_no_circle_of_imports():
+    known = modules().keys()
+    graph = {module: imports_of(path) & known - {module} for module, path in modules().items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
 
 
-@pytest.mark.parametrize(
-    ("path", "place"), [("jobs/__init__.py", r"^    (\w+)/?  "), ("ARCHITECTURE.md", r"^\| `(\w+)/?`")]
-)
-def test_it_maps_the_modules_from_the_ground_up(path, place):
-    order = re.findall(place, (ROOT / path).read_text(), flags=re.MULTILINE)
-    for module, source in modules().items():
-        mine = module.partition(".")[2].partition(".")[0]
-        for imported in imports_of(source) if mine in order else ():
-            other = imported.partition(".")[2].partition(".")[0] if imported.startswith("jobs.") else ""
-            if other in order:
-                assert order.index(other) <= order.index(mine), f"{path} lists {other} after {mine}, which imports it."
-
-
-@pytest.mark.parametrize("module", sorted(set(modules()) & LAYERS[0]))
+@pytest.mark.parametrize("module", sorted(modules().keys() & PURE))
 def test_it_keeps_pure_modules_pure(module):
     roots = {imported.partition(".")[0] for imported in imports_of(modules()[module])}
     assert not roots & (NOT_PURE | {"jobs"})
