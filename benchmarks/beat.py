@@ -21,12 +21,12 @@ from django_celery_beat.schedulers import DatabaseScheduler
 
 from benchmarks.figures import OURS, Figures
 from benchmarks.ground import POLL, Ground, cpu, memory, wait_for
-from jobs import calendar
+from jobs.beat.scheduler import Scheduler
 from jobs.models import Policy, database_now
-from jobs.scheduler import Scheduler
+from jobs.schedules import calendar
 
 TWO, STOCK = "Punctual, two beats", "django-celery-beat"
-SCHEDULERS = {OURS: "jobs.scheduler:Scheduler", STOCK: "django_celery_beat.schedulers:DatabaseScheduler"}
+SCHEDULERS = {OURS: "jobs.beat.scheduler:Scheduler", STOCK: "django_celery_beat.schedulers:DatabaseScheduler"}
 QUEUE, PULSE, EDITED = "celery", "pulse", "edited"  # of the broker: the burst's, of a sign of life, of an edit
 EDITED_EVERY = 1  # second
 

@@ -16,7 +16,8 @@ from django_celery_results.models import TaskResult
 
 from benchmarks.figures import OURS, Figures
 from benchmarks.ground import Ground, cpu, wait_for
-from jobs import ask, dispatch
+from jobs.ledger import requests
+from jobs.messages import dispatch
 from jobs.models import ACTIVE, Run, State
 
 QUEUE = "celery"
@@ -65,7 +66,7 @@ class FanOut:
         self._figures.note("numbers checked", who, "worker's CPU µs each", used / items * 1e6)
 
     def _run(self, items: int, chunk: int) -> int:
-        run, _ = ask.run_job("jobs.fan_out", {"items": items, "chunk": chunk}, "bench")
+        run, _ = requests.run_job("jobs.fan_out", {"items": items, "chunk": chunk}, "bench")
         dispatch.send([run])
         wait_for(lambda: not Run.objects.filter(id=run.id, state__in=ACTIVE).exists(), PATIENCE)
         run.refresh_from_db()

@@ -14,8 +14,8 @@ import redis
 from celery import shared_task
 from django.conf import settings
 
-from jobs.mapped import MappedResource
-from jobs.resources import Resource
+from jobs.cache.mapped import MappedResource
+from jobs.cache.resources import Resource
 
 Row = tuple[float, int, bytes]
 

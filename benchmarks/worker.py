@@ -17,10 +17,10 @@ from django_celery_results.models import TaskResult
 
 from benchmarks.figures import OURS, Figures
 from benchmarks.ground import Ground, wait_for
-from jobs import bulk, dispatch
-from jobs.claim import new_run
-from jobs.message import Message
-from jobs.models import Run, State, database_now
+from jobs.beat.claim import new_run
+from jobs.messages import dispatch
+from jobs.messages.message import Message
+from jobs.models import Run, State, bulk, database_now
 
 BARE, RESULTS, PLAIN = "Celery without history", "django-celery-results", "delay() beside Punctual"
 QUEUE = "celery"

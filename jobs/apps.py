@@ -9,10 +9,12 @@ class JobsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from jobs import base, calendar, nodes, sharing, statistics
+        from jobs.monitoring import nodes, statistics
+        from jobs.schedules import calendar
+        from jobs.worker import resources, task
 
-        base.connect()
+        task.connect()
         calendar.connect()
         nodes.connect()
-        sharing.connect()
+        resources.connect()
         statistics.connect()

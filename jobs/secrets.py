@@ -1,10 +1,10 @@
-"""How does a job use what nobody may read? Its arguments name a secret, and only the worker puts the value in.
+"""How do secrets get into jobs, and stay out of texts? Arguments name a secret, and only the worker puts the value in.
 
     {"headers": {"Authorization": "Bearer secret:BILLING_TOKEN"}}
 
 The value of `secret:BILLING_TOKEN` is that of the variable JOB_SECRET_BILLING_TOKEN (or of the file that
 JOB_SECRET_BILLING_TOKEN_FILE names). Its one rule: values are revealed where they are used, and never stored.
-Schedules, runs and messages hold the name; `jobs.logs` masks the value wherever a job logs it or fails with it. What
+Schedules, runs and messages hold the name; `mask` hides the value wherever a job logs it or fails with it. What
 a job returns or writes elsewhere is its own to keep clean.
 """
 
@@ -16,7 +16,7 @@ _NAMED = re.compile(r"\bsecret:([A-Za-z][A-Za-z0-9_]*)")
 
 
 class UnknownNameError(LookupError):
-    """There is no such secret. The message says how to give it; the name holds no word that `jobs.logs` masks after."""
+    """There is no such secret. The message says how to give it, and passes through `mask` unharmed."""
 
 
 def reveal(text: str) -> str:

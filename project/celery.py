@@ -1,7 +1,7 @@
 """The Celery application: every task of every installed app is a job, with nothing to import.
 
-Its one rule: whatever base class a task names, `jobs.base.Job` stands in front of it, so the start guard cannot be
-lost by a subclass that forgets to call its parent.
+Its one rule: whatever base class a task names, `jobs.worker.task.Job` stands in front of it, so the start guard cannot
+be lost by a subclass that forgets to call its parent.
 """
 
 import logging.config
@@ -17,7 +17,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
 class Application(Celery):
     # Resolved by name when the first task is made: Django is not ready when this module is imported.
-    task_cls = "jobs.base:Job"
+    task_cls = "jobs.worker.task:Job"
 
     def _task_from_fun(  # type: ignore[override] # what it does not read, it passes on
         self, fun: Any, name: str | None = None, base: Any = None, **options: Any
@@ -34,14 +34,15 @@ class Application(Celery):
 
     @cached_property
     def AsyncResult(self) -> Any:  # noqa: N802 - Celery's name
-        return self.subclass_with_self(symbol_by_name("jobs.results:Result"))
+        return self.subclass_with_self(symbol_by_name("jobs.worker.results:Result"))
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         """What a task of a run publishes is a step of that run; the members of a chord keep their results for it."""
         if options.get("chord") is not None:
             options["ignore_result"] = False
         if self.current_worker_task:
-            from jobs import pulse, steps  # late: models cannot be imported with this module
+            from jobs.ledger import steps  # late: models cannot be imported with this module
+            from jobs.worker import pulse  # late: models cannot be imported with this module
 
             if parent := pulse.holder():
                 return steps.send(partial(super().send_task, name, *args), parent.request, name, options)

@@ -21,7 +21,7 @@ import environ
 from celery.app.backends import BACKEND_ALIASES
 from django.core.exceptions import ImproperlyConfigured
 
-from project import embedded
+from jobs.local import embedded
 
 django_stubs_ext.monkeypatch()  # lets Django's generic classes name their model, which the type checker needs
 
@@ -256,7 +256,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 # Results are the exception: a task opts in with ignore_result=False, and its result lives for RESULT_EXPIRES seconds.
 CELERY_RESULT_BACKEND: str = read("result_backend", "RESULT_BACKEND", "django-db")
 if CELERY_RESULT_BACKEND == "django-db":
-    CELERY_RESULT_BACKEND = "jobs.results:Backend"  # which masks secrets
+    CELERY_RESULT_BACKEND = "jobs.worker.results:Backend"  # which masks secrets
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_RESULT_EXTENDED = True
 CELERY_RESULT_EXPIRES: int = read("count", "RESULT_EXPIRES", 3600)
@@ -264,8 +264,8 @@ CELERY_RESULT_EXPIRES: int = read("count", "RESULT_EXPIRES", 3600)
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_SERIALIZER = "json"
 CELERY_RESULT_SERIALIZER = "json"
-CELERY_BEAT_SCHEDULER = "jobs.scheduler:Scheduler"
-CELERY_WORKER_CONSUMER = "jobs.consumer:Consumer"
+CELERY_BEAT_SCHEDULER = "jobs.beat.scheduler:Scheduler"
+CELERY_WORKER_CONSUMER = "jobs.worker.consumer:Consumer"
 # The ledger, not the broker, remembers what a worker holds: acknowledge early, fetch little.
 CELERY_TASK_ACKS_LATE = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
@@ -293,7 +293,7 @@ STEP_PATIENCE_SECONDS: float = read("float", "STEP_PATIENCE_SECONDS", 3600.0)
 CACHE_URL = _checked("CACHE_URL", read("str", "CACHE_URL", REDIS_URL))
 CACHES = {
     "default": {
-        "BACKEND": "project.cache.Cache",
+        "BACKEND": "jobs.cache.backend.Cache",
         "LOCATION": [CACHE_URL],  # a list, or Django would cut the address at its commas
         "KEY_PREFIX": "punctual",
     }
@@ -383,11 +383,11 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "line": {"()": "jobs.logs.Formatter", "format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+        "line": {"()": "jobs.worker.logs.Formatter", "format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
     },
     "handlers": {
         "console": {"class": "logging.StreamHandler", "formatter": "line"},
-        "run": {"class": "jobs.logs.RunHandler", "formatter": "line"},
+        "run": {"class": "jobs.worker.logs.RunHandler", "formatter": "line"},
     },
     "root": {"handlers": ["console", "run"], "level": LOG_LEVEL},
 }

@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import path
 from django.views.generic import RedirectView
 
-from jobs import views
+from jobs.web import views
 
 admin.site.site_header = admin.site.site_title = "Punctual"
 admin.site.index_title = "Schedules and runs"

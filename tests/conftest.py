@@ -62,7 +62,7 @@ def redis(redis_server: redis_client.Redis) -> redis_client.Redis:
 @pytest.fixture
 def frozen_broker(redis: redis_client.Redis) -> Iterator[None]:
     """The run's Redis accepts connections and answers nothing, until the test is over."""
-    from jobs import caching  # late: the environment must stand first
+    from jobs.cache import shared  # late: the environment must stand first
 
     process = redis.info("server")["process_id"]
     try:
@@ -71,7 +71,7 @@ def frozen_broker(redis: redis_client.Redis) -> Iterator[None]:
         pytest.skip("The Redis named by TEST_REDIS_URL is not this run's own, to be stopped at will.")
     yield
     os.kill(process, signal.SIGCONT)
-    caching._back_at = 0.0  # or the next tests would be told that it is away
+    shared._back_at = 0.0  # or the next tests would be told that it is away
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def mortal_broker(servers: Servers) -> Iterator[MortalBroker]:
 @pytest.fixture(scope="session", autouse=True)
 def _tasks() -> None:
     """Known from the start: Celery sets logging up once more as it looks for them, and pytest would hear no more."""
-    from jobs.message import find_task  # late: models cannot be imported yet
+    from jobs.messages.message import find_task  # late: models cannot be imported yet
 
     find_task("")
 

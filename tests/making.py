@@ -11,10 +11,13 @@ from uuid import uuid4
 from celery._state import _task_stack
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from jobs import ask, calendar, dispatch, pulse
-from jobs.message import find_task
+from jobs.ledger import requests
+from jobs.messages import dispatch
+from jobs.messages.message import find_task
 from jobs.models import ACTIVE, Policy, Run, State, database_now
-from jobs.occurrences import as_text
+from jobs.rules.occurrences import as_text
+from jobs.schedules import calendar
+from jobs.worker import pulse
 
 
 def make_schedule(name: str = "it", task: str = "tests.nothing", **options: Any) -> PeriodicTask:
@@ -60,7 +63,7 @@ def make_run(schedule: PeriodicTask | None = None, state: State = State.WAITING,
 def send(task: str, *args: object, **policy: object) -> Run:
     """A run of a schedule of its own, handed to the broker."""
     schedule = make_schedule(f"{task} {uuid4()}", task=task, args=list(args), policy=policy)
-    run = ask.run_now(schedule, actor="ada")
+    run = requests.run_now(schedule, actor="ada")
     dispatch.send([run])
     return run
 

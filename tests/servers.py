@@ -296,7 +296,7 @@ def _check_postgresql(folder: Path) -> bool:
 
 def start_redis(workspace: Workspace) -> None:
     """Run Valkey or Redis as the embedded default of `manage.py up` does. Raises MissingServerError."""
-    from project import embedded  # late: `project` sets Celery up, for which the environment must stand
+    from jobs.local import embedded  # late: `project` sets Celery up, for which the environment must stand
 
     server = embedded.Valkey(workspace.folder / "redis")
     try:
@@ -311,7 +311,7 @@ class MortalBroker:
     """A broker of a test's own, which forgets everything when it is killed."""
 
     def __init__(self, workspace: Workspace) -> None:
-        from project import embedded  # late, as above
+        from jobs.local import embedded  # late, as above
 
         self._workspace = workspace
         self._server = embedded.Valkey(workspace.folder / "mortal")

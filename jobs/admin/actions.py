@@ -27,11 +27,14 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django_celery_beat.models import PeriodicTask
 
-from jobs import ask, calendar, dispatch, statistics
 from jobs.admin.display import counted, moment
+from jobs.ledger import requests
+from jobs.messages import dispatch
 from jobs.models import CATCH_UP_CHOICES, Backfill, Policy, PolicyQuerySet, Run
-from jobs.occurrences import Invalid
-from jobs.policies import CatchUp
+from jobs.monitoring import statistics
+from jobs.rules.occurrences import Invalid
+from jobs.rules.policies import CatchUp
+from jobs.schedules import calendar
 
 NAMED = 10  # schedules, or due moments, that a page names; of the others it says how many there are
 FARTHEST = timedelta(days=36525)  # until when a pause may last; what is meant to end later has no end
@@ -86,7 +89,7 @@ class BackfillForm(forms.ModelForm[Backfill]):
         told = request.POST if "step" in request.POST else None
         asked = Backfill(schedule=schedule, actor=request.user.get_username())
         super().__init__(told, instance=asked)
-        self.preview: ask.Preview | None = None
+        self.preview: requests.Preview | None = None
 
     def clean(self) -> dict[str, Any]:
         """Find out what it would do: what cannot be computed is refused before anything is previewed."""
@@ -95,7 +98,7 @@ class BackfillForm(forms.ModelForm[Backfill]):
             for name in self._meta.fields or ():
                 setattr(self.instance, name, data[name])
             try:
-                self.preview = ask.preview(self.instance)
+                self.preview = requests.preview(self.instance)
             except Invalid as error:
                 raise ValidationError(str(error)) from error
         return data
@@ -123,7 +126,7 @@ def run_now(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None
     runs = []
     for schedule in queryset:
         try:
-            runs.append(ask.run_now(schedule, actor=request.user.get_username()))
+            runs.append(requests.run_now(schedule, actor=request.user.get_username()))
         except Invalid as error:
             messages.error(request, f"“{schedule.name}” cannot run: {error}")
     transaction.on_commit(partial(send, request, runs))
@@ -225,7 +228,7 @@ def _id_of(request: HttpRequest) -> UUID:
         return uuid4()
 
 
-def _shown(preview: ask.Preview | None) -> dict[str, Any] | None:
+def _shown(preview: requests.Preview | None) -> dict[str, Any] | None:
     if preview is None:
         return None
     number, left_alone = len(preview.moments), preview.left_alone
@@ -239,7 +242,7 @@ def _shown(preview: ask.Preview | None) -> dict[str, Any] | None:
 
 
 def _backfill(request: HttpRequest, asked: Backfill) -> None:
-    number = ask.backfill(asked)
+    number = requests.backfill(asked)
     if not number:
         messages.info(request, "This was asked for before, and is done once.")
         return

@@ -13,11 +13,12 @@ from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 
-from jobs import ask, files
 from jobs.admin.actions import send
 from jobs.admin.display import NOTHING, moment
 from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices
+from jobs.ledger import requests
 from jobs.models import StoredFile
+from jobs.toolkit import files
 
 MOST_AT_ONCE = 100  # files for which an action starts runs
 
@@ -48,7 +49,7 @@ def _start_runs(job: str, request: HttpRequest, queryset: QuerySet[StoredFile]) 
         messages.error(request, f"Choose at most {MOST_AT_ONCE} files at once.")
         return
     actor = request.user.get_username()
-    runs = {row: ask.run_job(job, {"file": str(row.pk)}, actor)[0] for row in queryset}
+    runs = {row: requests.run_job(job, {"file": str(row.pk)}, actor)[0] for row in queryset}
     transaction.on_commit(partial(send, request, list(runs.values())))
     addresses = ((reverse("admin:jobs_run_change", args=[run.pk]), row.name) for row, run in runs.items())
     links = format_html_join(", ", '<a href="{}">{}</a>', addresses)

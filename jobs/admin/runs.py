@@ -16,13 +16,13 @@ from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
-from jobs import ask
 from jobs.admin.actions import send
 from jobs.admin.display import NOTHING, between, counted, moment, state
 from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, ReadOnlyAdmin
+from jobs.ledger import requests
 from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, Holding, Node, Run, State, Step
 from jobs.models.steps import UNDER_WAY
-from jobs.occurrences import Invalid
+from jobs.rules.occurrences import Invalid
 
 SHOWN = 100  # steps of a run, and runs of a node
 
@@ -38,7 +38,7 @@ def retry(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Run
     repeated = []
     for run in queryset:
         try:
-            repeated.append(ask.retry(run, actor=request.user.get_username()))
+            repeated.append(requests.retry(run, actor=request.user.get_username()))
         except Invalid as error:
             messages.error(request, f"“{run}” is not retried: {error}.")
     transaction.on_commit(partial(send, request, repeated))

@@ -18,15 +18,15 @@ from django.utils.safestring import SafeString, mark_safe
 from django_celery_beat.admin import PeriodicTaskForm
 from django_celery_beat.models import PeriodicTask
 
-from jobs import calendar
 from jobs.admin import actions, typed
 from jobs.admin.display import NOTHING, between, moment, state
 from jobs.admin.guard import GuardedAdmin
-from jobs.arguments import model_of
-from jobs.message import find_task, message_of
+from jobs.messages.arguments import model_of
+from jobs.messages.message import find_task, message_of
 from jobs.models import Backfill, Policy, Run, Trigger
-from jobs.occurrences import Invalid, next_occurrence
-from jobs.policies import Rule, foresee
+from jobs.rules.occurrences import Invalid, next_occurrence
+from jobs.rules.policies import Rule, foresee
+from jobs.schedules import calendar
 
 SHOWN = 5  # coming due moments
 ARGUMENTS = "Arguments"

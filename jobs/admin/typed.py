@@ -10,8 +10,8 @@ from typing import Any
 from django import forms
 from pydantic import BaseModel, ValidationError
 
-from jobs import arguments, message
-from jobs.occurrences import Invalid
+from jobs.messages import arguments, message
+from jobs.rules.occurrences import Invalid
 
 PREFIX = "argument_"
 MARK = "arguments_of"  # the hidden field that says for which job the page was made

@@ -1,0 +1,1 @@
+"""What can be done in a shell? Commands: parse, call one function, print."""

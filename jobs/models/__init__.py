@@ -1,4 +1,7 @@
-"""The ledger and what belongs to it: runs, steps, policies, nodes, resources, what ready-made jobs keep."""
+"""What is kept?
+
+The ledger and what belongs to it: runs, steps, policies, nodes, resources, what ready-made jobs keep.
+"""
 
 from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile
 from jobs.models.measurements import Measurement

@@ -27,7 +27,7 @@ class FeedEntry(models.Model):
 
 
 class StoredFile(models.Model):
-    """A file in Django's default storage: uploaded by a person, or made by a run. `jobs.files` makes and removes it."""
+    """A file in Django's default storage, uploaded or made by a run. `toolkit.files` makes and removes it."""
 
     class Kind(models.TextChoices):
         UPLOAD = "upload"
@@ -50,7 +50,7 @@ class StoredFile(models.Model):
 
 
 class Delivery(models.Model):
-    """What became of a message of a run to one address. `jobs.mail` writes it before it sends, and afterwards."""
+    """What became of a message of a run to one address. `toolkit.mail` writes it before it sends, and afterwards."""
 
     class State(models.TextChoices):
         SENDING = "sending", "in doubt"

@@ -6,8 +6,8 @@ from django.core.validators import RegexValidator
 from django.db import models
 from django.db.models.functions import Now
 
+from jobs.cache.resources import NAME
 from jobs.models.runs import LONGEST_NAME
-from jobs.resources import NAME
 
 # A process that has told nothing of what it holds for so long is taken for gone; a living one repeats it each minute.
 GONE_AFTER = timedelta(minutes=3)

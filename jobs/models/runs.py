@@ -21,7 +21,7 @@ from django.db.models.functions import Concat, Now, Right
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
-from jobs.prepared import Update
+from jobs.models.prepared import Update
 
 # How long a sender has a run to itself; after this the outbox offers it again.
 SENDING = timedelta(seconds=5)

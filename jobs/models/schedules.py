@@ -10,8 +10,8 @@ from django.db.models import Case, F, Q, When
 from django.db.models.functions import Coalesce, Now
 from django_celery_beat.models import PeriodicTask
 
-from jobs import policies
 from jobs.models.runs import ENDED_BY_ITSELF, LONGEST_ACTOR, Run, State, Trigger
+from jobs.rules import policies
 
 LONGEST = timedelta(days=3650)  # of any length of time in a policy
 

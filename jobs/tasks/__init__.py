@@ -1,4 +1,4 @@
-"""The ready-made jobs: what people can schedule without writing code.
+"""Which jobs can people schedule without writing code? The ready-made ones.
 
 To add one: a module here that opens with its story and holds a `@shared_task` named `jobs.<module>`, its name in the
 import below (so that Celery finds it), and its test. Nothing else: the name is then offered in the admin. Names stand

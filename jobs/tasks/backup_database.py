@@ -19,9 +19,9 @@ from django.db import connection
 from django.utils import timezone
 from pydantic import Field, validate_call
 
-from jobs import backup, files
-from jobs.current import current_run, progress
 from jobs.models import StoredFile
+from jobs.toolkit import backup, files
+from jobs.toolkit.current import current_run, progress
 
 KIND = StoredFile.Kind.BACKUP
 FOLDER = "punctual-backup-"  # how the names of temporary folders begin
@@ -36,7 +36,7 @@ def backup_database(
 ) -> dict[str, int]:
     """Back the default database up; returns the size in bytes and how many older ones were removed.
 
-    Raises `jobs.backup.BackupError` when there is no copy, or it cannot be restored.
+    Raises `jobs.toolkit.backup.BackupError` when there is no copy, or it cannot be restored.
     """
     _remove_leftovers()
     with TemporaryDirectory(prefix=FOLDER) as folder:

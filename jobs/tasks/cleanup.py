@@ -16,10 +16,10 @@ from django.conf import settings
 from django_celery_results.models import GroupResult, TaskResult
 from pydantic import Field, validate_call
 
-from jobs import files
-from jobs.current import progress
+from jobs.ledger.retention import forget
 from jobs.models import TERMINAL, State, StoredFile, database_now
-from jobs.retention import forget
+from jobs.toolkit import files
+from jobs.toolkit.current import progress
 
 Days = Annotated[int, Field(ge=1, le=36_500, strict=True)]
 RESULTS: tuple[Any, ...] = (TaskResult.objects, GroupResult.objects)

@@ -5,7 +5,7 @@ It teaches the chain, extract | clean | load, and an import that may be repeated
 loaded twice, by a retry, a rescue or a backfill, leaves the same rows. What passes between the steps is the id of a
 file, so both the raw answer and what was made of it can be looked at afterwards.
 
-Limits: an answer is taken whole, up to LARGEST bytes. Which rows are dropped says `jobs.rows`. A run without a
+Limits: an answer is taken whole, up to LARGEST bytes. Which rows are dropped says `jobs.toolkit.rows`. A run without a
 schedule, or before whose moment none was due, has a window without a beginning: it asks from 1970 on. What is older
 than the first run of a schedule comes by a backfill.
 """
@@ -21,9 +21,9 @@ from uuid import UUID
 from celery import chain, shared_task
 from pydantic import AfterValidator, Field, validate_call
 
-from jobs import files, http, rows
-from jobs.current import current_run, progress
 from jobs.models import Measurement, StoredFile, database_now
+from jobs.toolkit import files, http, rows
+from jobs.toolkit.current import current_run, progress
 
 LARGEST = 20_000_000  # bytes of an answer
 EXPLAINED = 5  # dropped rows that the log gives the reason of
@@ -74,7 +74,7 @@ def etl(
 
 @shared_task(name="jobs.etl.extract")
 def extract(address: str, dataset: str, form: str) -> str:
-    """Fetch the source and keep it as it came; returns the id of the file. Raises `jobs.http.FetchError`."""
+    """Fetch the source and keep it as it came; returns the id of the file. Raises `jobs.toolkit.http.FetchError`."""
     response = http.fetch("GET", address, limit=LARGEST).require(200)
     raw = files.keep(f"{dataset}.{form}", BytesIO(response.body), StoredFile.Kind.DATA)
     progress(1, 3, f"{raw.size:,} bytes extracted")

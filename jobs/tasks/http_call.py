@@ -1,7 +1,7 @@
 """Does this address answer as it should? Calls it and fails unless the expected status, and text, come back.
 
 A check of a site, a nudge to another system's web hook, a cron job behind a URL: all are this call. It teaches the one
-way in which jobs reach out: `jobs.http.fetch`, with a deadline for everything, a cap on the answer and no way to
+way in which jobs reach out: `toolkit.http.fetch`, with a deadline for everything, a cap on the answer and no way to
 private addresses. Redirects are followed, so the expected status is that of their end.
 
 Headers and body may name secrets (`secret:NAME`), which only the worker puts in. A retry after a 5xx, or when nobody
@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from celery import shared_task
 from pydantic import AfterValidator, Field, validate_call
 
-from jobs import http
 from jobs.secrets import reveal
+from jobs.toolkit import http
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds before a retry; each pause is twice as long as the one before
 
@@ -61,7 +61,7 @@ def http_call(  # noqa: PLR0913, PLR0917 - each is a field that a person fills i
     largest_answer: Largest = 1_000_000,
     retries: Retries = 0,
 ) -> dict[str, int]:
-    """Call an address. Raises `jobs.http.FetchError` when it goes otherwise, UnknownNameError for a secret's."""
+    """Call an address. Raises `http.FetchError` when it goes otherwise, UnknownNameError for a secret's."""
     revealed = {name: reveal(value) for name, value in headers.items()}
     content = reveal(body).encode() or None
     start = time.monotonic()

@@ -20,8 +20,8 @@ import feedparser
 from celery import shared_task
 from pydantic import Field, validate_call
 
-from jobs import http
 from jobs.models import FeedEntry
+from jobs.toolkit import http
 
 MAX_ENTRIES = 1_000
 LARGEST_FEED = 2_000_000  # bytes
@@ -38,7 +38,7 @@ def import_feed(
 ) -> dict[str, int]:
     """Import the feed at an address; returns how many entries were seen and new.
 
-    Raises `jobs.http.FetchError` when it cannot be fetched, ValueError when what comes is no feed.
+    Raises `jobs.toolkit.http.FetchError` when it cannot be fetched, ValueError when what comes is no feed.
     """
     response = http.fetch("GET", url, limit=LARGEST_FEED).require(200)
     rows = {row.guid: row for row in (_row(url, response.url, entry) for entry in _entries(response)) if row.guid}

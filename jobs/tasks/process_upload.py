@@ -1,7 +1,7 @@
 """What did somebody upload? Reads a file to its end and says what is in it.
 
 It teaches the way of long work that a person waits for: the upload is answered at once with the id of a run
-(`jobs.ask.take_upload`), whose state and progress can be asked for until it is over. The file is read in pieces, so
+(`jobs.toolkit.take_upload`), whose state and progress can be asked for until it is over. The file is read in pieces, so
 its size costs time and no memory. What was found is the result of the run, kept for an hour, and a line of its log.
 
 What a file is decides its content, never its name. Limits: text is UTF-8, or UTF-16 with its mark; what is written in
@@ -20,8 +20,8 @@ from uuid import UUID
 from celery import shared_task
 from pydantic import Field, validate_call
 
-from jobs import files, images
-from jobs.current import progress
+from jobs.toolkit import files, images
+from jobs.toolkit.current import progress
 
 PIECE = 1_000_000  # bytes read at a time
 SAMPLE = 65_536  # characters in which a table is looked for
@@ -39,7 +39,7 @@ def process_upload(
 ) -> dict[str, Any]:
     """Say what the file is; returns kind, bytes and SHA-256, and more of texts and pictures.
 
-    Raises `jobs.files.NoFileError`.
+    Raises `jobs.toolkit.files.NoFileError`.
     """
     row = files.find(file)
     with row.file.open("rb") as content:

@@ -17,9 +17,9 @@ from celery import shared_task
 from django.utils.timezone import localtime
 from pydantic import Field, validate_call
 
-from jobs import documents, files, mail, queries
-from jobs.current import progress
 from jobs.models import StoredFile
+from jobs.toolkit import documents, files, mail, queries
+from jobs.toolkit.current import progress
 
 STEP = 1_000  # rows between two looks at the progress
 TYPES = {"csv": "text/csv; charset=utf-8", "pdf": "application/pdf"}
@@ -39,7 +39,7 @@ def report(
 ) -> dict[str, int]:
     """Make the report; returns how many rows and files it has, and to how many people it was sent.
 
-    Raises `jobs.mail.MailError` when the mail server takes nothing now, or nobody was reached.
+    Raises `jobs.toolkit.mail.MailError` when the mail server takes nothing now, or nobody was reached.
     """
     window = queries.window()
     title = f"{query}, {window}"

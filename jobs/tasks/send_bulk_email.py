@@ -15,7 +15,7 @@ from typing import Annotated
 from celery import shared_task
 from pydantic import Field, validate_call
 
-from jobs import mail, queries
+from jobs.toolkit import mail, queries
 
 COLUMN = "email"
 
@@ -37,7 +37,7 @@ def send_bulk_email(
 ) -> dict[str, int]:
     """Send it to each address once; returns to how many it was sent, how many were refused, and are in doubt.
 
-    Raises `jobs.mail.MailError` when the server takes no mail now, or nobody was reached.
+    Raises `jobs.toolkit.mail.MailError` when the server takes no mail now, or nobody was reached.
     """
     if not recipients and query is None:
         raise ValueError("It has nobody to write to: give recipients, or a query.")

@@ -18,8 +18,8 @@ from uuid import UUID
 from celery import chord, shared_task
 from pydantic import Field, validate_call
 
-from jobs import files, images
 from jobs.models import StoredFile
+from jobs.toolkit import files, images
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def thumbnails(
         list[Pixels], Field(min_length=1, max_length=10, description="Pixels on the longer side, for each thumbnail.")
     ] = [64, 256, 1024],  # noqa: B006 - read only
 ) -> None:
-    """Set off a step for each size. Raises `jobs.files.NoFileError`, `jobs.images.UnfitPictureError`."""
+    """Set off a step for each size. Raises `files.NoFileError`, `images.UnfitPictureError`."""
     with files.find(file).file.open("rb") as content:
         images.look(content)
     chord([resize.s(str(file), size) for size in sorted(set(sizes))], collect.s(str(file))).delay()

@@ -16,11 +16,11 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from django.db import connection, transaction
 from pydantic import BaseModel
 
-from jobs.current import current_run, once, progress
+from jobs.cache.resources import Resource
 from jobs.models import FeedEntry
-from jobs.queries import Table, query
-from jobs.resources import Resource
-from jobs.sharing import ResourceTask
+from jobs.toolkit.current import current_run, once, progress
+from jobs.toolkit.queries import Table, query
+from jobs.worker.resources import ResourceTask
 from tests.app import workflows  # noqa: F401 - its tasks are found through this module
 from tests.app.stamp import leave as leave_time
 

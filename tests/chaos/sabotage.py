@@ -57,19 +57,19 @@ def thrice(_: str) -> None:
 
 
 def hasty(_: str) -> None:
-    from jobs import policies
+    from jobs.rules import policies
 
     policies.FIRST_PATIENCE = timedelta(seconds=2)
 
 
 def no_rescue(_: str) -> None:
-    from jobs import rescue
+    from jobs.beat import rescue
 
     rescue.rescue = lambda: 0
 
 
 def no_redispatch(_: str) -> None:
-    from jobs import dispatch
+    from jobs.messages import dispatch
 
     dispatch.send_waiting = lambda: 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from jobs import ask
+from jobs.ledger import requests
 from jobs.models import Backfill, Run, State, database_now
 from tests.chaos.proxy import Proxy
 from tests.chaos.storm import SECOND, Storm
@@ -105,11 +105,11 @@ def cancelled_and_asked_for_at_random(storm: Storm) -> None:
     def person() -> None:
         with closing(connection):
             for _ in range(8):
-                ask.run_now(extra, actor="ada")
+                requests.run_now(extra, actor="ada")
                 active = list(Run.objects.active().values_list("id", flat=True)[:20])
                 Run.objects.filter(id__in=active[::3]).cancel("by ada")
                 for run in Run.objects.filter(state__in=[State.CANCELLED, State.FAILED])[:2]:
-                    ask.retry(run, actor="ada")
+                    requests.retry(run, actor="ada")
                 storm.wait(0.5)
 
     people = [threading.Thread(target=person) for _ in range(3)]
@@ -117,8 +117,8 @@ def cancelled_and_asked_for_at_random(storm: Storm) -> None:
         one.start()
     now = database_now()
     asked = Backfill(schedule=storm.schedules[0], start=now - 20 * SECOND, end=now, actor="ada", which="all", at_once=3)
-    assert ask.backfill(asked) > 0
-    assert ask.backfill(asked) == 0
+    assert requests.backfill(asked) > 0
+    assert requests.backfill(asked) == 0
     for one in people:
         one.join()
 
@@ -143,12 +143,12 @@ def test_it_is_right_after(storm, fault):
 @pytest.mark.parametrize(
     "place",
     [
-        "jobs.bulk.insert:3",  # before the rows of a claim
-        "jobs.bulk.update:3",  # between the rows and the cursor
-        "jobs.dispatch.send:3",  # between the commit and the publishing
-        "jobs.dispatch._mark_queued:3",  # between the publishing and the note of it
-        "jobs.release.release:4",
-        "jobs.rescue.rescue:2",
+        "jobs.models.bulk.insert:3",  # before the rows of a claim
+        "jobs.models.bulk.update:3",  # between the rows and the cursor
+        "jobs.messages.dispatch.send:3",  # between the commit and the publishing
+        "jobs.messages.dispatch._mark_queued:3",  # between the publishing and the note of it
+        "jobs.beat.release.release:4",
+        "jobs.beat.rescue.rescue:2",
     ],
 )
 def test_it_is_right_after_beat_died_in_the_middle_of(storm, place):

@@ -10,8 +10,8 @@ from django.contrib.auth.models import Permission, User
 from django.urls import reverse
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
 
-from jobs import calendar
 from jobs.models import Backfill, Node, Policy, Run, RunLog, State, Step, Trigger, database_now
+from jobs.schedules import calendar
 from tests.making import make_run, make_schedule
 
 pytestmark = pytest.mark.django_db

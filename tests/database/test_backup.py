@@ -16,11 +16,11 @@ from django.core.management import CommandError
 from django.db import connection
 from django.utils import timezone
 
-from jobs import backup
-from jobs.backup import BackupError
 from jobs.models import FeedEntry, StoredFile
 from jobs.tasks.backup_database import backup_database
 from jobs.tasks.run_command import run_command
+from jobs.toolkit import backup
+from jobs.toolkit.backup import BackupError
 from tests.servers import Servers
 
 

@@ -7,10 +7,11 @@ import pytest
 from django.core.cache import cache
 from django.db import connection, transaction
 
-from jobs import ask, dispatch
-from jobs.caching import Usage, cached, invalidate, usage
+from jobs.cache.backend import NotJSONError
+from jobs.cache.shared import Usage, cached, invalidate, usage
+from jobs.ledger import requests
+from jobs.messages import dispatch
 from jobs.models import FeedEntry, Run
-from project.cache import NotJSONError
 from tests.making import make_schedule
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -137,7 +138,7 @@ def test_it_computes_while_redis_is_frozen_and_waits_for_it_once(counter, frozen
     assert [counter.remembered(), counter.remembered()] == [1, 2]
     invalidate("number")
     assert usage("number") is None
-    told = [record.getMessage() for record in caplog.records if record.name == "jobs.caching"]
+    told = [record.getMessage() for record in caplog.records if record.name == "jobs.cache.shared"]
     assert len([line for line in told if line.startswith("The cache is away")]) == 1
     assert told[-1] == "number is served until it is too old: the cache is away."
 
@@ -159,7 +160,7 @@ def test_it_computes_while_redis_is_away(counter, settings, tmp_path):
 
 
 def test_it_clears_the_cache_and_leaves_the_broker_s_queue_alone(redis):
-    run = ask.run_now(make_schedule(), actor="ada")
+    run = requests.run_now(make_schedule(), actor="ada")
     dispatch.send([run])
     cache.set_many({f"key{number}": number for number in range(2_500)})
     cache.set("other", 1, version=2)

@@ -10,8 +10,9 @@ from django.db import connection, transaction
 from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
-from jobs import calendar, claim
+from jobs.beat import claim
 from jobs.models import Policy, Run, database_now
+from jobs.schedules import calendar
 from tests.making import make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db

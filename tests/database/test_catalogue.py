@@ -16,10 +16,12 @@ from django.contrib.staticfiles import finders
 from django.db import connection
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
-from jobs import demo, http, tasks
+from jobs import tasks
+from jobs.local import demo
 from jobs.models import FeedEntry
 from jobs.tasks.heartbeat import heartbeat
 from jobs.tasks.import_feed import LARGEST_FEED, MAX_ENTRIES, import_feed
+from jobs.toolkit import http
 from project import health
 from project.celery import app
 from tests.database.conftest import SAMPLE

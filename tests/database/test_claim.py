@@ -9,10 +9,12 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask
 
-from jobs import ask, calendar, claim
+from jobs.beat import claim
+from jobs.ledger import requests
 from jobs.models import Policy, Run, State, Trigger, database_now
-from jobs.occurrences import Invalid
-from jobs.policies import CatchUp, Overlap
+from jobs.rules.occurrences import Invalid
+from jobs.rules.policies import CatchUp, Overlap
+from jobs.schedules import calendar
 from tests.making import make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
@@ -312,12 +314,12 @@ def test_it_passes_on_what_the_schedule_says_of_its_message():
 
 def test_it_takes_a_person_s_request_beside_the_schedule_s_own_runs():
     schedule = make_schedule(enabled=False)
-    run = ask.run_now(schedule, actor="ada")
+    run = requests.run_now(schedule, actor="ada")
     assert (run.trigger, run.actor, run.state, run.schedule) == (Trigger.MANUAL, "ada", State.WAITING, schedule)
     PeriodicTask.objects.update(args="{}")
     schedule.refresh_from_db()
     with pytest.raises(Invalid, match="Positional arguments must be a JSON list"):
-        ask.run_now(schedule, actor="ada")
+        requests.run_now(schedule, actor="ada")
     assert Run.objects.count() == 1
 
 

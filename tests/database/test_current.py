@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.db import OperationalError, connection, transaction
 
-from jobs.current import current_run, once, progress
-from jobs.finish import finish
-from jobs.logs import RunHandler
 from jobs.models import Effect, RunLog, State, Trigger, database_now
 from jobs.models.runs import LONGEST_LOG
+from jobs.toolkit.current import current_run, once, progress
+from jobs.worker.finish import finish
+from jobs.worker.logs import RunHandler
 from tests.making import inside, make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db

@@ -10,11 +10,11 @@ from celery import current_app
 from celery.signals import before_task_publish
 from django.db import connection
 
-from jobs import dispatch
-from jobs.envelope import ATTEMPT_HEADER
-from jobs.message import find_task
+from jobs.messages import dispatch
+from jobs.messages.envelope import ATTEMPT_HEADER
+from jobs.messages.message import find_task
 from jobs.models import Policy, Run, State, database_now
-from jobs.policies import FIRST_PATIENCE
+from jobs.rules.policies import FIRST_PATIENCE
 from tests.making import make_run, make_schedule
 
 pytestmark = pytest.mark.django_db

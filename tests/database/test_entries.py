@@ -9,8 +9,9 @@ from django.db import connection
 from django_celery_beat.models import PeriodicTask
 from kombu import Queue
 
-from jobs import claim, entries
+from jobs.beat import claim
 from jobs.models import Policy, Run, database_now
+from jobs.schedules import entries
 from tests.making import make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db

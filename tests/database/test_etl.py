@@ -11,10 +11,10 @@ import pytest
 from django.db import connection
 from pydantic import ValidationError
 
-from jobs import files, http
 from jobs.models import Measurement
-from jobs.rows import UnreadableSourceError
 from jobs.tasks.etl import clean, etl, extract, load
+from jobs.toolkit import files, http
+from jobs.toolkit.rows import UnreadableSourceError
 from tests.web import Web
 
 pytestmark = pytest.mark.django_db

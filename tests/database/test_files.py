@@ -11,8 +11,9 @@ from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.urls import reverse
 
-from jobs import files, pulse
 from jobs.models import StoredFile, database_now
+from jobs.toolkit import files
+from jobs.worker import pulse
 from tests.database.test_current import inside
 from tests.making import make_run
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from jobs import http
 from jobs.secrets import UnknownNameError
 from jobs.tasks.http_call import http_call
+from jobs.toolkit import http
 from tests.web import Web
 
 

@@ -10,11 +10,11 @@ from celery.signals import task_revoked
 from celery.worker.state import revoked
 from django.db import IntegrityError, connection
 
-from jobs import base
-from jobs.envelope import ATTEMPT_HEADER
-from jobs.finish import fail
-from jobs.message import find_task
+from jobs.messages.envelope import ATTEMPT_HEADER
+from jobs.messages.message import find_task
 from jobs.models import ACTIVE, TERMINAL, TRANSITIONS, Attempt, Run, State, database_now, new_run_id
+from jobs.worker import task
+from jobs.worker.finish import fail
 from tests.making import inside, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
@@ -104,7 +104,7 @@ def test_it_refuses_the_finish_of_a_process_that_woke_after_its_rescue():
     "end",
     [
         lambda held: fail(held, ValueError("too late"), ""),
-        lambda held: base._retry(held, [], {}, timedelta(0), {}),
+        lambda held: task._retry(held, [], {}, timedelta(0), {}),
     ],
 )
 def test_it_notes_any_end_of_a_process_that_woke_after_its_rescue(end, max_attempts):

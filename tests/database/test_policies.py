@@ -7,12 +7,14 @@ import pytest
 from django.db import IntegrityError, connection
 from django_celery_beat.models import PeriodicTask
 
-from jobs import ask, calendar, claim, release
-from jobs.finish import fail_run
+from jobs.beat import claim, release
+from jobs.beat.rescue import rescue
+from jobs.ledger import requests
 from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, database_now
-from jobs.occurrences import Invalid
-from jobs.policies import CatchUp, Overlap
-from jobs.rescue import rescue
+from jobs.rules.occurrences import Invalid
+from jobs.rules.policies import CatchUp, Overlap
+from jobs.schedules import calendar
+from jobs.worker.finish import fail_run
 from tests.making import make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
@@ -148,7 +150,7 @@ def test_it_switches_a_limited_schedule_off_with_its_last_run():
     for _ in range(3):
         make_due(schedule)
         claim_all()
-    ask.run_now(PeriodicTask.objects.get(), actor="ada")
+    requests.run_now(PeriodicTask.objects.get(), actor="ada")
     assert states(schedule) == ["skipped", "waiting", "waiting", "waiting"]
     assert [run.trigger for run in Run.objects.filter(state=State.WAITING).order_by("due_at")][-1] == Trigger.MANUAL
     policy = Policy.objects.select_related("schedule").get()
@@ -158,7 +160,7 @@ def test_it_switches_a_limited_schedule_off_with_its_last_run():
 
 def test_it_counts_no_run_by_hand_as_one_of_a_limited_schedule():
     schedule = make_schedule(policy={"remaining_runs": 2})
-    ask.run_now(schedule, actor="ada")
+    requests.run_now(schedule, actor="ada")
     assert Policy.objects.get().remaining_runs == 2
 
 
@@ -364,10 +366,10 @@ def hourly() -> PeriodicTask:
 )
 def test_it_previews_a_backfill_and_then_does_just_that(hourly, which, hours_ago):
     backfill = make_backfill(hourly, which=which, at_once=2)
-    seen = ask.preview(backfill)
+    seen = requests.preview(backfill)
     assert seen.moments == [backfill.end - hours * HOUR for hours in hours_ago]
     assert seen.left_alone == 6 - len(hours_ago)
-    assert ask.backfill(backfill) == len(hours_ago)
+    assert requests.backfill(backfill) == len(hours_ago)
     runs = Run.objects.filter(backfill=backfill).order_by("due_at")
     assert [run.due_at for run in runs] == seen.moments
     assert {(run.trigger, run.actor, run.schedule) for run in runs} == {(Trigger.BACKFILL, "ada", hourly)}
@@ -377,20 +379,20 @@ def test_it_backfills_nothing_that_beat_is_about_to_decide():
     schedule = make_schedule(every=HOUR, start_time=database_now() - 48 * HOUR)
     Policy.objects.update(next_due_at=database_now() - 3 * HOUR, owed_from=database_now() - 5 * HOUR)
     asked = Backfill(schedule=schedule, start=database_now() - 9 * HOUR, end=database_now(), actor="ada")
-    assert len(ask.preview(asked).moments) == 4
+    assert len(requests.preview(asked).moments) == 4
 
 
 def test_it_makes_a_backfill_once_however_often_it_is_asked(hourly):
     backfill = make_backfill(hourly, which="all")
-    assert ask.backfill(backfill) == 5
-    assert ask.backfill(make_backfill(hourly, which="all", id=backfill.id)) == 0
+    assert requests.backfill(backfill) == 5
+    assert requests.backfill(make_backfill(hourly, which="all", id=backfill.id)) == 0
     assert Run.objects.filter(backfill=backfill).count() == 5
-    assert ask.preview(make_backfill(hourly)).moments == []  # what is under way is not missing
+    assert requests.preview(make_backfill(hourly)).moments == []  # what is under way is not missing
 
 
 def test_it_starts_as_many_runs_of_a_backfill_at_once_as_asked_for(hourly):
     backfill = make_backfill(hourly, which="all", at_once=2)
-    ask.backfill(backfill)
+    requests.backfill(backfill)
     mine = Run.objects.filter(backfill=backfill)
     assert not mine.filter(not_before__isnull=False).exists()
     assert (release.release(), release.release()) == (2, 0)
@@ -406,7 +408,7 @@ def test_it_starts_as_many_runs_of_a_backfill_at_once_as_asked_for(hourly):
 def test_it_backfills_a_disabled_schedule_too(hourly):
     PeriodicTask.objects.update(enabled=False)
     calendar.sweep()
-    assert len(ask.preview(make_backfill(hourly)).moments) == 3
+    assert len(requests.preview(make_backfill(hourly)).moments) == 3
 
 
 @pytest.mark.parametrize(
@@ -420,5 +422,5 @@ def test_it_backfills_a_disabled_schedule_too(hourly):
 def test_it_refuses_a_backfill_that_makes_no_sense(hourly, columns, sentence):
     backfill = make_backfill(hourly, **{name: value() for name, value in columns.items()})
     with pytest.raises(Invalid, match=sentence):
-        ask.backfill(backfill)
+        requests.backfill(backfill)
     assert not Backfill.objects.exists()

@@ -7,7 +7,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from jobs.models import Run
-from jobs.prepared import Exist, Update
+from jobs.models.prepared import Exist, Update
 from tests.making import make_run
 
 pytestmark = pytest.mark.django_db

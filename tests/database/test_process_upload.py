@@ -13,10 +13,11 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.urls import reverse
 
-from jobs import ask, files
+from jobs.ledger import requests
 from jobs.models import Run, State, StoredFile, Trigger
-from jobs.occurrences import Invalid
+from jobs.rules.occurrences import Invalid
 from jobs.tasks.process_upload import PIECE, process_upload
+from jobs.toolkit import files
 from tests.database.test_admin import text
 from tests.database.test_thumbnails import picture, png
 
@@ -83,7 +84,7 @@ def test_it_says_that_a_file_is_gone():
 
 
 def test_it_makes_a_file_and_a_run_of_an_upload():
-    run, is_new = ask.take_upload(upload(), "ada")
+    run, is_new = requests.take_upload(upload(), "ada")
     row = StoredFile.objects.get()
     assert is_new
     assert (run.task, run.kwargs, run.state) == ("jobs.process_upload", {"file": str(row.id)}, State.WAITING)
@@ -92,11 +93,11 @@ def test_it_makes_a_file_and_a_run_of_an_upload():
 
 
 def test_it_makes_one_file_and_one_run_when_it_is_asked_again():
-    first, _ = ask.take_upload(upload(), "ada", key="form 7")
-    again, is_new = ask.take_upload(upload(), "ada", key="form 7")
+    first, _ = requests.take_upload(upload(), "ada", key="form 7")
+    again, is_new = requests.take_upload(upload(), "ada", key="form 7")
     assert (again.id, is_new) == (first.id, False)
     assert (Run.objects.count(), StoredFile.objects.count()) == (1, 1)
-    assert ask.take_upload(upload(), "ada", key="form 8")[1]
+    assert requests.take_upload(upload(), "ada", key="form 8")[1]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -106,7 +107,7 @@ def test_it_keeps_the_file_of_the_run_when_two_ask_at_once():
     def take() -> None:
         try:
             barrier.wait()
-            made.append(ask.take_upload(upload(), "ada", key="form 7"))
+            made.append(requests.take_upload(upload(), "ada", key="form 7"))
         finally:
             connection.close()
 
@@ -127,7 +128,7 @@ def test_it_refuses_an_upload_that_is_too_large():
     large = upload()
     large.size = files.LARGEST_UPLOAD + 1
     with pytest.raises(Invalid, match="larger than 100,000,000 bytes: upload a smaller one"):
-        ask.take_upload(large, "ada")
+        requests.take_upload(large, "ada")
     assert not StoredFile.objects.exists()
 
 
@@ -143,7 +144,7 @@ def test_it_refuses_an_upload_that_is_too_large():
 )
 def test_it_makes_no_run_that_could_not_run(job, arguments, sentence):
     with pytest.raises(Invalid, match=sentence):
-        ask.run_job(job, arguments, "ada")
+        requests.run_job(job, arguments, "ada")
     assert not Run.objects.exists()
 
 
@@ -179,22 +180,22 @@ def test_it_starts_no_run_for_those_who_may_only_look(client):
 @pytest.mark.parametrize("key", ["", "x" * 201, "a\0", "\ud800"])
 def test_it_refuses_a_key_that_cannot_be_one_and_keeps_no_file(key):
     with pytest.raises(Invalid, match="The key of a request is text"):
-        ask.take_upload(upload(), "ada", key=key)
+        requests.take_upload(upload(), "ada", key=key)
     assert not StoredFile.objects.exists()
 
 
 def test_it_gives_no_run_of_another_job_for_the_same_key():
-    ask.run_job("tests.nothing", {}, "ada", key="form 7")
+    requests.run_job("tests.nothing", {}, "ada", key="form 7")
     with pytest.raises(Invalid, match=r"was for tests\.nothing: choose another key"):
-        ask.take_upload(upload(), "ada", key="form 7")
+        requests.take_upload(upload(), "ada", key="form 7")
     assert not StoredFile.objects.exists()
 
 
 @pytest.mark.parametrize("value", ["\0", "\ud800", float("nan"), uuid4(), "x" * 20_000])
 def test_it_refuses_arguments_that_no_schedule_could_have(value):
     with pytest.raises(Invalid, match="The arguments"):
-        ask.run_job("jobs.import_feed", {"url": value}, "ada")
+        requests.run_job("jobs.import_feed", {"url": value}, "ada")
 
 
 def test_it_shortens_a_name_that_is_too_long_to_be_kept():
-    assert ask.run_job("tests.nothing", {}, "a" * 300)[0].actor == "a" * 150
+    assert requests.run_job("tests.nothing", {}, "a" * 300)[0].actor == "a" * 150

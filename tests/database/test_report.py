@@ -12,12 +12,12 @@ import pytest
 from django.core import mail as django_mail
 from django.urls import reverse
 
-from jobs import queries
-from jobs.message import find_task
+from jobs.messages.message import find_task
 from jobs.models import FeedEntry, Run, State, StoredFile, database_now
-from jobs.queries import Table, query
 from jobs.tasks.report import report
 from jobs.tasks.send_bulk_email import send_bulk_email
+from jobs.toolkit import queries
+from jobs.toolkit.queries import Table, query
 from tests.making import inside, make_run, make_schedule
 from tests.pure.test_documents import pages_of
 

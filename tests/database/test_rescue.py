@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 
+from jobs.beat.rescue import rescue
 from jobs.models import Attempt, Policy, Run, State, database_now
-from jobs.rescue import rescue
 from tests.making import make_run, make_schedule
 
 pytestmark = pytest.mark.django_db

@@ -8,7 +8,8 @@ from django.contrib.sessions.models import Session
 from django_celery_beat.models import PeriodicTask
 from django_celery_results.models import TaskResult
 
-from jobs import ask, claim, files, retention
+from jobs.beat import claim
+from jobs.ledger import requests, retention
 from jobs.models import (
     TERMINAL,
     Attempt,
@@ -23,6 +24,7 @@ from jobs.models import (
     database_now,
 )
 from jobs.tasks.cleanup import cleanup
+from jobs.toolkit import files
 from tests.making import make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
@@ -82,8 +84,8 @@ def test_it_backfills_nothing_that_ran_and_was_forgotten():
     cleanup()
     assert Policy.objects.get().forgotten_until == today - 50 * DAY
     request = {"schedule": schedule, "start": today - 52 * DAY, "end": today - 47 * DAY, "actor": "ada"}
-    assert ask.preview(Backfill(**request)).moments == [today - 49 * DAY, today - 48 * DAY]
-    assert len(ask.preview(Backfill(which="all", **request)).moments) == 5
+    assert requests.preview(Backfill(**request)).moments == [today - 49 * DAY, today - 48 * DAY]
+    assert len(requests.preview(Backfill(which="all", **request)).moments) == 5
 
 
 def test_it_claims_nothing_again_that_was_forgotten():

@@ -1,4 +1,4 @@
-"""What a process does about its resources, and what people see of it and may do: in the admin, by command, by code."""
+"""What a process does about its cached, and what people see of it and may do: in the admin, by command, by code."""
 
 import gc
 import re
@@ -14,10 +14,11 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection, transaction
 from django.urls import reverse
 
-from jobs import resources, sharing
+from jobs.cache import resources as cached
+from jobs.cache.resources import Resource, Tally
 from jobs.models import Holding, Node, ResourceVersion, database_now
-from jobs.resources import Resource, Tally
-from jobs.sharing import UnknownResourceError
+from jobs.worker import resources
+from jobs.worker.resources import UnknownResourceError
 from tests.app.tasks import borrow, inherit, lent
 from tests.database.test_admin import text
 from tests.forking import forks, in_child
@@ -33,9 +34,9 @@ def prices():
     """A resource whose values are numbers, counted from 1; its first version is known."""
     loads: list[int] = []
     resource = Resource("prices", lambda: loads.append(1) or len(loads))
-    sharing.look()
+    resources.look()
     yield resource
-    del resources.registry["prices"]
+    del cached.registry["prices"]
 
 
 def holding(name: str, **columns: Any) -> Holding:
@@ -62,47 +63,47 @@ def away(*_: Any) -> None:
 def test_it_drops_what_another_process_has_invalidated(prices):
     assert prices.get() == 1
     ResourceVersion.objects.filter(name="prices").update(number=1)
-    sharing.look()
+    resources.look()
     assert prices.get() == 2
-    sharing.look()
+    resources.look()
     assert prices.get() == 2
 
 
 def test_it_drops_what_was_loaded_before_the_versions_could_be_read(prices):
     prices.version = None
     prices.get()
-    sharing.look()
+    resources.look()
     assert prices.tally().entries == 0
 
 
 def test_it_drops_what_it_holds_when_the_versions_begin_again(prices):
     prices.drop(version=5)
     prices.get()
-    sharing.look()
+    resources.look()
     assert (prices.tally().entries, prices.version) == (0, 0)
 
 
 @pytest.mark.django_db(transaction=True)
 def test_it_looks_before_a_process_uses_a_resource_for_the_first_time(prices, monkeypatch):
-    for module, name in ((resources, "_hook"), (resources, "_unused"), (sharing, "_watch")):
+    for module, name in ((cached, "_hook"), (cached, "_unused"), (resources, "_watch")):
         monkeypatch.setattr(module, name, None)
     prices.get()
     ResourceVersion.objects.filter(name="prices").update(number=1)
-    resources.before_first_use(sharing._begin)
+    cached.before_first_use(resources._begin)
     try:
         assert prices.get() == 2
     finally:
-        sharing._watch.stop()
+        resources._watch.stop()
 
 
 def test_it_looks_with_one_query_for_all(prices, django_assert_num_queries):
     with django_assert_num_queries(1):
-        sharing.look()
+        resources.look()
 
 
 def test_it_notes_when_and_by_whom_a_resource_was_invalidated(prices):
-    sharing.invalidate("prices", by="ada")
-    sharing.invalidate("prices", by="eve")
+    resources.invalidate("prices", by="ada")
+    resources.invalidate("prices", by="eve")
     row = ResourceVersion.objects.get(name="prices")
     assert (row.number, row.invalidated_by) == (2, "eve")
     assert abs(row.invalidated_at - database_now()) < timedelta(minutes=1)
@@ -110,13 +111,13 @@ def test_it_notes_when_and_by_whom_a_resource_was_invalidated(prices):
 
 def test_it_invalidates_what_only_other_processes_know():
     ResourceVersion.objects.create(name="elsewhere")
-    sharing.invalidate("elsewhere")
+    resources.invalidate("elsewhere")
     assert ResourceVersion.objects.get(name="elsewhere").number == 1
 
 
 def test_it_invalidates_none_when_one_of_them_does_not_exist(prices):
     with pytest.raises(UnknownResourceError, match="Did you mean 'prices'"):
-        sharing.invalidate("prices", "price")
+        resources.invalidate("prices", "price")
     assert ResourceVersion.objects.get(name="prices").number == 0
 
 
@@ -124,13 +125,13 @@ def test_it_invalidates_none_when_one_of_them_does_not_exist(prices):
 def test_it_drops_with_the_end_of_the_transaction_that_changes_the_data(prices):
     prices.get()
     with transaction.atomic():
-        sharing.invalidate("prices")
+        resources.invalidate("prices")
         assert prices.get() == 1
     assert prices.get() == 2
     with transaction.atomic():
-        sharing.invalidate("prices")
+        resources.invalidate("prices")
         transaction.set_rollback(True)
-    sharing.look()
+    resources.look()
     assert prices.get() == 2
 
 
@@ -140,7 +141,7 @@ def test_it_drops_with_the_end_of_the_transaction_that_changes_the_data(prices):
 @pytest.fixture
 def watch(prices):
     """The watch of a process that was never started as a thread: a test takes its steps itself."""
-    return sharing._Watch("celery@here")
+    return resources._Watch("celery@here")
 
 
 def test_it_tells_what_this_process_holds_and_takes_it_back_in_the_end(watch, prices):
@@ -159,10 +160,10 @@ def test_it_tells_what_has_changed_at_most_every_ten_seconds(watch, prices, djan
     prices.get()
     watch._look_and_tell()
     assert Holding.objects.get(resource="prices").hits == 0
-    watch._told_at -= sharing.TELL_EVERY
+    watch._told_at -= resources.TELL_EVERY
     watch._look_and_tell()
     assert Holding.objects.get(resource="prices").hits == 1
-    watch._told_at -= sharing.TELL_EVERY
+    watch._told_at -= resources.TELL_EVERY
     with django_assert_num_queries(1):
         watch._look_and_tell()
 
@@ -171,7 +172,7 @@ def test_it_tells_that_it_lives_when_nothing_has_changed(watch, prices):
     prices.get()
     watch._look_and_tell()
     Holding.objects.update(seen_at=database_now() - timedelta(minutes=2))
-    watch._told_at -= sharing.REPEAT_EVERY
+    watch._told_at -= resources.REPEAT_EVERY
     watch._look_and_tell()
     assert Holding.objects.get(resource="prices").seen_at > database_now() - timedelta(minutes=1)
 
@@ -205,8 +206,8 @@ def test_it_goes_on_after_a_failure_that_nobody_thought_of(watch, caplog):
 
 @forks
 def test_it_has_no_watch_in_a_forked_child(watch, monkeypatch):
-    monkeypatch.setattr(sharing, "_watch", watch)
-    assert in_child(lambda: sharing._watch is None) is True
+    monkeypatch.setattr(resources, "_watch", watch)
+    assert in_child(lambda: resources._watch is None) is True
 
 
 # --- preload --------------------------------------------------------------------------------------------------------
@@ -216,16 +217,16 @@ def test_it_has_no_watch_in_a_forked_child(watch, monkeypatch):
 def bad():
     resource = Resource("bad", lambda: 1 / 0, preload=True)
     yield resource
-    del resources.registry["bad"]
+    del cached.registry["bad"]
 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("wrapper", [away, lambda execute, *rest: execute(*rest)], ids=["database away", "all well"])
 def test_it_preloads_what_it_can(bad, caplog, wrapper):
-    inherited = resources.registry["tests.inherited"]
+    inherited = cached.registry["tests.inherited"]
     inherited.drop()
     with connection.execute_wrapper(wrapper):
-        sharing._preload()
+        resources._preload()
     assert inherited.tally().entries == 1
     assert "bad could not be preloaded." in caplog.text
     assert connection.connection is None
@@ -256,7 +257,7 @@ def test_it_says_what_is_missing_when_a_task_names_no_resource():
 
 
 def test_it_invalidates_by_command(prices):
-    sharing.look()
+    resources.look()
     call_command("invalidate", "prices", "tests.loaded", stdout=(out := StringIO()))
     assert "Invalidated: prices, tests.loaded." in out.getvalue()
     assert set(ResourceVersion.objects.filter(number=1).values_list("name", flat=True)) == {"prices", "tests.loaded"}

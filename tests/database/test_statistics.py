@@ -11,8 +11,8 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django_celery_beat.models import PeriodicTask
 
-from jobs import statistics
 from jobs.models import Policy, Run, State, Trigger, database_now
+from jobs.monitoring import statistics
 from tests.making import make_run, make_schedule
 
 pytestmark = pytest.mark.django_db(transaction=True)

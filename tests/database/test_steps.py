@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs import steps
+from jobs.ledger import steps
 from jobs.models import Run, State, Step, database_now
 from tests.making import make_run
 

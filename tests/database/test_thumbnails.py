@@ -11,9 +11,9 @@ import pytest
 from PIL import ExifTags, Image, ImageFile
 from pydantic import ValidationError
 
-from jobs import files, images
 from jobs.models import StoredFile
 from jobs.tasks.thumbnails import collect, resize, thumbnails
+from jobs.toolkit import files, images
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
 

@@ -9,9 +9,10 @@ from celery import current_app
 from django.db import OperationalError, connection
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
-from jobs import ask, calendar
+from jobs.beat.scheduler import Scheduler
+from jobs.ledger import requests
 from jobs.models import Backfill, Policy, Run, State, Trigger, database_now
-from jobs.scheduler import Scheduler
+from jobs.schedules import calendar
 from tests.making import ends, lines, make_due, make_schedule
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -32,7 +33,7 @@ def test_it_beats_as_operators_start_it_and_ends_quickly_in_the_middle_of_a_burs
     due_at = database_now()
     Policy.objects.update(next_due_at=due_at)
     pidfile = tmp_path / "beat.pid"
-    options = ("-S", "jobs.scheduler:Scheduler", "--max-interval", "1", "--pidfile", str(pidfile))
+    options = ("-S", "jobs.beat.scheduler:Scheduler", "--max-interval", "1", "--pidfile", str(pidfile))
     beat = processes.start_beat(*options)
     assert pidfile.read_text().strip() == str(beat.pid)
     eventually(lambda: Run.objects.filter(state=State.QUEUED).exists())
@@ -102,7 +103,7 @@ def test_it_runs_a_backfill_a_few_at_a_time_and_lets_a_run_wait_for_the_one_befo
     processes.start_worker()
     processes.start_beat()
     end = database_now().replace(minute=0, second=0, microsecond=0)
-    ask.backfill(Backfill(schedule=schedule, start=end - 6 * HOUR, end=end, at_once=2, actor="ada"))
+    requests.backfill(Backfill(schedule=schedule, start=end - 6 * HOUR, end=end, at_once=2, actor="ada"))
     mine = Run.objects.filter(trigger=Trigger.BACKFILL)
     eventually(lambda: mine.filter(state=State.SUCCEEDED).count() == 6)
     assert len(lines(path)) == 6

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from jobs import dispatch
+from jobs.beat.rescue import rescue
+from jobs.messages import dispatch
 from jobs.models import Attempt, FeedEntry, Run, State, database_now
-from jobs.rescue import rescue
 from tests.making import ends, lines, send
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -11,9 +11,11 @@ import pytest
 from celery.result import AsyncResult
 from django.core.files.uploadedfile import SimpleUploadedFile
 
-from jobs import ask, dispatch, files
 from jobs.admin.runs import RunAdmin
+from jobs.ledger import requests
+from jobs.messages import dispatch
 from jobs.models import Measurement, Run, RunLog, State, Step, StoredFile
+from jobs.toolkit import files
 from tests.database.test_thumbnails import picture
 from tests.making import ends, make_run, make_schedule
 from tests.web import Web, serving
@@ -54,11 +56,11 @@ def files_of(run: Run) -> set[UUID]:
 def test_it_works_on_uploads_in_runs_and_their_steps(eventually):
     photo = files.keep("photo.jpg", BytesIO(picture()), StoredFile.Kind.UPLOAD)
     page = files.keep("page.html", BytesIO(b"<html>"), StoredFile.Kind.UPLOAD)
-    table, _ = ask.take_upload(SimpleUploadedFile("table.csv", b"a,b\n1,2\n", "text/csv"), "ada")
-    small, _ = ask.run_job("jobs.thumbnails", {"file": str(photo.id), "sizes": [64]}, "ada")
-    all_sizes, _ = ask.run_job("jobs.thumbnails", {"file": str(photo.id)}, "ada")
-    refused, _ = ask.run_job("jobs.thumbnails", {"file": str(page.id)}, "ada")
-    fan, _ = ask.run_job("jobs.fan_out", {"items": 1_050, "chunk": 100}, "ada")
+    table, _ = requests.take_upload(SimpleUploadedFile("table.csv", b"a,b\n1,2\n", "text/csv"), "ada")
+    small, _ = requests.run_job("jobs.thumbnails", {"file": str(photo.id), "sizes": [64]}, "ada")
+    all_sizes, _ = requests.run_job("jobs.thumbnails", {"file": str(photo.id)}, "ada")
+    refused, _ = requests.run_job("jobs.thumbnails", {"file": str(page.id)}, "ada")
+    fan, _ = requests.run_job("jobs.fan_out", {"items": 1_050, "chunk": 100}, "ada")
     runs = [table, small, all_sizes, refused, fan]
     dispatch.send(runs)
     for run in runs:
@@ -90,7 +92,7 @@ def test_it_works_on_uploads_in_runs_and_their_steps(eventually):
 def test_it_replaces_what_an_earlier_attempt_made(eventually):
     photo = files.keep("photo.jpg", BytesIO(picture()), StoredFile.Kind.UPLOAD)
     schedule = make_schedule("thumbnails", task="jobs.thumbnails", kwargs={"file": str(photo.id)})
-    run = ask.run_now(schedule, actor="ada")
+    run = requests.run_now(schedule, actor="ada")
     dispatch.send([run])
     eventually(lambda: ends(run))
     before = files_of(run)
@@ -121,7 +123,7 @@ def test_it_leaves_the_same_table_when_a_window_is_loaded_by_two_runs(eventually
         assert (run.state, progress_of(run)) == (State.SUCCEEDED, "3 of 3 steps, 3 of 3, 20 numbers loaded")
         assert "21 extracted, 1 dropped, 20 loaded, 0 removed" in RunLog.objects.get(run=run).text
         tables.append(list(Measurement.objects.order_by("pk").values_list("pk", "key", "at", "value")))
-        run = ask.retry(run, "ada")
+        run = requests.retry(run, "ada")
     assert tables[0] == tables[1]
     assert len(tables[0]) == 20
     assert source.asked == [f"GET {page}"] * 2

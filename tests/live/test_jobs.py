@@ -12,7 +12,8 @@ from django.core.files.storage import default_storage
 from django.db import connection
 from django_celery_results.models import TaskResult
 
-from jobs import ask, dispatch
+from jobs.ledger import requests
+from jobs.messages import dispatch
 from jobs.models import Attempt, Run, RunLog, State, StoredFile
 from tests.making import ends, make_schedule
 
@@ -63,7 +64,7 @@ def worker(processes, site, tmp_path, servers):
 
 def start(task: str, keep_result: bool | None = None, **kwargs: Any) -> Run:
     schedule = make_schedule(f"{task} {uuid4()}", task=task, kwargs=kwargs, policy={"keep_result": keep_result})
-    run = ask.run_now(schedule, actor="ada")
+    run = requests.run_now(schedule, actor="ada")
     dispatch.send([run])
     return run
 

@@ -9,9 +9,10 @@ import psutil
 import pytest
 from django_celery_beat.models import PeriodicTask
 
-from jobs import dispatch, mail
+from jobs.beat.rescue import rescue
+from jobs.messages import dispatch
 from jobs.models import Attempt, Delivery, Run, State
-from jobs.rescue import rescue
+from jobs.toolkit import mail
 from tests.making import ends, make_run, make_schedule
 from tests.post import Post
 

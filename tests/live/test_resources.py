@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from celery import Task
 
-from jobs import sharing
 from jobs.models import Holding, State
+from jobs.worker import resources
 from tests.app.tasks import inherit, look_up
 from tests.live.conftest import Process, Processes
 from tests.making import ends, lines, send
@@ -52,7 +52,7 @@ def test_it_loads_once_in_each_process_however_many_tasks_ask(wait, worker, path
 def test_it_loads_anew_in_each_process_when_it_is_invalidated(wait, worker, path):
     wait(lambda: len(seen(look_up, path)) == 2)
     children = {process for process, _ in seen(look_up, path)}
-    sharing.invalidate("tests.loaded")
+    resources.invalidate("tests.loaded")
     wait(lambda: seen(look_up, path) and len(lines(Path(f"{path}.loads"))) == 4)
     assert sorted(lines(Path(f"{path}.loads"))) == sorted([*map(str, children)] * 2)
 
@@ -60,7 +60,7 @@ def test_it_loads_anew_in_each_process_when_it_is_invalidated(wait, worker, path
 def test_it_begins_with_what_was_loaded_before_the_fork_until_that_is_invalidated(wait, worker, path):
     wait(lambda: len(seen(inherit, path)) == 2)
     assert {loader for _, loader in seen(inherit, path)} == {worker.pid}
-    sharing.invalidate("tests.inherited")
+    resources.invalidate("tests.inherited")
     wait(lambda: len({process for process, loader in seen(inherit, path) if process == loader}) == 2)
 
 

@@ -9,11 +9,11 @@ import pytest
 from django.db import connection, transaction
 from django_celery_results.models import TaskResult
 
-from jobs import dispatch
-from jobs.envelope import ATTEMPT_HEADER
-from jobs.message import find_task
+from jobs.messages import dispatch
+from jobs.messages.envelope import ATTEMPT_HEADER
+from jobs.messages.message import find_task
 from jobs.models import Policy, Run, State, Trigger, database_now
-from jobs.results import NoResultError
+from jobs.worker.results import NoResultError
 from project.celery import app
 from tests.live.conftest import Processes
 from tests.making import ends, lines, make_due, make_run, make_schedule, send

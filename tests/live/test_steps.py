@@ -8,9 +8,9 @@ import pytest
 from celery import current_app
 from django_celery_results.models import ChordCounter
 
-from jobs import dispatch
+from jobs.beat.rescue import rescue
+from jobs.messages import dispatch
 from jobs.models import Attempt, Run, RunLog, State, Step, database_now
-from jobs.rescue import rescue
 from tests.making import ends, lines, make_run, make_schedule, send
 
 pytestmark = pytest.mark.django_db(transaction=True)

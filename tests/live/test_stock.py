@@ -27,10 +27,10 @@ from django_celery_beat.schedulers import DatabaseScheduler
 from django_celery_beat.signals import signals_connect
 from django_celery_beat.tzcrontab import TzAwareCrontab
 
-from jobs import calendar, entries
+from jobs.beat.scheduler import Scheduler
 from jobs.models import Policy, Run, State, database_now
-from jobs.occurrences import Crontab, Invalid, Spec, occurrences
-from jobs.scheduler import Scheduler
+from jobs.rules.occurrences import Crontab, Invalid, Spec, occurrences
+from jobs.schedules import calendar, entries
 from tests.making import make_due, make_schedule
 
 pytestmark = pytest.mark.django_db(transaction=True)

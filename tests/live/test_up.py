@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import redis
 
+from jobs.local import embedded
+from jobs.local.supervisor import FIRST_DELAY, HEALTHY, LARGEST_LOG, LONGEST_DELAY, Child, Supervisor, SupervisorError
+from jobs.local.up import Follower
 from jobs.management.commands.up import describe, printable
 from jobs.models import Run, State, database_now
-from jobs.supervisor import FIRST_DELAY, HEALTHY, LARGEST_LOG, LONGEST_DELAY, Child, Supervisor, SupervisorError
-from jobs.up import Follower
-from project import embedded
 from tests.making import make_run
 from tests.servers import ROOT
 

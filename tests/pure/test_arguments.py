@@ -6,8 +6,8 @@ import pytest
 from celery import Celery
 from pydantic import Field, validate_call
 
-from jobs import arguments
-from jobs.occurrences import Invalid
+from jobs.messages import arguments
+from jobs.rules.occurrences import Invalid
 
 app = Celery("arguments", set_as_current=False)
 

@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 
+from jobs.cache.backend import JSON, NotJSONError
 from jobs.models import Run, State
-from project.cache import JSON, NotJSONError
 
 ITSELF: list[object] = []
 ITSELF.append(ITSELF)

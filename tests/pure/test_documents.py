@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.documents import harmless, write_csv, write_pdf
+from jobs.toolkit.documents import harmless, write_csv, write_pdf
 
 DANGEROUS = "=+-@|＝＋－＠｜"
 UNSEEN = "\u200b\u200e\u2060\ufeff\u00ad\x00\x07\x7f"

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from jobs import http
+from jobs.toolkit import http
 
 PUBLIC, OTHER_PUBLIC = "93.184.216.34", "2606:4700::1111"
 LIMIT = 100_000  # bytes

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from jobs import secrets
-from jobs.logs import Formatter, RunHandler, head, mask, tail
+from jobs.worker.logs import Formatter, RunHandler, head, mask, tail
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs import mail
+from jobs.toolkit import mail
 
 
 class Clock:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import resources
-from jobs.mapped import MappedResource
+from jobs.cache import resources
+from jobs.cache.mapped import MappedResource
 from tests.forking import forks, in_child
 from tests.servers import ROOT
 
@@ -18,7 +18,7 @@ from tests.servers import ROOT
 PROCESS = """
 import sys, time
 from pathlib import Path
-from jobs.mapped import MappedResource
+from jobs.cache.mapped import MappedResource
 
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
 

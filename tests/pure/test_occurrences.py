@@ -25,7 +25,7 @@ from cronsim import CronSim
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from jobs.occurrences import (
+from jobs.rules.occurrences import (
     HIGHEST_LATITUDE,
     SOLAR_EVENTS,
     Clocked,

@@ -5,7 +5,7 @@ from itertools import pairwise, product
 
 import pytest
 
-from jobs.policies import (
+from jobs.rules.policies import (
     FIRST_PATIENCE,
     LONGEST_PATIENCE,
     LONGEST_RETRY_DELAY,

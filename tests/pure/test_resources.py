@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from jobs import resources
-from jobs.resources import Resource, Tally, before_first_use, size_of
+from jobs.cache import resources
+from jobs.cache.resources import Resource, Tally, before_first_use, size_of
 from tests.forking import forks, in_child
 
 DEADLINE = 10.0  # seconds after which a thread that hangs is a failure

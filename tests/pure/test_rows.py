@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from jobs import rows
-from jobs.rows import Cell, Columns, UnreadableSourceError, take
+from jobs.toolkit import rows
+from jobs.toolkit.rows import Cell, Columns, UnreadableSourceError, take
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 END = START + timedelta(days=1)

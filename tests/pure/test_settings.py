@@ -25,7 +25,7 @@ COMPLETE = {
 # Reads lines, each a list of environments, and answers with the settings each one gives, or how it was refused.
 READER = """
 import json, os, runpy, sys, traceback, warnings
-import environ, project.embedded
+import environ, jobs.local.embedded
 from django.core.exceptions import ImproperlyConfigured
 
 warnings.simplefilter("error")

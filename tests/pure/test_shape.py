@@ -25,8 +25,19 @@ FILES_AT_THE_TOP = (
 FOLDERS_AT_THE_TOP = {"project", "jobs", "templates", "tests", ".ci"}
 MAY_COME = {"benchmarks", "docs"}
 
-PURE = {"jobs.occurrences", "jobs.policies", "jobs.resources", "jobs.rows"}
+PURE = {"jobs.cache.resources", "jobs.toolkit.rows"}  # and all of `rules`
 NOT_PURE = {"django", "django_celery_beat", "django_celery_results", "environ", "kombu", "project", "psycopg", "redis"}
+
+# Where only constants and types of `envelope` are read.
+MAY_PUBLISH = {"jobs.messages.dispatch", "jobs.ledger.steps", "jobs.worker.task"}
+# Imports that point down until their modules are cut.
+LEFT = {
+    ("jobs.ledger.steps", "jobs.worker"),
+    ("jobs.ledger.steps", "jobs.worker.pulse"),
+    ("jobs.ledger.requests", "jobs.beat.claim"),
+    ("jobs.ledger.requests", "jobs.toolkit"),
+    ("jobs.ledger.requests", "jobs.toolkit.files"),
+}
 
 # Written in pieces, or this file would be its own first find.
 MACHINE_PATHS = re.compile(r"(?<![\w.}>-])/(?:" + "|".join(["work", "root", "home", "Users"]) + r")/\w")
@@ -142,7 +153,8 @@ def test_it_gives_every_module_a_room_and_names_no_other():
 def test_it_imports_from_the_same_room_or_those_above(module):
     order = [*rooms(), "apps"]
     for imported in imports_of(modules()[module]):
-        if imported.startswith("jobs."):
+        assert not imported.startswith("project"), f"{module} imports {imported}: the app must work in other projects."
+        if imported.startswith("jobs.") and (module, imported) not in LEFT:
             assert order.index(room_of(imported)) <= order.index(room_of(module)), f"{module} imports {imported}."
 
 
@@ -152,10 +164,29 @@ def test_it_has_no_circle_of_imports():
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
 
 
-@pytest.mark.parametrize("module", sorted(modules().keys() & PURE))
+@pytest.mark.parametrize("room", rooms())
+def test_it_opens_each_room_with_the_question_on_the_map(room):
+    question = re.search(rf"^    {room}/?  +(.+?\?)", (ROOT / "jobs" / "__init__.py").read_text(), re.MULTILINE)[1]
+    docstring = ast.get_docstring(ast.parse(modules()[f"jobs.{room}"].read_text()))
+    assert docstring.lower().startswith(question.lower())
+
+
+def test_it_keeps_the_migrations_apart_from_the_code():
+    for path in ROOT.glob("jobs/migrations/*.py"):
+        assert not {name for name in imports_of(path) if name.partition(".")[0] in {"jobs", "project"}}, path
+
+
+def test_it_publishes_runs_in_one_module():
+    publishing = {name for name, path in modules().items() if "jobs.messages.envelope" in imports_of(path)}
+    pools = {name for name, path in modules().items() if "producer_pool" in path.read_text()}
+    assert publishing | pools <= MAY_PUBLISH
+
+
+@pytest.mark.parametrize("module", sorted(name for name in modules() if name.startswith("jobs.rules") or name in PURE))
 def test_it_keeps_pure_modules_pure(module):
-    roots = {imported.partition(".")[0] for imported in imports_of(modules()[module])}
-    assert not roots & (NOT_PURE | {"jobs"})
+    imported = imports_of(modules()[module])
+    assert not {name.partition(".")[0] for name in imported} & NOT_PURE
+    assert all(name.startswith("jobs.rules") for name in imported if name.startswith("jobs"))
 
 
 def test_it_imports_only_what_production_installs():

@@ -6,8 +6,8 @@ from typing import Any
 from celery import current_app
 from django.core.management.base import BaseCommand, CommandError
 
-from jobs import sharing
-from jobs.sharing import UnknownResourceError
+from jobs.worker import resources
+from jobs.worker.resources import UnknownResourceError
 
 
 class Command(BaseCommand):
@@ -20,7 +20,7 @@ class Command(BaseCommand):
         current_app.loader.import_default_modules()  # resources are declared beside the tasks that use them
         names = list(dict.fromkeys(names))
         try:
-            sharing.invalidate(*names, by="manage.py invalidate")
+            resources.invalidate(*names, by="manage.py invalidate")
         except UnknownResourceError as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"Invalidated: {', '.join(names)}. Every worker drops what it holds within seconds.")

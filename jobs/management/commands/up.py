@@ -10,10 +10,10 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from django.utils.timezone import localtime
 
-from jobs import up
+from jobs.local import up
+from jobs.local.embedded import ServerError
+from jobs.local.supervisor import SupervisorError
 from jobs.models import Run
-from jobs.supervisor import SupervisorError
-from project.embedded import ServerError
 
 
 class Command(BaseCommand):

@@ -1,0 +1,363 @@
+"""Writes due moments into the ledger, each exactly once, whoever comes first.
+
+Its one rule: one transaction locks due schedules, inserts their runs (one that exists is left alone) and moves
+`next_due_at` forward. So any number of beats may claim at once, and a process that dies here has claimed nothing.
+A schedule that cannot run is flagged with the reason, its moment is skipped with the same reason, all others go on.
+A schedule whose row somebody else has locked is left to the next pass.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta
+from itertools import islice, takewhile
+from typing import Any
+from uuid import UUID
+
+from django.db import DataError, IntegrityError, transaction
+from django.db.models import F
+from django_celery_beat.models import PeriodicTask
+
+from jobs.messages.message import Message, message_of
+from jobs.models import SENDING, Policy, PolicyQuerySet, Run, State, Trigger, bulk, database_now, new_run_id
+from jobs.rules import policies
+from jobs.rules.occurrences import FOREVER, Invalid, from_text, occurrences
+
+log = logging.getLogger(__name__)
+
+BATCH = 500  # schedules per transaction
+# Due moments of one schedule per pass; after a long outage of a one-second schedule the rest follows in later passes.
+MOMENTS = 10_000
+# The columns of a policy that a claim writes.
+MOVED = frozenset(
+    ("next_due_at", "owed_from", "former", "stretch", "fingerprint", "invalid_reason", "remaining_runs", "skip_next")
+)
+
+
+@dataclass(slots=True)
+class Claimed:
+    """A due schedule and its policy: all columns that a claim reads. Plain, as thousands are made in a second."""
+
+    schedule_id: int
+    next_due_at: datetime | None
+    owed_from: datetime | None
+    timing: str
+    timing_since: datetime | None
+    former: list[tuple[str, str]] | None
+    stretch: UUID | None
+    overlap: str
+    catch_up: str
+    catch_up_window: timedelta
+    catch_up_cap: int
+    jitter: timedelta
+    remaining_runs: int | None
+    skip_next: int
+    paused_at: datetime | None
+    paused_until: datetime | None
+    paused_by: str
+    pause_reason: str
+    pause_catch_up: str
+    soft_time_limit: int | None
+    time_limit: int | None
+    keep_result: bool | None
+    options: dict[str, Any] | None
+    fingerprint: str
+    invalid_reason: str
+
+    name: str
+    enabled: bool
+    one_off: bool
+    task: str
+    args: str
+    kwargs: str
+    queue: str | None
+    exchange: str | None
+    routing_key: str | None
+    headers: str
+    priority: int | None
+    expire_seconds: int | None
+
+
+_OF_POLICY = {field.attname for field in Policy._meta.concrete_fields}
+_COLUMNS = [column.name if column.name in _OF_POLICY else f"schedule__{column.name}" for column in fields(Claimed)]
+
+
+@dataclass(slots=True, kw_only=True)
+class NewRun:
+    """A run as it is written first; what is not here has its column's default."""
+
+    schedule_id: int | None
+    schedule_name: str
+    task: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    queue: str
+    priority: int | None
+    options: dict[str, Any]
+    due_at: datetime
+    last_due_at: datetime
+    not_before: datetime | None
+    trigger: str = Trigger.SCHEDULE.value
+    actor: str = ""
+    key: str | None = None
+    backfill_id: UUID | None = None
+    parent_id: UUID | None = None
+    state: str = State.WAITING.value
+    reason: str = ""
+    count: int = 1
+    expires_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempt: int = 1
+    sends: int = 0
+    id: UUID = field(default_factory=new_run_id)
+
+
+def claim_due() -> Iterator[list[NewRun]]:
+    """Claim all that is due by the database's clock, batch by batch; yields the runs of each batch that are to be sent.
+
+    They are committed, and the caller's for `SENDING`; what it does not send by then the outbox offers again. What is
+    locked by others, or has more due moments than one pass takes, is still due afterwards: for the next tick.
+    """
+    now = database_now()
+    claimed = BATCH
+    while claimed == BATCH and Policy.objects.due(now).exists():
+        try:
+            runs, claimed = _claim_batch(Policy.objects.due(now)[:BATCH], now)
+        except (DataError, IntegrityError, ValueError):
+            log.warning("A batch of due schedules cannot be stored; claiming them one by one.", exc_info=True)
+            runs, claimed = _claim_singly(now)
+        if runs:
+            yield runs
+
+
+def _claim_singly(now: datetime) -> tuple[list[NewRun], int]:
+    """Claim the due schedules each on its own, so that the one that cannot be stored stops no other."""
+    runs: list[NewRun] = []
+    due = list(Policy.objects.due(now).values_list("schedule", flat=True)[:BATCH])
+    for schedule in due:
+        this = Policy.objects.filter(schedule=schedule)
+        try:
+            runs += _claim_batch(this.due(now), now)[0]
+        except (DataError, IntegrityError, ValueError) as error:
+            log.exception("Schedule %s cannot be claimed.", schedule, extra={"action": "claim", "schedule": schedule})
+            _record_unstorable(this.get(), f"Its run cannot be stored: {error}", now)
+    return runs, len(due)
+
+
+def _record_unstorable(policy: Policy, reason: str, now: datetime) -> None:
+    """Flag the schedule, and account for its moment in a row that holds nothing of it but the reason."""
+    moment = policy.owed_from or policy.next_due_at or now
+    row = new_run(policy.pk, "", Message(""), moment, now)
+    row.state, row.finished_at, row.reason = State.SKIPPED.value, now, f"invalid: {reason}"
+    bulk.insert(Run, [row])
+    Policy.objects.filter(pk=policy.pk).update(next_due_at=None, owed_from=None, invalid_reason=reason)
+
+
+def _claim_batch(due: PolicyQuerySet, now: datetime) -> tuple[list[NewRun], int]:
+    """Claim these schedules in one transaction; returns the runs to send, and how many schedules were claimed."""
+    with transaction.atomic():
+        locked = [Claimed(*row) for row in due.select_for_update(skip_locked=True).values_list(*_COLUMNS)]
+        if not locked:
+            return [], 0
+        busy = _busy([policy.schedule_id for policy in locked if policy.overlap != policies.Overlap.ALLOW])
+        runs = [run for policy in locked for run in _runs_of(policy, now, busy.get(policy.schedule_id, ()))]
+        started = [run for run in runs if not run.reason]
+        _cancel_previous(locked, started, busy)
+        started = _insert(_grow_stretches(locked, runs), started)
+        bulk.update(Policy, locked, MOVED)
+        _count(locked, started, now)
+    return [run for run in started if run.not_before == now + SENDING], len(locked)
+
+
+def _insert(runs: list[NewRun], started: list[NewRun]) -> list[NewRun]:
+    """Write the rows; returns those of `started` that were not there before: all of them, but after a strange event."""
+    if bulk.insert(Run, runs) == len(runs):
+        return started
+    new = set(Run.objects.filter(id__in=[run.id for run in started]).values_list("id", flat=True))
+    return [run for run in started if run.id in new]
+
+
+def _cancel_previous(locked: list[Claimed], started: list[NewRun], busy: Collection[int]) -> None:
+    ones = {policy.schedule_id for policy in locked if policy.overlap == policies.Overlap.CANCEL_PREVIOUS}
+    if replaced := ones.intersection(run.schedule_id for run in started).intersection(busy):
+        previous = Run.objects.active().filter(schedule__in=replaced, backfill=None)
+        previous.cancel("the next run of its schedule takes its place; policy: cancel previous")
+
+
+def _busy(schedules: list[int]) -> dict[int, list[policies.Busy]]:
+    """The runs that are not over, oldest first, of each of the schedules; backfills are in nobody's way.
+
+    Not asked for schedules whose runs may overlap: while no worker is there, theirs may be any number.
+    """
+    active = Run.objects.active().filter(schedule__in=schedules, backfill=None).order_by("due_at")
+    busy: dict[int, list[policies.Busy]] = {}
+    rows = active.values_list("schedule_id", "due_at", "state", "worker", "not_before")
+    for schedule, due_at, state, worker, not_before in rows:
+        busy.setdefault(schedule, []).append(policies.Busy(due_at, state, worker, held=not_before is None))
+    return busy
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """What is due of one schedule in this pass, oldest first, and what comes after it."""
+
+    moments: list[datetime]
+    upcoming: datetime | None
+    following: int = 0  # missed moments of the next pass, as many as the policy's cap
+    held_back: datetime | None = None  # the first moment of which only the end of a pause decides
+
+
+def _runs_of(policy: Claimed, now: datetime, busy: Sequence[policies.Busy]) -> list[NewRun]:
+    """The rows for all that is due of one schedule; moves the policy on and sets `policy.invalid_reason`."""
+    first = policy.owed_from or policy.next_due_at or now
+    due = _Due([first], None)
+    try:
+        due = _due(policy, first, now)
+        _move(policy, due, now)
+        decisions, message = _decide(policy, due, now, busy)
+        ends = [*(decision.due_at for decision in decisions[1:]), due.upcoming]
+        return [_run(policy, decision, end, message, now) for decision, end in zip(decisions, ends, strict=False)]
+    except Exception as error:
+        schedule = policy.schedule_id
+        log.exception("Schedule %s cannot be claimed.", schedule, extra={"action": "claim", "schedule": schedule})
+        policy.next_due_at, policy.owed_from, policy.former = due.upcoming, None, None
+        policy.invalid_reason = f"It cannot be computed: {error}"
+        decisions = policies.skip(due.moments or [first], f"invalid: {policy.invalid_reason}")
+        return [_run(policy, decision, None, None, now) for decision in decisions]
+
+
+def _due(policy: Claimed, first: datetime, now: datetime) -> _Due:
+    coming = _coming(policy, first, now)
+    moments, upcoming = [first], next(coming, None)
+    while upcoming is not None and upcoming <= now and len(moments) < MOMENTS:
+        moments.append(upcoming)
+        upcoming = next(coming, None)
+    pause = policies.Pause.of(policy)
+    if pause and (held_back := next((moment for moment in moments if pause.holds_back(moment, now)), None)):
+        return _Due(moments[: moments.index(held_back)], held_back, held_back=held_back)
+    if upcoming is None or upcoming > now:
+        return _Due(moments, upcoming)
+    missed_before = now - policies.MISSED_AFTER
+    also_missed = takewhile(lambda moment: moment < missed_before, islice(coming, policy.catch_up_cap))
+    return _Due(moments, upcoming, following=1 + len(list(also_missed)))
+
+
+def _coming(policy: Claimed, first: datetime, now: datetime) -> Iterator[datetime]:
+    """All moments after `first`, each under the timing that was in force then; in the present one, without end."""
+    after = first
+    for text, until in policy.former or ():
+        end = datetime.fromisoformat(until)
+        if text:
+            yield from occurrences(from_text(text), after, end)
+        after = max(after, end)
+    if policy.timing:
+        yield from occurrences(from_text(policy.timing), max(after, policy.timing_since or now), FOREVER)
+
+
+def _move(policy: Claimed, due: _Due, now: datetime) -> None:
+    policy.owed_from, policy.next_due_at = due.held_back, due.upcoming
+    if due.held_back:
+        policy.next_due_at = policy.paused_until
+    elif due.upcoming is None or due.upcoming > now:
+        policy.former = None
+
+
+def _decide(
+    policy: Claimed, due: _Due, now: datetime, busy: Sequence[policies.Busy]
+) -> tuple[list[policies.Decision], Message | None]:
+    if policy.timing:  # else the reason is that nothing can be computed, and stays
+        policy.invalid_reason = ""
+    if not due.moments:
+        return [], None
+    if not policy.enabled:
+        policy.next_due_at, policy.fingerprint = None, ""  # to be computed anew when it is switched on again
+        return policies.skip(due.moments, "disabled before it could start"), None
+    try:
+        message = message_of(policy, policy)
+    except Invalid as error:
+        policy.invalid_reason = str(error)
+        return policies.skip(due.moments, f"invalid: {error}"), None
+    rule = policies.Rule.of(policy, one_off=policy.one_off)
+    decisions = policies.decide(rule, due.moments, now, busy=busy, following=due.following)
+    _count_down(policy, rule.limit, len(due.moments), sum(not decision.reason for decision in decisions))
+    return decisions, message
+
+
+def _count_down(policy: Claimed, limit: int | None, moments: int, ran: int) -> None:
+    """Note what was used of the moments to skip and of the runs that a limited schedule has; the last one ends it."""
+    policy.skip_next = max(0, policy.skip_next - moments)
+    if policy.remaining_runs is not None:
+        policy.remaining_runs = max(0, policy.remaining_runs - ran)
+    if limit is not None and ran >= limit:
+        policy.next_due_at, policy.owed_from, policy.enabled, policy.fingerprint = None, None, False, ""
+
+
+def _run(
+    policy: Claimed, decision: policies.Decision, upcoming: datetime | None, message: Message | None, now: datetime
+) -> NewRun:
+    run = new_run(policy.schedule_id, policy.name, message or Message(policy.task), decision.due_at, now)
+    if decision.reason:
+        run.last_due_at, run.count, run.reason = decision.last_due_at, decision.count, decision.reason
+        run.state, run.finished_at = State.SKIPPED.value, now
+    elif decision.held:
+        run.not_before = None
+    else:
+        start_at = policies.jittered(decision.due_at, upcoming, policy.jitter) if policy.jitter else now
+        run.not_before = start_at if start_at > now else run.not_before
+        run.expires_at = expires_at(policy.expire_seconds, max(now, start_at))
+    return run
+
+
+def new_run(schedule: int | None, name: str, message: Message, due_at: datetime, now: datetime) -> NewRun:
+    """A run that its maker sends within `SENDING`, or else any beat; not saved yet."""
+    return NewRun(
+        schedule_id=schedule,
+        schedule_name=name,
+        task=message.task,
+        args=message.args,
+        kwargs=message.kwargs,
+        queue=message.queue,
+        priority=message.priority,
+        options=message.options,
+        due_at=due_at,
+        last_due_at=due_at,
+        not_before=now + SENDING,
+    )
+
+
+def expires_at(seconds: int | None, start_at: datetime) -> datetime | None:
+    """Counted from when the run may start: a moment that is caught up late is still to have its time."""
+    return start_at + timedelta(seconds=seconds) if seconds else None
+
+
+def _grow_stretches(locked: list[Claimed], runs: list[NewRun]) -> list[NewRun]:
+    """Add skipped moments to the row before them where the reason is the same; returns the rows that are new.
+
+    A one-second schedule that is blocked for a day leaves one row, not 86,400. Only `count` and `last_due_at` grow.
+    """
+    open_ones = [policy.stretch for policy in locked if policy.stretch]
+    stretches = Run.objects.in_bulk(open_ones) if open_ones else {}
+    last: dict[int | None, Any] = {policy.schedule_id: stretches.get(policy.stretch) for policy in locked}
+    new = []
+    for run in runs:
+        stretch = last[run.schedule_id]
+        if stretch and run.reason and run.reason == stretch.reason:
+            stretch.count, stretch.last_due_at = stretch.count + run.count, run.last_due_at
+        else:
+            new.append(run)
+            last[run.schedule_id] = run if run.reason else None
+    bulk.update(Run, list(stretches.values()), ("count", "last_due_at"))
+    for policy in locked:
+        policy.stretch = stretch.id if (stretch := last[policy.schedule_id]) else None
+    return new
+
+
+def _count(locked: list[Claimed], started: list[NewRun], now: datetime) -> None:
+    """Keep django-celery-beat's own columns true, and switch off what has had its last run."""
+    counts = Counter(run.schedule_id for run in started)
+    for times in set(counts.values()):
+        ran = PeriodicTask.objects.filter(pk__in=[pk for pk, count in counts.items() if count == times])
+        ran.update(last_run_at=now, total_run_count=F("total_run_count") + times)
+    if over := [policy.schedule_id for policy in locked if not policy.enabled]:
+        PeriodicTask.objects.filter(pk__in=over).update(enabled=False)

@@ -1,0 +1,87 @@
+"""What becomes of runs that nobody will finish: their process died, or they waited too long.
+
+Its one rule: it decides by the ledger alone, by leases and moments that have passed by the database's clock. Any beat
+may do it at any time, also two at once: each change is conditional, and the loser finds nothing left to do.
+"""
+
+import logging
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+
+from jobs.ledger import steps
+from jobs.models import UNSTARTED, Attempt, Policy, Run, RunQuerySet, State, Step, database_now
+from jobs.rules import policies
+from jobs.worker.finish import settle
+
+log = logging.getLogger(__name__)
+
+BATCH = 500
+
+
+def rescue() -> int:
+    """End or restart every run whose lease ran out, or that of one of its steps, and expire what waited too long.
+
+    Returns how many were changed.
+    """
+    now = database_now()
+    orphans = Run.objects.orphaned(now)
+    rescued = sum(_rescue(run, orphans, _silent(run)) for run in orphans.select_related("schedule__policy")[:BATCH])
+    return rescued + _rescue_by_steps(now) + _settle() + _expire(Run.objects.overdue(now))
+
+
+def _rescue_by_steps(now: datetime) -> int:
+    """A run is lost with any of its steps: whoever executed that is dead, or its message is gone."""
+    lost = Step.objects.under_way().filter(lease_until__lte=now)
+    rescued = 0
+    for step in lost.select_related("run__schedule__policy")[:BATCH]:
+        with transaction.atomic():  # a lost step whose run went on would look like a success
+            rescued += _rescue_by_step(step, lost)
+    return rescued
+
+
+def _rescue_by_step(step: Step, lost: QuerySet[Step]) -> bool:
+    if not lost.filter(id=step.id).update(state=Step.State.LOST, finished_at=Now(), lease_until=None):
+        return False
+    there = f"{step.worker} gave no sign of life" if step.worker else "nobody started it"
+    reason = f"lost: step {step.task}, {there} until {step.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+    running = Run.objects.filter(state=State.RUNNING)
+    return step.attempt == step.run.attempt and _rescue(step.run, running, reason)
+
+
+def _settle() -> int:
+    """Runs that wait for nothing any more, because whoever ended their last step died on it; and the cancelled ones."""
+    over, cancelled = list(steps.over()[:BATCH]), list(Run.objects.carried().exclude(cancel_reason="")[:BATCH])
+    for run in cancelled:
+        steps.cancel(run.id, run.attempt)
+    for run in over + cancelled:
+        settle(run.id, run.attempt)
+    return len(over) + len(cancelled)
+
+
+def _expire(overdue: RunQuerySet) -> int:
+    if not overdue.exists():  # a look is cheaper than an UPDATE of nothing, which makes SQLite's other writers wait
+        return 0
+    return overdue.move(
+        UNSTARTED, State.EXPIRED, reason="expired: no worker started it in the time its schedule gives it"
+    )
+
+
+def _silent(run: Run) -> str:
+    return f"lost: {run.worker} gave no sign of life until {run.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _rescue(run: Run, among: RunQuerySet, reason: str) -> bool:
+    this, policy = among.filter(id=run.id, attempt=run.attempt), Policy.of(run)
+    if run.cancel_reason:
+        done = bool(this.move({State.RUNNING}, State.CANCELLED, reason=run.cancel_reason))
+    elif policies.runs_again_after_loss(run.attempt, policy.max_attempts, wanted=policy.rerun_if_lost):
+        done = run.return_to_waiting(among, Attempt.Outcome.LOST, timedelta(0), reason=reason)
+    else:
+        done = bool(this.move({State.RUNNING}, State.LOST, reason=reason))
+        Policy.objects.filter(pk=run.schedule_id).pause_if_failing()
+    if done:
+        log.warning("Run %s: %s", run.id, reason, extra={"action": "rescue", "run": str(run.id)})
+    return done

@@ -1,0 +1,251 @@
+"""How does a whole Punctual run on one machine, from the first command to Ctrl-C?
+
+Its one rule: ask before starting. The folder, the port, the broker and the database are tried first, and the first
+that cannot be used ends it with one sentence. The ledger is only read, to say what finished.
+One supervisor for one VAR_DIR; what it starts is in jobs/supervisor.py's care.
+"""
+
+import fcntl
+import http.client
+import os
+import secrets
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from celery import current_app
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.db import Error as DatabaseError
+from django.db import close_old_connections, connection
+from django.db.models import Count
+from kombu.exceptions import OperationalError
+
+from jobs.local import demo, embedded
+from jobs.local.supervisor import Child, Supervisor, SupervisorError
+from jobs.models import Run, State, Trigger
+
+# In seconds.
+POLL = 0.2
+PORT_PATIENCE = 2.0  # a supervisor that was just killed leaves a web process that is about to end
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for: with `until`, an end after so many scheduled runs succeeded, within `deadline` seconds."""
+
+    port: int
+    demo: bool = False
+    until: int | None = None
+    deadline: float = 60
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+class Follower:
+    """Which runs have finished since it was made: each once, in order. Reads index run_finished."""
+
+    # A transaction may be committed later than one that began after it: the last moments are read again.
+    OVERLAP = timedelta(seconds=5)
+
+    def __init__(self) -> None:
+        finished = Run.objects.filter(finished_at__isnull=False).order_by("-finished_at")
+        self._newest: datetime | None = finished.values_list("finished_at", flat=True).first()
+        self._seen: set[object] = set()
+        self.news()
+
+    def news(self) -> list[Run]:
+        """The runs that finished since the last call. After a DatabaseError it may be asked again."""
+        runs = Run.objects.filter(finished_at__isnull=False).order_by("finished_at", "id")
+        if self._newest is not None:
+            runs = runs.filter(finished_at__gte=self._newest - self.OVERLAP)
+        found = list(runs.defer("args", "kwargs", "options", "error_text"))
+        news = [run for run in found if run.id not in self._seen]
+        self._seen = {run.id for run in found}
+        self._newest = found[-1].finished_at if found else self._newest
+        return news
+
+
+def run(wish: Wish, tell: Callable[[str], None], describe: Callable[[Run], str]) -> None:
+    """Run everything until a signal or the wish ends it, and `tell` what happens and `describe` what finishes.
+
+    Raises SupervisorError or ServerError; then nothing that was started is left.
+    """
+    os.environ.setdefault("SITE_URL", wish.address)  # for the children: settings were read without knowing the port
+    with _alone(settings.VAR_DIR), suppress(KeyboardInterrupt), Supervisor(tell) as supervisor:
+        _check_port(wish.port, supervisor)
+        _check_broker()
+        _prepare_database()
+        _start_server(supervisor)
+        if wish.demo:
+            _install_demo(supervisor)
+        follower = Follower()
+        _start_children(wish, supervisor)
+        supervisor.tell(f"Punctual runs at {wish.address}/ (logs in {settings.VAR_DIR}/log; Ctrl-C stops it).")
+        _follow(wish, supervisor, follower, describe)
+        return
+    if wish.until is not None:
+        raise SupervisorError(f"Stopped before {wish.until} scheduled runs had succeeded.")
+
+
+# --- Before anything is started -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _alone(var: Path) -> Iterator[None]:
+    """Keep a second supervisor away from `var`. The lock ends with this process, however that ends."""
+    try:
+        (var / "log").mkdir(parents=True, exist_ok=True)
+        lock = (var / "up.lock").open("a")
+    except OSError as error:
+        raise SupervisorError(
+            f"{var} cannot be written ({error.strerror}): set VAR_DIR to a folder that can."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SupervisorError(
+                f"Punctual already runs on {var}: stop it, or set another VAR_DIR for this one."
+            ) from error
+        yield
+
+
+def _check_port(port: int, supervisor: Supervisor) -> None:
+    deadline = time.monotonic() + PORT_PATIENCE
+    while (why := _why_not(port)) is not None:
+        if time.monotonic() > deadline:
+            raise SupervisorError(f"Port {port} cannot be used ({why}): choose another with --port.")
+        supervisor.pause(0.1)
+
+
+def _why_not(port: int) -> str | None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.strerror
+    return None
+
+
+def _embedded_server() -> embedded.Valkey | None:
+    server = embedded.Valkey(settings.VAR_DIR)
+    return server if server.url == settings.REDIS_URL else None
+
+
+def _check_broker() -> None:
+    server = _embedded_server()
+    if server is not None and embedded.broker_url(server.url) == settings.CELERY_BROKER_URL:
+        return  # it is not started yet; then it is waited for
+    try:
+        with current_app.connection_for_write() as broker:
+            broker.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+    except (OperationalError, ImportError, KeyError) as error:
+        raise SupervisorError(
+            f"The broker cannot be reached ({_brief(error)}): check REDIS_URL or BROKER_URL."
+        ) from error
+
+
+def _prepare_database() -> None:
+    try:
+        connection.ensure_connection()
+        call_command("migrate", verbosity=0, interactive=False)
+    except DatabaseError as error:
+        raise SupervisorError(f"The database cannot be used ({_brief(error)}): check DATABASE_URL.") from error
+
+
+def _install_demo(supervisor: Supervisor) -> None:
+    users = get_user_model().objects
+    if not users.exists():
+        password = secrets.token_urlsafe(12)
+        users.create_superuser("admin", password=password)
+        hint = "(shown this once; `manage.py changepassword admin` sets another)"
+        supervisor.tell(f"Admin user: admin, password: {password} {hint}")
+    demo.install()
+
+
+# --- What is started, and what is seen of it ------------------------------------------------------------------------
+
+
+def _start_server(supervisor: Supervisor) -> None:
+    if (server := _embedded_server()) is not None:
+        valkey = _child("valkey", server.command(), 10)
+        valkey.prepare, valkey.tidy = server.prepare, server.tidy
+        supervisor.start(valkey)
+        supervisor.wait_for(valkey, server.answers)
+
+
+def _start_children(wish: Wish, supervisor: Supervisor) -> None:
+    gunicorn = [sys.executable, "-m", "gunicorn", "project.wsgi", "--bind", f"127.0.0.1:{wish.port}"]
+    threads = ["--worker-class", "gthread", "--workers", "1", "--threads", "4"]
+    celery = [sys.executable, "-m", "celery", "-A", "project"]
+    pool = ["--concurrency", "2", "--without-gossip", "--without-mingle", "--hostname", f"up-{wish.port}@%h"]
+    web = _child("web", [*gunicorn, *threads, "--graceful-timeout", "5", "--no-control-socket"], 10)
+    supervisor.start(web)
+    supervisor.start(_child("worker", [*celery, "worker", *pool], 20))
+    supervisor.start(_child("beat", [*celery, "beat"], 10))
+    supervisor.wait_for(web, lambda: _web_answers(wish.port))
+
+
+def _child(name: str, command: Sequence[str], patience: float) -> Child:
+    return Child(name, command, settings.BASE_DIR, settings.VAR_DIR / "log" / f"{name}.log", patience)
+
+
+def _web_answers(port: int) -> bool:
+    web = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        web.request("GET", "/healthz")
+        return web.getresponse().status < 500  # a refusal of this Host (ALLOWED_HOSTS) is an answer, too
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        web.close()
+
+
+def _follow(wish: Wish, supervisor: Supervisor, follower: Follower, describe: Callable[[Run], str]) -> None:
+    """Keep the children alive and show what finishes until the wish is fulfilled; SupervisorError when it is not."""
+    deadline = time.monotonic() + wish.deadline
+    scheduled = Counter[str]()
+    readable = True
+    while wish.until is None or scheduled[State.SUCCEEDED] < wish.until:
+        supervisor.pause(POLL)
+        supervisor.revive()
+        if wish.until is not None and time.monotonic() > deadline:
+            raise SupervisorError(_shortfall(wish, scheduled, supervisor.children))
+        close_old_connections()
+        try:
+            news = follower.news()
+        except DatabaseError as error:
+            if readable:
+                supervisor.tell(f"The ledger cannot be read ({_brief(error)}); trying again.")
+            readable = False
+            continue
+        readable = True
+        for finished in news:
+            supervisor.tell(describe(finished))
+        scheduled.update(finished.state for finished in news if finished.trigger == Trigger.SCHEDULE)
+
+
+def _shortfall(wish: Wish, scheduled: Counter[str], children: Sequence[Child]) -> str:
+    """Why the wish was not fulfilled, as far as is known."""
+    known = [f"{count} {state}" for state, count in sorted(scheduled.items())]
+    with suppress(DatabaseError):
+        active = Run.objects.active().filter(trigger=Trigger.SCHEDULE).values_list("state")
+        known += [f"{count} {state}" for state, count in active.annotate(Count("id")).order_by("state")]
+    dead = [f"{child.name} is not running. {child.last_words()}" for child in children if child.process is None]
+    success = f"{scheduled[State.SUCCEEDED]} of {wish.until} scheduled runs succeeded within {wish.deadline:g} s"
+    return " ".join([f"Only {success} (runs: {', '.join(known) or 'none'}).", *dead])
+
+
+def _brief(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

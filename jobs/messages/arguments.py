@@ -1,0 +1,83 @@
+"""What arguments does a job take, and do these fit? Read off its signature and, where it is typed, its annotations.
+
+    @shared_task(name="billing.remind")
+    @validate_call
+    def remind(month: Annotated[str, Field(pattern=r"\\d{4}-\\d{2}", description="Such as 2026-03.")]) -> None: ...
+
+A task decorated with pydantic's `validate_call` is typed: its schedule's page has a field for each argument, and what
+does not fit is refused before it is saved, before a run is claimed, and in the worker. Any other task is only asked
+whether it can be called like that.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.errors import PydanticInvalidForJsonSchema
+
+from jobs.rules.occurrences import Invalid
+
+NAMED = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+
+
+def check(task: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Refuse arguments with which the task could not be called. Raises `Invalid` with a sentence."""
+    if not task.typing:
+        return
+    try:
+        if model := model_of(task):
+            model.model_validate(by_name(task, args, kwargs))
+        else:
+            task.__header__(*args, **kwargs)
+    except TypeError as error:
+        raise Invalid(f"The arguments do not fit {task.name!r}: {error}.") from error
+    except ValidationError as error:
+        raise Invalid(f"The arguments do not fit {task.name!r}: {sentence(error)}.") from error
+
+
+def by_name(task: Any, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a typed task, each under its name. Raises TypeError when they do not fit its signature."""
+    signature = _signature(task.run.raw_function, inspect.ismethod(task.run))
+    return dict(signature.bind(*args, **kwargs).arguments)
+
+
+def model_of(task: Any) -> type[BaseModel] | None:
+    """The arguments of a typed task, each a field; None for any other."""
+    function: Callable[..., Any] | None = getattr(task.run, "raw_function", None)
+    return _model(function, inspect.ismethod(task.run)) if function else None
+
+
+def sentence(error: ValidationError) -> str:
+    """What pydantic found, in one line that does not repeat the values: they may be long, or nobody's business."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(": ".join([*map(str, each["loc"]), each["msg"].removeprefix("Value error, ")]) for each in found)
+
+
+@cache
+def _signature(function: Callable[..., Any], is_bound: bool) -> inspect.Signature:
+    signature = inspect.signature(function)
+    return signature.replace(parameters=list(signature.parameters.values())[is_bound:])
+
+
+@cache
+def _model(function: Callable[..., Any], is_bound: bool) -> type[BaseModel] | None:
+    parameters = _signature(function, is_bound).parameters.values()
+    if any(parameter.kind not in NAMED or parameter.name.startswith("_") for parameter in parameters):
+        return None  # there is no field for each
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        parameter.name: (
+            hints.get(parameter.name, Any),
+            ... if parameter.default is parameter.empty else parameter.default,
+        )
+        for parameter in parameters
+    }
+    config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True)
+    model: type[BaseModel] = create_model(function.__name__, __config__=config, **fields)
+    try:
+        model.model_json_schema()
+    except PydanticInvalidForJsonSchema:
+        return None  # nobody can fill in a function
+    return model

@@ -1,0 +1,128 @@
+"""What does Celery make of a run's message? Asked once for each kind of message, then copied with another run's ids.
+
+Its one rule: what is copied is exactly what `apply_async` would have published: same route, headers and options. Where
+somebody listens to publishing, routes by more than a task's name, or a task publishes in a way of its own, nothing is
+copied: `apply_async` is called for each run.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from celery import current_app, signals
+from celery.app.routes import MapRoute
+from celery.utils.saferepr import saferepr
+
+from jobs.messages.message import find_task
+
+# The header that says which attempt of its run a message starts.
+ATTEMPT_HEADER = "punctual_attempt"
+MAKERS = ("apply_async", "shadow_name")  # what a task may override that sees the arguments of a message
+ORDINARY = {"celery.app.task", "jobs.worker.task"}  # the modules whose makers can be foreseen
+
+
+class Sendable(Protocol):
+    """What a message needs to know of a run."""
+
+    id: UUID
+    task: str
+    args: Any
+    kwargs: Any
+    queue: str
+    priority: int | None
+    options: Any
+    attempt: int
+    sends: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Envelope:
+    """A published message without what is the run's own."""
+
+    headers: dict[str, Any]
+    embedded: dict[str, Any]
+    options: dict[str, Any]
+
+
+class Envelopes:
+    """The kinds of messages of one batch, each made when its first run comes."""
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+        self._known: dict[tuple[Any, ...], _Envelope | None] = {}
+        self._longest = current_app.amqp.argsrepr_maxsize, current_app.amqp.kwargsrepr_maxsize
+
+    def publish(self, run: Sendable) -> None:
+        """Publish the message of this run.
+
+        Raises LookupError, TypeError, ValueError or EncodeError where none can be made.
+        """
+        kind = (run.task, run.queue, run.priority, repr(run.options))
+        if kind not in self._known:
+            self._known[kind] = self._learn(run)
+        envelope = self._known[kind]
+        if envelope is None:
+            _apply(run, self._producer)
+        else:
+            self._send_copy(envelope, run)
+
+    def _learn(self, run: Sendable) -> _Envelope | None:
+        if not _can_be_copied(find_task(run.task)):
+            return None
+        recorder = _Recorder(self._producer)
+        _apply(run, recorder)
+        options = recorder.options
+        for entity in options.pop("declare") or ():
+            self._producer.maybe_declare(entity)
+        return _Envelope(options.pop("headers"), recorder.body[2], options)
+
+    def _send_copy(self, envelope: _Envelope, run: Sendable) -> None:
+        run_id = str(run.id)
+        headers = {
+            **envelope.headers,
+            "id": run_id,
+            "root_id": run_id,
+            "parent_id": None,
+            "argsrepr": saferepr(run.args, self._longest[0]) if run.args else "()",
+            "kwargsrepr": saferepr(run.kwargs, self._longest[1]) if run.kwargs else "{}",
+            ATTEMPT_HEADER: run.attempt,
+        }
+        body = (run.args, run.kwargs, envelope.embedded)
+        self._producer.publish(body, headers=headers, **{**envelope.options, "correlation_id": run_id})
+
+
+class _Recorder:
+    """A producer that keeps what it is asked to publish."""
+
+    def __init__(self, producer: Any) -> None:
+        self.connection = producer.connection
+        self.body: tuple[Any, Any, dict[str, Any]] = ((), {}, {})
+        self.options: dict[str, Any] = {}
+
+    def publish(self, body: tuple[Any, Any, dict[str, Any]], **options: Any) -> None:
+        self.body, self.options = body, options
+
+
+def _apply(run: Sendable, producer: Any) -> None:
+    task = find_task(run.task)
+    if task is None:
+        raise LookupError(f"no job is named {run.task!r}")
+    options = dict(run.options)
+    options["headers"] = {**options.get("headers", {}), ATTEMPT_HEADER: run.attempt}
+    if run.queue:
+        options["queue"] = run.queue
+    if run.priority is not None:
+        options["priority"] = run.priority
+    options |= {"task_id": str(run.id), "retry": False}
+    task.apply_async(args=run.args, kwargs=run.kwargs, producer=producer, **options)
+
+
+def _can_be_copied(task: Any) -> bool:
+    watched = any(
+        signal.receivers for signal in (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
+    )
+    makers = {base.__module__ for base in type(task).__mro__ if vars(base).keys() & MAKERS}
+    router: Any = current_app.amqp.router
+    by_name = all(isinstance(route, MapRoute) for route in router.routes)
+    conf = current_app.conf
+    return by_name and makers <= ORDINARY and not (watched or conf.task_send_sent_event or conf.task_always_eager)

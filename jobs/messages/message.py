@@ -1,0 +1,201 @@
+"""What does a schedule ask Celery to run? Reads a `PeriodicTask`'s free text into the parts of a message, or refuses.
+
+Its one rule: what comes out of here can be stored by every database, encoded as JSON, and names exactly the job that
+the schedule names. Forms call it before saving, the claim calls it before every run.
+"""
+
+import difflib
+import json
+import threading
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, cast
+
+from celery import current_app
+
+from jobs.messages import arguments
+from jobs.rules.occurrences import Invalid
+
+LONGEST_ARGUMENTS = 16_384  # characters of JSON
+DEEPEST_ARGUMENTS = 20
+# Celery's housekeeping is the only one of its own tasks worth scheduling: the others run further tasks by name.
+OWN_TASKS_ALLOWED = frozenset({"celery.backend_cleanup"})
+# Headers to which Celery gives a meaning: a schedule that could set them could run another task than it names.
+OWN_HEADERS = frozenset(
+    [
+        "args",
+        "argsrepr",
+        "callbacks",
+        "chain",
+        "chord",
+        "compression",
+        "get",  # Celery reads headers by the method of this name
+        "errbacks",
+        "eta",
+        "expires",
+        "group",
+        "group_index",
+        "held",  # `jobs.worker.pulse` keeps what it knows of a run there
+        "id",
+        "ignore_result",
+        "kwargs",
+        "kwargsrepr",
+        "lang",
+        "origin",
+        "parent_id",
+        "priority",
+        "punctual_attempt",
+        "punctual_step",
+        "replaced_task_nesting",
+        "reply_to",
+        "retries",
+        "root_id",
+        "shadow",
+        "stamped_headers",
+        "stamps",
+        "task",
+        "timelimit",
+        "utc",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The parts of a Celery message, as a `Run` keeps them."""
+
+    task: str
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    queue: str = ""
+    priority: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def message_of(schedule: Any, policy: Any) -> Message:
+    """The message of the next run of a schedule. Raises `Invalid` with a sentence that says what to mend.
+
+    Anything will do that has the columns of a `PeriodicTask` and of a `Policy`.
+    """
+    args = read(schedule.args, "Positional arguments", list)
+    kwargs = read(schedule.kwargs, "Keyword arguments", dict)
+    check_fits(schedule.task, args, kwargs)
+    return Message(
+        task=schedule.task,
+        args=args,
+        kwargs=kwargs,
+        queue=schedule.queue or "",
+        priority=schedule.priority,
+        options=_options(schedule, policy),
+    )
+
+
+def check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Refuse a job that does not exist, and arguments that it would not accept. Raises `Invalid` with a sentence."""
+    task = find_task(name)
+    if task is None:
+        close = difflib.get_close_matches(name, _tasks(), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else " Is its app in INSTALLED_APPS?"
+        raise Invalid(f"No job is named {name!r}.{hint}")
+    if name.startswith("celery.") and name not in OWN_TASKS_ALLOWED:
+        raise Invalid(f"{name!r} is Celery's own and runs other tasks: schedule the task itself.")
+    arguments.check(task, args, kwargs)
+
+
+def find_task(name: str) -> Any:
+    """The task of that name in any installed app, or None."""
+    return _tasks().get(name)
+
+
+def read(text: str | None, what: str, kind: type[Any]) -> Any:
+    """A JSON list or object that every database and every JSON reader takes. Raises `Invalid`."""
+    if not text:
+        return kind()
+    if len(text) > LONGEST_ARGUMENTS:
+        raise Invalid(f"{what} are longer than {LONGEST_ARGUMENTS} characters: pass an id and let the job look it up.")
+    try:
+        value = Decoder().decode(text)
+    except json.JSONDecodeError as error:
+        raise Invalid(f"{what} are not valid JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise Invalid(f"{what} must be a JSON {'list' if kind is list else 'object'}.")
+    _check_storable(value, what, DEEPEST_ARGUMENTS)
+    return value
+
+
+_reading = threading.Lock()
+
+
+@cache
+def _tasks() -> dict[str, Any]:
+    """Celery's registry, after every app's tasks were read: a web process has not done that yet."""
+    with _reading:  # or a second request of a process that has just started would find a half of them
+        current_app.loader.import_default_modules()
+    return cast("dict[str, Any]", current_app.tasks)
+
+
+def _options(schedule: Any, policy: Any) -> dict[str, Any]:
+    headers = read(schedule.headers, "Message headers", dict)
+    if taken := sorted(OWN_HEADERS.intersection(headers)):
+        raise Invalid(f"Message headers must not set {', '.join(taken)}: these belong to Celery.")
+    options = {
+        "exchange": schedule.exchange,
+        "routing_key": schedule.routing_key,
+        "headers": headers,
+        "time_limit": policy.time_limit,
+        "soft_time_limit": policy.soft_time_limit,
+        "ignore_result": None if policy.keep_result is None else not policy.keep_result,
+    }
+    return {**(policy.options or {}), **{name: value for name, value in options.items() if value not in (None, "", {})}}
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large for a number")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice")
+    return result
+
+
+class Decoder(json.JSONDecoder):
+    """Reads only what every JSON reader takes; whatever is wrong with a text is a JSONDecodeError."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+
+    def decode(self, text: str, *_: Any) -> Any:
+        try:
+            value = super().decode(text)
+            if "\\u" in text:
+                json.dumps(value, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
+        except json.JSONDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:  # endless numbers, deep nesting, and what stands above
+            raise json.JSONDecodeError(str(error), text, 0) from error
+        return value
+
+
+def _check_storable(value: Any, what: str, depth: int) -> None:
+    if depth == 0:
+        raise Invalid(f"{what} are nested deeper than {DEEPEST_ARGUMENTS} levels.")
+    if isinstance(value, str) and not _is_clean(value):
+        raise Invalid(f"{what} hold control characters or broken Unicode: remove them.")
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    for item in value if isinstance(value, list) else ():
+        _check_storable(item, what, depth - 1)
+
+
+def _is_clean(text: str) -> bool:
+    """No control characters but tab and line ends, no half surrogate pairs: PostgreSQL stores neither."""
+    return not any((c < " " and c not in "\t\n\r") or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in text)

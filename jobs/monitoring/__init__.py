@@ -1,0 +1,1 @@
+"""Is all well, and who is told? It reads the ledger and decides nothing about a run."""

@@ -1,0 +1,1 @@
+"""What should happen? Pure: no Django, no database, no clock; `now` is a parameter."""

@@ -1,0 +1,241 @@
+"""When is a schedule due next? Joins django-celery-beat's rows to `occurrences`, and notices every change of them.
+
+Its one rule: `Policy.next_due_at` is computed when the timing changes, from that moment on, so nothing ever fires
+because it was edited, enabled or resumed. A moment that was already due then stays due, under the timing it had.
+
+A saved row is noticed in its own transaction. `QuerySet.update()`, `bulk_create`, fixtures and plain SQL send no
+signal: the next `look` compares the fingerprint of each timing that was written, inside the database.
+"""
+
+from datetime import datetime, timedelta
+from functools import reduce
+from itertools import islice
+from operator import or_
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import DataError, connection, transaction
+from django.db.models import F, Func, OuterRef, Q, QuerySet, Subquery, TextField, Value
+from django.db.models.functions import Cast, Coalesce
+from django.db.models.signals import post_delete, post_save, pre_delete
+from django_celery_beat.models import (
+    ClockedSchedule,
+    CrontabSchedule,
+    IntervalSchedule,
+    PeriodicTask,
+    PeriodicTasks,
+    SolarSchedule,
+)
+
+from jobs.models import Policy, bulk, database_now
+from jobs.rules.occurrences import (
+    FOREVER,
+    Clocked,
+    Crontab,
+    Interval,
+    Invalid,
+    Solar,
+    Spec,
+    Timing,
+    as_text,
+    from_text,
+    next_occurrence,
+    occurrences,
+)
+
+KINDS = {"interval": IntervalSchedule, "crontab": CrontabSchedule, "solar": SolarSchedule, "clocked": ClockedSchedule}
+SCHEDULES = (PeriodicTask, *KINDS.values())
+CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+# What reading a row raises that was written past every check: a date of no calendar, a zone that does not exist.
+UNREADABLE = (DataError, ValidationError, ArithmeticError, LookupError, ValueError)
+# Changed schedules that are taken at a time, so that memory stays bounded after a bulk load.
+BATCH = 2000
+COMPUTED = ("next_due_at", "timing", "timing_since", "fingerprint", "former", "invalid_reason")
+
+# Every column that has a say in when a schedule is due.
+TIMING_COLUMNS = (
+    *("enabled", "start_time", "expires", "one_off", "interval__every", "interval__period", "clocked__clocked_time"),
+    *(f"crontab__{field}" for field in (*CRONTAB_FIELDS, "timezone")),
+    *(f"solar__{field}" for field in ("event", "latitude", "longitude")),
+)
+
+
+def _fingerprint() -> Func:
+    """All timing columns as one text, made by the database; flat, as SQLite cannot parse a nested Concat of so many."""
+    columns = (Coalesce(Cast(F(column), TextField()), Value("")) for column in TIMING_COLUMNS)
+    return Func(*columns, template="(%(expressions)s)", arg_joiner=" || '|' || ", output_field=TextField())
+
+
+def changed(schedules: QuerySet[PeriodicTask]) -> QuerySet[PeriodicTask]:
+    """Those whose timing is not the one their `next_due_at` was computed from, by primary key."""
+    annotated: QuerySet[PeriodicTask] = schedules.annotate(fingerprint=_fingerprint())
+    return annotated.exclude(policy__fingerprint=F("fingerprint")).select_related(*KINDS).order_by("pk")
+
+
+def refresh(schedules: QuerySet[PeriodicTask], *, wait: bool = True) -> int:
+    """Compute `next_due_at` of the changed ones among `schedules`; returns how many there were, also of those left.
+
+    A policy that somebody else has locked is waited for, or left for another time where `wait` is off.
+    """
+    total, last = 0, 0
+    while stale := list(changed(schedules).filter(pk__gt=last).values_list("pk", flat=True)[:BATCH]):
+        try:
+            _renew(changed(schedules).in_bulk(stale), wait=wait)
+        except UNREADABLE:
+            for pk in stale:
+                _renew_or_flag(schedules, pk, wait=wait)
+        total, last = total + len(stale), stale[-1]
+    return total
+
+
+def _renew_or_flag(schedules: QuerySet[PeriodicTask], pk: int, *, wait: bool) -> None:
+    """One row that cannot even be read must not keep the others from being noticed."""
+    try:
+        _renew(changed(schedules).in_bulk([pk]), wait=wait)
+    except UNREADABLE as error:
+        known = PeriodicTask.objects.filter(pk=OuterRef("pk")).annotate(known=_fingerprint()).values("known")
+        reason = f"It cannot be read from the database: {error}"
+        row = Policy.objects.filter(pk=pk)
+        row.update(fingerprint=Subquery(known), timing="", next_due_at=None, invalid_reason=reason)
+
+
+def sweep() -> int:
+    """Find every change that no signal told of; returns how many schedules had one."""
+    return refresh(PeriodicTask.objects.all(), wait=False)
+
+
+def look(since: Any = None) -> Any:
+    """Refresh what was written since the look that returned `since`, whoever wrote it and how (None: everything).
+
+    Returns what to give to the next look; `since` itself where something was found, as somebody may have had it locked.
+    """
+    now, written = _written(since)
+    found = sweep() if since is None else refresh(PeriodicTask.objects.filter(written), wait=False) if written else 0
+    return since if found else now
+
+
+def _written(since: Any) -> tuple[Any, Q]:
+    """A mark of this moment, and which schedules were written since another one; with neither, no condition.
+
+    PostgreSQL notes in each row the number of the transaction that wrote it. New is what was written by a transaction
+    that may have been running at the mark, or is younger. SQLite knows nothing of it: everything is compared.
+    """
+    if connection.vendor == "sqlite":
+        return None, Q(pk__isnull=False)
+    with connection.cursor() as cursor:
+        tables = [connection.ops.quote_name(model._meta.db_table) for model in SCHEDULES]
+        new = (f"ARRAY(SELECT id FROM {table} WHERE age(xmin) <= age(%(since)s::xid))" for table in tables)  # noqa: S608 - table names of models
+        mark = "pg_snapshot_xmin(pg_current_snapshot())::xid::text"
+        cursor.execute(f"SELECT {mark}, {', '.join(new)}", {"since": since or "0"})
+        now, schedules, *timings = cursor.fetchone()
+    written = {"pk": schedules} | dict(zip(KINDS, timings, strict=True))
+    conditions = (Q(**{f"{column}__in": ids}) for column, ids in written.items() if ids)
+    return now, reduce(or_, conditions, Q())
+
+
+def _renew(schedules: dict[int, Any], *, wait: bool) -> None:
+    with transaction.atomic():
+        known = Policy.objects.filter(pk__in=schedules)
+        new = schedules.keys() - set(known.values_list("pk", flat=True))
+        bulk.insert(Policy, [Policy(schedule_id=pk) for pk in sorted(new)])
+        locked = list(known.select_for_update(skip_locked=not wait).order_by("pk"))
+        now = database_now()
+        for policy in locked:
+            _compute(policy, schedules[policy.pk], now)
+        bulk.update(Policy, locked, COMPUTED)
+
+
+def _compute(policy: Policy, schedule: Any, now: datetime) -> None:
+    """Set what follows from the timing. What was due under the timing before stays due, and is remembered with it."""
+    owed_from = policy.owed_from or policy.next_due_at
+    is_owed = owed_from is not None and owed_from <= now
+    if is_owed:
+        policy.former = [*(policy.former or ()), (policy.timing, now.isoformat())]
+    before = policy.timing
+    policy.timing, policy.timing_since, policy.fingerprint = "", now, schedule.fingerprint
+    policy.invalid_reason, upcoming = "", None
+    try:
+        spec = spec_of(schedule, _grid_from(before, schedule) or now)
+        if schedule.enabled:
+            policy.timing, upcoming = as_text(spec), next_occurrence(spec, after=now)
+    except Invalid as error:
+        policy.invalid_reason = str(error)
+    if not is_owed:
+        policy.next_due_at = upcoming
+
+
+def _grid_from(before: str, schedule: Any) -> datetime | None:
+    """Where the grid of an interval began that stays as long as it was: other edits do not shift it."""
+    former = from_text(before).timing if before else None
+    if not isinstance(former, Interval) or schedule.interval is None:
+        return None
+    return former.grid_from if former.every == _length(schedule.interval) else None
+
+
+def upcoming(policy: Policy, count: int) -> list[datetime]:
+    """The next due moments of a schedule, whatever its pause says; none where it is disabled or cannot be computed."""
+    if not policy.timing:
+        return []
+    return list(islice(occurrences(from_text(policy.timing), database_now(), FOREVER), count))
+
+
+def previous(policy: Policy, moment: datetime) -> datetime | None:
+    """The last due moment before `moment` under the present timing; None where there is none within eight years."""
+    try:
+        spec = from_text(policy.timing) if policy.timing else spec_of(policy.schedule, policy.timing_since or moment)
+    except Invalid:
+        return None
+    for hours in (1, 24, 24 * 32, 24 * 366 * 8):
+        if earlier := list(occurrences(spec, moment - timedelta(hours=hours), moment - timedelta.resolution)):
+            return earlier[-1]
+    return None
+
+
+def spec_of(schedule: PeriodicTask, since: datetime) -> Spec:
+    """The calendar's view of a schedule whose timing took effect at `since`. Raises `Invalid` with the reason."""
+    kinds = [kind for kind in KINDS if getattr(schedule, f"{kind}_id") is not None]
+    if len(kinds) != 1:
+        raise Invalid("Choose exactly one of interval, crontab, solar or clocked.")
+    timing = timing_of(getattr(schedule, kinds[0]), schedule.start_time or since)
+    return Spec(timing, start=schedule.start_time, end=schedule.expires)
+
+
+def timing_of(row: Any, grid_from: datetime) -> Timing:
+    """The calendar's view of a row of one of `KINDS`. Raises `Invalid` with the reason."""
+    kind = next(kind for kind, model in KINDS.items() if isinstance(row, model))
+    if kind == "interval":
+        return Interval(_length(row), grid_from)
+    if kind == "crontab":
+        return Crontab(**{field: getattr(row, field) for field in CRONTAB_FIELDS}, zone=str(row.timezone))
+    if kind == "clocked":
+        return Clocked(row.clocked_time)
+    return Solar(row.event, float(row.latitude), float(row.longitude))
+
+
+def _length(interval: IntervalSchedule) -> timedelta:
+    try:
+        return timedelta(**{interval.period: interval.every})
+    except (TypeError, OverflowError) as error:
+        raise Invalid(
+            f"An interval of {interval.every} {interval.period} is no length of time that can pass."
+        ) from error
+
+
+def _on_save(instance: Any, raw: bool = False, **_: Any) -> None:
+    """Called for every model, or the proxies of these would be missed."""
+    if raw or not isinstance(instance, SCHEDULES):  # raw, a fixture: what it refers to may be missing yet; see `sweep`
+        return
+    if isinstance(instance, PeriodicTask):
+        of_this = Q(pk=instance.pk)
+    else:
+        of_this = Q(**{next(kind for kind, model in KINDS.items() if isinstance(instance, model)): instance.pk})
+    refresh(PeriodicTask.objects.filter(of_this))
+
+
+def connect() -> None:
+    """Listen to saves, and keep django-celery-beat from locking one row for all in each of them: nobody reads it."""
+    PeriodicTask.no_changes = True
+    for model in KINDS.values():
+        for signal in (post_save, pre_delete, post_delete):
+            signal.disconnect(PeriodicTasks.update_changed, sender=model)
+    post_save.connect(_on_save, dispatch_uid="jobs.schedules.calendar")

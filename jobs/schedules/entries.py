@@ -1,0 +1,200 @@
+"""Which schedules does the code bring? Installs the entries of CELERY_BEAT_SCHEDULE when a beat starts.
+
+Its one rule: an entry is written once in each of its versions. What people edit in the admin holds until the entry
+itself changes; whether its schedule is enabled or paused is never the entry's to say again. A schedule whose entry is
+gone is deleted. An entry that cannot be installed stops no other; what was installed of it before stays.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from celery import schedules
+from celery.utils.time import delta_resolution
+from django.core.exceptions import ValidationError
+from django.db import Error as DatabaseError
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+from django_celery_beat.models import PeriodicTask
+
+from jobs.models import LONGEST_NAME, Policy
+from jobs.rules.occurrences import Invalid
+from jobs.schedules.calendar import CRONTAB_FIELDS, KINDS
+
+UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1))
+MEMBERS = {"task", "schedule", "args", "kwargs", "options", "relative", "enabled", "one_off", "description"}
+# Options that are columns of a schedule, those that its policy has a word on, and those that it just keeps.
+OF_SCHEDULE = {"queue", "exchange", "routing_key", "priority", "headers", "expires"}
+OF_POLICY = {"time_limit", "ignore_result"}
+KEPT = {"soft_time_limit", "serializer", "compression", "shadow", "delivery_mode"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How many schedules were made, changed or deleted, and why which entries were not installed."""
+
+    changed: int
+    refused: dict[str, str]
+
+
+# What reading an entry raises that is not made as Celery's documentation says.
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+def install(app: Any) -> Outcome:
+    """Write what changed since the last time.
+
+    Two beats may do this at once: the second writes the same again, or finds the name taken by what it wanted to write.
+    """
+    entries = _entries(app)
+    known = dict(Policy.objects.exclude(entry="").values_list("schedule__name", "entry"))
+    changed, refused = 0, {}
+    for name, entry in entries.items():
+        try:
+            changed += _install(name, entry, known.get(name, ""), app)
+        except (Invalid, ValidationError, DatabaseError, *UNREADABLE) as error:
+            refused[name] = str(error) or repr(error)
+    gone = PeriodicTask.objects.filter(name__in=known.keys() - entries.keys()).exclude(policy__entry="")
+    _, deleted = gone.delete()
+    return Outcome(changed + deleted.get(PeriodicTask._meta.label, 0), refused)
+
+
+def _entries(app: Any) -> dict[str, Mapping[str, Any]]:
+    """All entries by name, also those of `add_periodic_task`, and Celery's own that deletes old results."""
+    app.loader.import_default_modules()
+    app.finalize()
+    entries = dict(app.conf.beat_schedule)
+    if app.conf.result_expires and not app.backend.supports_autoexpire:
+        cleanup = {"task": "celery.backend_cleanup", "schedule": schedules.crontab("0", "4", "*")}
+        entries.setdefault("celery.backend_cleanup", {**cleanup, "options": {"expires": 12 * 3600}})
+    return entries
+
+
+def _install(name: str, entry: Mapping[str, Any], known: str, app: Any) -> bool:
+    columns = _read(name, entry, app)
+    text = json.dumps(columns, sort_keys=True, default=str)
+    if text == known:
+        return False
+    try:
+        with transaction.atomic():
+            _write(name, columns, text)
+    except (IntegrityError, ValidationError):
+        if not Policy.objects.filter(schedule__name=name, entry=text).exists():  # else another beat was faster
+            raise
+        return False
+    return True
+
+
+def _write(name: str, columns: dict[str, Any], text: str) -> None:
+    schedule = PeriodicTask.objects.select_for_update().filter(name=name).first() or PeriodicTask(name=name)
+    if schedule.pk is not None:
+        columns["schedule"].pop("enabled")
+    kind, timing = columns["timing"]
+    for field, value in {**columns["schedule"], **dict.fromkeys(KINDS), kind: _timing(kind, timing)}.items():
+        setattr(schedule, field, value)
+    relative = columns["relative"] and kind == "interval"  # crontabs go by the clock anyway
+    schedule.start_time = _aligned(timing, columns["zone"]) if relative else None
+    schedule.clean_fields()
+    schedule.save()
+    Policy.objects.filter(schedule=schedule).update(entry=text, **columns["policy"])
+
+
+def _timing(kind: str, values: dict[str, Any]) -> Any:
+    found = KINDS[kind].objects.filter(**values).first()
+    return found or KINDS[kind].objects.create(**values)
+
+
+def _aligned(interval: dict[str, Any], zone: Any) -> datetime:
+    """The last full day, hour, minute or second, as the interval is counted in, by the clocks of the app."""
+    unit = timedelta(**{interval["period"]: 1})
+    return delta_resolution(datetime.now(zone), unit)
+
+
+# --- reading an entry -----------------------------------------------------------------------------------------------
+
+
+def _read(name: str, entry: Mapping[str, Any], app: Any) -> dict[str, Any]:
+    """What the entry says, as columns. Raises `Invalid` with what to change."""
+    if unknown := sorted(set(entry) - MEMBERS):
+        raise Invalid(f"{', '.join(unknown)}: no such member; choose from {', '.join(sorted(MEMBERS))}.")
+    if len(name) > LONGEST_NAME:
+        raise Invalid(f"its name is longer than {LONGEST_NAME} characters; give it a shorter one.")
+    if not isinstance(entry.get("args") or (), (list, tuple)) or not isinstance(entry.get("kwargs") or {}, dict):
+        raise Invalid("its args must be a list or tuple, and its kwargs a dict.")
+    options = dict(entry.get("options") or {})
+    relative = bool(entry.get("relative") or getattr(entry.get("schedule"), "relative", False))
+    return {
+        "timing": _read_timing(entry.get("schedule"), app),
+        "relative": relative,
+        "zone": app.timezone if relative else None,
+        "schedule": {
+            "task": entry.get("task", ""),
+            "args": _json(list(entry.get("args") or ()), "args"),
+            "kwargs": _json(dict(entry.get("kwargs") or {}), "kwargs"),
+            "enabled": bool(entry.get("enabled", True)),
+            "one_off": bool(entry.get("one_off", False)),
+            "description": entry.get("description", ""),
+            **_read_columns(options, app),
+        },
+        "policy": _read_policy(options),
+    }
+
+
+def _read_timing(schedule: Any, app: Any) -> tuple[str, dict[str, Any]]:
+    if isinstance(schedule, (int, float, timedelta)):
+        schedule = schedules.schedule(schedule, app=app)
+    if isinstance(schedule, schedules.crontab):
+        fields = {field: _field(getattr(schedule, f"_orig_{field}")) for field in CRONTAB_FIELDS}
+        return "crontab", {**fields, "timezone": str(vars(schedule).get("tz") or app.timezone)}
+    if isinstance(schedule, schedules.solar):
+        place = {"latitude": round(schedule.lat, 6), "longitude": round(schedule.lon, 6)}  # as the columns hold
+        return "solar", {"event": schedule.event, **place}
+    if type(schedule) is not schedules.schedule:
+        raise Invalid(f"{schedule!r} is no schedule that can be kept; use seconds, a timedelta, a crontab or solar.")
+    seconds = vars(schedule)["run_every"].total_seconds()
+    if seconds < 1 or seconds % 1:
+        raise Invalid(f"an interval of {seconds:g} s; choose whole seconds.")
+    period, length = next((period, length) for period, length in UNITS if seconds % length == 0)
+    return "interval", {"every": int(seconds // length), "period": period}
+
+
+def _field(value: Any) -> str:
+    """A crontab's field as text; Celery takes numbers and collections of them, too."""
+    return str(value) if isinstance(value, (str, int)) else ",".join(map(str, sorted(value)))
+
+
+def _read_columns(options: dict[str, Any], app: Any) -> dict[str, Any]:
+    expires = options.get("expires")
+    end = expires if isinstance(expires, datetime) else None
+    seconds = expires.total_seconds() if isinstance(expires, timedelta) else None if end else expires
+    return {
+        "queue": getattr(options.get("queue"), "name", options.get("queue")),
+        "exchange": getattr(options.get("exchange"), "name", options.get("exchange")),
+        "routing_key": options.get("routing_key"),
+        "priority": options.get("priority"),
+        "headers": _json(dict(options.get("headers") or {}), "headers"),
+        "expires": timezone.make_aware(end, app.timezone) if end and timezone.is_naive(end) else end,
+        "expire_seconds": None if seconds is None else max(1, int(seconds)),
+    }
+
+
+def _read_policy(options: dict[str, Any]) -> dict[str, Any]:
+    if unknown := sorted(set(options) - OF_SCHEDULE - OF_POLICY - KEPT):
+        raise Invalid(f"the option {', '.join(unknown)} cannot be kept with a schedule; set it in the task itself.")
+    further = {name: options[name] for name in sorted(KEPT & set(options))}
+    _json(further, "options")
+    ignored = options.get("ignore_result")
+    return {
+        "time_limit": options.get("time_limit"),
+        "keep_result": None if ignored is None else not ignored,
+        "options": further or None,
+    }
+
+
+def _json(value: Any, what: str) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Invalid(f"its {what} cannot be written as JSON: {error}.") from error

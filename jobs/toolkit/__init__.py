@@ -1,0 +1,1 @@
+"""What may a job use? Public names: everything a job imports from Punctual."""

@@ -1,0 +1,65 @@
+"""What must not end a worker, or leave it deaf? Celery's consumer and request, mended where they let that happen.
+
+Its one rule: all but the mended line is Celery's own. In Celery and kombu 5.7, with Redis, a worker ends by an
+AttributeError when its broker goes away while it holds a message that no process has begun, or when it acknowledges one
+over a connection that was replaced; and by the MemoryError of a task. It takes no more messages once as many as it may
+hold could not be acknowledged in time.
+
+Limit: what cannot be closed or acknowledged is left behind. The ledger knows what was in hand; a plain task's message
+comes again, or is lost, as it is with Celery.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.request import Request as CeleryRequest
+
+log = logging.getLogger(__name__)
+
+AGAIN = 1.0  # seconds
+
+
+class Consumer(CeleryConsumer):
+    """The setting `worker_consumer` names it."""
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        try:
+            super().on_connection_error_after_connected(exc)
+        except Exception:  # whatever it is, the connection is lost anyway and a new one comes next
+            log.debug("A lost connection could not be closed.", exc_info=True)
+
+    def cancel_active_requests(self) -> None:
+        """A pool without processes cannot end what it executes. Celery's own raises that in the middle of the task."""
+        with suppress(NotImplementedError):
+            super().cancel_active_requests()
+
+    def call_soon_ack(self, p: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
+        """Celery gives this a message's `ack_log_error` or `reject_log_error`, to be called where its connection is."""
+        return super().call_soon_ack(self._settle, p, *args, **kwargs)  # type: ignore[misc] # new in Celery 5.7
+
+    def _settle(self, p: Any, logger: logging.Logger, errors: tuple[type[Exception], ...], *rest: Any) -> None:
+        try:
+            p(logger, (), *rest)  # it is to raise all errors, and to log none away
+        except Exception as error:
+            present = self.task_consumer  # type: ignore[attr-defined] # set by a step of Celery's
+            if present is None or p.__self__.channel is not present.channel:
+                log.debug("A message of a former connection could not be acknowledged.", exc_info=True)
+            elif isinstance(error, BrokenPipeError) or not isinstance(error, errors):
+                raise
+            else:
+                log.warning("The broker did not take an acknowledgement, it is asked again: %s", error)
+                self.timer.call_after(AGAIN, self.call_soon_ack, (p, logger, errors, *rest))
+
+
+class Request(CeleryRequest):
+    """A message in the worker. `jobs.worker.task.Job` names it."""
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        """Celery's own raises the `MemoryError` of a task once more, here, and so ends the worker with all it does."""
+        exception = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps what it brings from a child
+        if isinstance(exception, MemoryError):
+            exc_info.exception = RuntimeError(f"{type(exception).__name__}: {exception}")
+        return super().on_failure(exc_info, *args, **kwargs)
