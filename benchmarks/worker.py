@@ -17,7 +17,7 @@ from django_celery_results.models import TaskResult
 
 from benchmarks.figures import OURS, Figures
 from benchmarks.ground import Ground, wait_for
-from jobs.beat.claim import new_run
+from jobs.ledger.new_runs import new_run
 from jobs.messages import dispatch
 from jobs.messages.message import Message
 from jobs.models import Run, State, bulk, database_now

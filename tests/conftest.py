@@ -88,7 +88,7 @@ def mortal_broker(servers: Servers) -> Iterator[MortalBroker]:
 @pytest.fixture(scope="session", autouse=True)
 def _tasks() -> None:
     """Known from the start: Celery sets logging up once more as it looks for them, and pytest would hear no more."""
-    from jobs.messages.message import find_task  # late: models cannot be imported yet
+    from jobs.messages.arguments import find_task  # late: models cannot be imported yet
 
     find_task("")
 

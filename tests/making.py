@@ -13,7 +13,7 @@ from django_celery_beat.models import CrontabSchedule, IntervalSchedule, Periodi
 
 from jobs.ledger import requests
 from jobs.messages import dispatch
-from jobs.messages.message import find_task
+from jobs.messages.arguments import find_task
 from jobs.models import ACTIVE, Policy, Run, State, database_now
 from jobs.rules.occurrences import as_text
 from jobs.schedules import calendar

@@ -28,11 +28,11 @@ from django.utils.html import format_html
 from django_celery_beat.models import PeriodicTask
 
 from jobs.admin.display import counted, moment
-from jobs.ledger import requests
+from jobs.ledger import backfills, requests
 from jobs.messages import dispatch
 from jobs.models import CATCH_UP_CHOICES, Backfill, Policy, PolicyQuerySet, Run
 from jobs.monitoring import statistics
-from jobs.rules.occurrences import Invalid
+from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
 from jobs.schedules import calendar
 
@@ -89,7 +89,7 @@ class BackfillForm(forms.ModelForm[Backfill]):
         told = request.POST if "step" in request.POST else None
         asked = Backfill(schedule=schedule, actor=request.user.get_username())
         super().__init__(told, instance=asked)
-        self.preview: requests.Preview | None = None
+        self.preview: backfills.Preview | None = None
 
     def clean(self) -> dict[str, Any]:
         """Find out what it would do: what cannot be computed is refused before anything is previewed."""
@@ -98,7 +98,7 @@ class BackfillForm(forms.ModelForm[Backfill]):
             for name in self._meta.fields or ():
                 setattr(self.instance, name, data[name])
             try:
-                self.preview = requests.preview(self.instance)
+                self.preview = backfills.preview(self.instance)
             except Invalid as error:
                 raise ValidationError(str(error)) from error
         return data
@@ -228,7 +228,7 @@ def _id_of(request: HttpRequest) -> UUID:
         return uuid4()
 
 
-def _shown(preview: requests.Preview | None) -> dict[str, Any] | None:
+def _shown(preview: backfills.Preview | None) -> dict[str, Any] | None:
     if preview is None:
         return None
     number, left_alone = len(preview.moments), preview.left_alone
@@ -242,7 +242,7 @@ def _shown(preview: requests.Preview | None) -> dict[str, Any] | None:
 
 
 def _backfill(request: HttpRequest, asked: Backfill) -> None:
-    number = requests.backfill(asked)
+    number = backfills.backfill(asked)
     if not number:
         messages.info(request, "This was asked for before, and is done once.")
         return

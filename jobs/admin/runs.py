@@ -22,7 +22,7 @@ from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, ReadOn
 from jobs.ledger import requests
 from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, Holding, Node, Run, State, Step
 from jobs.models.steps import UNDER_WAY
-from jobs.rules.occurrences import Invalid
+from jobs.rules.errors import Invalid
 
 SHOWN = 100  # steps of a run, and runs of a node
 

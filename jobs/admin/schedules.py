@@ -21,10 +21,11 @@ from django_celery_beat.models import PeriodicTask
 from jobs.admin import actions, typed
 from jobs.admin.display import NOTHING, between, moment, state
 from jobs.admin.guard import GuardedAdmin
-from jobs.messages.arguments import model_of
-from jobs.messages.message import find_task, message_of
+from jobs.messages.arguments import find_task, model_of
+from jobs.messages.message import message_of
 from jobs.models import Backfill, Policy, Run, Trigger
-from jobs.rules.occurrences import Invalid, next_occurrence
+from jobs.rules.errors import Invalid
+from jobs.rules.occurrences import next_occurrence
 from jobs.rules.policies import Rule, foresee
 from jobs.schedules import calendar
 

@@ -11,7 +11,7 @@ from django import forms
 from pydantic import BaseModel, ValidationError
 
 from jobs.messages import arguments, message
-from jobs.rules.occurrences import Invalid
+from jobs.rules.errors import Invalid
 
 PREFIX = "argument_"
 MARK = "arguments_of"  # the hidden field that says for which job the page was made

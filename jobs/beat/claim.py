@@ -9,7 +9,7 @@ A schedule whose row somebody else has locked is left to the next pass.
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from itertools import islice, takewhile
 from typing import Any
@@ -19,10 +19,12 @@ from django.db import DataError, IntegrityError, transaction
 from django.db.models import F
 from django_celery_beat.models import PeriodicTask
 
+from jobs.ledger.new_runs import NewRun, expires_at, new_run
 from jobs.messages.message import Message, message_of
-from jobs.models import SENDING, Policy, PolicyQuerySet, Run, State, Trigger, bulk, database_now, new_run_id
+from jobs.models import SENDING, Policy, PolicyQuerySet, Run, State, bulk, database_now
 from jobs.rules import policies
-from jobs.rules.occurrences import FOREVER, Invalid, from_text, occurrences
+from jobs.rules.errors import Invalid
+from jobs.rules.occurrences import FOREVER, from_text, occurrences
 
 log = logging.getLogger(__name__)
 
@@ -81,36 +83,6 @@ class Claimed:
 
 _OF_POLICY = {field.attname for field in Policy._meta.concrete_fields}
 _COLUMNS = [column.name if column.name in _OF_POLICY else f"schedule__{column.name}" for column in fields(Claimed)]
-
-
-@dataclass(slots=True, kw_only=True)
-class NewRun:
-    """A run as it is written first; what is not here has its column's default."""
-
-    schedule_id: int | None
-    schedule_name: str
-    task: str
-    args: list[Any]
-    kwargs: dict[str, Any]
-    queue: str
-    priority: int | None
-    options: dict[str, Any]
-    due_at: datetime
-    last_due_at: datetime
-    not_before: datetime | None
-    trigger: str = Trigger.SCHEDULE.value
-    actor: str = ""
-    key: str | None = None
-    backfill_id: UUID | None = None
-    parent_id: UUID | None = None
-    state: str = State.WAITING.value
-    reason: str = ""
-    count: int = 1
-    expires_at: datetime | None = None
-    finished_at: datetime | None = None
-    attempt: int = 1
-    sends: int = 0
-    id: UUID = field(default_factory=new_run_id)
 
 
 def claim_due() -> Iterator[list[NewRun]]:
@@ -307,28 +279,6 @@ def _run(
         run.not_before = start_at if start_at > now else run.not_before
         run.expires_at = expires_at(policy.expire_seconds, max(now, start_at))
     return run
-
-
-def new_run(schedule: int | None, name: str, message: Message, due_at: datetime, now: datetime) -> NewRun:
-    """A run that its maker sends within `SENDING`, or else any beat; not saved yet."""
-    return NewRun(
-        schedule_id=schedule,
-        schedule_name=name,
-        task=message.task,
-        args=message.args,
-        kwargs=message.kwargs,
-        queue=message.queue,
-        priority=message.priority,
-        options=message.options,
-        due_at=due_at,
-        last_due_at=due_at,
-        not_before=now + SENDING,
-    )
-
-
-def expires_at(seconds: int | None, start_at: datetime) -> datetime | None:
-    """Counted from when the run may start: a moment that is caught up late is still to have its time."""
-    return start_at + timedelta(seconds=seconds) if seconds else None
 
 
 def _grow_stretches(locked: list[Claimed], runs: list[NewRun]) -> list[NewRun]:

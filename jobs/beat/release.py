@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.db import transaction
 
-from jobs.beat import claim
+from jobs.ledger.new_runs import expires_at
 from jobs.models import UNSTARTED, Backfill, Policy, Run, State, database_now
 
 
@@ -38,7 +38,7 @@ def _release(schedule: int, backfill: UUID | None, now: datetime) -> int:
 
 def _expires_at(seconds: int | None, now: datetime) -> datetime | None:
     try:
-        return claim.expires_at(seconds, now)
+        return expires_at(seconds, now)
     except OverflowError:  # beyond every calendar it never comes
         return None
 

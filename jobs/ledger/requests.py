@@ -6,54 +6,24 @@ starts a few of its runs at a time.
 """
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Any
 
-from django.core.files.uploadedfile import UploadedFile
-from django.db import transaction
-from django.db.models import Q
 from django_celery_beat.models import PeriodicTask
 
-from jobs.beat.claim import NewRun, new_run
-from jobs.messages.message import Message, check_fits, find_task, message_of, read
+from jobs.ledger.new_runs import new_run
+from jobs.messages.arguments import check_fits, find_task
+from jobs.messages.message import Message, message_of, read
 from jobs.models import (
     ACTIVE,
     LONGEST_ACTOR,
     LONGEST_NAME,
-    Backfill,
     Policy,
     Run,
-    State,
-    StoredFile,
     Trigger,
     bulk,
     database_now,
 )
-from jobs.rules.occurrences import Invalid, occurrences
-from jobs.schedules.calendar import spec_of
-from jobs.toolkit import files
-
-MOST_BACKFILLED = 10_000  # due moments
-_INSTANT = timedelta.resolution
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-# What stands for "it ran, or is about to": a moment that has such a run is not missing.
-_PRESENT = {
-    Backfill.Which.MISSING: ACTIVE | {State.SUCCEEDED, State.FAILED, State.LOST},
-    Backfill.Which.FAILED: ACTIVE | {State.SUCCEEDED},
-    Backfill.Which.ALL: ACTIVE,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """What a backfill would do: the moments it would run, and how many of the range it would leave alone."""
-
-    moments: list[datetime]
-    left_alone: int
+from jobs.rules.errors import Invalid
 
 
 def run_now(schedule: PeriodicTask, actor: str) -> Run:
@@ -91,26 +61,6 @@ def run_job(job: str, arguments: dict[str, Any], actor: str, key: str | None = N
     return run, False
 
 
-def take_upload(
-    upload: UploadedFile[bytes], actor: str, key: str | None = None, job: str = "jobs.process_upload"
-) -> tuple[Run, bool]:
-    """Keep what was uploaded, and write down a run of a job for the file; returns as `run_job` does.
-
-    The file comes first: who dies before the run is there is asked again, and the file nobody wanted is removed by
-    `jobs.cleanup`. Raises `Invalid` for a file that is too large, and as `run_job` does.
-    """
-    if upload.size is None or upload.size > files.LARGEST_UPLOAD:
-        raise Invalid(f"The file is larger than {files.LARGEST_UPLOAD:,} bytes: upload a smaller one.")
-    row = files.keep(str(upload.name), upload, StoredFile.Kind.UPLOAD, str(upload.content_type or ""))
-    is_new = False
-    try:
-        run, is_new = run_job(job, {"file": str(row.id)}, actor, key)
-    finally:
-        if not is_new:
-            files.remove(row)
-    return run, is_new
-
-
 def retry(run: Run, actor: str) -> Run:
     """Write down a run that repeats one that is over, with the same message. Raises `Invalid` where it cannot be.
 
@@ -128,60 +78,6 @@ def retry(run: Run, actor: str) -> Run:
     new.trigger, new.actor, new.parent_id = Trigger.RETRY.value, actor, run.id
     bulk.insert(Run, [new])
     return Run.objects.get(id=new.id)
-
-
-def preview(request: Backfill) -> Preview:
-    """What `backfill` would run now, the oldest moment first. Raises `Invalid` with what to choose instead."""
-    policy = Policy.objects.select_related("schedule").filter(schedule=request.schedule_id).first()
-    if policy is None:
-        raise Invalid("The schedule was made a moment ago, and nothing is known of it yet: try again in a few seconds.")
-    message_of(policy.schedule, policy)
-    if not _EPOCH < request.start < request.end <= database_now():
-        raise Invalid("Choose a range in the past, after 1970, that ends after it starts.")
-    spec = spec_of(policy.schedule, policy.timing_since or database_now())
-    moments = list(islice(occurrences(spec, request.start - _INSTANT, request.end - _INSTANT), MOST_BACKFILLED + 1))
-    if len(moments) > MOST_BACKFILLED:
-        raise Invalid(f"There are more than {MOST_BACKFILLED} due moments in this range; choose a shorter one.")
-    present = _present(request, _PRESENT[Backfill.Which(request.which)])
-    forgotten = policy.forgotten_until if request.which != Backfill.Which.ALL else None
-    known = _present(request, list(State)) if forgotten else set()
-    undecided = policy.owed_from or policy.next_due_at or request.end  # beat is about to decide about those
-    wanted = [
-        moment
-        for moment in moments
-        if moment < undecided
-        and moment not in present
-        and not (forgotten and moment <= forgotten and moment not in known)
-    ]
-    return Preview(wanted, len(moments) - len(wanted))
-
-
-def _present(request: Backfill, states: Collection[State]) -> set[datetime]:
-    of_range = Q(due_at__gte=request.start, due_at__lt=request.end)
-    runs = Run.objects.of_schedule(request.schedule_id).filter(of_range, state__in=states)
-    return set(runs.exclude(trigger=Trigger.MANUAL).values_list("due_at", flat=True))
-
-
-def backfill(request: Backfill) -> int:
-    """Save this request and write down its runs; returns how many. They start one after the other, by any beat.
-
-    Asked twice with the same id it is done once, and 0 is returned. Raises `Invalid` as `preview` does.
-    """
-    with transaction.atomic():
-        policy = Policy.objects.select_related("schedule").select_for_update().get(schedule=request.schedule_id)
-        if Backfill.objects.filter(id=request.id).exists():
-            return 0
-        moments = preview(request).moments
-        request.save(force_insert=True)
-        asked = message_of(policy.schedule, policy)
-        bulk.insert(Run, [_backfilling(request, policy.schedule, asked, moment) for moment in moments])
-    return len(moments)
-
-
-def _backfilling(request: Backfill, schedule: PeriodicTask, asked: Message, moment: datetime) -> NewRun:
-    run = new_run(schedule.pk, schedule.name, asked, moment, moment)
-    run.trigger, run.actor, run.backfill_id, run.not_before = Trigger.BACKFILL.value, request.actor, request.id, None
-    return run
 
 
 def _storable(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -9,17 +9,39 @@ does not fit is refused before it is saved, before a run is claimed, and in the 
 whether it can be called like that.
 """
 
+import difflib
 import inspect
+import threading
 from collections.abc import Callable
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
+from celery import current_app
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from jobs.rules.occurrences import Invalid
+from jobs.rules.errors import Invalid
 
+# Celery's housekeeping is the only one of its own tasks worth scheduling: the others run further tasks by name.
+OWN_TASKS_ALLOWED = frozenset({"celery.backend_cleanup"})
 NAMED = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+
+
+def check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Refuse a job that does not exist, and arguments that it would not accept. Raises `Invalid` with a sentence."""
+    task = find_task(name)
+    if task is None:
+        close = difflib.get_close_matches(name, _tasks(), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else " Is its app in INSTALLED_APPS?"
+        raise Invalid(f"No job is named {name!r}.{hint}")
+    if name.startswith("celery.") and name not in OWN_TASKS_ALLOWED:
+        raise Invalid(f"{name!r} is Celery's own and runs other tasks: schedule the task itself.")
+    check(task, args, kwargs)
+
+
+def find_task(name: str) -> Any:
+    """The task of that name in any installed app, or None."""
+    return _tasks().get(name)
 
 
 def check(task: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -81,3 +103,14 @@ def _model(function: Callable[..., Any], is_bound: bool) -> type[BaseModel] | No
     except PydanticInvalidForJsonSchema:
         return None  # nobody can fill in a function
     return model
+
+
+_reading = threading.Lock()
+
+
+@cache
+def _tasks() -> dict[str, Any]:
+    """Celery's registry, after every app's tasks were read: a web process has not done that yet."""
+    with _reading:  # or a second request of a process that has just started would find a half of them
+        current_app.loader.import_default_modules()
+    return cast("dict[str, Any]", current_app.tasks)

@@ -13,7 +13,7 @@ from celery import current_app, signals
 from celery.app.routes import MapRoute
 from celery.utils.saferepr import saferepr
 
-from jobs.messages.message import find_task
+from jobs.messages.arguments import find_task
 
 # The header that says which attempt of its run a message starts.
 ATTEMPT_HEADER = "punctual_attempt"

@@ -4,22 +4,15 @@ Its one rule: what comes out of here can be stored by every database, encoded as
 the schedule names. Forms call it before saving, the claim calls it before every run.
 """
 
-import difflib
 import json
-import threading
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, cast
+from typing import Any
 
-from celery import current_app
-
-from jobs.messages import arguments
-from jobs.rules.occurrences import Invalid
+from jobs.messages.arguments import check_fits
+from jobs.rules.errors import Invalid
 
 LONGEST_ARGUMENTS = 16_384  # characters of JSON
 DEEPEST_ARGUMENTS = 20
-# Celery's housekeeping is the only one of its own tasks worth scheduling: the others run further tasks by name.
-OWN_TASKS_ALLOWED = frozenset({"celery.backend_cleanup"})
 # Headers to which Celery gives a meaning: a schedule that could set them could run another task than it names.
 OWN_HEADERS = frozenset(
     [
@@ -90,23 +83,6 @@ def message_of(schedule: Any, policy: Any) -> Message:
     )
 
 
-def check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Refuse a job that does not exist, and arguments that it would not accept. Raises `Invalid` with a sentence."""
-    task = find_task(name)
-    if task is None:
-        close = difflib.get_close_matches(name, _tasks(), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else " Is its app in INSTALLED_APPS?"
-        raise Invalid(f"No job is named {name!r}.{hint}")
-    if name.startswith("celery.") and name not in OWN_TASKS_ALLOWED:
-        raise Invalid(f"{name!r} is Celery's own and runs other tasks: schedule the task itself.")
-    arguments.check(task, args, kwargs)
-
-
-def find_task(name: str) -> Any:
-    """The task of that name in any installed app, or None."""
-    return _tasks().get(name)
-
-
 def read(text: str | None, what: str, kind: type[Any]) -> Any:
     """A JSON list or object that every database and every JSON reader takes. Raises `Invalid`."""
     if not text:
@@ -121,17 +97,6 @@ def read(text: str | None, what: str, kind: type[Any]) -> Any:
         raise Invalid(f"{what} must be a JSON {'list' if kind is list else 'object'}.")
     _check_storable(value, what, DEEPEST_ARGUMENTS)
     return value
-
-
-_reading = threading.Lock()
-
-
-@cache
-def _tasks() -> dict[str, Any]:
-    """Celery's registry, after every app's tasks were read: a web process has not done that yet."""
-    with _reading:  # or a second request of a process that has just started would find a half of them
-        current_app.loader.import_default_modules()
-    return cast("dict[str, Any]", current_app.tasks)
 
 
 def _options(schedule: Any, policy: Any) -> dict[str, Any]:

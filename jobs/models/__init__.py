@@ -4,6 +4,7 @@ The ledger and what belongs to it: runs, steps, policies, nodes, resources, what
 """
 
 from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile
+from jobs.models.clock import database_now, lease
 from jobs.models.measurements import Measurement
 from jobs.models.nodes import Node
 from jobs.models.resources import Holding, ResourceVersion
@@ -24,8 +25,6 @@ from jobs.models.runs import (
     RunQuerySet,
     State,
     Trigger,
-    database_now,
-    lease,
     new_run_id,
 )
 from jobs.models.schedules import CATCH_UP_CHOICES, Backfill, Policy, PolicyQuerySet

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db import connection, models, transaction
 
-from jobs.models.runs import database_now
+from jobs.models.clock import database_now
 
 BATCH = 2_000  # rows in one statement
 

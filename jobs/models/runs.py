@@ -14,13 +14,12 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.conf import settings
-from django.db import IntegrityError, connection, models, transaction
+from django.db import IntegrityError, models, transaction
 from django.db.models import F, Q, Value
 from django.db.models.functions import Concat, Now, Right
-from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
+from jobs.models.clock import lease
 from jobs.models.prepared import Update
 
 # How long a sender has a run to itself; after this the outbox offers it again.
@@ -29,16 +28,6 @@ LONGEST_ACTOR = 150  # characters; as Django names users
 LONGEST_NAME = 200  # characters
 LONGEST_ERROR_TEXT = 20_000  # characters; the end of a traceback says most
 LONGEST_LOG = 100_000  # characters of each attempt; the latest are kept
-
-
-def database_now() -> datetime:
-    """The database's clock, which decides; SQLite's is this machine's."""
-    if connection.vendor == "sqlite":
-        return timezone.now()
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT clock_timestamp()")
-        moment: datetime = cursor.fetchone()[0]
-    return moment
 
 
 def new_run_id() -> UUID:
@@ -60,11 +49,6 @@ class RunIdField(models.UUIDField):  # type: ignore[type-arg] # generic for the 
     def deconstruct(self) -> Any:
         name, _, args, options = super().deconstruct()
         return name, "django.db.models.UUIDField", args, {key: options[key] for key in options.keys() - {"default"}}
-
-
-def lease() -> timedelta:
-    """How long an executing process owns its run without a sign of life."""
-    return timedelta(seconds=settings.LEASE_SECONDS)
 
 
 class State(models.TextChoices):

@@ -23,6 +23,8 @@ from zoneinfo import ZoneInfo
 
 from celery.schedules import crontab_parser
 
+from jobs.rules.errors import Invalid
+
 SHORTEST = timedelta(seconds=1)
 LONGEST = timedelta(days=date.max.toordinal() - 1)  # from the first day of the calendar to its last
 LONGEST_FIELD = 240  # characters; django-celery-beat's widest column
@@ -33,10 +35,6 @@ FOREVER = datetime.max.replace(tzinfo=UTC)
 _ZERO, _DAY = timedelta(0), timedelta(days=1)
 _INSTANT = timedelta.resolution
 _MINUTES_OF_DAY = tuple(timedelta(minutes=n) for n in range(24 * 60))  # shared, so that a calendar holds pointers
-
-
-class Invalid(ValueError):  # noqa: N818 - what it says of the schedule
-    """The schedule cannot be computed; the message says in a sentence what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,12 +28,12 @@ from django_celery_beat.models import (
 )
 
 from jobs.models import Policy, bulk, database_now
+from jobs.rules.errors import Invalid
 from jobs.rules.occurrences import (
     FOREVER,
     Clocked,
     Crontab,
     Interval,
-    Invalid,
     Solar,
     Spec,
     Timing,

@@ -20,7 +20,7 @@ from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
 from jobs.models import LONGEST_NAME, Policy
-from jobs.rules.occurrences import Invalid
+from jobs.rules.errors import Invalid
 from jobs.schedules.calendar import CRONTAB_FIELDS, KINDS
 
 UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1))

@@ -14,8 +14,8 @@ from django.db import transaction
 
 from jobs.models import LONGEST_NAME, Effect, Run, Trigger
 from jobs.schedules import calendar
+from jobs.secrets import head
 from jobs.worker import pulse
-from jobs.worker.logs import head
 
 MOST_UNITS = 2**63 - 1
 

@@ -29,11 +29,11 @@ from django.utils.encoding import punycode
 from pydantic import AfterValidator, Field
 
 from jobs.models import LONGEST_ADDRESS, LONGEST_NAME, Delivery, database_now
+from jobs.secrets import storable
 from jobs.toolkit import smtp
 from jobs.toolkit.current import progress
 from jobs.toolkit.smtp import MailError
 from jobs.worker import pulse
-from jobs.worker.logs import storable
 
 LONGEST_SUBJECT = 200  # characters
 MOST_ADDRESSES = 100_000  # of one message: they are held in memory

@@ -11,8 +11,8 @@ from uuid import UUID
 from jobs.ledger import steps
 from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Policy, Run, State, Step
 from jobs.rules import policies
+from jobs.secrets import head, storable, tail
 from jobs.worker import pulse
-from jobs.worker.logs import head, storable, tail
 
 LONGEST_REASON = 500  # characters of an error in the sentence of its run; the whole of it stands beside
 UNDONE = "what was to take its place was undone with its transaction"

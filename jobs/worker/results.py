@@ -11,9 +11,9 @@ from celery import states
 from celery.result import AsyncResult
 from django_celery_results.backends import DatabaseBackend
 
-from jobs.messages.message import find_task
+from jobs.messages.arguments import find_task
 from jobs.models import Run
-from jobs.worker.logs import mask
+from jobs.secrets import mask
 
 
 class NoResultError(LookupError):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from jobs.ledger import requests
+from jobs.ledger import backfills, requests
 from jobs.models import Backfill, Run, State, database_now
 from tests.chaos.proxy import Proxy
 from tests.chaos.storm import SECOND, Storm
@@ -117,8 +117,8 @@ def cancelled_and_asked_for_at_random(storm: Storm) -> None:
         one.start()
     now = database_now()
     asked = Backfill(schedule=storm.schedules[0], start=now - 20 * SECOND, end=now, actor="ada", which="all", at_once=3)
-    assert requests.backfill(asked) > 0
-    assert requests.backfill(asked) == 0
+    assert backfills.backfill(asked) > 0
+    assert backfills.backfill(asked) == 0
     for one in people:
         one.join()
 

@@ -12,7 +12,7 @@ from django_celery_beat.models import ClockedSchedule, IntervalSchedule, Periodi
 from jobs.beat import claim
 from jobs.ledger import requests
 from jobs.models import Policy, Run, State, Trigger, database_now
-from jobs.rules.occurrences import Invalid
+from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp, Overlap
 from jobs.schedules import calendar
 from tests.making import make_due, make_run, make_schedule

@@ -11,8 +11,8 @@ from celery.signals import before_task_publish
 from django.db import connection
 
 from jobs.messages import dispatch
+from jobs.messages.arguments import find_task
 from jobs.messages.envelope import ATTEMPT_HEADER
-from jobs.messages.message import find_task
 from jobs.models import Policy, Run, State, database_now
 from jobs.rules.policies import FIRST_PATIENCE
 from tests.making import make_run, make_schedule

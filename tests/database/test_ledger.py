@@ -10,8 +10,8 @@ from celery.signals import task_revoked
 from celery.worker.state import revoked
 from django.db import IntegrityError, connection
 
+from jobs.messages.arguments import find_task
 from jobs.messages.envelope import ATTEMPT_HEADER
-from jobs.messages.message import find_task
 from jobs.models import ACTIVE, TERMINAL, TRANSITIONS, Attempt, Run, State, database_now, new_run_id
 from jobs.worker import task
 from jobs.worker.finish import fail

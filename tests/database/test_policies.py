@@ -9,9 +9,9 @@ from django_celery_beat.models import PeriodicTask
 
 from jobs.beat import claim, release
 from jobs.beat.rescue import rescue
-from jobs.ledger import requests
+from jobs.ledger import backfills, requests
 from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, database_now
-from jobs.rules.occurrences import Invalid
+from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp, Overlap
 from jobs.schedules import calendar
 from jobs.worker.finish import fail_run
@@ -366,10 +366,10 @@ def hourly() -> PeriodicTask:
 )
 def test_it_previews_a_backfill_and_then_does_just_that(hourly, which, hours_ago):
     backfill = make_backfill(hourly, which=which, at_once=2)
-    seen = requests.preview(backfill)
+    seen = backfills.preview(backfill)
     assert seen.moments == [backfill.end - hours * HOUR for hours in hours_ago]
     assert seen.left_alone == 6 - len(hours_ago)
-    assert requests.backfill(backfill) == len(hours_ago)
+    assert backfills.backfill(backfill) == len(hours_ago)
     runs = Run.objects.filter(backfill=backfill).order_by("due_at")
     assert [run.due_at for run in runs] == seen.moments
     assert {(run.trigger, run.actor, run.schedule) for run in runs} == {(Trigger.BACKFILL, "ada", hourly)}
@@ -379,20 +379,20 @@ def test_it_backfills_nothing_that_beat_is_about_to_decide():
     schedule = make_schedule(every=HOUR, start_time=database_now() - 48 * HOUR)
     Policy.objects.update(next_due_at=database_now() - 3 * HOUR, owed_from=database_now() - 5 * HOUR)
     asked = Backfill(schedule=schedule, start=database_now() - 9 * HOUR, end=database_now(), actor="ada")
-    assert len(requests.preview(asked).moments) == 4
+    assert len(backfills.preview(asked).moments) == 4
 
 
 def test_it_makes_a_backfill_once_however_often_it_is_asked(hourly):
     backfill = make_backfill(hourly, which="all")
-    assert requests.backfill(backfill) == 5
-    assert requests.backfill(make_backfill(hourly, which="all", id=backfill.id)) == 0
+    assert backfills.backfill(backfill) == 5
+    assert backfills.backfill(make_backfill(hourly, which="all", id=backfill.id)) == 0
     assert Run.objects.filter(backfill=backfill).count() == 5
-    assert requests.preview(make_backfill(hourly)).moments == []  # what is under way is not missing
+    assert backfills.preview(make_backfill(hourly)).moments == []  # what is under way is not missing
 
 
 def test_it_starts_as_many_runs_of_a_backfill_at_once_as_asked_for(hourly):
     backfill = make_backfill(hourly, which="all", at_once=2)
-    requests.backfill(backfill)
+    backfills.backfill(backfill)
     mine = Run.objects.filter(backfill=backfill)
     assert not mine.filter(not_before__isnull=False).exists()
     assert (release.release(), release.release()) == (2, 0)
@@ -408,7 +408,7 @@ def test_it_starts_as_many_runs_of_a_backfill_at_once_as_asked_for(hourly):
 def test_it_backfills_a_disabled_schedule_too(hourly):
     PeriodicTask.objects.update(enabled=False)
     calendar.sweep()
-    assert len(requests.preview(make_backfill(hourly)).moments) == 3
+    assert len(backfills.preview(make_backfill(hourly)).moments) == 3
 
 
 @pytest.mark.parametrize(
@@ -422,5 +422,5 @@ def test_it_backfills_a_disabled_schedule_too(hourly):
 def test_it_refuses_a_backfill_that_makes_no_sense(hourly, columns, sentence):
     backfill = make_backfill(hourly, **{name: value() for name, value in columns.items()})
     with pytest.raises(Invalid, match=sentence):
-        requests.backfill(backfill)
+        backfills.backfill(backfill)
     assert not Backfill.objects.exists()

@@ -15,9 +15,9 @@ from django.urls import reverse
 
 from jobs.ledger import requests
 from jobs.models import Run, State, StoredFile, Trigger
-from jobs.rules.occurrences import Invalid
+from jobs.rules.errors import Invalid
 from jobs.tasks.process_upload import PIECE, process_upload
-from jobs.toolkit import files
+from jobs.toolkit import files, uploads
 from tests.database.test_admin import text
 from tests.database.test_thumbnails import picture, png
 
@@ -84,7 +84,7 @@ def test_it_says_that_a_file_is_gone():
 
 
 def test_it_makes_a_file_and_a_run_of_an_upload():
-    run, is_new = requests.take_upload(upload(), "ada")
+    run, is_new = uploads.take_upload(upload(), "ada")
     row = StoredFile.objects.get()
     assert is_new
     assert (run.task, run.kwargs, run.state) == ("jobs.process_upload", {"file": str(row.id)}, State.WAITING)
@@ -93,11 +93,11 @@ def test_it_makes_a_file_and_a_run_of_an_upload():
 
 
 def test_it_makes_one_file_and_one_run_when_it_is_asked_again():
-    first, _ = requests.take_upload(upload(), "ada", key="form 7")
-    again, is_new = requests.take_upload(upload(), "ada", key="form 7")
+    first, _ = uploads.take_upload(upload(), "ada", key="form 7")
+    again, is_new = uploads.take_upload(upload(), "ada", key="form 7")
     assert (again.id, is_new) == (first.id, False)
     assert (Run.objects.count(), StoredFile.objects.count()) == (1, 1)
-    assert requests.take_upload(upload(), "ada", key="form 8")[1]
+    assert uploads.take_upload(upload(), "ada", key="form 8")[1]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -107,7 +107,7 @@ def test_it_keeps_the_file_of_the_run_when_two_ask_at_once():
     def take() -> None:
         try:
             barrier.wait()
-            made.append(requests.take_upload(upload(), "ada", key="form 7"))
+            made.append(uploads.take_upload(upload(), "ada", key="form 7"))
         finally:
             connection.close()
 
@@ -128,7 +128,7 @@ def test_it_refuses_an_upload_that_is_too_large():
     large = upload()
     large.size = files.LARGEST_UPLOAD + 1
     with pytest.raises(Invalid, match="larger than 100,000,000 bytes: upload a smaller one"):
-        requests.take_upload(large, "ada")
+        uploads.take_upload(large, "ada")
     assert not StoredFile.objects.exists()
 
 
@@ -180,14 +180,14 @@ def test_it_starts_no_run_for_those_who_may_only_look(client):
 @pytest.mark.parametrize("key", ["", "x" * 201, "a\0", "\ud800"])
 def test_it_refuses_a_key_that_cannot_be_one_and_keeps_no_file(key):
     with pytest.raises(Invalid, match="The key of a request is text"):
-        requests.take_upload(upload(), "ada", key=key)
+        uploads.take_upload(upload(), "ada", key=key)
     assert not StoredFile.objects.exists()
 
 
 def test_it_gives_no_run_of_another_job_for_the_same_key():
     requests.run_job("tests.nothing", {}, "ada", key="form 7")
     with pytest.raises(Invalid, match=r"was for tests\.nothing: choose another key"):
-        requests.take_upload(upload(), "ada", key="form 7")
+        uploads.take_upload(upload(), "ada", key="form 7")
     assert not StoredFile.objects.exists()
 
 

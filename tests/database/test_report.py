@@ -12,7 +12,7 @@ import pytest
 from django.core import mail as django_mail
 from django.urls import reverse
 
-from jobs.messages.message import find_task
+from jobs.messages.arguments import find_task
 from jobs.models import FeedEntry, Run, State, StoredFile, database_now
 from jobs.tasks.report import report
 from jobs.tasks.send_bulk_email import send_bulk_email

@@ -9,7 +9,7 @@ from django_celery_beat.models import PeriodicTask
 from django_celery_results.models import TaskResult
 
 from jobs.beat import claim
-from jobs.ledger import requests, retention
+from jobs.ledger import backfills, retention
 from jobs.models import (
     TERMINAL,
     Attempt,
@@ -84,8 +84,8 @@ def test_it_backfills_nothing_that_ran_and_was_forgotten():
     cleanup()
     assert Policy.objects.get().forgotten_until == today - 50 * DAY
     request = {"schedule": schedule, "start": today - 52 * DAY, "end": today - 47 * DAY, "actor": "ada"}
-    assert requests.preview(Backfill(**request)).moments == [today - 49 * DAY, today - 48 * DAY]
-    assert len(requests.preview(Backfill(which="all", **request)).moments) == 5
+    assert backfills.preview(Backfill(**request)).moments == [today - 49 * DAY, today - 48 * DAY]
+    assert len(backfills.preview(Backfill(which="all", **request)).moments) == 5
 
 
 def test_it_claims_nothing_again_that_was_forgotten():

@@ -10,7 +10,7 @@ from django.db import OperationalError, connection
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from jobs.beat.scheduler import Scheduler
-from jobs.ledger import requests
+from jobs.ledger import backfills
 from jobs.models import Backfill, Policy, Run, State, Trigger, database_now
 from jobs.schedules import calendar
 from tests.making import ends, lines, make_due, make_schedule
@@ -103,7 +103,7 @@ def test_it_runs_a_backfill_a_few_at_a_time_and_lets_a_run_wait_for_the_one_befo
     processes.start_worker()
     processes.start_beat()
     end = database_now().replace(minute=0, second=0, microsecond=0)
-    requests.backfill(Backfill(schedule=schedule, start=end - 6 * HOUR, end=end, at_once=2, actor="ada"))
+    backfills.backfill(Backfill(schedule=schedule, start=end - 6 * HOUR, end=end, at_once=2, actor="ada"))
     mine = Run.objects.filter(trigger=Trigger.BACKFILL)
     eventually(lambda: mine.filter(state=State.SUCCEEDED).count() == 6)
     assert len(lines(path)) == 6

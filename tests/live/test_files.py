@@ -15,7 +15,7 @@ from jobs.admin.runs import RunAdmin
 from jobs.ledger import requests
 from jobs.messages import dispatch
 from jobs.models import Measurement, Run, RunLog, State, Step, StoredFile
-from jobs.toolkit import files
+from jobs.toolkit import files, uploads
 from tests.database.test_thumbnails import picture
 from tests.making import ends, make_run, make_schedule
 from tests.web import Web, serving
@@ -56,7 +56,7 @@ def files_of(run: Run) -> set[UUID]:
 def test_it_works_on_uploads_in_runs_and_their_steps(eventually):
     photo = files.keep("photo.jpg", BytesIO(picture()), StoredFile.Kind.UPLOAD)
     page = files.keep("page.html", BytesIO(b"<html>"), StoredFile.Kind.UPLOAD)
-    table, _ = requests.take_upload(SimpleUploadedFile("table.csv", b"a,b\n1,2\n", "text/csv"), "ada")
+    table, _ = uploads.take_upload(SimpleUploadedFile("table.csv", b"a,b\n1,2\n", "text/csv"), "ada")
     small, _ = requests.run_job("jobs.thumbnails", {"file": str(photo.id), "sizes": [64]}, "ada")
     all_sizes, _ = requests.run_job("jobs.thumbnails", {"file": str(photo.id)}, "ada")
     refused, _ = requests.run_job("jobs.thumbnails", {"file": str(page.id)}, "ada")

@@ -10,8 +10,8 @@ from django.db import connection, transaction
 from django_celery_results.models import TaskResult
 
 from jobs.messages import dispatch
+from jobs.messages.arguments import find_task
 from jobs.messages.envelope import ATTEMPT_HEADER
-from jobs.messages.message import find_task
 from jobs.models import Policy, Run, State, Trigger, database_now
 from jobs.worker.results import NoResultError
 from project.celery import app

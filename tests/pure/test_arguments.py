@@ -7,7 +7,7 @@ from celery import Celery
 from pydantic import Field, validate_call
 
 from jobs.messages import arguments
-from jobs.rules.occurrences import Invalid
+from jobs.rules.errors import Invalid
 
 app = Celery("arguments", set_as_current=False)
 

@@ -8,7 +8,8 @@ from urllib.parse import quote
 import pytest
 
 from jobs import secrets
-from jobs.worker.logs import Formatter, RunHandler, head, mask, tail
+from jobs.secrets import head, mask, tail
+from jobs.worker.logs import Formatter, RunHandler
 
 
 @pytest.mark.parametrize(

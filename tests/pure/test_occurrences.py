@@ -25,13 +25,13 @@ from cronsim import CronSim
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from jobs.rules.errors import Invalid
 from jobs.rules.occurrences import (
     HIGHEST_LATITUDE,
     SOLAR_EVENTS,
     Clocked,
     Crontab,
     Interval,
-    Invalid,
     Solar,
     Spec,
     as_text,

@@ -34,9 +34,6 @@ MAY_PUBLISH = {"jobs.messages.dispatch", "jobs.ledger.steps", "jobs.worker.task"
 LEFT = {
     ("jobs.ledger.steps", "jobs.worker"),
     ("jobs.ledger.steps", "jobs.worker.pulse"),
-    ("jobs.ledger.requests", "jobs.beat.claim"),
-    ("jobs.ledger.requests", "jobs.toolkit"),
-    ("jobs.ledger.requests", "jobs.toolkit.files"),
 }
 
 # Written in pieces, or this file would be its own first find.

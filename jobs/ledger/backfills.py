@@ -1,0 +1,95 @@
+"""What has a schedule not run in a range of time, and how is it run now?
+
+Its one rule: the ledger says what is missing. A backfill is one request: sent twice, it is done once. A few of its runs
+are under way at the same time, the oldest first.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+from django.db import transaction
+from django.db.models import Q
+from django_celery_beat.models import PeriodicTask
+
+from jobs.ledger.new_runs import NewRun, new_run
+from jobs.messages.message import Message, message_of
+from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, bulk, database_now
+from jobs.rules.errors import Invalid
+from jobs.rules.occurrences import occurrences
+from jobs.schedules.calendar import spec_of
+
+MOST_BACKFILLED = 10_000  # due moments
+_INSTANT = timedelta.resolution
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+# What stands for "it ran, or is about to": a moment that has such a run is not missing.
+_PRESENT = {
+    Backfill.Which.MISSING: ACTIVE | {State.SUCCEEDED, State.FAILED, State.LOST},
+    Backfill.Which.FAILED: ACTIVE | {State.SUCCEEDED},
+    Backfill.Which.ALL: ACTIVE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a backfill would do: the moments it would run, and how many of the range it would leave alone."""
+
+    moments: list[datetime]
+    left_alone: int
+
+
+def preview(request: Backfill) -> Preview:
+    """What `backfill` would run now, the oldest moment first. Raises `Invalid` with what to choose instead."""
+    policy = Policy.objects.select_related("schedule").filter(schedule=request.schedule_id).first()
+    if policy is None:
+        raise Invalid("The schedule was made a moment ago, and nothing is known of it yet: try again in a few seconds.")
+    message_of(policy.schedule, policy)
+    if not _EPOCH < request.start < request.end <= database_now():
+        raise Invalid("Choose a range in the past, after 1970, that ends after it starts.")
+    spec = spec_of(policy.schedule, policy.timing_since or database_now())
+    moments = list(islice(occurrences(spec, request.start - _INSTANT, request.end - _INSTANT), MOST_BACKFILLED + 1))
+    if len(moments) > MOST_BACKFILLED:
+        raise Invalid(f"There are more than {MOST_BACKFILLED} due moments in this range; choose a shorter one.")
+    present = _present(request, _PRESENT[Backfill.Which(request.which)])
+    forgotten = policy.forgotten_until if request.which != Backfill.Which.ALL else None
+    known = _present(request, list(State)) if forgotten else set()
+    undecided = policy.owed_from or policy.next_due_at or request.end  # beat is about to decide about those
+    wanted = [
+        moment
+        for moment in moments
+        if moment < undecided
+        and moment not in present
+        and not (forgotten and moment <= forgotten and moment not in known)
+    ]
+    return Preview(wanted, len(moments) - len(wanted))
+
+
+def _present(request: Backfill, states: Collection[State]) -> set[datetime]:
+    of_range = Q(due_at__gte=request.start, due_at__lt=request.end)
+    runs = Run.objects.of_schedule(request.schedule_id).filter(of_range, state__in=states)
+    return set(runs.exclude(trigger=Trigger.MANUAL).values_list("due_at", flat=True))
+
+
+def backfill(request: Backfill) -> int:
+    """Save this request and write down its runs; returns how many. They start one after the other, by any beat.
+
+    Asked twice with the same id it is done once, and 0 is returned. Raises `Invalid` as `preview` does.
+    """
+    with transaction.atomic():
+        policy = Policy.objects.select_related("schedule").select_for_update().get(schedule=request.schedule_id)
+        if Backfill.objects.filter(id=request.id).exists():
+            return 0
+        moments = preview(request).moments
+        request.save(force_insert=True)
+        asked = message_of(policy.schedule, policy)
+        bulk.insert(Run, [_backfilling(request, policy.schedule, asked, moment) for moment in moments])
+    return len(moments)
+
+
+def _backfilling(request: Backfill, schedule: PeriodicTask, asked: Message, moment: datetime) -> NewRun:
+    run = new_run(schedule.pk, schedule.name, asked, moment, moment)
+    run.trigger, run.actor, run.backfill_id, run.not_before = Trigger.BACKFILL.value, request.actor, request.id, None
+    return run

@@ -1,0 +1,61 @@
+"""How is a run written down? As a plain row, of which thousands are made in a second."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from jobs.messages.message import Message
+from jobs.models import SENDING, State, Trigger, new_run_id
+
+
+@dataclass(slots=True, kw_only=True)
+class NewRun:
+    """A run as it is written first; what is not here has its column's default."""
+
+    schedule_id: int | None
+    schedule_name: str
+    task: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    queue: str
+    priority: int | None
+    options: dict[str, Any]
+    due_at: datetime
+    last_due_at: datetime
+    not_before: datetime | None
+    trigger: str = Trigger.SCHEDULE.value
+    actor: str = ""
+    key: str | None = None
+    backfill_id: UUID | None = None
+    parent_id: UUID | None = None
+    state: str = State.WAITING.value
+    reason: str = ""
+    count: int = 1
+    expires_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempt: int = 1
+    sends: int = 0
+    id: UUID = field(default_factory=new_run_id)
+
+
+def new_run(schedule: int | None, name: str, message: Message, due_at: datetime, now: datetime) -> NewRun:
+    """A run that its maker sends within `SENDING`, or else any beat; not saved yet."""
+    return NewRun(
+        schedule_id=schedule,
+        schedule_name=name,
+        task=message.task,
+        args=message.args,
+        kwargs=message.kwargs,
+        queue=message.queue,
+        priority=message.priority,
+        options=message.options,
+        due_at=due_at,
+        last_due_at=due_at,
+        not_before=now + SENDING,
+    )
+
+
+def expires_at(seconds: int | None, start_at: datetime) -> datetime | None:
+    """Counted from when the run may start: a moment that is caught up late is still to have its time."""
+    return start_at + timedelta(seconds=seconds) if seconds else None

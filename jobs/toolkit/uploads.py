@@ -1,0 +1,28 @@
+"""How does an upload become a run? The file is kept first, then a run of a job for it is written down."""
+
+from django.core.files.uploadedfile import UploadedFile
+
+from jobs.ledger.requests import run_job
+from jobs.models import Run, StoredFile
+from jobs.rules.errors import Invalid
+from jobs.toolkit import files
+
+
+def take_upload(
+    upload: UploadedFile[bytes], actor: str, key: str | None = None, job: str = "jobs.process_upload"
+) -> tuple[Run, bool]:
+    """Keep what was uploaded, and write down a run of a job for the file; returns as `run_job` does.
+
+    The file comes first: who dies before the run is there is asked again, and the file nobody wanted is removed by
+    `jobs.cleanup`. Raises `Invalid` for a file that is too large, and as `run_job` does.
+    """
+    if upload.size is None or upload.size > files.LARGEST_UPLOAD:
+        raise Invalid(f"The file is larger than {files.LARGEST_UPLOAD:,} bytes: upload a smaller one.")
+    row = files.keep(str(upload.name), upload, StoredFile.Kind.UPLOAD, str(upload.content_type or ""))
+    is_new = False
+    try:
+        run, is_new = run_job(job, {"file": str(row.id)}, actor, key)
+    finally:
+        if not is_new:
+            files.remove(row)
+    return run, is_new
