@@ -16,8 +16,7 @@ from django_celery_results.models import TaskResult
 
 from benchmarks.figures import OURS, Figures
 from benchmarks.ground import Ground, cpu, wait_for
-from jobs.ledger import requests
-from jobs.messages import dispatch
+from jobs.ledger import outbox, requests
 from jobs.models import ACTIVE, Run, State
 
 QUEUE = "celery"
@@ -67,7 +66,7 @@ class FanOut:
 
     def _run(self, items: int, chunk: int) -> int:
         run, _ = requests.run_job("jobs.fan_out", {"items": items, "chunk": chunk}, "bench")
-        dispatch.send([run])
+        outbox.send([run])
         wait_for(lambda: not Run.objects.filter(id=run.id, state__in=ACTIVE).exists(), PATIENCE)
         run.refresh_from_db()
         if run.state != State.SUCCEEDED:

@@ -17,8 +17,8 @@ from django_celery_results.models import TaskResult
 
 from benchmarks.figures import OURS, Figures
 from benchmarks.ground import Ground, wait_for
+from jobs.ledger import outbox
 from jobs.ledger.new_runs import new_run
-from jobs.messages import dispatch
 from jobs.messages.message import Message
 from jobs.models import Run, State, bulk, database_now
 
@@ -103,7 +103,7 @@ class Worker:
             size = min(BATCH, number - start)
             runs = [new_run(None, "bench", Message("tests.nothing"), now, now) for _ in range(size)]
             bulk.insert(Run, runs)
-            dispatch.send(runs)
+            outbox.send(runs)
 
     def _time_one(self, who: str, path: Path) -> float:
         path.unlink(missing_ok=True)
@@ -113,7 +113,7 @@ class Worker:
             run = new_run(None, "bench", message, now, now)
             bulk.insert(Run, [run])
             sent = time.time()
-            dispatch.send([run])
+            outbox.send([run])
         else:
             sent = time.time()
             current_app.tasks["tests.stamp"].delay(str(path))

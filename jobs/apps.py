@@ -9,6 +9,7 @@ class JobsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from jobs.ledger import outcomes
         from jobs.monitoring import nodes, statistics
         from jobs.schedules import calendar
         from jobs.worker import resources, task
@@ -16,5 +17,6 @@ class JobsConfig(AppConfig):
         task.connect()
         calendar.connect()
         nodes.connect()
+        outcomes.listen(outcomes.pause_failing)
         resources.connect()
         statistics.connect()

@@ -41,11 +41,10 @@ class Application(Celery):
         if options.get("chord") is not None:
             options["ignore_result"] = False
         if self.current_worker_task:
-            from jobs.ledger import steps  # late: models cannot be imported with this module
-            from jobs.worker import pulse  # late: models cannot be imported with this module
+            from jobs.worker import canvas, pulse  # late: models cannot be imported with this module
 
             if parent := pulse.holder():
-                return steps.send(partial(super().send_task, name, *args), parent.request, name, options)
+                return canvas.send(partial(super().send_task, name, *args), parent.request, name, options)
         return super().send_task(name, *args, **options)
 
     def _as_job(self, base: Any) -> Any:

@@ -11,8 +11,7 @@ from uuid import uuid4
 from celery._state import _task_stack
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from jobs.ledger import requests
-from jobs.messages import dispatch
+from jobs.ledger import outbox, requests
 from jobs.messages.arguments import find_task
 from jobs.models import ACTIVE, Policy, Run, State, database_now
 from jobs.rules.occurrences import as_text
@@ -64,7 +63,7 @@ def send(task: str, *args: object, **policy: object) -> Run:
     """A run of a schedule of its own, handed to the broker."""
     schedule = make_schedule(f"{task} {uuid4()}", task=task, args=list(args), policy=policy)
     run = requests.run_now(schedule, actor="ada")
-    dispatch.send([run])
+    outbox.send([run])
     return run
 
 

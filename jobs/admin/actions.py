@@ -28,8 +28,8 @@ from django.utils.html import format_html
 from django_celery_beat.models import PeriodicTask
 
 from jobs.admin.display import counted, moment
-from jobs.ledger import backfills, requests
-from jobs.messages import dispatch
+from jobs.ledger import backfills, outbox, requests
+from jobs.messages.dispatch import BrokerUnavailableError
 from jobs.models import CATCH_UP_CHOICES, Backfill, Policy, PolicyQuerySet, Run
 from jobs.monitoring import statistics
 from jobs.rules.errors import Invalid
@@ -138,8 +138,8 @@ def send(request: HttpRequest, runs: Sequence[Run]) -> None:
     names += f" and {len(runs) - NAMED:,} more" if len(runs) > NAMED else ""
     are, them = ("is", "it") if len(runs) == 1 else ("are", "them")
     try:
-        dispatch.send(runs)
-    except dispatch.BrokerAwayError:
+        outbox.send(runs)
+    except BrokerUnavailableError:
         waits = "waits" if len(runs) == 1 else "wait"
         messages.warning(request, f"{names} {waits}: the broker is away. Any beat sends {them} when it is back.")
         return

@@ -19,7 +19,7 @@ from django.utils.safestring import SafeString, mark_safe
 from jobs.admin.actions import send
 from jobs.admin.display import NOTHING, between, counted, moment, state
 from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, ReadOnlyAdmin
-from jobs.ledger import requests
+from jobs.ledger import outcomes, requests
 from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, Holding, Node, Run, State, Step
 from jobs.models.steps import UNDER_WAY
 from jobs.rules.errors import Invalid
@@ -48,7 +48,7 @@ def retry(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Run
 def cancel(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Run]) -> None:
     chosen = Run.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
     unstarted = chosen.filter(state__in=UNSTARTED).count()
-    asked = chosen.cancel(f"by {request.user.get_username()}")
+    asked = outcomes.cancel(chosen, f"by {request.user.get_username()}")
     running = chosen.filter(state=State.RUNNING).count()
     if running:
         messages.warning(

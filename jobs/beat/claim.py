@@ -19,9 +19,10 @@ from django.db import DataError, IntegrityError, transaction
 from django.db.models import F
 from django_celery_beat.models import PeriodicTask
 
+from jobs.ledger import outcomes
 from jobs.ledger.new_runs import NewRun, expires_at, new_run
 from jobs.messages.message import Message, message_of
-from jobs.models import SENDING, Policy, PolicyQuerySet, Run, State, bulk, database_now
+from jobs.models import SENDING, Ended, Policy, PolicyQuerySet, Run, State, bulk, database_now
 from jobs.rules import policies
 from jobs.rules.errors import Invalid
 from jobs.rules.occurrences import FOREVER, from_text, occurrences
@@ -122,7 +123,7 @@ def _record_unstorable(policy: Policy, reason: str, now: datetime) -> None:
     moment = policy.owed_from or policy.next_due_at or now
     row = new_run(policy.pk, "", Message(""), moment, now)
     row.state, row.finished_at, row.reason = State.SKIPPED.value, now, f"invalid: {reason}"
-    bulk.insert(Run, [row])
+    _insert([row])
     Policy.objects.filter(pk=policy.pk).update(next_due_at=None, owed_from=None, invalid_reason=reason)
 
 
@@ -136,25 +137,26 @@ def _claim_batch(due: PolicyQuerySet, now: datetime) -> tuple[list[NewRun], int]
         runs = [run for policy in locked for run in _runs_of(policy, now, busy.get(policy.schedule_id, ()))]
         started = [run for run in runs if not run.reason]
         _cancel_previous(locked, started, busy)
-        started = _insert(_grow_stretches(locked, runs), started)
+        started = _insert(_grow_stretches(locked, runs))
         bulk.update(Policy, locked, MOVED)
         _count(locked, started, now)
     return [run for run in started if run.not_before == now + SENDING], len(locked)
 
 
-def _insert(runs: list[NewRun], started: list[NewRun]) -> list[NewRun]:
-    """Write the rows; returns those of `started` that were not there before: all of them, but after a strange event."""
-    if bulk.insert(Run, runs) == len(runs):
-        return started
-    new = set(Run.objects.filter(id__in=[run.id for run in started]).values_list("id", flat=True))
-    return [run for run in started if run.id in new]
+def _insert(runs: list[NewRun]) -> list[NewRun]:
+    """Write the rows, and announce the skipped ones; returns those to run that the ledger did not have before."""
+    if bulk.insert(Run, runs) != len(runs):
+        new = set(Run.objects.filter(id__in=[run.id for run in runs]).values_list("id", flat=True))
+        runs = [run for run in runs if run.id in new]
+    outcomes.announce([Ended(run.id, run.schedule_id, State.SKIPPED) for run in runs if run.reason])
+    return [run for run in runs if not run.reason]
 
 
 def _cancel_previous(locked: list[Claimed], started: list[NewRun], busy: Collection[int]) -> None:
     ones = {policy.schedule_id for policy in locked if policy.overlap == policies.Overlap.CANCEL_PREVIOUS}
     if replaced := ones.intersection(run.schedule_id for run in started).intersection(busy):
         previous = Run.objects.active().filter(schedule__in=replaced, backfill=None)
-        previous.cancel("the next run of its schedule takes its place; policy: cancel previous")
+        outcomes.cancel(previous, "the next run of its schedule takes its place; policy: cancel previous")
 
 
 def _busy(schedules: list[int]) -> dict[int, list[policies.Busy]]:

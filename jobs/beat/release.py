@@ -9,6 +9,7 @@ from uuid import UUID
 
 from django.db import transaction
 
+from jobs.ledger import outcomes
 from jobs.ledger.new_runs import expires_at
 from jobs.models import UNSTARTED, Backfill, Policy, Run, State, database_now
 
@@ -16,9 +17,10 @@ from jobs.models import UNSTARTED, Backfill, Policy, Run, State, database_now
 def release() -> int:
     """Let every held run start that may, the oldest of its group first; returns how many. For the outbox to send."""
     now = database_now()
-    held = Run.objects.held()
-    held.filter(schedule=None).move(UNSTARTED, State.CANCELLED, reason="cancelled: its schedule was deleted")
-    groups = held.filter(schedule__isnull=False).values_list("schedule", "backfill").distinct()
+    waiting = Run.objects.waiting_turn()
+    orphans = waiting.filter(schedule=None)
+    outcomes.end(orphans, UNSTARTED, State.CANCELLED, reason="cancelled: its schedule was deleted")
+    groups = waiting.filter(schedule__isnull=False).values_list("schedule", "backfill").distinct()
     return sum(_release(schedule, backfill, now) for schedule, backfill in groups)
 
 
@@ -29,11 +31,11 @@ def _release(schedule: int, backfill: UUID | None, now: datetime) -> int:
         if policy is None:  # somebody else is at it
             return 0
         group = Run.objects.active().filter(schedule=schedule, backfill=backfill)
-        room = _room(backfill) - group.exclude(id__in=group.held()).count()
-        chosen = list(group.held().order_by("due_at").values_list("id", flat=True)[: max(0, room)])
+        room = _room(backfill) - group.exclude(id__in=group.waiting_turn()).count()
+        chosen = list(group.waiting_turn().order_by("due_at").values_list("id", flat=True)[: max(0, room)])
         seconds = None if backfill else policy.schedule.expire_seconds
         changes = {"not_before": now, "expires_at": _expires_at(seconds, now)}
-        return Run.objects.filter(id__in=chosen).held().update(**changes)
+        return Run.objects.filter(id__in=chosen).waiting_turn().update(**changes)
 
 
 def _expires_at(seconds: int | None, now: datetime) -> datetime | None:

@@ -8,13 +8,11 @@ import logging
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import QuerySet
-from django.db.models.functions import Now
 
-from jobs.ledger import steps
+from jobs.ledger import outcomes, steps
 from jobs.models import UNSTARTED, Attempt, Policy, Run, RunQuerySet, State, Step, database_now
+from jobs.models.steps import UNDER_WAY, StepQuerySet
 from jobs.rules import policies
-from jobs.worker.finish import settle
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +40,8 @@ def _rescue_by_steps(now: datetime) -> int:
     return rescued
 
 
-def _rescue_by_step(step: Step, lost: QuerySet[Step]) -> bool:
-    if not lost.filter(id=step.id).update(state=Step.State.LOST, finished_at=Now(), lease_until=None):
+def _rescue_by_step(step: Step, lost: StepQuerySet) -> bool:
+    if not lost.filter(id=step.id).move(UNDER_WAY, Step.State.LOST):
         return False
     there = f"{step.worker} gave no sign of life" if step.worker else "nobody started it"
     reason = f"lost: step {step.task}, {there} until {step.lease_until:%Y-%m-%d %H:%M:%S} UTC"
@@ -57,16 +55,15 @@ def _settle() -> int:
     for run in cancelled:
         steps.cancel(run.id, run.attempt)
     for run in over + cancelled:
-        settle(run.id, run.attempt)
+        outcomes.settle(run.id, run.attempt)
     return len(over) + len(cancelled)
 
 
 def _expire(overdue: RunQuerySet) -> int:
     if not overdue.exists():  # a look is cheaper than an UPDATE of nothing, which makes SQLite's other writers wait
         return 0
-    return overdue.move(
-        UNSTARTED, State.EXPIRED, reason="expired: no worker started it in the time its schedule gives it"
-    )
+    why = "expired: no worker started it in the time its schedule gives it"
+    return outcomes.end(overdue, UNSTARTED, State.EXPIRED, reason=why)
 
 
 def _silent(run: Run) -> str:
@@ -76,12 +73,11 @@ def _silent(run: Run) -> str:
 def _rescue(run: Run, among: RunQuerySet, reason: str) -> bool:
     this, policy = among.filter(id=run.id, attempt=run.attempt), Policy.of(run)
     if run.cancel_reason:
-        done = bool(this.move({State.RUNNING}, State.CANCELLED, reason=run.cancel_reason))
+        done = bool(outcomes.end(this, {State.RUNNING}, State.CANCELLED, reason=run.cancel_reason))
     elif policies.runs_again_after_loss(run.attempt, policy.max_attempts, wanted=policy.rerun_if_lost):
-        done = run.return_to_waiting(among, Attempt.Outcome.LOST, timedelta(0), reason=reason)
+        done = run.return_to_waiting(Attempt.Outcome.LOST, timedelta(0), among=among, reason=reason)
     else:
-        done = bool(this.move({State.RUNNING}, State.LOST, reason=reason))
-        Policy.objects.filter(pk=run.schedule_id).pause_if_failing()
+        done = bool(outcomes.end(this, {State.RUNNING}, State.LOST, reason=reason))
     if done:
         log.warning("Run %s: %s", run.id, reason, extra={"action": "rescue", "run": str(run.id)})
     return done

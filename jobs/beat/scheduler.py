@@ -17,7 +17,8 @@ from django.db.models import Min
 from django_celery_beat.models import PeriodicTasks
 
 from jobs.beat import claim, release, rescue
-from jobs.messages import dispatch
+from jobs.ledger import outbox
+from jobs.messages.dispatch import BrokerUnavailableError
 from jobs.models import UNSTARTED, Node, Policy, Run, database_now
 from jobs.monitoring import nodes
 from jobs.schedules import calendar, entries
@@ -100,10 +101,10 @@ class Scheduler(beat.Scheduler):
         """Claim first, whatever the broker does: a moment is written down when it is due, and sent when that works."""
         try:
             for runs in claim.claim_due():
-                dispatch.send(runs)
+                outbox.send(runs)
             release.release()
-            dispatch.send_waiting()
-        except dispatch.BrokerAwayError as error:
+            outbox.send_waiting()
+        except BrokerUnavailableError as error:
             for _ in claim.claim_due():
                 pass
             log.warning("%s", error, extra={"action": "dispatch"})
@@ -145,7 +146,7 @@ class _Agenda:
             database_now(),
             Policy.objects.aggregate(at=Min("next_due_at"))["at"],
             Run.objects.filter(state__in=UNSTARTED).aggregate(at=Min("not_before"))["at"],
-            Run.objects.held().exists(),
+            Run.objects.waiting_turn().exists(),
         )
 
     @property

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 
 from celery import current_app
@@ -28,6 +27,7 @@ from django.db import close_old_connections, connection
 from django.db.models import Count
 from kombu.exceptions import OperationalError
 
+from jobs.ledger.outcomes import Follower
 from jobs.local import demo, embedded
 from jobs.local.supervisor import Child, Supervisor, SupervisorError
 from jobs.models import Run, State, Trigger
@@ -49,30 +49,6 @@ class Wish:
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-
-class Follower:
-    """Which runs have finished since it was made: each once, in order. Reads index run_finished."""
-
-    # A transaction may be committed later than one that began after it: the last moments are read again.
-    OVERLAP = timedelta(seconds=5)
-
-    def __init__(self) -> None:
-        finished = Run.objects.filter(finished_at__isnull=False).order_by("-finished_at")
-        self._newest: datetime | None = finished.values_list("finished_at", flat=True).first()
-        self._seen: set[object] = set()
-        self.news()
-
-    def news(self) -> list[Run]:
-        """The runs that finished since the last call. After a DatabaseError it may be asked again."""
-        runs = Run.objects.filter(finished_at__isnull=False).order_by("finished_at", "id")
-        if self._newest is not None:
-            runs = runs.filter(finished_at__gte=self._newest - self.OVERLAP)
-        found = list(runs.defer("args", "kwargs", "options", "error_text"))
-        news = [run for run in found if run.id not in self._seen]
-        self._seen = {run.id for run in found}
-        self._newest = found[-1].finished_at if found else self._newest
-        return news
 
 
 def run(wish: Wish, tell: Callable[[str], None], describe: Callable[[Run], str]) -> None:

@@ -6,11 +6,13 @@ agree; SQLite, which has no arrays, takes the rows one by one through one prepar
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from django.core.exceptions import EmptyResultSet
 from django.db import connection
-from django.db.models import Field, JSONField, Model
+from django.db.models import Field, JSONField, Model, QuerySet
+from django.db.models.sql import UpdateQuery
 
 
 def insert(model: type[Model], rows: Sequence[Any]) -> int:
@@ -45,6 +47,29 @@ def update(model: type[Model], rows: Sequence[Any], names: Collection[str]) -> N
         _execute_each(
             f"UPDATE {_name(model._meta.db_table)} SET {new} WHERE {_name(key.column)} = %s", rows, [*fields, key]
         )
+
+
+def update_query(queryset: QuerySet[Any], values: Mapping[str, Any]) -> Any:
+    """What `queryset.update(**values)` would execute."""
+    query: Any = queryset.query.chain(UpdateQuery)
+    query.add_update_values(dict(values))
+    return query
+
+
+def update_returning(queryset: QuerySet[Any], values: Mapping[str, Any], *columns: str) -> list[Any]:
+    """As `queryset.update(**values)`; returns these columns of each row that it changed."""
+    try:
+        sql, params = update_query(queryset, values).get_compiler(connection=connection).as_sql()
+    except EmptyResultSet:
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(returning(sql, *columns), params)
+        return list(cursor.fetchall())
+
+
+def returning(sql: str, *columns: str) -> str:
+    """An UPDATE that gives these columns of the rows it changes."""
+    return f"{sql} RETURNING {', '.join(map(_name, columns))}"
 
 
 def _source(rows: Sequence[Any], fields: Sequence[Field[Any, Any]]) -> tuple[str, list[Any]]:

@@ -1,79 +1,84 @@
-"""A statement that Django makes once, and that is executed with other values each time.
+"""A statement that Django compiles once and that is executed many times, each time with other values.
 
-Making a statement costs several times what sending it does, and a few of them are all that a run or a step costs its
-worker. The statement itself is Django's own, for whichever database; its settings are those of the first execution.
+Compiling a statement costs several times as much as sending it, and starting and ending a run are one statement each.
+The statement is Django's own, for either database; a `Slot` marks each place that takes a value of the execution.
 """
 
-from collections.abc import Callable
-from typing import Any
-from uuid import UUID
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from django.db import connection
-from django.db.models import UUIDField
-from django.db.models.sql import UpdateQuery
+from django.db.models import Expression, Field
 
-_MARKS: dict[type, Callable[[int], Any]] = {
-    UUID: lambda number: UUID(int=0x5EED << 64 | number),
-    int: lambda number: 32_000 + number,  # a smallint, too
-    str: lambda number: f"\ue000{number}",
-}
+from jobs.models.bulk import returning, update_query
+
+
+class Slot(Expression):
+    """A place in a statement; its value comes with each execution."""
+
+    def __init__(self, name: str, output_field: "Field[Any, Any]") -> None:
+        super().__init__(output_field=output_field)
+        self.name = name
+
+    def as_sql(self, *_: Any, **__: Any) -> tuple[str, Any]:
+        return "%s", [self]
 
 
 class _Statement:
-    """A statement of Django's, and where in it the values stand."""
+    def __init__(self, make: Callable[..., Any], fields: "Mapping[str, Field[Any, Any]]") -> None:
+        """`make` is given a `Slot` for each of `fields`, by name."""
+        self._make, self._fields = make, fields
+        self._sql, self._params = "", cast("Sequence[Any]", ())
 
-    def __init__(self, make: Callable[..., Any]) -> None:
-        self._make = make
-        self._sql = ""
-        self._params: list[Any] = []
-        self._places: list[int] = []
-
-    def _bound(self, values: tuple[Any, ...]) -> tuple[str, list[Any]]:
-        """The statement with these values, as a cursor executes it."""
+    def _execute(self, cursor: Any, values: Mapping[str, Any]) -> None:
         if not self._sql:
-            self._prepare([_MARKS[type(value)](number) for number, value in enumerate(values)])
-        params = self._params.copy()
-        for place, value in zip(self._places, values, strict=True):
-            params[place] = _stored(value)
-        return self._sql, params
+            slots = {name: Slot(name, field) for name, field in self._fields.items()}
+            self._sql, self._params = self._compile(**slots)
+        stored = {name: field.get_db_prep_value(values[name], connection) for name, field in self._fields.items()}
+        cursor.execute(self._sql, [stored[each.name] if isinstance(each, Slot) else each for each in self._params])
 
-    def _prepare(self, marks: list[Any]) -> None:
-        sql, params = self._query(marks).get_compiler(connection=connection).as_sql()
-        self._params = list(params)
-        self._places = [self._params.index(_stored(mark)) for mark in marks]
-        self._sql = sql
-
-    def _query(self, marks: list[Any]) -> Any:
+    def _compile(self, **slots: Slot) -> Any:
         raise NotImplementedError
 
 
 class Update(_Statement):
-    """What `make(*values)` returns, a queryset and its new values, with values of the same types as at first."""
+    """Changes the rows of the queryset that `make` returns with the values it returns beside it."""
 
-    def __call__(self, *values: Any) -> int:
+    def __call__(self, **values: Any) -> int:
         """Execute it; returns how many rows were changed."""
         with connection.cursor() as cursor:
-            cursor.execute(*self._bound(values))
+            self._execute(cursor, values)
             return int(cursor.rowcount)
 
-    def _query(self, marks: list[Any]) -> Any:
-        queryset, changes = self._make(*marks)
-        query = queryset.query.chain(UpdateQuery)
-        query.add_update_values(changes)
-        return query
+    def _compile(self, **slots: Slot) -> Any:
+        return update_query(*self._make(**slots)).get_compiler(connection=connection).as_sql()
+
+
+class UpdateReturning(Update):
+    """The same, and tells which rows were changed: one of their columns each."""
+
+    def __init__(self, make: Callable[..., Any], fields: "Mapping[str, Field[Any, Any]]", column: str) -> None:
+        super().__init__(make, fields)
+        self._column = column
+
+    def rows(self, **values: Any) -> list[Any]:
+        """Execute it; returns the column of each changed row."""
+        with connection.cursor() as cursor:
+            self._execute(cursor, values)
+            return [row[0] for row in cursor.fetchall()]
+
+    def _compile(self, **slots: Slot) -> Any:
+        sql, params = super()._compile(**slots)
+        return returning(sql, self._column), params
 
 
 class Exist(_Statement):
-    """Whether the queryset that `make(*values)` returns has any row, with values of the same types as at first."""
+    """Tells whether the queryset that `make` returns has any row."""
 
-    def __call__(self, *values: Any) -> bool:
+    def __call__(self, **values: Any) -> bool:
         with connection.cursor() as cursor:
-            cursor.execute(*self._bound(values))
+            self._execute(cursor, values)
             return cursor.fetchone() is not None
 
-    def _query(self, marks: list[Any]) -> Any:
-        return self._make(*marks).query.exists()
-
-
-def _stored(value: Any) -> Any:
-    return UUIDField().get_db_prep_value(value, connection) if isinstance(value, UUID) else value
+    def _compile(self, **slots: Slot) -> Any:
+        return self._make(**slots).query.exists().get_compiler(connection=connection).as_sql()

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import IntegrityError, models, transaction
@@ -19,8 +19,9 @@ from django.db.models import F, Q, Value
 from django.db.models.functions import Concat, Now, Right
 from django_celery_beat.models import PeriodicTask
 
+from jobs.models import bulk
 from jobs.models.clock import lease
-from jobs.models.prepared import Update
+from jobs.models.prepared import Update, UpdateReturning
 
 # How long a sender has a run to itself; after this the outbox offers it again.
 SENDING = timedelta(seconds=5)
@@ -82,6 +83,14 @@ class Trigger(models.TextChoices):
     RETRY = "retry"
 
 
+class Ended(NamedTuple):
+    """A run that has just come to its end."""
+
+    run: UUID
+    schedule: int | None
+    state: State
+
+
 class RunQuerySet(models.QuerySet["Run"]):
     def active(self) -> "RunQuerySet":
         """Runs that are not over (index run_active)."""
@@ -91,7 +100,7 @@ class RunQuerySet(models.QuerySet["Run"]):
         """Its runs, the latest first (index run_recent)."""
         return self.filter(schedule=schedule).order_by("-due_at")
 
-    def held(self) -> "RunQuerySet":
+    def waiting_turn(self) -> "RunQuerySet":
         """Runs that wait for another one to end (index run_held)."""
         return self.filter(state=State.WAITING, not_before__isnull=True)
 
@@ -114,53 +123,54 @@ class RunQuerySet(models.QuerySet["Run"]):
     def move(self, expected: Collection[State], to: State, **changes: Any) -> int:
         """Change the state of these runs where it is still one of `expected`; returns how many were changed.
 
-        0 for a single run means that somebody else was first: a value, not an error.
+        0 for a single run means that another process was first: a value, not an error. `ledger.outcomes` ends runs.
         """
-        moving, values = self.moving(expected, to, **changes)
+        if to in TERMINAL:
+            raise ValueError(f"A run becomes {to} through ledger.outcomes, which tells those who listen.")
+        moving, values = self._moving(expected, to, **changes)
         return moving.update(**values)
 
-    def moving(self, expected: Collection[State], to: State, **changes: Any) -> "tuple[RunQuerySet, dict[str, Any]]":
-        """What `move` updates, and with which values."""
+    def conclude(self, expected: Collection[State], to: State, **changes: Any) -> "list[Ended]":
+        """Give these runs a terminal state where theirs is still one of `expected`; returns the runs it ended.
+
+        For `ledger.outcomes` alone.
+        """
+        ended = bulk.update_returning(*self._ending(expected, to, **changes), "id", "schedule_id")
+        return [Ended(UUID(str(run)), schedule, to) for run, schedule in ended]
+
+    def _moving(self, expected: Collection[State], to: State, **changes: Any) -> "tuple[RunQuerySet, dict[str, Any]]":
         for state in expected:
             if state != to and to not in TRANSITIONS.get(state, frozenset()):
                 raise ValueError(f"A run never goes from {state} to {to}.")
-        if to in TERMINAL:
-            changes |= {"finished_at": Now(), "lease_until": None}
         return self.filter(state__in=expected), {"state": to, **changes}
 
-    def cancel(self, reason: str) -> int:
-        """End at once what has not started, ask what is running to end; returns how many were either."""
-        sentence = f"cancelled: {reason}"
-        ended = self.move(UNSTARTED, State.CANCELLED, reason=sentence)
-        return ended + self.filter(state=State.RUNNING).update(cancel_reason=sentence)
+    def _ending(self, expected: Collection[State], to: State, **changes: Any) -> "tuple[RunQuerySet, dict[str, Any]]":
+        return self._moving(expected, to, **changes, finished_at=Now(), lease_until=None)
 
     def start(self, run_id: UUID, attempt: int, worker: str) -> bool:
         """Take an attempt for this process; False when it was taken, expired, cancelled or rescued before."""
-        return bool(_START(run_id, attempt, worker))
+        return bool(_START(run_id=run_id, attempt=attempt, worker=worker, lease=lease()))
 
-    def finish(self, run_id: UUID, attempt: int, state: State, **changes: Any) -> bool:
-        """Record how an attempt ended the run; False when it no longer owned it, and then it is noted as fenced."""
-        if state == State.SUCCEEDED and not changes:
-            ended = _SUCCEED(run_id, attempt)
-        else:
-            ended = self.filter(id=run_id, attempt=attempt).move({State.RUNNING}, state, **changes)
-        if not ended:
-            Attempt.fence(run_id, attempt)
-        return bool(ended)
+    def succeed(self, run_id: UUID, attempt: int) -> "list[Ended]":
+        """`conclude` for a run with nothing to note but its success: most runs, so it is compiled once."""
+        return [Ended(run_id, schedule, State.SUCCEEDED) for schedule in _SUCCEED.rows(run_id=run_id, attempt=attempt)]
 
 
-def _starting(run_id: UUID, attempt: int, worker: str) -> tuple[RunQuerySet, dict[str, Any]]:
+def _starting(run_id: Any, attempt: Any, worker: Any, lease: Any) -> tuple[RunQuerySet, dict[str, Any]]:
     fresh = Q(expires_at__isnull=True) | Q(expires_at__gt=Now())
     mine = Run.objects.filter(fresh, id=run_id, attempt=attempt)
-    changes = {"started_at": Now(), "lease_until": Now() + lease(), "worker": worker, "reason": ""}
-    return mine.moving(UNSTARTED, State.RUNNING, **changes)
+    changes = {"started_at": Now(), "lease_until": Now() + lease, "worker": worker, "reason": ""}
+    return mine._moving(UNSTARTED, State.RUNNING, **changes)
 
 
-def _succeeding(run_id: UUID, attempt: int) -> tuple[RunQuerySet, dict[str, Any]]:
-    return Run.objects.filter(id=run_id, attempt=attempt).moving({State.RUNNING}, State.SUCCEEDED, reason="")
+def _succeeding(run_id: Any, attempt: Any) -> tuple[RunQuerySet, dict[str, Any]]:
+    return Run.objects.filter(id=run_id, attempt=attempt)._ending({State.RUNNING}, State.SUCCEEDED, reason="")
 
 
-_START, _SUCCEED = Update(_starting), Update(_succeeding)
+_ATTEMPT: dict[str, Any] = {"run_id": models.UUIDField(), "attempt": models.IntegerField()}
+_PROCESS: dict[str, Any] = {"worker": models.CharField(), "lease": models.DurationField()}
+_START = Update(_starting, _ATTEMPT | _PROCESS)
+_SUCCEED = UpdateReturning(_succeeding, _ATTEMPT, "schedule_id")
 
 
 class Run(models.Model):
@@ -255,13 +265,15 @@ class Run(models.Model):
         return self.finished_at - self.started_at if self.started_at and self.finished_at else None
 
     def return_to_waiting(
-        self, among: RunQuerySet, outcome: "Attempt.Outcome", delay: timedelta, **changes: Any
+        self, outcome: "Attempt.Outcome", delay: timedelta, *, among: RunQuerySet | None = None, **changes: Any
     ) -> bool:
         """End this attempt without ending the run: keep it as an `Attempt`, wait `delay`, then run the next one.
 
-        False when the run is not one `among`, is no longer running in this attempt, or was asked to end.
+        False when the run is no longer running in this attempt, was asked to end, or is not one `among` these.
         """
-        mine = among.filter(id=self.id, attempt=self.attempt, cancel_reason="")
+        mine = (Run.objects.all() if among is None else among).filter(
+            id=self.id, attempt=self.attempt, cancel_reason=""
+        )
         error = {name: changes.pop(name) for name in ("error_class", "error_text") if name in changes}
         changes |= {"attempt": self.attempt + 1, "sends": 0, "not_before": Now() + delay}
         changes |= {"started_at": None, "lease_until": None, "worker": "", "expires_at": None}

@@ -66,7 +66,7 @@ class PolicyQuerySet(models.QuerySet["Policy"]):
         states = list(last.values_list("state", flat=True)[: policy.pause_after_failures])
         if len(states) < (policy.pause_after_failures or 0) or State.SUCCEEDED in states:
             return False
-        reason = f"{len(states)} runs in a row failed"
+        reason = "the last run failed" if len(states) == 1 else f"the last {len(states)} runs failed"
         return bool(self.exclude(pk__in=self.paused()).pause(by="Punctual", reason=reason))
 
 

@@ -32,7 +32,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from psycopg.pq import TransactionStatus
 
-from jobs.ledger import steps
+from jobs.ledger import outcomes, steps
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import LONGEST_NAME, UNSTARTED, Attempt, Run, State, Step, lease
@@ -122,12 +122,9 @@ def _retry(held: pulse.Held, args: Any, kwargs: Any, delay: timedelta, options: 
     kept = {name: options[name] for name in ("retries", "time_limit", "soft_time_limit") if options.get(name)}
     changes = {"args": args, "kwargs": kwargs, "options": run.options | kept}
     changes |= {name: options[name] for name in ("queue", "priority") if isinstance(options.get(name), (str, int))}
-    if run.return_to_waiting(Run.objects.all(), Attempt.Outcome.RETRIED, delay, reason=reason, **changes):
+    if run.return_to_waiting(Attempt.Outcome.RETRIED, delay, reason=reason, **changes):
         return
-    run.refresh_from_db(fields=["cancel_reason"])
-    if run.cancel_reason:
-        Run.objects.finish(held.run_id, held.attempt, State.CANCELLED, reason=run.cancel_reason)
-    else:
+    if not outcomes.finish_cancelled(run):
         Attempt.fence(held.run_id, held.attempt)
 
 
@@ -238,14 +235,14 @@ def _on_revoked(request: Any, terminated: bool = False, expired: bool = False, *
         run = Run.objects.filter(id=request.id)
         if expired:  # of several messages of this attempt another may have started it
             revoked.discard(request.id)  # or this worker would refuse a later attempt, whose message has the same id
-            run.filter(attempt=attempt).move(UNSTARTED, State.CANCELLED, reason=f"cancelled: {why}")
+            outcomes.end(run.filter(attempt=attempt), UNSTARTED, State.CANCELLED, reason=f"cancelled: {why}")
         else:
-            run.cancel(why)
+            outcomes.cancel(run, why)
         if terminated:
             run.filter(state=State.RUNNING).update(lease_until=Now())
     elif step := request.get(STEP_HEADER):
         steps.refuse(request.id, int(step[1]), f"{why} before it started" if not terminated else why)
-        finish.settle(UUID(step[0]), int(step[1]))
+        outcomes.settle(UUID(step[0]), int(step[1]))
 
 
 def _on_worker_init(sender: Any, **_: Any) -> None:

@@ -69,9 +69,9 @@ def no_rescue(_: str) -> None:
 
 
 def no_redispatch(_: str) -> None:
-    from jobs.messages import dispatch
+    from jobs.ledger import outbox
 
-    dispatch.send_waiting = lambda: 0
+    outbox.send_waiting = lambda: 0
 
 
 def no_start_guard(_: str) -> None:
@@ -90,12 +90,14 @@ def no_start_guard(_: str) -> None:
 def no_fence(_: str) -> None:
     from django.db.models.functions import Now
 
-    from jobs.models import RunQuerySet
+    from jobs.ledger import outcomes
+    from jobs.models import Run
 
-    def finish(self: RunQuerySet, run_id: Any, attempt: int, state: Any, **changes: Any) -> bool:
-        return bool(self.filter(id=run_id).update(state=state, finished_at=Now(), lease_until=None, **changes))
+    def finish(run_id: Any, attempt: int, state: Any, **changes: Any) -> bool:
+        over = {"state": state, "finished_at": Now(), "lease_until": None}
+        return bool(Run.objects.filter(id=run_id).update(**over, **changes))
 
-    RunQuerySet.finish = finish  # type: ignore[method-assign]
+    outcomes.finish = finish
 
 
 def _wrap(place: Any, name: str, wrapper: Callable[[Any], Any]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from jobs.ledger import backfills, requests
+from jobs.ledger import backfills, outcomes, requests
 from jobs.models import Backfill, Run, State, database_now
 from tests.chaos.proxy import Proxy
 from tests.chaos.storm import SECOND, Storm
@@ -107,7 +107,7 @@ def cancelled_and_asked_for_at_random(storm: Storm) -> None:
             for _ in range(8):
                 requests.run_now(extra, actor="ada")
                 active = list(Run.objects.active().values_list("id", flat=True)[:20])
-                Run.objects.filter(id__in=active[::3]).cancel("by ada")
+                outcomes.cancel(Run.objects.filter(id__in=active[::3]), "by ada")
                 for run in Run.objects.filter(state__in=[State.CANCELLED, State.FAILED])[:2]:
                     requests.retry(run, actor="ada")
                 storm.wait(0.5)
@@ -145,8 +145,8 @@ def test_it_is_right_after(storm, fault):
     [
         "jobs.models.bulk.insert:3",  # before the rows of a claim
         "jobs.models.bulk.update:3",  # between the rows and the cursor
-        "jobs.messages.dispatch.send:3",  # between the commit and the publishing
-        "jobs.messages.dispatch._mark_queued:3",  # between the publishing and the note of it
+        "jobs.ledger.outbox.send:3",  # between the commit and the publishing
+        "jobs.ledger.outbox._mark_queued:3",  # between the publishing and the note of it
         "jobs.beat.release.release:4",
         "jobs.beat.rescue.rescue:2",
     ],

@@ -9,8 +9,7 @@ from django.db import connection, transaction
 
 from jobs.cache.backend import NotJSONError
 from jobs.cache.shared import Usage, cached, invalidate, usage
-from jobs.ledger import requests
-from jobs.messages import dispatch
+from jobs.ledger import outbox, requests
 from jobs.models import FeedEntry, Run
 from tests.making import make_schedule
 
@@ -161,7 +160,7 @@ def test_it_computes_while_redis_is_away(counter, settings, tmp_path):
 
 def test_it_clears_the_cache_and_leaves_the_broker_s_queue_alone(redis):
     run = requests.run_now(make_schedule(), actor="ada")
-    dispatch.send([run])
+    outbox.send([run])
     cache.set_many({f"key{number}": number for number in range(2_500)})
     cache.set("other", 1, version=2)
     cache.clear()

@@ -10,8 +10,9 @@ from celery import current_app
 from celery.signals import before_task_publish
 from django.db import connection
 
-from jobs.messages import dispatch
+from jobs.ledger import outbox
 from jobs.messages.arguments import find_task
+from jobs.messages.dispatch import BrokerUnavailableError
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import Policy, Run, State, database_now
 from jobs.rules.policies import FIRST_PATIENCE
@@ -28,7 +29,7 @@ def messages(redis, queue="celery") -> list[dict]:
 
 def test_it_publishes_an_ordinary_message_with_the_run_s_id_and_the_attempt(redis):
     run = make_run(make_schedule(), task="tests.nothing", args=[1], kwargs={"a": "ü"}, attempt=3)
-    dispatch.send([run])
+    outbox.send([run])
     (message,) = messages(redis)
     headers = message["headers"]
     assert (headers["id"], headers["task"], headers[ATTEMPT_HEADER]) == (str(run.id), "tests.nothing", 3)
@@ -40,7 +41,7 @@ def test_it_publishes_an_ordinary_message_with_the_run_s_id_and_the_attempt(redi
 def test_it_marks_what_it_sent_as_queued_until_its_patience_ends(redis):
     run = make_run()
     before = database_now()
-    dispatch.send([run])
+    outbox.send([run])
     run.refresh_from_db()
     assert (run.state, run.sends) == (State.QUEUED, 1)
     assert abs(run.queued_at - before) < 5 * SECOND
@@ -50,14 +51,14 @@ def test_it_marks_what_it_sent_as_queued_until_its_patience_ends(redis):
 def test_it_leaves_to_be_sent_what_came_to_its_next_attempt_meanwhile(redis):
     run = make_run(make_schedule(), attempt=1)
     Run.objects.filter(id=run.id).update(attempt=2)  # a worker was faster than the note of the sending
-    dispatch.send([run])
+    outbox.send([run])
     run.refresh_from_db()
     assert (run.state, run.attempt, run.sends) == (State.WAITING, 2, 0)
 
 
 def test_it_sends_along_queue_priority_limits_and_headers(redis):
     options = {"headers": {"x-team": "billing"}, "time_limit": 9, "ignore_result": False, "retries": 2}
-    dispatch.send([make_run(queue="slow", options=options)])
+    outbox.send([make_run(queue="slow", options=options)])
     (message,) = messages(redis, "slow")
     headers = message["headers"]
     assert (headers["timelimit"], headers["ignore_result"], headers["retries"]) == ([9, None], False, 2)
@@ -84,7 +85,7 @@ def comparable(message: dict) -> dict:
 )
 def test_it_copies_what_celery_would_have_published_itself(redis, columns):
     runs = [make_run(**{"args": [], **columns}) for _ in range(2)]
-    dispatch.send(runs)
+    outbox.send(runs)
     queue = columns.get("queue", "celery")
     key = f"{queue}\x06\x163" if "priority" in columns else queue
     sent = messages(redis, key)
@@ -107,7 +108,7 @@ def test_it_asks_celery_for_each_message_where_somebody_listens_to_publishing(re
     runs = [make_run() for _ in range(3)]
     before_task_publish.connect(listener)
     try:
-        dispatch.send(runs)
+        outbox.send(runs)
     finally:
         before_task_publish.disconnect(listener)
     assert seen == [str(run.id) for run in runs]
@@ -116,7 +117,7 @@ def test_it_asks_celery_for_each_message_where_somebody_listens_to_publishing(re
 
 def test_it_asks_a_task_that_publishes_in_a_way_of_its_own_for_each_message(redis):
     runs = [make_run(task="tests.signed") for _ in range(2)]
-    dispatch.send(runs)
+    outbox.send(runs)
     assert [message["headers"]["x-signed"] for message in messages(redis)] == [str(run.id) for run in runs]
 
 
@@ -125,26 +126,26 @@ def test_it_asks_a_router_of_the_project_about_each_message(redis, monkeypatch):
         return {"queue": f"tenant-{args[0]}"}
 
     monkeypatch.setattr(current_app.amqp.router, "routes", (route,))
-    dispatch.send([make_run(args=[tenant]) for tenant in (1, 2)])
+    outbox.send([make_run(args=[tenant]) for tenant in (1, 2)])
     assert [len(messages(redis, f"tenant-{tenant}")) for tenant in (1, 2)] == [1, 1]
 
 
 def test_it_asks_a_task_that_names_its_messages_by_their_arguments_about_each(redis):
-    dispatch.send([make_run(task="tests.shadowed", args=[customer]) for customer in (1, 2)])
+    outbox.send([make_run(task="tests.shadowed", args=[customer]) for customer in (1, 2)])
     assert [message["headers"]["shadow"] for message in messages(redis)] == ["shadowed for 1", "shadowed for 2"]
 
 
 def test_it_leaves_a_run_running_that_a_worker_started_before_it_was_marked(redis):
     run = make_run()
     Run.objects.filter(id=run.id).update(state=State.RUNNING, lease_until=database_now())
-    dispatch.send([run])
+    outbox.send([run])
     run.refresh_from_db()
     assert run.state == State.RUNNING
 
 
 def test_it_fails_a_run_whose_message_cannot_be_made_and_sends_the_others(redis):
     bad, good = make_run(task="tests.gone"), make_run()
-    dispatch.send([bad, good])
+    outbox.send([bad, good])
     bad.refresh_from_db()
     good.refresh_from_db()
     assert (bad.state, good.state) == (State.FAILED, State.QUEUED)
@@ -155,15 +156,16 @@ def test_it_fails_a_run_whose_message_cannot_be_made_and_sends_the_others(redis)
 @pytest.mark.parametrize("options", [{"serializer": "msgpack"}, {"serializer": 7}, {"compression": "no such"}])
 def test_it_lets_no_run_wait_for_one_that_cannot_be_encoded(redis, options):
     bad, good = make_run(options=options), make_run()
-    dispatch.send([bad, good])
+    outbox.send([bad, good])
     assert [Run.objects.get(id=run.id).state for run in (bad, good)] == [State.FAILED, State.QUEUED]
     assert len(messages(redis)) == 1
 
 
+@pytest.mark.django_db(transaction=True)
 def test_it_pauses_a_schedule_whose_runs_cannot_be_sent_as_after_other_failures(redis):
     schedule = make_schedule(policy={"pause_after_failures": 2})
     for _ in range(2):
-        dispatch.send([make_run(schedule, task="tests.gone", due_at=database_now())])
+        outbox.send([make_run(schedule, task="tests.gone", due_at=database_now())])
     assert Policy.objects.paused().exists()
 
 
@@ -174,23 +176,23 @@ def test_it_offers_again_what_nobody_sent_or_started(redis):
     later = make_run(not_before=now + timedelta(hours=1))
     make_run(state=State.RUNNING, not_before=now - SECOND)
     make_run(state=State.SUCCEEDED, not_before=now - SECOND)
-    assert dispatch.send_waiting() == 2
+    assert outbox.send_waiting() == 2
     assert {message["headers"]["id"] for message in messages(redis)} == {str(stale.id), str(waiting.id)}
     stale.refresh_from_db()
     assert (stale.state, stale.sends) == (State.QUEUED, 2)
     assert stale.not_before - database_now() > FIRST_PATIENCE
     later.refresh_from_db()
     assert later.state == State.WAITING
-    assert dispatch.send_waiting() == 0
+    assert outbox.send_waiting() == 0
 
 
 def test_it_keeps_runs_waiting_while_the_broker_is_frozen(frozen_broker):
     run = make_run()
-    with pytest.raises(dispatch.BrokerAwayError, match="runs wait in the ledger"):
-        dispatch.send_waiting()
+    with pytest.raises(BrokerUnavailableError, match="runs wait in the ledger"):
+        outbox.send_waiting()
     run.refresh_from_db()
     assert (run.state, run.sends) == (State.WAITING, 0)
-    assert database_now() < run.not_before + dispatch.SENDING
+    assert database_now() < run.not_before + outbox.SENDING
 
 
 @pytest.mark.django_db(transaction=True)
@@ -201,7 +203,7 @@ def test_it_sends_each_run_once_with_many_senders_at_once(redis):
 
     def sender() -> None:
         barrier.wait()
-        dispatch.send_waiting()
+        outbox.send_waiting()
         connection.close()
 
     threads = [threading.Thread(target=sender) for _ in range(4)]

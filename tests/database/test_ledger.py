@@ -10,6 +10,7 @@ from celery.signals import task_revoked
 from celery.worker.state import revoked
 from django.db import IntegrityError, connection
 
+from jobs.ledger import outcomes
 from jobs.messages.arguments import find_task
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import ACTIVE, TERMINAL, TRANSITIONS, Attempt, Run, State, database_now, new_run_id
@@ -23,13 +24,21 @@ pytestmark = pytest.mark.django_db
 @pytest.mark.parametrize(("before", "after"), [(a, b) for a, b in product(State, State) if a != b])
 def test_it_moves_only_along_the_legal_transitions(before, after):
     run = make_run(state=before)
-    if after in TRANSITIONS.get(before, ()):
-        assert Run.objects.filter(id=run.id).move({before}, after) == 1
-    else:
+    this = Run.objects.filter(id=run.id)
+    if after not in TRANSITIONS.get(before, ()):
         with pytest.raises(ValueError, match=f"never goes from {before} to {after}"):
-            Run.objects.filter(id=run.id).move({before}, after)
+            (this.conclude if after in TERMINAL else this.move)({before}, after)
+    elif after in TERMINAL:
+        assert this.conclude({before}, after) == [(run.id, None, after)]
+    else:
+        assert this.move({before}, after) == 1
     run.refresh_from_db()
     assert run.state == (after if after in TRANSITIONS.get(before, ()) else before)
+
+
+def test_it_ends_no_run_past_those_who_listen():
+    with pytest.raises(ValueError, match=r"through ledger\.outcomes"):
+        Run.objects.filter(id=make_run(state=State.RUNNING).id).move({State.RUNNING}, State.FAILED)
 
 
 def test_it_knows_terminal_states_as_those_without_followers():
@@ -45,7 +54,7 @@ def test_it_leaves_a_run_alone_that_somebody_else_moved_first():
 
 def test_it_notes_the_end_and_gives_back_the_lease_when_a_run_is_over():
     run = make_run(state=State.RUNNING)
-    assert Run.objects.finish(run.id, 1, State.SUCCEEDED)
+    assert outcomes.finish(run.id, 1, State.SUCCEEDED)
     run.refresh_from_db()
     assert run.finished_at is not None
     assert run.lease_until is None
@@ -91,9 +100,9 @@ def test_it_gives_a_lease_by_the_clock_of_the_database():
 
 def test_it_refuses_the_finish_of_a_process_that_woke_after_its_rescue():
     run = make_run(make_schedule(), state=State.RUNNING)
-    assert run.return_to_waiting(Run.objects.all(), Attempt.Outcome.LOST, timedelta(0), reason="lost")
+    assert run.return_to_waiting(Attempt.Outcome.LOST, timedelta(0), reason="lost")
     assert Run.objects.start(run.id, 2, "celery@there (2)")
-    assert not Run.objects.finish(run.id, 1, State.SUCCEEDED)
+    assert not outcomes.finish(run.id, 1, State.SUCCEEDED)
     run.refresh_from_db()
     assert (run.state, run.attempt, run.worker) == (State.RUNNING, 2, "celery@there (2)")
     assert run.attempts.get().outcome == Attempt.Outcome.FENCED
@@ -110,7 +119,7 @@ def test_it_refuses_the_finish_of_a_process_that_woke_after_its_rescue():
 def test_it_notes_any_end_of_a_process_that_woke_after_its_rescue(end, max_attempts):
     run = make_run(make_schedule(policy={"max_attempts": max_attempts}), state=State.RUNNING)
     with inside(run) as held:
-        assert run.return_to_waiting(Run.objects.all(), Attempt.Outcome.LOST, timedelta(0), reason="lost")
+        assert run.return_to_waiting(Attempt.Outcome.LOST, timedelta(0), reason="lost")
     end(held)
     run.refresh_from_db()
     assert (run.state, run.attempt) == (State.WAITING, 2)
@@ -137,9 +146,8 @@ def test_it_gives_up_what_has_not_started_when_its_message_expires(state, attemp
 
 def test_it_keeps_the_attempt_that_did_not_end_the_run():
     run = make_run(state=State.RUNNING)
-    assert run.return_to_waiting(
-        Run.objects.all(), Attempt.Outcome.FAILED, timedelta(hours=1), reason="ValueError: no", error_text="Traceback"
-    )
+    error = {"reason": "ValueError: no", "error_text": "Traceback"}
+    assert run.return_to_waiting(Attempt.Outcome.FAILED, timedelta(hours=1), **error)
     attempt = run.attempts.get()
     assert (attempt.number, attempt.outcome, attempt.reason) == (1, "failed", "ValueError: no")
     assert (attempt.worker, attempt.error_text) == ("celery@here (1)", "Traceback")
@@ -150,9 +158,7 @@ def test_it_keeps_the_attempt_that_did_not_end_the_run():
 
 def test_it_returns_an_attempt_to_waiting_once():
     run = make_run(state=State.RUNNING)
-    tries = [
-        run.return_to_waiting(Run.objects.all(), Attempt.Outcome.LOST, timedelta(0), reason="lost") for _ in range(2)
-    ]
+    tries = [run.return_to_waiting(Attempt.Outcome.LOST, timedelta(0), reason="lost") for _ in range(2)]
     assert tries == [True, False]
     assert run.attempts.count() == 1
 
@@ -190,7 +196,7 @@ def test_it_counts_a_run_as_active_until_it_is_over():
 
 def test_it_repeats_no_run_that_was_asked_to_end_meanwhile():
     run = make_run(state=State.RUNNING)
-    Run.objects.filter(id=run.id).cancel("by ada")
-    assert not run.return_to_waiting(Run.objects.all(), Attempt.Outcome.FAILED, timedelta(0), reason="bad")
+    outcomes.cancel(Run.objects.filter(id=run.id), "by ada")
+    assert not run.return_to_waiting(Attempt.Outcome.FAILED, timedelta(0), reason="bad")
     run.refresh_from_db()
     assert (run.state, run.attempt) == (State.RUNNING, 1)

@@ -9,12 +9,11 @@ from django_celery_beat.models import PeriodicTask
 
 from jobs.beat import claim, release
 from jobs.beat.rescue import rescue
-from jobs.ledger import backfills, requests
+from jobs.ledger import backfills, outcomes, requests
 from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, database_now
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp, Overlap
 from jobs.schedules import calendar
-from jobs.worker.finish import fail_run
 from tests.making import make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
@@ -34,7 +33,7 @@ def states(schedule: PeriodicTask) -> list[str]:
 
 def end(run: Run, state: State = State.SUCCEEDED) -> None:
     Run.objects.filter(id=run.id).update(state=State.RUNNING, started_at=database_now(), lease_until=database_now())
-    assert Run.objects.finish(run.id, run.attempt, state)
+    assert outcomes.finish(run.id, run.attempt, state)
 
 
 # --- overlap --------------------------------------------------------------------------------------------------------
@@ -67,7 +66,7 @@ def test_it_cancels_what_has_not_started_and_asks_what_runs_to_end_for_a_younger
     assert queued.reason == running.cancel_reason
     assert running.cancel_reason.endswith("takes its place; policy: cancel previous")
     assert states(schedule)[-1] == "held"
-    fail_run(running.id, running.attempt, "RuntimeError: interrupted", {})
+    outcomes.fail(running.id, running.attempt, "RuntimeError: interrupted", {})
     running.refresh_from_db()
     assert (running.state, running.reason) == (State.CANCELLED, running.cancel_reason)
     assert release.release() == 1
@@ -130,7 +129,7 @@ def test_it_releases_no_more_than_may_run_when_two_do_it_at_once():
         thread.start()
     for thread in threads:
         thread.join()
-    assert Run.objects.held().count() == 4
+    assert Run.objects.waiting_turn().count() == 4
 
 
 # --- jitter, limits, skipping ---------------------------------------------------------------------------------------
@@ -274,27 +273,29 @@ def test_it_goes_on_with_a_pause_in_new_words():
     assert (Run.objects.get().count, Run.objects.get().reason) == (7, "paused by bob: longer")
 
 
+@pytest.mark.django_db(transaction=True)
 def test_it_pauses_a_schedule_whose_runs_fail_in_a_row_only_after_their_attempts():
     schedule = make_schedule(policy={"pause_after_failures": 2, "max_attempts": 2, "retry_delay": timedelta(0)})
     for hours in (3, 2):
         run = make_run(schedule, state=State.RUNNING, due_at=database_now() - hours * HOUR)
-        fail_run(run.id, 1, "ValueError: no", {})
+        outcomes.fail(run.id, 1, "ValueError: no", {})
         assert not Policy.objects.paused().exists()
         Run.objects.filter(id=run.id).update(state=State.RUNNING, started_at=database_now())
-        fail_run(run.id, 2, "ValueError: no", {})
+        outcomes.fail(run.id, 2, "ValueError: no", {})
     policy = Policy.objects.paused().get()
-    assert (policy.paused_by, policy.pause_reason) == ("Punctual", "2 runs in a row failed")
-    assert policy.pause.sentence == "paused by Punctual: 2 runs in a row failed"
+    assert (policy.paused_by, policy.pause_reason) == ("Punctual", "the last 2 runs failed")
+    assert policy.pause.sentence == "paused by Punctual: the last 2 runs failed"
 
 
+@pytest.mark.django_db(transaction=True)
 def test_it_forgives_what_failed_before_somebody_resumed():
     schedule = make_schedule(policy={"pause_after_failures": 2})
     for _ in range(2):
         run = make_run(schedule, state=State.RUNNING)
-        fail_run(run.id, 1, "ValueError: no", {})
+        outcomes.fail(run.id, 1, "ValueError: no", {})
     assert Policy.objects.filter(schedule=schedule).resume() == 1
     run = make_run(schedule, state=State.RUNNING)
-    fail_run(run.id, 1, "ValueError: no", {})
+    outcomes.fail(run.id, 1, "ValueError: no", {})
     assert not Policy.objects.paused().exists()
 
 

@@ -38,7 +38,7 @@ def test_it_loses_against_a_pulse_that_comes_in_between():
     orphans = Run.objects.orphaned(database_now())
     (found,) = orphans
     Run.objects.filter(id=run.id).update(lease_until=database_now() + timedelta(minutes=1))
-    assert not found.return_to_waiting(orphans, Attempt.Outcome.LOST, timedelta(0), reason="lost")
+    assert not found.return_to_waiting(Attempt.Outcome.LOST, timedelta(0), among=orphans, reason="lost")
     assert not Attempt.objects.exists()
 
 

@@ -1,12 +1,42 @@
 """Steps of a run: who may start one, what an end changes, and when a run waits for none of them."""
 
+from datetime import timedelta
+from itertools import product
+
 import pytest
 
 from jobs.ledger import steps
 from jobs.models import Run, State, Step, database_now
+from jobs.models.steps import OVER, STEP_TRANSITIONS
 from tests.making import make_run
 
 pytestmark = pytest.mark.django_db
+
+
+@pytest.mark.parametrize(("before", "after"), [(a, b) for a, b in product(Step.State, Step.State)])
+def test_it_moves_a_step_only_along_the_legal_transitions(before, after):
+    step = make_step(make_run(state=State.RUNNING), before)
+    this = Step.objects.filter(id=step.id)
+    if after in STEP_TRANSITIONS[before]:
+        assert this.move({before}, after) == 1
+        assert this.move({state for state in Step.State if after in STEP_TRANSITIONS[state]} - {after}, after) == 0
+    else:
+        with pytest.raises(ValueError, match=f"never goes from {before} to {after}"):
+            this.move({before}, after)
+    step.refresh_from_db()
+    assert step.state == (after if after in STEP_TRANSITIONS[before] else before)
+    assert (step.finished_at is not None) is (after in OVER and after in STEP_TRANSITIONS[before])
+
+
+@pytest.mark.parametrize("before", Step.State)
+def test_it_begins_anew_under_an_id_that_is_sent_again(before):
+    step = make_step(run := make_run(state=State.RUNNING, attempt=2), before)
+    later = database_now() + timedelta(hours=1)
+    columns = {"task": "tests.other", "following": 3, "lease_until": later}
+    Step.objects.enlist(Step(id=step.id, run=run, attempt=2, state=Step.State.QUEUED, **columns))
+    step.refresh_from_db()
+    assert (step.state, step.attempt, step.task, step.following) == (Step.State.QUEUED, 2, "tests.other", 3)
+    assert step.lease_until == later
 
 
 def make_step(run: Run, state: Step.State = Step.State.QUEUED, **columns: object) -> Step:
@@ -64,5 +94,5 @@ def test_it_knows_a_run_as_over_when_its_body_is_and_no_step_is_under_way(state,
     make_step(run, state)
     make_step(run, Step.State.RUNNING, id="of the attempt before", attempt=0)
     expected = carried and state not in {Step.State.QUEUED, Step.State.RUNNING}
-    assert steps.is_over(run.id, 1) is expected
+    assert steps.is_over(run_id=run.id, attempt=1) is expected
     assert steps.over().filter(id=run.id).exists() is expected

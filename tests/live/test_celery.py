@@ -7,7 +7,7 @@ import pytest
 from django.db import connection
 
 from jobs.beat.rescue import rescue
-from jobs.messages import dispatch
+from jobs.ledger import outbox, outcomes
 from jobs.models import Attempt, FeedEntry, Run, State, database_now
 from tests.making import ends, lines, send
 
@@ -22,7 +22,7 @@ def path(tmp_path: Path) -> Path:
 
 def over(run: Run) -> bool:
     rescue()
-    dispatch.send_waiting()
+    outbox.send_waiting()
     return ends(run)
 
 
@@ -104,7 +104,7 @@ def test_it_kills_a_job_that_does_not_end_when_it_is_cancelled(processes, eventu
     worker = processes.start_worker(env=SHORT)
     run = send("tests.stubborn", str(path))
     eventually(lambda: lines(Path(f"{path}.started")))
-    Run.objects.filter(id=run.id).cancel("enough")
+    outcomes.cancel(Run.objects.filter(id=run.id), "enough")
     eventually(lambda: over(run))
     assert (run.state, run.reason, run.attempt) == (State.CANCELLED, "cancelled: enough", 1)
     assert worker.running
@@ -118,7 +118,7 @@ def test_it_lets_go_of_a_thread_that_does_not_end_when_it_is_cancelled(processes
     processes.start_worker("--pool=threads", env=SHORT)
     run = send("tests.stubborn", str(path))
     eventually(lambda: lines(Path(f"{path}.started")))
-    Run.objects.filter(id=run.id).cancel("enough")
+    outcomes.cancel(Run.objects.filter(id=run.id), "enough")
     eventually(lambda: over(run))
     ended = Run.objects.filter(id=run.id).values().get()
     Path(f"{path}.go").touch()

@@ -12,8 +12,7 @@ from celery.result import AsyncResult
 from django.core.files.uploadedfile import SimpleUploadedFile
 
 from jobs.admin.runs import RunAdmin
-from jobs.ledger import requests
-from jobs.messages import dispatch
+from jobs.ledger import outbox, requests
 from jobs.models import Measurement, Run, RunLog, State, Step, StoredFile
 from jobs.toolkit import files, uploads
 from tests.database.test_thumbnails import picture
@@ -62,7 +61,7 @@ def test_it_works_on_uploads_in_runs_and_their_steps(eventually):
     refused, _ = requests.run_job("jobs.thumbnails", {"file": str(page.id)}, "ada")
     fan, _ = requests.run_job("jobs.fan_out", {"items": 1_050, "chunk": 100}, "ada")
     runs = [table, small, all_sizes, refused, fan]
-    dispatch.send(runs)
+    outbox.send(runs)
     for run in runs:
         eventually(partial(ends, run))
 
@@ -93,11 +92,11 @@ def test_it_replaces_what_an_earlier_attempt_made(eventually):
     photo = files.keep("photo.jpg", BytesIO(picture()), StoredFile.Kind.UPLOAD)
     schedule = make_schedule("thumbnails", task="jobs.thumbnails", kwargs={"file": str(photo.id)})
     run = requests.run_now(schedule, actor="ada")
-    dispatch.send([run])
+    outbox.send([run])
     eventually(lambda: ends(run))
     before = files_of(run)
     Run.objects.filter(id=run.id).update(state=State.WAITING, attempt=2, finished_at=None)  # as a rescue leaves it
-    dispatch.send([Run.objects.get(id=run.id)])
+    outbox.send([Run.objects.get(id=run.id)])
     eventually(lambda: Step.objects.filter(run=run, attempt=2).exists() and ends(run))
     assert (run.state, run.attempt) == (State.SUCCEEDED, 2)
     assert files_of(run) == before
@@ -118,7 +117,7 @@ def test_it_leaves_the_same_table_when_a_window_is_loaded_by_two_runs(eventually
     source.pages[page] = "\n".join(["station,at,hPa", *rows, "s1,soon,7"]).encode()
     tables = []
     for _ in range(2):
-        dispatch.send([run])
+        outbox.send([run])
         eventually(partial(ends, run))
         assert (run.state, progress_of(run)) == (State.SUCCEEDED, "3 of 3 steps, 3 of 3, 20 numbers loaded")
         assert "21 extracted, 1 dropped, 20 loaded, 0 removed" in RunLog.objects.get(run=run).text

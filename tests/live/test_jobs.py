@@ -12,8 +12,7 @@ from django.core.files.storage import default_storage
 from django.db import connection
 from django_celery_results.models import TaskResult
 
-from jobs.ledger import requests
-from jobs.messages import dispatch
+from jobs.ledger import outbox, requests
 from jobs.models import Attempt, Run, RunLog, State, StoredFile
 from tests.making import ends, make_schedule
 
@@ -65,14 +64,14 @@ def worker(processes, site, tmp_path, servers):
 def start(task: str, keep_result: bool | None = None, **kwargs: Any) -> Run:
     schedule = make_schedule(f"{task} {uuid4()}", task=task, kwargs=kwargs, policy={"keep_result": keep_result})
     run = requests.run_now(schedule, actor="ada")
-    dispatch.send([run])
+    outbox.send([run])
     return run
 
 
 def soon(run: Run) -> bool:
     """Whether it is over; what waits for another attempt does not wait long."""
     Run.objects.filter(id=run.id, state=State.WAITING).update(not_before=run.due_at)
-    dispatch.send_waiting()
+    outbox.send_waiting()
     return ends(run)
 
 

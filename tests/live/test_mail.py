@@ -10,7 +10,7 @@ import pytest
 from django_celery_beat.models import PeriodicTask
 
 from jobs.beat.rescue import rescue
-from jobs.messages import dispatch
+from jobs.ledger import outbox, outcomes
 from jobs.models import Attempt, Delivery, Run, State
 from jobs.toolkit import mail
 from tests.making import ends, make_run, make_schedule
@@ -31,14 +31,14 @@ def post() -> Iterator[Post]:
 def make_sent(task: str, schedule: PeriodicTask | None = None, **kwargs: object) -> Run:
     """A run with these arguments, handed to the broker."""
     run = make_run(schedule, task=task, kwargs=kwargs)
-    dispatch.send([run])
+    outbox.send([run])
     return run
 
 
 def over(run: Run) -> bool:
     """Whether it is, after what a beat would do for it."""
     rescue()
-    dispatch.send_waiting()
+    outbox.send_waiting()
     return ends(run)
 
 
@@ -77,9 +77,9 @@ def test_it_waits_for_its_turn_and_ends_at_once_when_asked_to(processes, eventua
     run = make_run(task="jobs.send_bulk_email", kwargs=arguments)
     digest = mail.Message("Hello", "Text").digest  # to this address it went a moment ago, in an earlier attempt
     Delivery.objects.create(id=uuid4(), run=run, message=digest, address="earlier@example.org", state="sent")
-    dispatch.send([run])
+    outbox.send([run])
     eventually(lambda: Run.objects.filter(id=run.id, progress_message="sending").exists())
-    Run.objects.filter(id=run.id).cancel("by ada")
+    outcomes.cancel(Run.objects.filter(id=run.id), "by ada")
     eventually(lambda: ends(run))
     assert (run.state, run.reason) == (State.CANCELLED, "cancelled: by ada")
     assert "did not end when asked to" not in worker.log

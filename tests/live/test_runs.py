@@ -9,7 +9,7 @@ import pytest
 from django.db import connection, transaction
 from django_celery_results.models import TaskResult
 
-from jobs.messages import dispatch
+from jobs.ledger import outbox
 from jobs.messages.arguments import find_task
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import Policy, Run, State, Trigger, database_now
@@ -86,7 +86,7 @@ def test_it_ends_a_job_that_kills_every_process_that_runs_it(eventually, path):
 def test_it_starts_a_run_once_however_often_its_message_comes(eventually, path):
     run = send("tests.hold", str(path))
     for _ in range(3):
-        dispatch.send([run])
+        outbox.send([run])
     Path(f"{path}.go").touch()
     eventually(lambda: ends(run))
     last = send("tests.note", str(path))
@@ -164,7 +164,7 @@ def test_it_ends_a_run_that_lasts_longer_than_its_time_limit(eventually, path):
 
 def test_it_guards_a_task_whose_own_base_forgets_its_parent(eventually, path):
     run = send("tests.careless", str(path))
-    dispatch.send([run])
+    outbox.send([run])
     eventually(lambda: ends(run))
     last = send("tests.careless", str(path))
     eventually(lambda: ends(last))

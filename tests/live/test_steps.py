@@ -9,7 +9,7 @@ from celery import current_app
 from django_celery_results.models import ChordCounter
 
 from jobs.beat.rescue import rescue
-from jobs.messages import dispatch
+from jobs.ledger import outbox, outcomes
 from jobs.models import Attempt, Run, RunLog, State, Step, database_now
 from tests.making import ends, lines, make_run, make_schedule, send
 
@@ -24,7 +24,7 @@ def states(run: Run) -> list[str]:
 def over(run: Run) -> bool:
     """Whether it is, after what a beat would do for it."""
     rescue()
-    dispatch.send_waiting()
+    outbox.send_waiting()
     return ends(run)
 
 
@@ -206,7 +206,7 @@ def test_it_ends_no_run_when_its_message_comes_again_to_another_thread(processes
     run = send("tests.hold", str(tmp_path / "left"))
     eventually((tmp_path / "left.started").exists)
     Run.objects.filter(id=run.id).update(state=State.WAITING)  # as it was when the message was sent again
-    dispatch.send([Run.objects.get(id=run.id)])
+    outbox.send([Run.objects.get(id=run.id)])
     Run.objects.filter(id=run.id).update(state=State.RUNNING)
     last = send("tests.nothing")
     eventually(lambda: over(last))
@@ -235,7 +235,7 @@ def test_it_cancels_a_run_with_all_of_its_steps(processes, eventually, tmp_path)
     processes.start_worker()
     eventually(lambda: states(run) == [Step.State.QUEUED, Step.State.RUNNING, Step.State.RUNNING])
     eventually(lambda: Run.objects.carried().exists())
-    Run.objects.filter(id=run.id).cancel("enough")
+    outcomes.cancel(Run.objects.filter(id=run.id), "enough")
     eventually(lambda: over(run))
     assert (run.state, run.reason) == (State.CANCELLED, "cancelled: enough")
     assert Step.State.CANCELLED in states(run)
@@ -281,7 +281,7 @@ def test_it_leaves_no_run_open_whose_chord_cannot_come_to_its_end(processes, eve
     ChordCounter.objects.all().delete()
     eventually(lambda: over(run))
     assert run.state == State.FAILED
-    why = "what counts the group before it is gone, or it could not be sent"
+    why = "the count of its group is gone, or it could not be sent"
     assert run.reason == f"step tests.total never came: {why}"
     assert lines(tmp_path / "left") == []
 
@@ -333,7 +333,7 @@ def test_it_asks_a_running_job_to_end_in_every_pool(processes, eventually, tmp_p
     run = send("tests.hold", str(tmp_path / "left"))
     worker = processes.start_worker(f"--pool={pool}", env=SHORT_LEASE)
     eventually((tmp_path / "left.started").exists)
-    Run.objects.filter(id=run.id).cancel("enough")
+    outcomes.cancel(Run.objects.filter(id=run.id), "enough")
     eventually(lambda: ends(run))
     assert (run.state, run.reason) == (State.CANCELLED, "cancelled: enough")
     assert worker.running

@@ -1,0 +1,74 @@
+"""Which runs are to be sent now? Unstarted runs whose `not_before` has come: the outbox.
+
+Its one rule: publish first, then mark as queued. A process that dies in between leads to a second message, which is
+harmless: an attempt can be started once. While the broker is unavailable runs wait in the ledger. Messages that are
+never started are sent again, with growing patience.
+"""
+
+import logging
+from collections.abc import Sequence
+from itertools import groupby
+
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from jobs.ledger import outcomes
+from jobs.messages import dispatch
+from jobs.messages.dispatch import BATCH
+from jobs.messages.envelope import Sendable
+from jobs.models import SENDING, UNSTARTED, Run, State, database_now
+from jobs.rules import policies
+
+log = logging.getLogger(__name__)
+
+
+def send(runs: Sequence[Sendable]) -> None:
+    """Publish these runs and mark them as queued. They must be committed, and the caller's alone for `SENDING`.
+
+    A run whose message cannot be made ends as failed, with the reason. Raises `BrokerUnavailableError`.
+    """
+    for start in range(0, len(runs), BATCH):
+        published = dispatch.publish(runs[start : start + BATCH])
+        for run, why in published.refused:
+            _refuse(run, why)
+        _mark_queued(published.sent)
+
+
+def send_waiting() -> int:
+    """Send runs that nobody sent yet, and runs whose message led nowhere. Returns how many."""
+    total = 0
+    while runs := _take():
+        send(runs)
+        total += len(runs)
+    return total
+
+
+def _take() -> list[Run]:
+    """Take up to a batch of runs for this process alone; two senders never take the same."""
+    now = database_now()
+    if not Run.objects.to_send(now).exists():
+        return []
+    with transaction.atomic():
+        runs = list(Run.objects.to_send(now).select_for_update(skip_locked=True)[:BATCH])
+        taken = Run.objects.filter(id__in=[run.id for run in runs])
+        taken.move(UNSTARTED, State.WAITING, not_before=now + SENDING)
+    return runs
+
+
+def _refuse(run: Sendable, why: str) -> None:
+    log.warning("Run %s cannot be sent: %s", run.id, why, extra={"action": "dispatch", "run": str(run.id)})
+    this = Run.objects.filter(id=run.id, attempt=run.attempt)
+    outcomes.end(this, {State.WAITING}, State.FAILED, reason=f"could not be sent: {why}")
+
+
+def _mark_queued(runs: Sequence[Sendable]) -> None:
+    """Note the sending. A run that has started meanwhile, or even come to its next attempt, stays as it is."""
+    for (attempt, sends), group in groupby(sorted(runs, key=_sending), key=_sending):
+        sent = Run.objects.filter(id__in=[run.id for run in group], attempt=attempt)
+        again_at = Now() + policies.patience(sends + 1)
+        sent.move({State.WAITING}, State.QUEUED, queued_at=Now(), sends=F("sends") + 1, not_before=again_at)
+
+
+def _sending(run: Sendable) -> tuple[int, int]:
+    return run.attempt, run.sends

@@ -1,0 +1,141 @@
+"""How does a run end? Here, whoever ends it: a worker, beat, an admin user, or the claim that skips a moment.
+
+Its one rule: every end of every run passes through `end` or `announce` once, after its commit. Of several processes
+that end the same run at the same time one wins; the others are told so and announce nothing.
+
+`listen` is for those who want to hear of ends in the process that causes them, `Follower` for those in another one. A
+listener that raises is logged; the run, its worker and the other listeners go on. Limit: a process that dies between
+the commit of an end and its listeners tells nobody; a `Follower` still sees that end.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+
+from jobs.ledger import steps
+from jobs.models import UNSTARTED, Attempt, Ended, Policy, Run, RunQuerySet, State
+from jobs.rules import policies
+
+log = logging.getLogger(__name__)
+
+Listener = Callable[[Sequence[Ended]], object]
+
+LONGEST_REASON = 500  # characters of an error in the sentence of its run; the whole of it stands beside
+_listeners: list[Listener] = []
+
+
+def listen(listener: Listener) -> None:
+    """Call `listener` with the runs that end in this process, in batches, each run once, after the commit."""
+    if listener not in _listeners:
+        _listeners.append(listener)
+
+
+def end(runs: RunQuerySet, expected: Collection[State], to: State, **changes: Any) -> int:
+    """End these runs where their state is one of `expected`; returns how many this call ended."""
+    ended = runs.conclude(expected, to, **changes)
+    announce(ended)
+    return len(ended)
+
+
+def announce(ended: Sequence[Ended]) -> None:
+    """Tell the listeners of runs that are over, once the transaction that ended them is committed."""
+    if ended:
+        transaction.on_commit(partial(_announce, ended))
+
+
+def _announce(ended: Sequence[Ended]) -> None:
+    for listener in _listeners:
+        try:
+            listener(ended)
+        except Exception:
+            log.exception("A listener failed at the end of %d runs.", len(ended), extra={"action": "outcome"})
+
+
+def finish(run_id: UUID, attempt: int, state: State, **changes: Any) -> bool:
+    """End a run by its attempt; False when the attempt no longer owned it, and then it is noted as fenced."""
+    if state == State.SUCCEEDED and not changes:
+        ended = Run.objects.succeed(run_id, attempt)
+    else:
+        ended = Run.objects.filter(id=run_id, attempt=attempt).conclude({State.RUNNING}, state, **changes)
+    if not ended:
+        Attempt.fence(run_id, attempt)
+    announce(ended)
+    return bool(ended)
+
+
+def fail(run_id: UUID, attempt: int, reason: str, error: dict[str, Any]) -> None:
+    """Record a failed attempt: another one follows while the schedule's policy has some left, else the run failed."""
+    run = Run.objects.select_related("schedule__policy").get(id=run_id)
+    run.attempt = attempt
+    policy = Policy.of(run)
+    delay = policies.retry_delay(attempt, policy.max_attempts, policy.retry_delay)
+    if delay is not None and run.return_to_waiting(Attempt.Outcome.FAILED, delay, reason=reason, **error):
+        return
+    if not finish_cancelled(run, **error):
+        finish(run_id, attempt, State.FAILED, reason=reason, **error)
+
+
+def finish_cancelled(run: Run, **changes: Any) -> bool:
+    """End a run as cancelled if it was asked to end; returns whether it was."""
+    run.refresh_from_db(fields=["cancel_reason"])
+    if run.cancel_reason:
+        finish(run.id, run.attempt, State.CANCELLED, reason=run.cancel_reason, **changes)
+    return bool(run.cancel_reason)
+
+
+def settle(run_id: UUID, attempt: int) -> None:
+    """End a run whose body is over, if its last step is over, too."""
+    if not steps.is_over(run_id=run_id, attempt=attempt):
+        return
+    run = Run.objects.get(id=run_id)
+    run.attempt = attempt
+    state, reason, step = steps.outcome(run)
+    if state == State.FAILED:
+        failed = step or run
+        error = {"error_class": failed.error_class, "error_text": failed.error_text}
+        fail(run_id, attempt, reason[:LONGEST_REASON], error)
+    else:
+        finish(run_id, attempt, state, reason=reason)
+
+
+def cancel(runs: RunQuerySet, reason: str) -> int:
+    """End unstarted runs at once and ask running ones to end; returns how many were either."""
+    sentence = f"cancelled: {reason}"
+    ended = end(runs, UNSTARTED, State.CANCELLED, reason=sentence)
+    return ended + runs.filter(state=State.RUNNING).update(cancel_reason=sentence)
+
+
+def pause_failing(ended: Sequence[Ended]) -> None:
+    """Pause each schedule of which as many runs failed in a row as its policy allows."""
+    failed = {run.schedule for run in ended if run.schedule and run.state in {State.FAILED, State.LOST}}
+    for schedule in sorted(failed):
+        Policy.objects.filter(pk=schedule).pause_if_failing()
+
+
+class Follower:
+    """The runs that have ended since it was made, in any process: each once, in order. Reads index run_finished."""
+
+    # A transaction may be committed later than one that began after it: the last moments are read again.
+    OVERLAP = timedelta(seconds=5)
+
+    def __init__(self) -> None:
+        finished = Run.objects.filter(finished_at__isnull=False).order_by("-finished_at")
+        self._newest: datetime | None = finished.values_list("finished_at", flat=True).first()
+        self._seen: set[object] = set()
+        self.news()
+
+    def news(self) -> list[Run]:
+        """The runs that ended since the last call. After a DatabaseError it may be called again."""
+        runs = Run.objects.filter(finished_at__isnull=False).order_by("finished_at", "id")
+        if self._newest is not None:
+            runs = runs.filter(finished_at__gte=self._newest - self.OVERLAP)
+        found = list(runs.defer("args", "kwargs", "options", "error_text"))
+        news = [run for run in found if run.id not in self._seen]
+        self._seen = {run.id for run in found}
+        self._newest = found[-1].finished_at if found else self._newest
+        return news

@@ -1,0 +1,125 @@
+"""What becomes of a task that a run sends? It is a step of that run: of a chain, group or chord, or called singly.
+
+Its one rule: a step is written down before it is published. Inside a transaction it is published after the commit; a
+rollback takes the row with it. A step that could not be published is no step, unless a chord waits for it.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from celery import current_app
+from celery.utils.time import maybe_make_aware
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from jobs.ledger.steps import STEP_HEADER
+from jobs.messages.envelope import ATTEMPT_HEADER
+from jobs.models import LONGEST_NAME, Step, lease
+from jobs.worker import pulse
+
+# Options that are of no use once the call is over.
+BOUND_TO_NOW = {"producer", "publisher", "connection"}
+# Ids that Celery makes are never those of another run.
+UUID_LENGTH = 36
+
+
+def send(publish: Callable[..., Any], request: Any, name: str, options: dict[str, Any]) -> Any:
+    """Publish a task by the task whose `request` it is: if that belongs to a run, as a step of it.
+
+    A task that no worker of this project knows belongs to another system, and is no step.
+    """
+    held = pulse.of(request)
+    if held is None or ATTEMPT_HEADER in (options.get("headers") or {}) or name not in current_app.tasks:
+        return publish(**options)
+    try:
+        _enlist(held, name, options)
+    except (OperationalError, InterfaceError):
+        if connection.in_atomic_block:
+            raise
+        connection.close()  # it broke while the task did something else
+        _enlist(held, name, options)
+    if connection.in_atomic_block:
+        held.uncommitted.add(options["task_id"])
+        later = {key: options[key] for key in options.keys() - BOUND_TO_NOW}
+        transaction.on_commit(partial(_publish, held, publish, request, later))
+        result = current_app.AsyncResult(options["task_id"])
+        result.ignored = bool(options.get("ignore_result"))
+        return result
+    return _publish(held, publish, request, options)
+
+
+def _publish(held: pulse.Held, publish: Callable[..., Any], request: Any, options: dict[str, Any]) -> Any:
+    held.uncommitted.discard(options["task_id"])
+    try:
+        return publish(**options)
+    except Exception:
+        _undo(held, options["task_id"], request)
+        raise
+
+
+def _undo(held: pulse.Held, task_id: str, request: Any) -> None:
+    """Take back the row of a step that could not be published; a step sent again is where it was before."""
+    unsent = Step.objects.filter(id=task_id)
+    if held.is_step and task_id == held.task_id:
+        held.replaced = False
+        unsent.move({Step.State.QUEUED}, Step.State.RUNNING, task=request.task, lease_until=Now() + lease())
+    elif task_id in (body["options"]["task_id"] for body in _firsts_of(request.chord)):
+        unsent.move({Step.State.QUEUED}, Step.State.EXPECTED)  # Celery itself reports no error for it
+    else:
+        unsent.filter(state=Step.State.QUEUED).delete()
+
+
+def _enlist(held: pulse.Held, name: str, options: dict[str, Any]) -> None:
+    headers = dict(options.get("headers") or {})
+    options["task_id"] = options.get("task_id") or str(uuid4())
+    options["headers"] = headers | {STEP_HEADER: [str(held.run_id), held.attempt]}
+    held.has_steps = True
+    with transaction.atomic():
+        for body in _firsts_of(options.get("chord")):
+            _note(held, body["options"]["task_id"], body["task"], Step.State.EXPECTED)
+        following = len(options.get("chain") or ())
+        until = Now() + timedelta(seconds=settings.STEP_PATIENCE_SECONDS) + delay_of(options)
+        _note(held, options["task_id"], name, Step.State.QUEUED, following=following, lease_until=until)
+
+
+def _note(held: pulse.Held, task_id: str, name: str, state: Step.State, **columns: Any) -> None:
+    step = Step(id=task_id, run_id=held.run_id, attempt=held.attempt, task=name[:LONGEST_NAME], state=state, **columns)
+    is_itself = task_id == held.task_id
+    held.replaced |= is_itself
+    if len(task_id) != UUID_LENGTH and Step.objects.under_way().filter(id=task_id).exclude(run=held.run_id).exists():
+        raise ValueError(f"A step {task_id!r} of another run is under way: give each an id of its own.")
+    if state == Step.State.EXPECTED and not is_itself:
+        Step.objects.bulk_create([step], ignore_conflicts=True)
+    else:
+        Step.objects.enlist(step)
+
+
+def _firsts_of(body: Any) -> list[dict[str, Any]]:
+    """The tasks that are sent when a whole group is through; without those that have no id of their own yet."""
+    if not body:
+        return []
+    kind, kwargs = body.get("subtask_type"), body.get("kwargs") or {}
+    if kind == "chain":
+        return _firsts_of(next(iter(kwargs.get("tasks") or ()), None))
+    if kind == "group":
+        return [first for task in kwargs.get("tasks") or () for first in _firsts_of(task)]
+    if kind == "chord":
+        header = kwargs.get("header") or ()
+        return _firsts_of(
+            header if isinstance(header, dict) else {"subtask_type": "group", "kwargs": {"tasks": header}}
+        )
+    return [body] if body.get("options", {}).get("task_id") else []
+
+
+def delay_of(options: dict[str, Any]) -> timedelta:
+    """How long after now a message asks to be executed; never less than 0."""
+    eta = options.get("eta")
+    if eta is None:
+        return timedelta(seconds=options.get("countdown") or 0)
+    moment = maybe_make_aware(datetime.fromisoformat(eta) if isinstance(eta, str) else eta)
+    return max(timedelta(0), moment - timezone.now())
