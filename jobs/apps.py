@@ -12,9 +12,9 @@ class JobsConfig(AppConfig):
         from jobs.ledger import outcomes
         from jobs.monitoring import nodes, statistics
         from jobs.schedules import calendar
-        from jobs.worker import resources, task
+        from jobs.worker import resources, signals
 
-        task.connect()
+        signals.connect()
         calendar.connect()
         nodes.connect()
         outcomes.listen(outcomes.pause_failing)

@@ -41,9 +41,9 @@ class Application(Celery):
         if options.get("chord") is not None:
             options["ignore_result"] = False
         if self.current_worker_task:
-            from jobs.worker import canvas, pulse  # late: models cannot be imported with this module
+            from jobs.worker import canvas, context  # late: models cannot be imported with this module
 
-            if parent := pulse.holder():
+            if parent := context.current_task():
                 return canvas.send(partial(super().send_task, name, *args), parent.request, name, options)
         return super().send_task(name, *args, **options)
 

@@ -16,7 +16,8 @@ from jobs.messages.arguments import find_task
 from jobs.models import ACTIVE, Policy, Run, State, database_now
 from jobs.rules.occurrences import as_text
 from jobs.schedules import calendar
-from jobs.worker import pulse
+from jobs.worker import context, pulse
+from jobs.worker.context import Execution
 
 
 def make_schedule(name: str = "it", task: str = "tests.nothing", **options: Any) -> PeriodicTask:
@@ -68,18 +69,18 @@ def send(task: str, *args: object, **policy: object) -> Run:
 
 
 @contextmanager
-def inside(run: Run) -> Iterator[pulse.Held]:
+def inside(run: Run) -> Iterator[Execution]:
     """As if this process executed the run."""
     task = find_task("tests.nothing")
-    held = pulse.Held(str(run.id), run.id, run.attempt)
+    execution = Execution(str(run.id), run.id, run.attempt)
     task.push_request(id=str(run.id), called_directly=False)
     _task_stack.push(task)
-    task.request.held = held
-    pulse.hold(held)
+    context.enter(task.request, execution)
+    pulse.watch(execution)
     try:
-        yield held
+        yield execution
     finally:
-        pulse.release(held)
+        pulse.release(execution)
         _task_stack.pop()
         task.pop_request()
 

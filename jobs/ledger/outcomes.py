@@ -20,6 +20,7 @@ from django.db import transaction
 from jobs.ledger import steps
 from jobs.models import UNSTARTED, Attempt, Ended, Policy, Run, RunQuerySet, State
 from jobs.rules import policies
+from jobs.rules.errors import logged
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,8 @@ def announce(ended: Sequence[Ended]) -> None:
 
 def _announce(ended: Sequence[Ended]) -> None:
     for listener in _listeners:
-        try:
+        with logged(log, "A listener failed at the end of %d runs.", len(ended)):
             listener(ended)
-        except Exception:
-            log.exception("A listener failed at the end of %d runs.", len(ended), extra={"action": "outcome"})
 
 
 def finish(run_id: UUID, attempt: int, state: State, **changes: Any) -> bool:

@@ -28,7 +28,6 @@ OWN_HEADERS = frozenset(
         "expires",
         "group",
         "group_index",
-        "held",  # `jobs.worker.pulse` keeps what it knows of a run there
         "id",
         "ignore_result",
         "kwargs",
@@ -38,6 +37,7 @@ OWN_HEADERS = frozenset(
         "parent_id",
         "priority",
         "punctual_attempt",
+        "punctual_execution",  # an attribute of the task's request
         "punctual_step",
         "replaced_task_nesting",
         "reply_to",

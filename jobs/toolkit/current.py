@@ -15,7 +15,7 @@ from django.db import transaction
 from jobs.models import LONGEST_NAME, Effect, Run, Trigger
 from jobs.schedules import calendar
 from jobs.secrets import head
-from jobs.worker import pulse
+from jobs.worker import context
 
 MOST_UNITS = 2**63 - 1
 
@@ -42,11 +42,11 @@ class CurrentRun:
 
 def current_run() -> CurrentRun | None:
     """The run that this task belongs to; None outside a run. Asks the database."""
-    held = pulse.current()
-    if held is None:
+    execution = context.current()
+    if execution is None:
         return None
-    run = Run.objects.select_related("schedule__policy").get(id=held.run_id)
-    return CurrentRun(run.id, run.schedule_name, run.trigger, held.attempt, run.due_at, _window_start(run))
+    run = Run.objects.select_related("schedule__policy").get(id=execution.run_id)
+    return CurrentRun(run.id, run.schedule_name, run.trigger, execution.attempt, run.due_at, _window_start(run))
 
 
 def _window_start(run: Run) -> datetime | None:
@@ -64,14 +64,12 @@ def progress(done: int, total: int | None = None, message: str = "") -> None:
 
     Raises what `int` raises for what is no number of units, such as infinity.
     """
-    if held := pulse.current():
-        columns = {
-            "progress_done": _units(done),
-            "progress_total": None if total is None else _units(total),
-            "progress_message": head(message, LONGEST_NAME),
-        }
-        held.progress = columns
-        pulse.tell()
+    if execution := context.current():
+        execution.tell_progress(
+            progress_done=_units(done),
+            progress_total=None if total is None else _units(total),
+            progress_message=head(message, LONGEST_NAME),
+        )
 
 
 def _units(number: float) -> int:
@@ -90,11 +88,11 @@ def once(key: str) -> bool:
 
     In another process that is at the same effect it waits for the end of that process's transaction.
     """
-    held = pulse.current()
-    if held is None:
+    execution = context.current()
+    if execution is None:
         return True
     with transaction.atomic():
-        return Effect.objects.get_or_create(run_id=held.run_id, key=_short(key))[1]
+        return Effect.objects.get_or_create(run_id=execution.run_id, key=_short(key))[1]
 
 
 def _short(key: str) -> str:

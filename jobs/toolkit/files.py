@@ -22,7 +22,7 @@ from django.core.files.storage import default_storage
 from django.urls import reverse
 
 from jobs.models import StoredFile
-from jobs.worker import pulse
+from jobs.worker import context
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class NoFileError(LookupError):
 
 def keep(name: str, content: IO[Any], kind: StoredFile.Kind, content_type: str = "") -> StoredFile:
     """Store all of `content` from its present place on, under a name for people. Raises OSError of the storage."""
-    held = pulse.current()
-    run_id = held.run_id if held else None
+    execution = context.current()
+    run_id = execution.run_id if execution else None
     key = uuid5(run_id, f"{kind} {name}") if run_id else uuid4()
     made: dict[str, Any] = {"kind": kind, "name": _printable(name), "run_id": run_id, "size": None}
     made["content_type"] = content_type if TYPE.fullmatch(content_type) else "application/octet-stream"

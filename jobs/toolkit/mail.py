@@ -33,7 +33,7 @@ from jobs.secrets import storable
 from jobs.toolkit import smtp
 from jobs.toolkit.current import progress
 from jobs.toolkit.smtp import MailError
-from jobs.worker import pulse
+from jobs.worker import context
 
 LONGEST_SUBJECT = 200  # characters
 MOST_ADDRESSES = 100_000  # of one message: they are held in memory
@@ -197,12 +197,12 @@ class _Book:
     """What became of each address, in all attempts of the run; outside a run, while this call lasts."""
 
     def __init__(self, message: Message) -> None:
-        held = pulse.current()
-        self._run_id = held.run_id if held else None
+        execution = context.current()
+        self._run_id = execution.run_id if execution else None
         self._namespace = self._run_id or uuid4()
         self._message = message.digest
         mine = Delivery.objects.filter(run=self._run_id, message=self._message)
-        self._rows = mine if held else Delivery.objects.none()
+        self._rows = mine if execution else Delivery.objects.none()
         self.states = dict(self._rows.values_list("address", "state"))
         self.answers: list[str] = []  # where the server put the message off
         self.rivals = 0  # addresses at which another process was faster

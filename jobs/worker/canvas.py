@@ -5,6 +5,7 @@ rollback takes the row with it. A step that could not be published is no step, u
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -20,7 +21,8 @@ from django.utils import timezone
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import LONGEST_NAME, Step, lease
-from jobs.worker import pulse
+from jobs.worker import context
+from jobs.worker.context import Execution
 
 # Options that are of no use once the call is over.
 BOUND_TO_NOW = {"producer", "publisher", "connection"}
@@ -33,40 +35,40 @@ def send(publish: Callable[..., Any], request: Any, name: str, options: dict[str
 
     A task that no worker of this project knows belongs to another system, and is no step.
     """
-    held = pulse.of(request)
-    if held is None or ATTEMPT_HEADER in (options.get("headers") or {}) or name not in current_app.tasks:
+    execution = context.of(request)
+    if execution is None or ATTEMPT_HEADER in (options.get("headers") or {}) or name not in current_app.tasks:
         return publish(**options)
     try:
-        _enlist(held, name, options)
+        _enlist(execution, name, options)
     except (OperationalError, InterfaceError):
         if connection.in_atomic_block:
             raise
         connection.close()  # it broke while the task did something else
-        _enlist(held, name, options)
+        _enlist(execution, name, options)
     if connection.in_atomic_block:
-        held.uncommitted.add(options["task_id"])
+        execution.unpublished.add(options["task_id"])
         later = {key: options[key] for key in options.keys() - BOUND_TO_NOW}
-        transaction.on_commit(partial(_publish, held, publish, request, later))
+        transaction.on_commit(partial(_publish, execution, publish, request, later))
         result = current_app.AsyncResult(options["task_id"])
         result.ignored = bool(options.get("ignore_result"))
         return result
-    return _publish(held, publish, request, options)
+    return _publish(execution, publish, request, options)
 
 
-def _publish(held: pulse.Held, publish: Callable[..., Any], request: Any, options: dict[str, Any]) -> Any:
-    held.uncommitted.discard(options["task_id"])
-    try:
-        return publish(**options)
-    except Exception:
-        _undo(held, options["task_id"], request)
-        raise
+def _publish(execution: Execution, publish: Callable[..., Any], request: Any, options: dict[str, Any]) -> Any:
+    execution.unpublished.discard(options["task_id"])
+    with ExitStack() as on_error:
+        on_error.callback(_undo, execution, options["task_id"], request)
+        result = publish(**options)
+        on_error.pop_all()
+        return result
 
 
-def _undo(held: pulse.Held, task_id: str, request: Any) -> None:
+def _undo(execution: Execution, task_id: str, request: Any) -> None:
     """Take back the row of a step that could not be published; a step sent again is where it was before."""
     unsent = Step.objects.filter(id=task_id)
-    if held.is_step and task_id == held.task_id:
-        held.replaced = False
+    if execution.is_published_by_itself(task_id):
+        execution.sent_again = False
         unsent.move({Step.State.QUEUED}, Step.State.RUNNING, task=request.task, lease_until=Now() + lease())
     elif task_id in (body["options"]["task_id"] for body in _firsts_of(request.chord)):
         unsent.move({Step.State.QUEUED}, Step.State.EXPECTED)  # Celery itself reports no error for it
@@ -74,26 +76,28 @@ def _undo(held: pulse.Held, task_id: str, request: Any) -> None:
         unsent.filter(state=Step.State.QUEUED).delete()
 
 
-def _enlist(held: pulse.Held, name: str, options: dict[str, Any]) -> None:
+def _enlist(execution: Execution, name: str, options: dict[str, Any]) -> None:
     headers = dict(options.get("headers") or {})
     options["task_id"] = options.get("task_id") or str(uuid4())
-    options["headers"] = headers | {STEP_HEADER: [str(held.run_id), held.attempt]}
-    held.has_steps = True
+    options["headers"] = headers | {STEP_HEADER: [str(execution.run_id), execution.attempt]}
     with transaction.atomic():
         for body in _firsts_of(options.get("chord")):
-            _note(held, body["options"]["task_id"], body["task"], Step.State.EXPECTED)
+            _note(execution, body["options"]["task_id"], body["task"], Step.State.EXPECTED)
         following = len(options.get("chain") or ())
         until = Now() + timedelta(seconds=settings.STEP_PATIENCE_SECONDS) + delay_of(options)
-        _note(held, options["task_id"], name, Step.State.QUEUED, following=following, lease_until=until)
+        _note(execution, options["task_id"], name, Step.State.QUEUED, following=following, lease_until=until)
 
 
-def _note(held: pulse.Held, task_id: str, name: str, state: Step.State, **columns: Any) -> None:
-    step = Step(id=task_id, run_id=held.run_id, attempt=held.attempt, task=name[:LONGEST_NAME], state=state, **columns)
-    is_itself = task_id == held.task_id
-    held.replaced |= is_itself
-    if len(task_id) != UUID_LENGTH and Step.objects.under_way().filter(id=task_id).exclude(run=held.run_id).exists():
+def _note(execution: Execution, task_id: str, name: str, state: Step.State, **columns: Any) -> None:
+    of_run = {"run_id": execution.run_id, "attempt": execution.attempt}
+    step = Step(id=task_id, task=name[:LONGEST_NAME], state=state, **of_run, **columns)
+    execution.add_step(task_id)
+    if (
+        len(task_id) != UUID_LENGTH
+        and Step.objects.under_way().filter(id=task_id).exclude(run=execution.run_id).exists()
+    ):
         raise ValueError(f"A step {task_id!r} of another run is under way: give each an id of its own.")
-    if state == Step.State.EXPECTED and not is_itself:
+    if state == Step.State.EXPECTED and task_id != execution.task_id:
         Step.objects.bulk_create([step], ignore_conflicts=True)
     else:
         Step.objects.enlist(step)

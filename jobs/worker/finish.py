@@ -1,64 +1,97 @@
-"""How does an attempt of a run end in its worker? It succeeds, fails, is tried again, or waits for its steps.
+"""How does an execution end? It succeeds, fails, is tried again, or leaves its run to the steps it has set off.
 
 Its one rule: an end names its attempt, and an attempt that is over does not end twice: the ledger takes the first end
 and notes the others as fenced.
 """
 
-from traceback import format_exception_only
+from collections.abc import Callable
+from datetime import timedelta
+from traceback import format_exception, format_exception_only
+from typing import Any
+
+from django.db import Error as DatabaseError
 
 from jobs.ledger import outcomes, steps
 from jobs.ledger.outcomes import LONGEST_REASON
-from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, State, Step
+from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Run, State, Step
+from jobs.rules.policies import LONGEST_COUNTDOWN
 from jobs.secrets import head, storable, tail
-from jobs.worker import pulse
+from jobs.worker.context import Execution
 
 UNDONE = "its replacement was rolled back with the transaction"
 
 
-def finish(held: pulse.Held, state: State, reason: str = "") -> None:
+def finish(execution: Execution, state: State, reason: str = "") -> None:
     """The body of a run or step is over, and it did not fail. A run whose steps are not over waits for them."""
-    pulse.write_log(held)
-    if held.uncommitted:
-        steps.fail_unsent(held.uncommitted, held.run_id)
-        if held.replacing:
-            _fail(held, UNDONE, {"error_class": "Undone", "error_text": UNDONE})
+    execution.write_log()
+    if execution.unpublished:
+        steps.fail_unsent(execution.unpublished, execution.run_id)
+        if execution.replaces_itself:
+            _fail(execution, UNDONE, {"error_class": "Undone", "error_text": UNDONE})
             return
-    if held.is_step:
-        pulse.write_news(held)
-        _end_step(held, state, reason)
-    elif held.has_steps:
-        steps.carry(held.run_id, held.attempt, **held.progress)
+    if execution.is_step:
+        execution.write_news()
+        _end_step(execution, state, reason)
+    elif execution.has_steps:
+        steps.carry(execution.run_id, execution.attempt, **execution.progress)
     else:
-        changes = held.progress | ({"reason": reason} if reason else {})
-        outcomes.finish(held.run_id, held.attempt, state, **changes)
+        changes = execution.progress | ({"reason": reason} if reason else {})
+        outcomes.finish(execution.run_id, execution.attempt, state, **changes)
         return
-    outcomes.settle(held.run_id, held.attempt)
+    outcomes.settle(execution.run_id, execution.attempt)
 
 
-def _end_step(held: pulse.Held, state: State, reason: str) -> None:
-    if held.replaced:
+def _end_step(execution: Execution, state: State, reason: str) -> None:
+    if execution.sent_again:
         return
     if state == State.SUCCEEDED:
-        steps.end(held.task_id, held.attempt, Step.State.SUCCEEDED)
+        steps.end(execution.task_id, execution.attempt, Step.State.SUCCEEDED)
     else:
-        steps.end(held.task_id, held.attempt, Step.State.FAILED, error_text=reason)
+        steps.end(execution.task_id, execution.attempt, Step.State.FAILED, error_text=reason)
 
 
-def fail(held: pulse.Held, exception: BaseException, text: str) -> None:
-    """The body of a run or step raised."""
-    pulse.write_news(held)
-    _fail(held, _sentence(exception), _described(exception, text))
+def fail(execution: Execution, exception: BaseException, text: str) -> None:
+    """The body of a run or step raised; `text` is its traceback."""
+    execution.write_news()
+    _fail(execution, _sentence(exception), _described(exception, text))
 
 
-def _fail(held: pulse.Held, reason: str, error: dict[str, str]) -> None:
-    if held.is_step:
-        steps.end(held.task_id, held.attempt, Step.State.FAILED, **error)
-        outcomes.settle(held.run_id, held.attempt)
-    elif steps.cancel(held.run_id, held.attempt):  # it has steps, and waits for those that are at work
-        steps.carry(held.run_id, held.attempt, reason=reason, **error)
-        outcomes.settle(held.run_id, held.attempt)
+def _fail(execution: Execution, reason: str, error: dict[str, str]) -> None:
+    if execution.is_step:
+        steps.end(execution.task_id, execution.attempt, Step.State.FAILED, **error)
+        outcomes.settle(execution.run_id, execution.attempt)
+    elif steps.cancel(execution.run_id, execution.attempt):  # it has steps, and waits for those that are at work
+        steps.carry(execution.run_id, execution.attempt, reason=reason, **error)
+        outcomes.settle(execution.run_id, execution.attempt)
     else:
-        outcomes.fail(held.run_id, held.attempt, reason, error)
+        outcomes.fail(execution.run_id, execution.attempt, reason, error)
+
+
+def retry(execution: Execution, args: Any, kwargs: Any, delay: timedelta, options: dict[str, Any]) -> None:
+    """Keep what the task asked for by `self.retry()` as the next attempt of its run."""
+    execution.write_news()
+    run = Run.objects.get(id=execution.run_id)
+    run.attempt = execution.attempt
+    delay = min(delay, LONGEST_COUNTDOWN)
+    reason = f"the task asked to be run again in {delay.total_seconds():.0f} s"
+    kept = {name: options[name] for name in ("retries", "time_limit", "soft_time_limit") if options.get(name)}
+    changes = {"args": args, "kwargs": kwargs, "options": run.options | kept}
+    changes |= {name: options[name] for name in ("queue", "priority") if isinstance(options.get(name), (str, int))}
+    if run.return_to_waiting(Attempt.Outcome.RETRIED, delay, reason=reason, **changes):
+        return
+    if not outcomes.finish_cancelled(run):
+        Attempt.fence(execution.run_id, execution.attempt)
+
+
+def send_again(execution: Execution, publish: Callable[[], Any]) -> None:
+    """Publish a step once more, as it asked for by `self.retry()`; it fails where that is not possible."""
+    execution.write_log()
+    try:
+        publish()
+    except DatabaseError:
+        raise
+    except Exception as error:  # noqa: BLE001 - arguments, a router, the broker: Celery's own answer would be Reject
+        fail(execution, error, "".join(format_exception(error)))
 
 
 def _described(exception: BaseException, text: str) -> dict[str, str]:

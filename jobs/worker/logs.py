@@ -1,6 +1,7 @@
 """Keeps what a run logs: lines of Python's `logging`, written while it executes, with secrets masked.
 
-Its one rule: it costs a process that executes no run one look into an empty dict. Celery's own lines are left out.
+Its one rule: it costs a process that executes no run one look at Celery's empty stack of tasks. Celery's own lines are
+left out.
 Limits: what a task prints, or logs from a thread of its own, is not a line of its run.
 """
 
@@ -8,6 +9,8 @@ import logging
 
 from jobs.secrets import mask, tail
 
+# Loggers that write about runs, not for them.
+OWN = {f"jobs.worker.{name}" for name in ("connection", "pulse", "task")}
 FOREIGN = {"celery", "kombu", "amqp"}  # top-level names of loggers
 LONGEST_LINE = 10_000  # characters, of the message with its traceback; the end is kept
 
@@ -23,13 +26,12 @@ class RunHandler(logging.Handler):
     """A handler of the root logger: appends to the run that the logging task belongs to."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.partition(".")[0] in FOREIGN or record.name in {"jobs.worker.pulse", "jobs.worker.task"}:
+        if record.name.partition(".")[0] in FOREIGN or record.name in OWN:
             return
-        from jobs.worker import pulse  # late: logging is set up before Django's models can be
+        from jobs.worker import context  # late: logging is set up before Django's models can be
 
-        if held := pulse.current():
+        if execution := context.current():
             try:
-                held.lines.append(tail(self.format(record), LONGEST_LINE) + "\n")
+                execution.log(tail(self.format(record), LONGEST_LINE) + "\n")
             except Exception:  # noqa: BLE001 - logging's own way: a slip in a line of log is no failure of the job
                 self.handleError(record)
-            pulse.tell()

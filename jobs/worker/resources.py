@@ -28,6 +28,7 @@ from django.db.models.functions import Now
 from jobs.cache.resources import Key, Resource, Tally, before_first_use, registry
 from jobs.models import LONGEST_NAME, Holding, ResourceVersion
 from jobs.models.resources import GONE_AFTER
+from jobs.rules.errors import logged
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -156,12 +157,11 @@ class _Watch(threading.Thread):
         self.join(PATIENCE)
 
     def _act(self, what: Callable[[], object]) -> None:
-        try:
-            what()
-        except Error as error:
-            log.info("What resources are outdated cannot be read at present: %s", str(error).strip())
-        except Exception:  # without this thread the process would keep outdated resources
-            log.exception("The resources of this process could not be looked after.")
+        with logged(log, "The resources of this process could not be looked after."):
+            try:
+                what()
+            except Error as error:
+                log.info("The versions of resources cannot be read at present: %s", str(error).strip())
         connection.close_if_unusable_or_obsolete()
 
     def _look_and_tell(self) -> None:
@@ -206,10 +206,9 @@ def _preload() -> None:
     with suppress(Error):
         look()
     for resource in wanted:
-        try:
+        # The worker can do without: the first job that needs it loads it, and fails with the reason.
+        with logged(log, "%s could not be preloaded.", resource.name):
             resource.get()
-        except Exception:  # the worker can do without; the first job that needs it loads, and fails with the reason
-            log.exception("%s could not be preloaded.", resource.name)
     connections.close_all()  # no child is to inherit one
     gc.collect()
     gc.freeze()  # or the collector of each child would mark, and so copy, every page of what they share

@@ -125,12 +125,12 @@ def test_it_writes_the_last_news_down_when_the_database_is_back(statement):
 def test_it_keeps_a_line_that_is_being_logged_while_the_others_are_taken():
     class Nosy:
         def __str__(self):
-            return f"second, {held.take_lines()!r} was taken"
+            return f"second, {held._take_lines()!r} was taken"
 
     with inside(make_run(state=State.RUNNING)) as held:
         for words in ("first", Nosy()):
             RunHandler().emit(logging.LogRecord("tests", logging.INFO, "", 0, "%s", (words,), None))
-        assert held.take_lines() == "second, 'first\\n' was taken\n"
+        assert held._take_lines() == "second, 'first\\n' was taken\n"
 
 
 @pytest.mark.django_db(transaction=True)

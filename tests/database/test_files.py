@@ -13,7 +13,7 @@ from django.urls import reverse
 
 from jobs.models import StoredFile, database_now
 from jobs.toolkit import files
-from jobs.worker import pulse
+from jobs.worker import context
 from tests.database.test_current import inside
 from tests.making import make_run
 
@@ -151,7 +151,7 @@ def test_it_shows_files_only_to_those_who_may_see_them(client):
 
 
 def test_it_belongs_to_no_run_outside_of_one():
-    assert pulse.current() is None
+    assert context.current() is None
     assert keep().run_id is None
 
 

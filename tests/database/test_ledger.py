@@ -14,8 +14,7 @@ from jobs.ledger import outcomes
 from jobs.messages.arguments import find_task
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import ACTIVE, TERMINAL, TRANSITIONS, Attempt, Run, State, database_now, new_run_id
-from jobs.worker import task
-from jobs.worker.finish import fail
+from jobs.worker.finish import fail, retry
 from tests.making import inside, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
@@ -113,7 +112,7 @@ def test_it_refuses_the_finish_of_a_process_that_woke_after_its_rescue():
     "end",
     [
         lambda held: fail(held, ValueError("too late"), ""),
-        lambda held: task._retry(held, [], {}, timedelta(0), {}),
+        lambda held: retry(held, [], {}, timedelta(0), {}),
     ],
 )
 def test_it_notes_any_end_of_a_process_that_woke_after_its_rescue(end, max_attempts):
