@@ -53,7 +53,7 @@ def make_run(schedule: PeriodicTask | None = None, state: State = State.WAITING,
     now = database_now()
     defaults: dict[str, Any] = {"task": "tests.nothing", "due_at": now, "last_due_at": now, "not_before": now}
     if state == State.RUNNING:
-        defaults |= {"started_at": now, "lease_until": now + timedelta(minutes=1), "worker": "celery@here (1)"}
+        defaults |= {"started_at": now, "lease_until": now + timedelta(minutes=1), "node": "celery@here", "pid": 1}
     elif state not in (State.WAITING, State.QUEUED):
         defaults |= {"finished_at": now}
     name = schedule.name if schedule else "it"

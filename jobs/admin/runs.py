@@ -30,6 +30,10 @@ SHOWN = 100  # steps of a run, and runs of a node
 class AttemptInline(ReadOnlyAdmin, admin.TabularInline[Attempt, Run]):
     model = Attempt
     verbose_name_plural = "earlier attempts"
+    fields = readonly_fields = (
+        *("number", "outcome", "reason", "started_at", "ended_at", "worker"),
+        *("error_class", "error_text"),
+    )
     extra = 0
 
 
@@ -229,7 +233,7 @@ class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
     @admin.display(description="runs now")
     def runs(self, node: Node) -> str:
         """What executes there, by the ledger: a node is told of what it does by nobody else."""
-        mine = {"state": "running", "worker__startswith": f"{node.name} ("}
+        mine = {"state": "running", "node": node.name}
         runs = list(Run.objects.active().filter(lease_until__isnull=False, **mine)[:SHOWN])
         steps = [step.task for step in Step.objects.filter(**mine)[:SHOWN]]
         return ", ".join([*(run.schedule_name or run.task for run in runs), *steps]) or NOTHING

@@ -22,7 +22,7 @@ from django_celery_beat.models import PeriodicTask
 from jobs.ledger import outcomes
 from jobs.ledger.new_runs import NewRun, expires_at, new_run
 from jobs.messages.message import Message, message_of
-from jobs.models import SENDING, Ended, Policy, PolicyQuerySet, Run, State, bulk, database_now
+from jobs.models import SENDING, Ended, Policy, PolicyQuerySet, Run, State, bulk, database_now, worker_text
 from jobs.rules import policies
 from jobs.rules.errors import Invalid
 from jobs.rules.occurrences import FOREVER, from_text, occurrences
@@ -166,9 +166,11 @@ def _busy(schedules: list[int]) -> dict[int, list[policies.Busy]]:
     """
     active = Run.objects.active().filter(schedule__in=schedules, backfill=None).order_by("due_at")
     busy: dict[int, list[policies.Busy]] = {}
-    rows = active.values_list("schedule_id", "due_at", "state", "worker", "not_before")
-    for schedule, due_at, state, worker, not_before in rows:
-        busy.setdefault(schedule, []).append(policies.Busy(due_at, state, worker, held=not_before is None))
+    rows = active.values_list("schedule_id", "due_at", "state", "node", "pid", "not_before")
+    for schedule, due_at, state, node, pid, not_before in rows:
+        busy.setdefault(schedule, []).append(
+            policies.Busy(due_at, state, worker_text(node, pid), held=not_before is None)
+        )
     return busy
 
 

@@ -43,7 +43,7 @@ def _rescue_by_steps(now: datetime) -> int:
 def _rescue_by_step(step: Step, lost: StepQuerySet) -> bool:
     if not lost.filter(id=step.id).move(UNDER_WAY, Step.State.LOST):
         return False
-    there = f"{step.worker} gave no sign of life" if step.worker else "nobody started it"
+    there = f"{step.worker} gave no sign of life" if step.worker else "no worker started it"
     reason = f"lost: step {step.task}, {there} until {step.lease_until:%Y-%m-%d %H:%M:%S} UTC"
     running = Run.objects.filter(state=State.RUNNING)
     return step.attempt == step.run.attempt and _rescue(step.run, running, reason)

@@ -9,20 +9,21 @@ from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
-from django.db.models import CharField, DurationField, Exists, IntegerField, OuterRef, QuerySet, UUIDField
+from django.db.models import CharField, Exists, IntegerField, OuterRef, QuerySet, UUIDField
 from django.db.models.functions import Now
 
 from jobs.models import Run, RunQuerySet, State, Step, lease
 from jobs.models.prepared import Exist, Update
+from jobs.models.runs import PROCESS
 from jobs.models.steps import UNDER_WAY
 
 # The header that says to which run, and to which of its attempts, a step belongs.
 STEP_HEADER = "punctual_step"
 
 
-def start(task_id: str, run_id: UUID, attempt: int, worker: str) -> bool:
+def start(task_id: str, run_id: UUID, attempt: int, node: str, pid: int) -> bool:
     """Take a step for this process; False when it was taken before, or its run needs it no longer."""
-    return bool(_START(task_id=task_id, run_id=run_id, attempt=attempt, worker=worker, lease=lease()))
+    return bool(_START(task_id=task_id, run_id=run_id, attempt=attempt, node=node, pid=pid, lease=lease()))
 
 
 def end(task_id: str, attempt: int, state: Step.State, **changes: Any) -> None:
@@ -34,12 +35,12 @@ def end(task_id: str, attempt: int, state: Step.State, **changes: Any) -> None:
 
 
 def _starting(
-    task_id: Any, run_id: Any, attempt: Any, worker: Any, lease: Any
+    task_id: Any, run_id: Any, attempt: Any, node: Any, pid: Any, lease: Any
 ) -> tuple[QuerySet[Step], dict[str, Any]]:
     wanted = {"state": State.RUNNING, "cancel_reason": ""}
     run = Run.objects.filter(id=OuterRef("run_id"), attempt=OuterRef("attempt"), **wanted)
     mine = Step.objects.filter(Exists(run), id=task_id, run=run_id, attempt=attempt)
-    changes = {"started_at": Now(), "lease_until": Now() + lease, "worker": worker}
+    changes = {"started_at": Now(), "lease_until": Now() + lease, "node": node, "pid": pid}
     return mine.moving({Step.State.QUEUED}, Step.State.RUNNING, **changes)
 
 
@@ -48,8 +49,7 @@ def _succeeding(task_id: Any, attempt: Any) -> tuple[QuerySet[Step], dict[str, A
 
 
 _STEP: dict[str, Any] = {"task_id": CharField(), "attempt": IntegerField()}
-_PROCESS: dict[str, Any] = {"worker": CharField(), "lease": DurationField()}
-_START = Update(_starting, _STEP | {"run_id": UUIDField()} | _PROCESS)
+_START = Update(_starting, _STEP | {"run_id": UUIDField()} | PROCESS)
 _SUCCEED = Update(_succeeding, _STEP)
 
 

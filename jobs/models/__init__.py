@@ -27,6 +27,7 @@ from jobs.models.runs import (
     State,
     Trigger,
     new_run_id,
+    worker_text,
 )
 from jobs.models.schedules import CATCH_UP_CHOICES, Backfill, Policy, PolicyQuerySet
 from jobs.models.steps import Step
@@ -65,4 +66,5 @@ __all__ = [
     "database_now",
     "lease",
     "new_run_id",
+    "worker_text",
 ]

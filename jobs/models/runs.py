@@ -147,19 +147,19 @@ class RunQuerySet(models.QuerySet["Run"]):
     def _ending(self, expected: Collection[State], to: State, **changes: Any) -> "tuple[RunQuerySet, dict[str, Any]]":
         return self._moving(expected, to, **changes, finished_at=Now(), lease_until=None)
 
-    def start(self, run_id: UUID, attempt: int, worker: str) -> bool:
+    def start(self, run_id: UUID, attempt: int, node: str, pid: int) -> bool:
         """Take an attempt for this process; False when it was taken, expired, cancelled or rescued before."""
-        return bool(_START(run_id=run_id, attempt=attempt, worker=worker, lease=lease()))
+        return bool(_START(run_id=run_id, attempt=attempt, node=node, pid=pid, lease=lease()))
 
     def succeed(self, run_id: UUID, attempt: int) -> "list[Ended]":
         """`conclude` for a run with nothing to note but its success: most runs, so it is compiled once."""
         return [Ended(run_id, schedule, State.SUCCEEDED) for schedule in _SUCCEED.rows(run_id=run_id, attempt=attempt)]
 
 
-def _starting(run_id: Any, attempt: Any, worker: Any, lease: Any) -> tuple[RunQuerySet, dict[str, Any]]:
+def _starting(run_id: Any, attempt: Any, node: Any, pid: Any, lease: Any) -> tuple[RunQuerySet, dict[str, Any]]:
     fresh = Q(expires_at__isnull=True) | Q(expires_at__gt=Now())
     mine = Run.objects.filter(fresh, id=run_id, attempt=attempt)
-    changes = {"started_at": Now(), "lease_until": Now() + lease, "worker": worker, "reason": ""}
+    changes = {"started_at": Now(), "lease_until": Now() + lease, "node": node, "pid": pid, "reason": ""}
     return mine._moving(UNSTARTED, State.RUNNING, **changes)
 
 
@@ -168,12 +168,32 @@ def _succeeding(run_id: Any, attempt: Any) -> tuple[RunQuerySet, dict[str, Any]]
 
 
 _ATTEMPT: dict[str, Any] = {"run_id": models.UUIDField(), "attempt": models.IntegerField()}
-_PROCESS: dict[str, Any] = {"worker": models.CharField(), "lease": models.DurationField()}
-_START = Update(_starting, _ATTEMPT | _PROCESS)
+PROCESS: dict[str, Any] = {"node": models.CharField(), "pid": models.IntegerField(), "lease": models.DurationField()}
+_START = Update(_starting, _ATTEMPT | PROCESS)
 _SUCCEED = UpdateReturning(_succeeding, _ATTEMPT, "schedule_id")
 
 
-class Run(models.Model):
+class Executed(models.Model):
+    """A row that a process of a worker executes, or has executed."""
+
+    node = models.CharField(max_length=LONGEST_NAME, blank=True, help_text="The worker.")
+    pid = models.PositiveIntegerField(null=True, help_text="Its process.")
+
+    class Meta:
+        abstract = True
+
+    @property
+    def worker(self) -> str:
+        """The worker and its process, for people; empty before the start."""
+        return worker_text(self.node, self.pid)
+
+
+def worker_text(node: str, pid: int | None) -> str:
+    """A worker and its process in one text."""
+    return f"{node} ({pid})" if node and pid else node
+
+
+class Run(Executed):
     """One occurrence, or one request, and its whole life. Its id is the id of its Celery task."""
 
     id = RunIdField(primary_key=True, editable=False)
@@ -213,7 +233,6 @@ class Run(models.Model):
     queued_at = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
-    worker = models.CharField(max_length=LONGEST_NAME, blank=True)
     lease_until = models.DateTimeField(
         null=True, help_text="When its process is taken for dead unless it gives a sign of life; empty: steps carry it."
     )
@@ -276,7 +295,7 @@ class Run(models.Model):
         )
         error = {name: changes.pop(name) for name in ("error_class", "error_text") if name in changes}
         changes |= {"attempt": self.attempt + 1, "sends": 0, "not_before": Now() + delay}
-        changes |= {"started_at": None, "lease_until": None, "worker": "", "expires_at": None}
+        changes |= {"started_at": None, "lease_until": None, "node": "", "pid": None, "expires_at": None}
         changes |= {"progress_done": 0, "progress_total": None, "progress_message": ""}
         changes |= {"error_class": "", "error_text": ""}
         with transaction.atomic():
@@ -288,13 +307,14 @@ class Run(models.Model):
                 outcome=outcome,
                 reason=changes["reason"],
                 started_at=self.started_at,
-                worker=self.worker,
+                node=self.node,
+                pid=self.pid,
                 **error,
             )
         return True
 
 
-class Attempt(models.Model):
+class Attempt(Executed):
     """An execution that did not end its run."""
 
     class Outcome(models.TextChoices):
@@ -309,7 +329,6 @@ class Attempt(models.Model):
     reason = models.TextField(blank=True)
     started_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(db_default=Now())
-    worker = models.CharField(max_length=LONGEST_NAME, blank=True)
     error_class = models.CharField(max_length=LONGEST_NAME, blank=True)
     error_text = models.TextField(blank=True)
 

@@ -7,7 +7,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from jobs.models.runs import LONGEST_NAME, Run
+from jobs.models.runs import LONGEST_NAME, Executed, Run
 
 
 class StepQuerySet(models.QuerySet["Step"]):
@@ -42,7 +42,7 @@ class StepQuerySet(models.QuerySet["Step"]):
             self.bulk_create([step], ignore_conflicts=True)
 
 
-class Step(models.Model):
+class Step(Executed):
     """A child task of a run: of a chain, a group, a chord, or simply called inside it."""
 
     class State(models.TextChoices):
@@ -63,7 +63,6 @@ class Step(models.Model):
     lease_until = models.DateTimeField(null=True, help_text="When it is taken for lost unless something happens.")
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
-    worker = models.CharField(max_length=LONGEST_NAME, blank=True)
     error_class = models.CharField(max_length=LONGEST_NAME, blank=True)
     error_text = models.TextField(blank=True)
 

@@ -15,7 +15,7 @@ from uuid import UUID
 from celery._state import _task_stack  # type: ignore[attr-defined] # no public way shows what called what
 from django.db import DataError, Error, IntegrityError
 
-from jobs.models import Run, RunLog, State
+from jobs.models import LONGEST_NAME, Run, RunLog, State
 
 REFUSED = (DataError, IntegrityError)  # what a database will never take; other errors pass: read-only, locked, away
 FARTHEST_AHEAD = 1_000_000  # characters of log that wait for the database; of more, the oldest are dropped
@@ -105,6 +105,11 @@ def of(request: Any) -> Execution | None:
 def enter(request: Any, execution: Execution) -> None:
     """Let the task of this request belong to a run from now on."""
     setattr(request, ATTRIBUTE, execution)
+
+
+def node_of(hostname: object) -> str:
+    """The name of a worker as rows hold it."""
+    return str(hostname)[:LONGEST_NAME]
 
 
 def current() -> Execution | None:

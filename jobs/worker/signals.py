@@ -81,7 +81,7 @@ def _on_child_gone(task_id: str, exception: BaseException) -> None:
 
 
 def _executed_by_child(task_id: str) -> Iterator[tuple[Execution, QuerySet[Any]]]:
-    here = {"id": task_id, "state": "running", "worker__startswith": f"{_here} ("}
+    here = {"id": task_id, "state": "running", "node": _here}
     with suppress(ValidationError):  # the id of a step may be any text
         for run in (runs := Run.objects.filter(**here)):
             yield Execution(task_id, run.id, run.attempt), runs
@@ -108,7 +108,7 @@ def _on_revoked(request: Any, terminated: bool = False, expired: bool = False, *
 
 def _on_worker_init(sender: Any, **_: Any) -> None:
     global _here  # noqa: PLW0603 - a process is one worker
-    _here = sender.hostname
+    _here = context.node_of(sender.hostname)
 
 
 def connect() -> None:

@@ -19,14 +19,12 @@ from django.db import Error as DatabaseError
 from jobs.ledger import steps
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
-from jobs.models import LONGEST_NAME, Run
+from jobs.models import Run
 from jobs.worker import canvas, context, finish, pulse
 from jobs.worker.connection import on_good_connection, patiently
-from jobs.worker.context import Execution
+from jobs.worker.context import Execution, node_of
 
 log = logging.getLogger(__name__)
-
-LONGEST_NODE = LONGEST_NAME - 20  # characters
 
 
 class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker only
@@ -66,9 +64,8 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
 
 def _start(request: Any, task_id: str) -> None:
     execution = _execution_of(request, task_id)
-    worker = f"{str(request.hostname)[:LONGEST_NODE]} ({os.getpid()})"
     try:
-        started = _claim(execution, worker)
+        started = _claim(execution, node_of(request.hostname))
     except DatabaseError as error:
         log.warning("Run %s is not started: the ledger cannot be reached. It is sent again later.", task_id)
         raise Ignore("The ledger cannot be reached.") from error
@@ -90,9 +87,9 @@ def _execution_of(request: Any, task_id: str) -> Execution:
         raise Ignore(f"This message names no attempt of a run: {task_id!r}, {attempt!r}, {step!r}") from error
 
 
-def _claim(execution: Execution, worker: str) -> bool:
+def _claim(execution: Execution, node: str) -> bool:
     """Take the attempt for this process. Beat sends unstarted runs again, so only steps wait for the database."""
-    run_id, attempt = execution.run_id, execution.attempt
+    run_id, attempt, pid = execution.run_id, execution.attempt, os.getpid()
     if execution.is_step:
-        return patiently(partial(steps.start, execution.task_id, run_id, attempt, worker))
-    return on_good_connection(partial(Run.objects.start, run_id, attempt, worker))
+        return patiently(partial(steps.start, execution.task_id, run_id, attempt, node, pid))
+    return on_good_connection(partial(Run.objects.start, run_id, attempt, node, pid))

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.chaos]
 
 def _wait_until_at_work(storm: Storm, worker: Process) -> None:
     node = worker.name.replace("-", "")
-    mine = Run.objects.filter(state=State.RUNNING, lease_until__isnull=False, worker__startswith=f"{node}@")
+    mine = Run.objects.filter(state=State.RUNNING, lease_until__isnull=False, node__startswith=f"{node}@")
     storm.processes.eventually(mine.exists)
 
 

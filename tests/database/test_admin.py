@@ -663,7 +663,7 @@ def test_it_shows_what_a_run_does(operator):
 
 
 def test_it_shows_which_nodes_live_and_what_they_run(admin_client):
-    make_run(make_schedule("nightly"), State.RUNNING, worker="celery@here (7)")
+    make_run(make_schedule("nightly"), State.RUNNING, node="celery@here", pid=7)
     Node.objects.create(name="celery@here", kind="worker", pid=1, queues="celery, slow", version="abc123")
     Node.objects.create(name="celery@gone", kind="worker", pid=2, seen_at=database_now() - timedelta(hours=1))
     Node.objects.create(name="beat@here", kind="beat", pid=3, stopped_at=database_now())

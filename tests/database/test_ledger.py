@@ -48,7 +48,7 @@ def test_it_knows_terminal_states_as_those_without_followers():
 def test_it_leaves_a_run_alone_that_somebody_else_moved_first():
     run = make_run(state=State.CANCELLED)
     assert Run.objects.filter(id=run.id).move({State.WAITING, State.QUEUED}, State.RUNNING) == 0
-    assert not Run.objects.start(run.id, 1, "celery@here (1)")
+    assert not Run.objects.start(run.id, 1, "celery@here", 1)
 
 
 def test_it_notes_the_end_and_gives_back_the_lease_when_a_run_is_over():
@@ -73,25 +73,25 @@ def test_it_refuses_a_second_run_of_one_occurrence():
 
 def test_it_starts_an_attempt_once_however_often_the_message_comes():
     run = make_run(state=State.QUEUED)
-    assert [Run.objects.start(run.id, 1, "celery@here (1)") for _ in range(3)] == [True, False, False]
+    assert [Run.objects.start(run.id, 1, "celery@here", 1) for _ in range(3)] == [True, False, False]
 
 
 @pytest.mark.parametrize("attempt", [0, 1, 3])
 def test_it_does_not_start_another_attempt_than_the_run_is_in(attempt):
     run = make_run(state=State.QUEUED, attempt=2)
-    assert not Run.objects.start(run.id, attempt, "celery@here (1)")
+    assert not Run.objects.start(run.id, attempt, "celery@here", 1)
 
 
 @pytest.mark.parametrize(("seconds", "starts"), [(-1, False), (60, True)])
 def test_it_does_not_start_what_came_too_late(seconds, starts):
     run = make_run(state=State.QUEUED, expires_at=database_now() + timedelta(seconds=seconds))
-    assert Run.objects.start(run.id, 1, "celery@here (1)") is starts
+    assert Run.objects.start(run.id, 1, "celery@here", 1) is starts
 
 
 def test_it_gives_a_lease_by_the_clock_of_the_database():
     run = make_run(state=State.QUEUED)
     before = database_now()
-    Run.objects.start(run.id, 1, "celery@here (1)")
+    Run.objects.start(run.id, 1, "celery@here", 1)
     run.refresh_from_db()
     left = (run.lease_until - before).total_seconds()
     assert 59.9 <= left <= 65
@@ -100,7 +100,7 @@ def test_it_gives_a_lease_by_the_clock_of_the_database():
 def test_it_refuses_the_finish_of_a_process_that_woke_after_its_rescue():
     run = make_run(make_schedule(), state=State.RUNNING)
     assert run.return_to_waiting(Attempt.Outcome.LOST, timedelta(0), reason="lost")
-    assert Run.objects.start(run.id, 2, "celery@there (2)")
+    assert Run.objects.start(run.id, 2, "celery@there", 2)
     assert not outcomes.finish(run.id, 1, State.SUCCEEDED)
     run.refresh_from_db()
     assert (run.state, run.attempt, run.worker) == (State.RUNNING, 2, "celery@there (2)")
@@ -176,7 +176,7 @@ def test_it_starts_one_of_many_workers_that_hold_the_same_message():
 
     def worker(number: int) -> None:
         barrier.wait()
-        wins.append(Run.objects.start(run.id, 1, f"celery@{number} (1)"))
+        wins.append(Run.objects.start(run.id, 1, f"celery@{number}", 1))
         connection.close()
 
     threads = [threading.Thread(target=worker, args=(number,)) for number in range(8)]

@@ -17,25 +17,25 @@ pytestmark = pytest.mark.django_db
 FIELDS = {"run_id": UUIDField(), "attempt": IntegerField()}
 
 
-def _marking(run_id, attempt, worker):
+def _marking(run_id, attempt, node):
     runs = Run.objects.filter(id=run_id, attempt=attempt)
-    return runs, {"worker": worker, "started_at": Now(), "sends": F("sends") + 1}
+    return runs, {"node": node, "started_at": Now(), "sends": F("sends") + 1}
 
 
 def test_it_changes_other_rows_with_each_execution(django_assert_num_queries):
-    update, runs = Update(_marking, FIELDS | {"worker": CharField()}), [make_run() for _ in range(3)]
+    update, runs = Update(_marking, FIELDS | {"node": CharField()}), [make_run() for _ in range(3)]
     with django_assert_num_queries(4):
-        assert [update(run_id=run.id, attempt=1, worker=f"w{number}") for number, run in enumerate(runs[:2])] == [1, 1]
-        assert update(run_id=uuid4(), attempt=1, worker="w") == 0
-        assert update(run_id=runs[0].id, attempt=1, worker="") == 1
+        assert [update(run_id=run.id, attempt=1, node=f"w{number}") for number, run in enumerate(runs[:2])] == [1, 1]
+        assert update(run_id=uuid4(), attempt=1, node="w") == 0
+        assert update(run_id=runs[0].id, attempt=1, node="") == 1
     rows = Run.objects.in_bulk([run.id for run in runs])
-    assert [(rows[run.id].worker, rows[run.id].sends) for run in runs] == [("", 2), ("w1", 1), ("", 0)]
+    assert [(rows[run.id].node, rows[run.id].sends) for run in runs] == [("", 2), ("w1", 1), ("", 0)]
     assert rows[runs[0].id].started_at is not None
 
 
 def test_it_refuses_to_execute_without_one_of_its_values():
-    update, run = Update(_marking, FIELDS | {"worker": CharField()}), make_run()
-    with pytest.raises(KeyError, match="worker"):
+    update, run = Update(_marking, FIELDS | {"node": CharField()}), make_run()
+    with pytest.raises(KeyError, match="node"):
         update(run_id=run.id, attempt=1)
 
 
@@ -53,10 +53,10 @@ def test_it_takes_lengths_of_time_as_each_database_stores_them():
 
 def test_it_tells_which_rows_it_changed():
     schedule = make_schedule()
-    update = UpdateReturning(_marking, FIELDS | {"worker": CharField()}, "schedule_id")
-    assert update.rows(run_id=make_run(schedule).id, attempt=1, worker="w") == [schedule.pk]
-    assert update.rows(run_id=make_run().id, attempt=1, worker="w") == [None]
-    assert update.rows(run_id=uuid4(), attempt=1, worker="w") == []
+    update = UpdateReturning(_marking, FIELDS | {"node": CharField()}, "schedule_id")
+    assert update.rows(run_id=make_run(schedule).id, attempt=1, node="w") == [schedule.pk]
+    assert update.rows(run_id=make_run().id, attempt=1, node="w") == [None]
+    assert update.rows(run_id=uuid4(), attempt=1, node="w") == []
 
 
 def _waiting(run_id, attempt):

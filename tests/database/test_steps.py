@@ -44,7 +44,7 @@ def make_step(run: Run, state: Step.State = Step.State.QUEUED, **columns: object
 
 
 def start(run: Run, attempt: int = 1) -> bool:
-    return steps.start("a", run.id, attempt, "celery@here (1)")
+    return steps.start("a", run.id, attempt, "celery@here", 1)
 
 
 def test_it_starts_a_step_once():

@@ -106,7 +106,7 @@ def test_it_says_that_what_should_take_the_place_of_a_task_was_undone(processes,
     run = send("tests.replaced_in_transaction", str(tmp_path / "left"))
     eventually(lambda: over(run))
     assert run.state == State.FAILED
-    assert run.reason == "what was to take its place was undone with its transaction"
+    assert run.reason == "its replacement was rolled back with the transaction"
 
 
 def test_it_fails_a_run_of_which_a_part_was_not_sent(processes, eventually, tmp_path):
@@ -161,7 +161,7 @@ def test_it_fails_a_run_whose_step_cannot_send_what_follows(processes, eventuall
         ("workflow", "unfit_after_groups"): "step tests.",  # either of the second group
         ("set_off", "tests.replaced", "unsendable"): "step tests.replaced failed: kombu.exceptions.EncodeError: ",
         ("set_off", "tests.retry_unsendable"): "step tests.retry_unsendable failed: TypeError: retry_unsendable()",
-        ("set_off", "tests.replaced_in_transaction"): "step tests.replaced_in_transaction failed: what was to take",
+        ("set_off", "tests.replaced_in_transaction"): "step tests.replaced_in_transaction failed: its replacement ",
     }
     runs = {what: send(f"tests.{what[0]}", *what[1:], str(tmp_path / "left")) for what in why}
     processes.start_worker()
@@ -194,7 +194,7 @@ def test_it_waits_for_what_took_the_place_of_a_step_and_was_faster(processes, ev
 
 def test_it_loses_a_step_and_its_run_together_or_neither():
     run = make_run(make_schedule(policy={"rerun_if_lost": False}), State.RUNNING, lease_until=None)
-    lost = {"state": Step.State.RUNNING, "lease_until": database_now(), "worker": "w"}
+    lost = {"state": Step.State.RUNNING, "lease_until": database_now(), "node": "w"}
     Step.objects.create(id="a", run=run, attempt=1, task="tests.add", **lost)
     assert rescue() == 1
     run.refresh_from_db()

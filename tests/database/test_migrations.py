@@ -1,0 +1,60 @@
+"""A database made by a former version migrates and goes on."""
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.db import connection
+from django.db.migrations.executor import MigrationExecutor
+from django.utils import timezone
+
+from jobs.beat import rescue
+from jobs.models import Run, State
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def migrate(name: str) -> Any:
+    """Bring the database to that migration; returns its models."""
+    executor = MigrationExecutor(connection)
+    executor.migrate([("jobs", name)])
+    return MigrationExecutor(connection).loader.project_state([("jobs", name)]).apps
+
+
+@pytest.fixture
+def former() -> Iterator[Any]:
+    """The models of the version before runs knew their node, in a database of that version."""
+    (latest,) = [name for app, name in MigrationExecutor(connection).loader.graph.leaf_nodes("jobs") if app == "jobs"]
+    yield migrate("0005_jobs_worth_scheduling")
+    migrate(latest)
+
+
+WORKERS = {"celery@here (7)": ("celery@here", 7), "a (b) c (12)": None, "": ("", None), "w": ("w", None)}
+
+
+def test_it_takes_the_worker_of_each_run_apart(former):
+    now = timezone.now()
+    run_model = former.get_model("jobs", "Run")
+    due = {"due_at": now, "last_due_at": now, "schedule_name": "it", "task": "tests.nothing"}
+    runs = {worker: run_model.objects.create(id=uuid4(), state="running", worker=worker, **due) for worker in WORKERS}
+    for worker, run in runs.items():
+        former.get_model("jobs", "Attempt").objects.create(run=run, number=1, outcome="failed", worker=worker)
+        former.get_model("jobs", "Step").objects.create(id=str(run.id), run=run, attempt=1, task="t", worker=worker)
+    migrate("0006_a_run_knows_its_node")
+    for worker, expected in WORKERS.items():
+        run = Run.objects.get(id=runs[worker].id)
+        rows = [run, run.attempts.get(), run.steps.get()]
+        assert [row.worker for row in rows if expected] == [worker] * 3 * bool(expected)
+        assert [(row.node, row.pid) for row in rows if expected] == [expected] * 3 * bool(expected)
+
+
+def test_it_goes_on_with_the_runs_of_a_former_version(former):
+    now = timezone.now()
+    due = {"due_at": now, "last_due_at": now, "schedule_name": "it", "task": "tests.nothing", "lease_until": now}
+    run = former.get_model("jobs", "Run").objects.create(id=uuid4(), state="running", worker="celery@here (7)", **due)
+    migrate("0006_a_run_knows_its_node")
+    assert rescue.rescue() == 1
+    rescued = Run.objects.get(id=run.id)
+    assert (rescued.state, rescued.attempt) == (State.WAITING, 2)
+    assert rescued.attempts.get().worker == "celery@here (7)"
