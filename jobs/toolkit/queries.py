@@ -32,6 +32,8 @@ class UnknownQueryError(ValueError):
 
 @dataclass(frozen=True)
 class Table:
+    """The columns and rows that a query returns."""
+
     columns: Sequence[str]
     rows: Iterable[Sequence[Any]]  # each with a value for every column
 

@@ -1,14 +1,23 @@
-"""The documents say what the code does: every setting, command, job and state stands in them, and no other."""
+"""Do the documents match the code? They name every setting, command, job, public name and state, and no other."""
 
+import ast
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
+import pytest
+
+import jobs
+from jobs import toolkit
 from jobs.models import TRANSITIONS, State
 from project.celery import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+PUBLIC_NAMES = [*toolkit.__all__, "files", "http", "mail"]  # the last three are modules
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 
 def first_cells(text: str, heading: str) -> set[str]:
@@ -64,7 +73,54 @@ def test_it_shows_workflows_as_the_tests_run_them():
     assert "\n\n".join(shown) == run
 
 
-def test_it_refers_to_files_that_exist():
-    for text in (README, ARCHITECTURE):
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            assert (ROOT / target).is_file(), target
+def test_it_documents_every_name_that_jobs_import_and_no_other():
+    imports = (ROOT / "docs" / "jobs.md").read_text()
+    assert first_cells(imports, "Imports") == set(PUBLIC_NAMES)
+
+
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
+def test_it_explains_every_name_that_jobs_import(name):
+    docstring = resolve_name(f"jobs.toolkit.{name}").__doc__
+    assert docstring
+    assert not docstring.startswith(f"{name}("), "It has only the signature that Python generates for dataclasses."
+
+
+def test_it_describes_every_room_and_no_other():
+    rooms = re.findall(r"^    (\w+)/?  ", jobs.__doc__, re.MULTILINE)
+    table = ARCHITECTURE.split("| room | holds |\n")[1].split("\n\n")[0]
+    described = [
+        name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"\w+", row)
+    ]
+    assert described == rooms
+
+
+@each_document
+def test_it_shows_imports_from_the_public_modules_only(document):
+    for snippet in re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL):
+        for node in ast.walk(ast.parse(snippet)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            ours = {name for name in names if name.partition(".")[0] in {"jobs", "project"}}
+            assert ours <= {"jobs.toolkit", "jobs.models"}, ours
+
+
+@each_document
+def test_it_names_only_jobs_and_modules_that_exist(document):
+    app.loader.import_default_modules()
+    for name in set(re.findall(r"\bjobs(?:\.\w+)+", document.read_text())) - {"jobs.md"}:
+        assert name in app.tasks or exists(name), f"{document.name} names {name}, which does not exist."
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name leads to a module, or to a member of one."""
+    try:
+        resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@each_document
+def test_it_refers_to_files_that_exist(document):
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        assert (document.parent / target).is_file(), target
