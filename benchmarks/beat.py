@@ -26,7 +26,7 @@ from jobs.models import Policy, database_now
 from jobs.schedules import calendar
 
 TWO, STOCK = "Punctual, two beats", "django-celery-beat"
-SCHEDULERS = {OURS: "jobs.beat.scheduler:Scheduler", STOCK: "django_celery_beat.schedulers:DatabaseScheduler"}
+SCHEDULERS = {OURS: "jobs.beat:Scheduler", STOCK: "django_celery_beat.schedulers:DatabaseScheduler"}
 QUEUE, PULSE, EDITED = "celery", "pulse", "edited"  # of the broker: the burst's, of a sign of life, of an edit
 EDITED_EVERY = 1  # second
 

@@ -264,7 +264,7 @@ CELERY_RESULT_EXPIRES: int = read("count", "RESULT_EXPIRES", 3600)
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_SERIALIZER = "json"
 CELERY_RESULT_SERIALIZER = "json"
-CELERY_BEAT_SCHEDULER = "jobs.beat.scheduler:Scheduler"
+CELERY_BEAT_SCHEDULER = "jobs.beat:Scheduler"
 CELERY_WORKER_CONSUMER = "jobs.worker.consumer:Consumer"
 # The ledger, not the broker, remembers what a worker holds: acknowledge early, fetch little.
 CELERY_TASK_ACKS_LATE = False

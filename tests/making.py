@@ -11,9 +11,10 @@ from uuid import uuid4
 from celery._state import _task_stack
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from jobs.ledger import outbox, requests
+from jobs.ledger import requests
 from jobs.messages.arguments import find_task
 from jobs.models import ACTIVE, Policy, Run, State, database_now
+from jobs.rules.errors import Invalid
 from jobs.rules.occurrences import as_text
 from jobs.schedules import calendar
 from jobs.worker import context, pulse
@@ -63,9 +64,15 @@ def make_run(schedule: PeriodicTask | None = None, state: State = State.WAITING,
 def send(task: str, *args: object, **policy: object) -> Run:
     """A run of a schedule of its own, handed to the broker."""
     schedule = make_schedule(f"{task} {uuid4()}", task=task, args=list(args), policy=policy)
-    run = requests.run_now(schedule, actor="ada")
-    outbox.send([run])
-    return run
+    return run_now(schedule)
+
+
+def run_now(schedule: PeriodicTask, actor: str = "ada") -> Run:
+    """A run that a person requests. Raises `Invalid` with the reason where it is refused."""
+    requested = requests.run_now([schedule], actor)
+    for _, why in requested.refused:
+        raise Invalid(why)
+    return requested.runs[0]
 
 
 @contextmanager

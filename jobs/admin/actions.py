@@ -1,43 +1,36 @@
 """What people can do with the schedules they ticked in the list.
 
-Its one rule: an action checks what it was told, calls one function, says what became of it, and leaves a line in the
-history of each schedule. One that needs words, dates or a preview answers with a page first; the form on that page
+Its one rule: an action parses what it was told, calls one act (`schedules.acts`, `ledger.requests`, `ledger.backfills`)
+and shows what became of it. One that needs words, dates or a preview answers with a page first; the form on that page
 comes back to the same address, so that permissions, filters and the choice of rows are Django's to check again.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME, AdminForm
-from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.widgets import AdminIntegerFieldWidget, AdminSplitDateTime, AdminTextInputWidget
 from django.core.exceptions import ValidationError
-from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.html import format_html
 from django_celery_beat.models import PeriodicTask
 
 from jobs.admin.display import counted, moment
-from jobs.ledger import backfills, outbox, requests
-from jobs.messages.dispatch import BrokerUnavailableError
-from jobs.models import CATCH_UP_CHOICES, Backfill, Policy, PolicyQuerySet, Run
-from jobs.monitoring import statistics
+from jobs.ledger import backfills, requests
+from jobs.models import CATCH_UP_CHOICES, Backfill, Run, State
+from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
-from jobs.schedules import calendar
+from jobs.schedules import acts
 
 NAMED = 10  # schedules, or due moments, that a page names; of the others it says how many there are
-FARTHEST = timedelta(days=36525)  # until when a pause may last; what is meant to end later has no end
 
 Schedules = QuerySet[PeriodicTask]
 ScheduleAdmin = admin.ModelAdmin[PeriodicTask]
@@ -46,7 +39,7 @@ ScheduleAdmin = admin.ModelAdmin[PeriodicTask]
 class PauseForm(forms.Form):
     reason = forms.CharField(
         required=False,
-        max_length=500,
+        max_length=acts.LONGEST_REASON,
         widget=AdminTextInputWidget,
         help_text="Stands in the ledger beside every moment that is not run.",
     )
@@ -60,18 +53,12 @@ class PauseForm(forms.Form):
         help_text="What to do then with the moments that were due during the pause.",
     )
 
-    def clean_until(self) -> datetime | None:
-        until: datetime | None = self.cleaned_data["until"]
-        if until and not timedelta(0) < until - timezone.now() < FARTHEST:
-            raise ValidationError("Choose a moment in the next hundred years, or none.")
-        return until
-
 
 class SkipForm(forms.Form):
     moments = forms.IntegerField(
         label="How many",
         min_value=0,
-        max_value=10_000,
+        max_value=acts.MOST_SKIPPED,
         initial=1,
         widget=AdminIntegerFieldWidget,
         help_text="How many of the next due moments to skip; 0: none, whatever was said before.",
@@ -87,8 +74,7 @@ class BackfillForm(forms.ModelForm[Backfill]):
 
     def __init__(self, schedule: PeriodicTask, request: HttpRequest) -> None:
         told = request.POST if "step" in request.POST else None
-        asked = Backfill(schedule=schedule, actor=request.user.get_username())
-        super().__init__(told, instance=asked)
+        super().__init__(told, instance=Backfill(schedule=schedule))
         self.preview: backfills.Preview | None = None
 
     def clean(self) -> dict[str, Any]:
@@ -123,69 +109,57 @@ class Page:
 
 @admin.action(description="Run now", permissions=["change"])
 def run_now(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
-    runs = []
-    for schedule in queryset:
-        try:
-            runs.append(requests.run_now(schedule, actor=request.user.get_username()))
-        except Invalid as error:
-            messages.error(request, f"“{schedule.name}” cannot run: {error}")
-    transaction.on_commit(partial(send, request, runs))
+    requested = requests.run_now(queryset, Actor.of_user(request.user))
+    for schedule, why in requested.refused:
+        messages.error(request, f"“{schedule.name}” cannot run: {why}")
+    show_requested(request, requested.runs)
 
 
-def send(request: HttpRequest, runs: Sequence[Run]) -> None:
-    """Hand over runs that were asked for, and say what became of them. A broker that is away is waited for once."""
+def show_requested(request: HttpRequest, runs: Sequence[Run]) -> None:
+    """Say what became of runs that were just requested: they are queued, or wait for the broker."""
+    waiting = set(Run.objects.filter(id__in=[run.id for run in runs], state=State.WAITING).values_list("id", flat=True))
+    if queued := [run for run in runs if run.id not in waiting]:
+        messages.success(request, f"{_names(queued)} {'is' if len(queued) == 1 else 'are'} queued.")
+    if left := [run for run in runs if run.id in waiting]:
+        waits, them = ("waits", "it") if len(left) == 1 else ("wait", "them")
+        sentence = f"{_names(left)} {waits} in the ledger. Beat sends {them} as soon as the broker takes messages."
+        messages.warning(request, sentence)
+
+
+def _names(runs: Sequence[Run]) -> str:
     names = ", ".join(f"“{run.schedule_name}”" for run in runs[:NAMED])
-    names += f" and {len(runs) - NAMED:,} more" if len(runs) > NAMED else ""
-    are, them = ("is", "it") if len(runs) == 1 else ("are", "them")
-    try:
-        outbox.send(runs)
-    except BrokerUnavailableError:
-        waits = "waits" if len(runs) == 1 else "wait"
-        messages.warning(request, f"{names} {waits}: the broker is away. Any beat sends {them} when it is back.")
-        return
-    if runs:
-        messages.success(request, f"{names} {are} queued.")
+    return f"{names} and {len(runs) - NAMED:,} more" if len(runs) > NAMED else names
 
 
 @admin.action(description="Enable", permissions=["change"])
 def enable(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
-    _switch(request, queryset, enabled=True)
+    _report(request, acts.enable(queryset, Actor.of_user(request.user)), "enabled")
 
 
 @admin.action(description="Disable", permissions=["change"])
 def disable(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
-    _switch(request, queryset, enabled=False)
-
-
-def _switch(request: HttpRequest, queryset: Schedules, *, enabled: bool) -> None:
-    chosen = _settled(queryset)
-    with transaction.atomic():
-        # Locked in one order, or two people at the same rows could wait for each other for ever.
-        list(chosen.select_for_update().order_by("pk").values_list("pk", flat=True))
-        chosen.update(enabled=enabled)
-    calendar.refresh(chosen)
-    _report(request, chosen, "enabled" if enabled else "disabled")
+    _report(request, acts.disable(queryset, Actor.of_user(request.user)), "disabled")
 
 
 @admin.action(description="Pause …", permissions=["change"])
 def pause(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> HttpResponse | None:
     form = PauseForm(request.POST if "step" in request.POST else None)
-    if not form.is_valid():
-        return _ask(schedules, request, queryset, Page("pause", "Pause", form, [("do", "Pause")]))
-    chosen = _settled(queryset)
-    _policies(chosen).pause(by=request.user.get_username(), **form.cleaned_data)
-    _report(request, chosen, "paused")
-    return None
+    if form.is_valid():
+        try:
+            _report(request, acts.pause(queryset, Actor.of_user(request.user), **form.cleaned_data), "paused")
+        except Invalid as error:
+            form.add_error("until", str(error))
+        else:
+            return None
+    return _ask(schedules, request, queryset, Page("pause", "Pause", form, [("do", "Pause")]))
 
 
 @admin.action(description="Resume", permissions=["change"])
 def resume(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
-    chosen = _settled(queryset.filter(policy__in=Policy.objects.paused()))
-    if not chosen.exists():
+    if number := acts.resume(queryset, Actor.of_user(request.user)):
+        _report(request, number, "resumed")
+    else:
         messages.warning(request, "None of these is paused.")
-        return
-    _policies(chosen).resume()
-    _report(request, chosen, "resumed")
 
 
 @admin.action(description="Skip the next …", permissions=["change"])
@@ -194,9 +168,9 @@ def skip_next(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedule
     if not form.is_valid():
         page = Page("skip_next", "Skip due moments of", form, [("do", "Skip them")])
         return _ask(schedules, request, queryset, page)
-    chosen, moments = _settled(queryset), form.cleaned_data["moments"]
-    _policies(chosen).update(skip_next=moments)
-    _report(request, chosen, f"told to skip {counted(moments, 'due moment', 'due moments')}")
+    moments = form.cleaned_data["moments"]
+    number = acts.skip_next(queryset, Actor.of_user(request.user), moments)
+    _report(request, number, f"told to skip {counted(moments, 'due moment', 'due moments')}")
     return None
 
 
@@ -242,38 +216,22 @@ def _shown(preview: backfills.Preview | None) -> dict[str, Any] | None:
 
 
 def _backfill(request: HttpRequest, asked: Backfill) -> None:
-    number = backfills.backfill(asked)
+    try:
+        number = backfills.backfill(asked, Actor.of_user(request.user))
+    except Invalid as error:  # the schedule has changed since the preview
+        messages.error(request, f"Nothing was backfilled: {error}")
+        return
     if not number:
-        messages.info(request, "This was asked for before, and is done once.")
+        messages.info(request, "This backfill was requested before, and is done once.")
         return
     address = f"{reverse('admin:jobs_run_changelist')}?backfill__id__exact={asked.id}"
     sentence = f"“{asked.schedule.name}” runs {counted(number, 'time', 'times')}, {asked.at_once} at once:"
     messages.success(request, format_html('{} <a href="{}">show its runs</a>.', sentence, address))
-    _note(request, PeriodicTask.objects.filter(pk=asked.schedule_id), f"backfilled: {asked}")
 
 
-def _settled(queryset: Schedules) -> Schedules:
-    """The same schedules, chosen by what will not change, with a policy each."""
-    chosen: Schedules = PeriodicTask.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
-    calendar.refresh(chosen)
-    return chosen
-
-
-def _policies(chosen: Schedules) -> PolicyQuerySet:
-    return Policy.objects.filter(schedule__in=chosen)
-
-
-def _report(request: HttpRequest, chosen: Schedules, what: str) -> None:
-    statistics.forget()
-    number = _note(request, chosen, what)
+def _report(request: HttpRequest, number: int, what: str) -> None:
     level = messages.SUCCESS if number else messages.WARNING
     messages.add_message(request, level, f"{counted(number, 'schedule is', 'schedules are')} {what}.")
-
-
-def _note(request: HttpRequest, chosen: Schedules, what: str) -> int:
-    """Write it into the history of each schedule; returns how many there are."""
-    noted = chosen.select_related(*calendar.KINDS)
-    return len(LogEntry.objects.log_actions(request.user.pk or 0, noted, CHANGE, f"{what[0].upper()}{what[1:]}."))
 
 
 def _ask(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedules, page: Page) -> HttpResponse:

@@ -1,23 +1,22 @@
 """Files that people upload and jobs make: to be fetched, given to a job and taken away, never edited."""
 
-from functools import partial
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
-from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 
-from jobs.admin.actions import send
+from jobs.admin.actions import show_requested
 from jobs.admin.display import NOTHING, moment
 from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices
 from jobs.ledger import requests
 from jobs.models import StoredFile
+from jobs.models.audit import Actor
 from jobs.toolkit import files
 
 MOST_AT_ONCE = 100  # files for which an action starts runs
@@ -48,10 +47,13 @@ def _start_runs(job: str, request: HttpRequest, queryset: QuerySet[StoredFile]) 
     if queryset.count() > MOST_AT_ONCE:
         messages.error(request, f"Choose at most {MOST_AT_ONCE} files at once.")
         return
-    actor = request.user.get_username()
-    runs = {row: requests.run_job(job, {"file": str(row.pk)}, actor)[0] for row in queryset}
-    transaction.on_commit(partial(send, request, list(runs.values())))
-    addresses = ((reverse("admin:jobs_run_change", args=[run.pk]), row.name) for row, run in runs.items())
+    rows = list(queryset)
+    arguments = ({"file": str(row.pk)} for row in rows)
+    runs = requests.run_job_each(job, arguments, Actor.of_user(request.user)).runs
+    show_requested(request, runs)
+    addresses = (
+        (reverse("admin:jobs_run_change", args=[run.pk]), row.name) for row, run in zip(rows, runs, strict=True)
+    )
     links = format_html_join(", ", '<a href="{}">{}</a>', addresses)
     messages.info(request, format_html("Runs of {}: {}", job, links))
 
@@ -81,7 +83,8 @@ class StoredFileAdmin(GuardedAdmin):
     def save_model(self, _request: HttpRequest, obj: StoredFile, form: Any, _change: bool) -> None:
         upload = form.cleaned_data["file"]
         kept = files.keep(upload.name, upload, StoredFile.Kind.UPLOAD, upload.content_type)
-        obj.__dict__.update(kept.__dict__)
+        obj.pk = kept.pk
+        obj.refresh_from_db()
 
     def delete_model(self, _request: HttpRequest, obj: StoredFile) -> None:
         files.remove(obj)

@@ -6,7 +6,6 @@ Read-only; a resource may be invalidated by those who may change resources.
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.models import CHANGE, LogEntry
 from django.db.models import Count, OuterRef, QuerySet, Subquery, Sum
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
@@ -14,6 +13,7 @@ from django.template.defaultfilters import filesizeformat
 from jobs.admin.display import NOTHING, counted, moment, share
 from jobs.admin.guard import GuardedAdmin, ReadOnlyAdmin
 from jobs.models import Holding, ResourceVersion
+from jobs.models.audit import Actor
 from jobs.worker import resources
 
 FIGURES = ("entries", "bytes", "hits", "misses")
@@ -22,8 +22,7 @@ FIGURES = ("entries", "bytes", "hits", "misses")
 @admin.action(description="Invalidate", permissions=["operate"])
 def invalidate(_: admin.ModelAdmin[ResourceVersion], request: HttpRequest, queryset: QuerySet[ResourceVersion]) -> None:
     chosen = ResourceVersion.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
-    resources.invalidate(*(row.name for row in chosen), by=request.user.get_username())
-    LogEntry.objects.log_actions(request.user.pk or 0, chosen, CHANGE, "Invalidated.")
+    resources.invalidate(*(row.name for row in chosen), actor=Actor.of_user(request.user))
     number = counted(len(chosen), "resource is", "resources are")
     messages.success(request, f"{number} invalidated: every worker drops what it holds within seconds.")
 

@@ -3,11 +3,9 @@
 All of it is read-only; a run may be retried, which makes a new one, or cancelled, by those who may change runs.
 """
 
-from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db import transaction
 from django.db.models import Count, Exists, OuterRef, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest
@@ -16,13 +14,13 @@ from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
-from jobs.admin.actions import send
+from jobs.admin.actions import show_requested
 from jobs.admin.display import NOTHING, between, counted, moment, state
 from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, ReadOnlyAdmin
-from jobs.ledger import outcomes, requests
-from jobs.models import TERMINAL, UNSTARTED, Attempt, Backfill, Holding, Node, Run, State, Step
+from jobs.ledger import requests
+from jobs.models import TERMINAL, Attempt, Backfill, Holding, Node, Run, State, Step
+from jobs.models.audit import Actor
 from jobs.models.steps import UNDER_WAY
-from jobs.rules.errors import Invalid
 
 SHOWN = 100  # steps of a run, and runs of a node
 
@@ -39,30 +37,25 @@ class AttemptInline(ReadOnlyAdmin, admin.TabularInline[Attempt, Run]):
 
 @admin.action(description="Retry", permissions=["operate"])
 def retry(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Run]) -> None:
-    repeated = []
-    for run in queryset:
-        try:
-            repeated.append(requests.retry(run, actor=request.user.get_username()))
-        except Invalid as error:
-            messages.error(request, f"“{run}” is not retried: {error}.")
-    transaction.on_commit(partial(send, request, repeated))
+    requested = requests.retry(queryset, Actor.of_user(request.user))
+    for run, why in requested.refused:
+        messages.error(request, f"“{run}” is not retried: {why}.")
+    show_requested(request, requested.runs)
 
 
 @admin.action(description="Cancel", permissions=["operate"])
 def cancel(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Run]) -> None:
     chosen = Run.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
-    unstarted = chosen.filter(state__in=UNSTARTED).count()
-    asked = outcomes.cancel(chosen, f"by {request.user.get_username()}")
-    running = chosen.filter(state=State.RUNNING).count()
-    if running:
+    cancelled = requests.cancel(chosen, Actor.of_user(request.user))
+    if cancelled.asked:
         messages.warning(
             request,
-            f"{counted(running, 'run is', 'runs are')} asked to end. A job may take seconds to clean up; in a prefork"
-            " worker it is then ended by force, in another it may go on, but what it still does no longer counts.",
+            f"{counted(cancelled.asked, 'run is', 'runs are')} asked to end. A job may take seconds to clean up; a"
+            " prefork worker then ends it by force. In other workers it may go on, but its end no longer counts.",
         )
-    if unstarted:
-        messages.success(request, f"{counted(unstarted, 'run is', 'runs are')} cancelled before it started.")
-    if not asked:
+    if cancelled.ended:
+        messages.success(request, f"{counted(cancelled.ended, 'run is', 'runs are')} cancelled before it started.")
+    if not any(cancelled):
         messages.info(request, "All of these runs were over.")
 
 

@@ -22,12 +22,11 @@ from jobs.admin import actions, typed
 from jobs.admin.display import NOTHING, between, moment, state
 from jobs.admin.guard import GuardedAdmin
 from jobs.messages.arguments import find_task, model_of
-from jobs.messages.message import message_of
 from jobs.models import Backfill, Policy, Run, Trigger
 from jobs.rules.errors import Invalid
-from jobs.rules.occurrences import next_occurrence
 from jobs.rules.policies import Rule, foresee
 from jobs.schedules import calendar
+from jobs.schedules.check import check
 
 SHOWN = 5  # coming due moments
 ARGUMENTS = "Arguments"
@@ -74,14 +73,10 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
                 return data  # they stand beside their fields
         columns = {column.name for column in PeriodicTask._meta.fields}
         schedule = PeriodicTask(**{name: data[name] for name in columns & data.keys()})
-        now = timezone.now()
         try:
-            spec = calendar.spec_of(schedule, now)
-            message_of(schedule, Policy())
+            check(schedule, Policy(), timezone.now(), timing_changed=bool(TIMING & set(self.changed_data)))
         except Invalid as error:
             raise ValidationError(str(error)) from error
-        if schedule.enabled and TIMING & set(self.changed_data) and next_occurrence(spec, now) is None:
-            raise ValidationError("It would never run: all of its time is over. Choose a later one, or disable it.")
         return data
 
 

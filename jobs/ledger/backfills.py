@@ -16,6 +16,7 @@ from django_celery_beat.models import PeriodicTask
 from jobs.ledger.new_runs import NewRun, new_run
 from jobs.messages.message import Message, message_of
 from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, bulk, database_now
+from jobs.models.audit import Actor, note
 from jobs.rules.errors import Invalid
 from jobs.rules.occurrences import occurrences
 from jobs.schedules.calendar import spec_of
@@ -73,11 +74,12 @@ def _present(request: Backfill, states: Collection[State]) -> set[datetime]:
     return set(runs.exclude(trigger=Trigger.MANUAL).values_list("due_at", flat=True))
 
 
-def backfill(request: Backfill) -> int:
-    """Save this request and write down its runs; returns how many. They start one after the other, by any beat.
+def backfill(request: Backfill, actor: Actor) -> int:
+    """Save this request and write down its runs; returns how many. Beat starts them one after the other.
 
-    Asked twice with the same id it is done once, and 0 is returned. Raises `Invalid` as `preview` does.
+    Sent twice with the same id it is done once, and 0 is returned. Raises `Invalid` as `preview` does.
     """
+    request.actor = actor.name
     with transaction.atomic():
         policy = Policy.objects.select_related("schedule").select_for_update().get(schedule=request.schedule_id)
         if Backfill.objects.filter(id=request.id).exists():
@@ -86,6 +88,7 @@ def backfill(request: Backfill) -> int:
         request.save(force_insert=True)
         asked = message_of(policy.schedule, policy)
         bulk.insert(Run, [_backfilling(request, policy.schedule, asked, moment) for moment in moments])
+        note(actor, PeriodicTask, [(policy.schedule.pk, policy.schedule.name)], f"Backfilled: {request}.")
     return len(moments)
 
 

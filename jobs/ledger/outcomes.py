@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import transaction
@@ -102,11 +102,18 @@ def settle(run_id: UUID, attempt: int) -> None:
         finish(run_id, attempt, state, reason=reason)
 
 
-def cancel(runs: RunQuerySet, reason: str) -> int:
-    """End unstarted runs at once and ask running ones to end; returns how many were either."""
+class Cancelled(NamedTuple):
+    """How many runs were ended before they started, and how many running ones were asked to end."""
+
+    ended: int
+    asked: int
+
+
+def cancel(runs: RunQuerySet, reason: str) -> Cancelled:
+    """End unstarted runs at once and ask running ones to end."""
     sentence = f"cancelled: {reason}"
     ended = end(runs, UNSTARTED, State.CANCELLED, reason=sentence)
-    return ended + runs.filter(state=State.RUNNING).update(cancel_reason=sentence)
+    return Cancelled(ended, runs.filter(state=State.RUNNING).update(cancel_reason=sentence))
 
 
 def pause_failing(ended: Sequence[Ended]) -> None:

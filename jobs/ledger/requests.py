@@ -1,71 +1,120 @@
-"""Writes down runs that somebody asks for, beside those that fall due.
+"""What can be asked of the ledger? To run a schedule or a job now, to repeat a run, to cancel runs.
 
-Its one rule: a request is a run like any other, committed before it is sent; it leaves the calendar alone and asks no
-policy whether it may run. Requests with the same key are one run. A backfill takes from the ledger what to run, and
-starts a few of its runs at a time.
+Its one rule: a requested run is a run like any other, committed before it is sent; it leaves the calendar alone and
+ignores the schedule's policies on overlap and pauses. Requests with the same key are one run. Each act takes who asks
+and notes it in the run; a door checks the permission, parses, calls and renders.
+
+A new run is sent as soon as its transaction is committed. While the broker is unavailable it waits, and beat sends it.
 """
 
 import json
-from typing import Any
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
+from django.db import transaction
 from django_celery_beat.models import PeriodicTask
 
-from jobs.ledger.new_runs import new_run
+from jobs.ledger import outbox, outcomes
+from jobs.ledger.new_runs import NewRun, new_run
+from jobs.ledger.outcomes import Cancelled
 from jobs.messages.arguments import check_fits, find_task
+from jobs.messages.dispatch import BrokerUnavailableError
 from jobs.messages.message import Message, message_of, read
-from jobs.models import (
-    ACTIVE,
-    LONGEST_ACTOR,
-    LONGEST_NAME,
-    Policy,
-    Run,
-    Trigger,
-    bulk,
-    database_now,
-)
+from jobs.models import ACTIVE, LONGEST_NAME, Policy, Run, RunQuerySet, Trigger, bulk, database_now
+from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-def run_now(schedule: PeriodicTask, actor: str) -> Run:
-    """Write down a run that a person asks for. Raises `Invalid` where the schedule cannot run.
 
-    The caller's to send for `SENDING`, then any beat's.
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """The new runs, and what was asked for in vain, each with the reason."""
+
+    runs: list[Run] = field(default_factory=list)
+    refused: list[tuple[Any, str]] = field(default_factory=list)
+
+
+def run_now(schedules: Iterable[PeriodicTask], actor: Actor | str) -> Requested:
+    """Run each of these schedules once, now."""
+    return _request_each(partial(_now, actor=Actor.of(actor)), schedules)
+
+
+def retry(runs: Iterable[Run], actor: Actor | str) -> Requested:
+    """Repeat each of these runs, which must be over, with the same message; it names the run that it repeats.
+
+    The new run stands for the same due moment, so it has the same data window.
     """
-    now = database_now()
-    policy = Policy.objects.filter(schedule=schedule).first() or Policy(schedule=schedule)
-    new = new_run(schedule.pk, schedule.name, message_of(schedule, policy), now, now)
-    new.trigger, new.actor = Trigger.MANUAL.value, actor
-    bulk.insert(Run, [new])
-    return Run.objects.get(id=new.id)
+    return _request_each(partial(_repeat, actor=Actor.of(actor)), runs)
 
 
-def run_job(job: str, arguments: dict[str, Any], actor: str, key: str | None = None) -> tuple[Run, bool]:
-    """Write down a run of a job by itself, without a schedule; returns it, and whether it is new.
+def run_job(job: str, arguments: dict[str, Any], actor: Actor | str, key: str | None = None) -> tuple[Run, bool]:
+    """Run a job by itself, without a schedule; returns the run, and whether it is new.
 
-    Of all requests with the same key (at most 200 characters) the first makes a run, and the others are given that one,
-    whatever their arguments. A new run is the caller's to send for `SENDING`, then any beat's. Raises `Invalid` for
-    what cannot be.
+    Of all requests with the same key (at most 200 characters) the first makes a run. The others get that run, even if
+    their arguments differ. Raises `Invalid` with a sentence that says what to change.
     """
     if key is not None and not (0 < len(key) <= LONGEST_NAME and key.isprintable()):
         raise Invalid(f"The key of a request is text of at most {LONGEST_NAME} characters, all printable.")
-    arguments = _storable(arguments)
-    check_fits(job, [], arguments)
-    now = database_now()
-    new = new_run(None, job, Message(job, kwargs=arguments), now, now)
-    new.trigger, new.actor, new.key = Trigger.MANUAL.value, actor[:LONGEST_ACTOR], key
+    new = _of_job(arguments, job, Actor.of(actor))
+    new.key = key
     if bulk.insert(Run, [new]):
-        return Run.objects.get(id=new.id), True
+        run = Run.objects.get(id=new.id)
+        _send_after_commit([run])
+        return run, True
     run = Run.objects.get(key=key)
     if run.task != job:
         raise Invalid(f"A request with this key was for {run.task}: choose another key.")
     return run, False
 
 
-def retry(run: Run, actor: str) -> Run:
-    """Write down a run that repeats one that is over, with the same message. Raises `Invalid` where it cannot be.
+def run_job_each(job: str, arguments: Iterable[dict[str, Any]], actor: Actor | str) -> Requested:
+    """Run a job once for each of these arguments."""
+    return _request_each(partial(_of_job, job=job, actor=Actor.of(actor)), arguments)
 
-    It stands for the same due moment, so it has the same data window. The caller's to send for `SENDING`.
-    """
+
+def cancel(runs: RunQuerySet, actor: Actor | str) -> Cancelled:
+    """End unstarted runs at once, and ask running ones to end."""
+    return outcomes.cancel(runs, f"by {Actor.of(actor).name}")
+
+
+def _request_each(make: Callable[[T], NewRun], wanted: Iterable[T]) -> Requested:
+    new, refused = [], []
+    for each in wanted:
+        try:
+            new.append(make(each))
+        except Invalid as error:
+            refused.append((each, str(error)))
+    bulk.insert(Run, new)
+    runs = Run.objects.in_bulk([run.id for run in new])
+    _send_after_commit(list(runs.values()))
+    return Requested([runs[run.id] for run in new], refused)
+
+
+def _send_after_commit(runs: Sequence[Run]) -> None:
+    transaction.on_commit(partial(_send, runs))
+
+
+def _send(runs: Sequence[Run]) -> None:
+    try:
+        outbox.send(runs)
+    except BrokerUnavailableError as error:
+        log.warning("%s", error, extra={"action": "dispatch"})
+
+
+def _now(schedule: PeriodicTask, actor: Actor) -> NewRun:
+    policy = Policy.objects.filter(schedule=schedule).first() or Policy(schedule=schedule)
+    now = database_now()
+    new = new_run(schedule.pk, schedule.name, message_of(schedule, policy), now, now)
+    new.trigger, new.actor = Trigger.MANUAL.value, actor.name
+    return new
+
+
+def _repeat(run: Run, actor: Actor) -> NewRun:
     if run.state in ACTIVE:
         raise Invalid(f"it is still {run.state}")
     if run.count > 1:
@@ -73,11 +122,19 @@ def retry(run: Run, actor: str) -> Run:
     if find_task(run.task) is None:
         raise Invalid(f"no job is named {run.task!r} any more")
     options = {name: value for name, value in run.options.items() if name != "retries"}  # it has all of them again
-    repeated = Message(run.task, run.args, run.kwargs, run.queue, run.priority, options)
-    new = new_run(run.schedule_id, run.schedule_name, repeated, run.due_at, database_now())
-    new.trigger, new.actor, new.parent_id = Trigger.RETRY.value, actor, run.id
-    bulk.insert(Run, [new])
-    return Run.objects.get(id=new.id)
+    message = Message(run.task, run.args, run.kwargs, run.queue, run.priority, options)
+    new = new_run(run.schedule_id, run.schedule_name, message, run.due_at, database_now())
+    new.trigger, new.actor, new.parent_id = Trigger.RETRY.value, actor.name, run.id
+    return new
+
+
+def _of_job(arguments: dict[str, Any], job: str, actor: Actor) -> NewRun:
+    arguments = _storable(arguments)
+    check_fits(job, [], arguments)
+    now = database_now()
+    new = new_run(None, job, Message(job, kwargs=arguments), now, now)
+    new.trigger, new.actor = Trigger.MANUAL.value, actor.name
+    return new
 
 
 def _storable(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from django_celery_beat.models import PeriodicTask
 from jobs.cache import shared
 from jobs.models import ACTIVE, TERMINAL, Policy, Run, RunQuerySet, State, Trigger, database_now
 from jobs.models.schedules import PAUSED
+from jobs.schedules.acts import acted
 
 NAME = "statistics"
 SECONDS = 30  # for which the figures are remembered
@@ -49,6 +50,7 @@ def connect() -> None:
     for model in (PeriodicTask, Policy):
         for signal in (post_save, post_delete):
             signal.connect(_on_change, sender=model, dispatch_uid=f"jobs.monitoring.statistics.{model.__name__}")
+    acted.connect(_on_change, dispatch_uid="jobs.monitoring.statistics.acts")
 
 
 def _on_change(**_: Any) -> None:

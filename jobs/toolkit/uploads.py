@@ -1,20 +1,21 @@
-"""How does an upload become a run? The file is kept first, then a run of a job for it is written down."""
+"""How does an upload become a run? The file is kept first, then a run of a job for it is requested."""
 
 from django.core.files.uploadedfile import UploadedFile
 
 from jobs.ledger.requests import run_job
 from jobs.models import Run, StoredFile
+from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid
 from jobs.toolkit import files
 
 
 def take_upload(
-    upload: UploadedFile[bytes], actor: str, key: str | None = None, job: str = "jobs.process_upload"
+    upload: UploadedFile[bytes], actor: Actor | str, key: str | None = None, job: str = "jobs.process_upload"
 ) -> tuple[Run, bool]:
-    """Keep what was uploaded, and write down a run of a job for the file; returns as `run_job` does.
+    """Keep an upload and run a job for the file; returns the run, and whether it is new, as `run_job` does.
 
-    The file comes first: who dies before the run is there is asked again, and the file nobody wanted is removed by
-    `jobs.cleanup`. Raises `Invalid` for a file that is too large, and as `run_job` does.
+    A process that dies between the two leaves a file without a run, which `jobs.cleanup` removes. Raises `Invalid` for
+    a file that is too large, and as `run_job` does.
     """
     if upload.size is None or upload.size > files.LARGEST_UPLOAD:
         raise Invalid(f"The file is larger than {files.LARGEST_UPLOAD:,} bytes: upload a smaller one.")

@@ -26,7 +26,8 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from jobs.cache.resources import Key, Resource, Tally, before_first_use, registry
-from jobs.models import LONGEST_NAME, Holding, ResourceVersion
+from jobs.models import Holding, ResourceVersion
+from jobs.models.audit import Actor, note
 from jobs.models.resources import GONE_AFTER
 from jobs.rules.errors import logged
 
@@ -98,19 +99,21 @@ class _Lent(ExitStack):
         return value
 
 
-def invalidate(*names: str, by: str = "") -> None:
-    """Have these resources dropped: here with the end of the transaction, in every worker within seconds of it.
+def invalidate(*names: str, actor: Actor | str = "") -> None:
+    """Drop these resources: here when the transaction is committed, in every worker within seconds after that.
 
-    In one transaction with a change of their data, nobody keeps what was loaded before the change. Raises
+    In one transaction with a change of their data, no process keeps values loaded before the change. Raises
     `UnknownResourceError`, and then invalidates none.
     """
+    actor = Actor.of(actor)
     known = {*registry, *ResourceVersion.objects.values_list("name", flat=True)}
     for name in names:
         if name not in known:
             raise UnknownResourceError(name, known)
     _have_rows(names)
     versions = ResourceVersion.objects.filter(name__in=names)
-    versions.update(number=F("number") + 1, invalidated_at=Now(), invalidated_by=by[:LONGEST_NAME])
+    versions.update(number=F("number") + 1, invalidated_at=Now(), invalidated_by=actor.name)
+    note(actor, ResourceVersion, ((name, name) for name in names), "Invalidated.")
     log.info("Invalidated: %s", ", ".join(names), extra={"action": "invalidate"})
     transaction.on_commit(look, robust=True)
 

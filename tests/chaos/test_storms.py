@@ -12,6 +12,7 @@ from django.db import connection
 
 from jobs.ledger import backfills, outcomes, requests
 from jobs.models import Backfill, Run, State, database_now
+from jobs.models.audit import Actor
 from tests.chaos.proxy import Proxy
 from tests.chaos.storm import SECOND, Storm
 from tests.making import make_schedule
@@ -105,20 +106,20 @@ def cancelled_and_asked_for_at_random(storm: Storm) -> None:
     def person() -> None:
         with closing(connection):
             for _ in range(8):
-                requests.run_now(extra, actor="ada")
+                requests.run_now([extra], "ada")
                 active = list(Run.objects.active().values_list("id", flat=True)[:20])
                 outcomes.cancel(Run.objects.filter(id__in=active[::3]), "by ada")
                 for run in Run.objects.filter(state__in=[State.CANCELLED, State.FAILED])[:2]:
-                    requests.retry(run, actor="ada")
+                    requests.retry([run], "ada")
                 storm.wait(0.5)
 
     people = [threading.Thread(target=person) for _ in range(3)]
     for one in people:
         one.start()
     now = database_now()
-    asked = Backfill(schedule=storm.schedules[0], start=now - 20 * SECOND, end=now, actor="ada", which="all", at_once=3)
-    assert backfills.backfill(asked) > 0
-    assert backfills.backfill(asked) == 0
+    asked = Backfill(schedule=storm.schedules[0], start=now - 20 * SECOND, end=now, which="all", at_once=3)
+    assert backfills.backfill(asked, Actor("ada")) > 0
+    assert backfills.backfill(asked, Actor("ada")) == 0
     for one in people:
         one.join()
 

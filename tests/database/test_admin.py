@@ -166,7 +166,7 @@ def test_it_changes_a_policy_and_leaves_the_next_due_moment_alone(admin_client):
         ({"headers": "[]"}, "must be a JSON object"),
         ({"args": "[" * 3000}, "not valid JSON"),
         ({"headers": '{"task": "tests.die"}'}, "belong to Celery"),
-        ({"headers": '{"held": 1}'}, "belong to Celery"),
+        ({"headers": '{"punctual_execution": 1}'}, "belong to Celery"),
         ({"args": '["\\u0000"]'}, "control characters"),
         ({"name": "\x00"}, "Null characters are not allowed"),
         ({"task": "\x00"}, "Need name of task"),
@@ -417,7 +417,7 @@ def test_it_previews_a_backfill_and_does_it_once(admin_client):
     assert not Backfill.objects.exists()
     fields = backfill_fields(do="Run 12 times", **hidden_of(previewed))
     assert "“hourly” runs 12 times, 2 at once: show its runs" in text(act(admin_client, "backfill", schedule, **fields))
-    assert "This was asked for before" in text(act(admin_client, "backfill", schedule, **fields))
+    assert "This backfill was requested before" in text(act(admin_client, "backfill", schedule, **fields))
     assert Run.objects.filter(trigger=Trigger.BACKFILL, actor="admin").count() == 12
     asked = Backfill.objects.get()
     assert (asked.at_once, asked.actor) == (2, "admin")
@@ -482,7 +482,7 @@ def test_it_runs_a_schedule_now_for_the_person_who_asked(admin_client, redis, dj
 def test_it_keeps_a_run_for_later_while_the_broker_is_frozen(admin_client, frozen_broker):
     page = text(act(admin_client, "run_now", make_schedule("nightly")))
     assert Run.objects.get().state == State.WAITING
-    assert "“nightly” waits: the broker is away. Any beat sends it" in page
+    assert "“nightly” waits in the ledger. Beat sends it as soon as the broker takes messages." in page
 
 
 def test_it_says_why_a_schedule_cannot_run_now(admin_client):

@@ -9,9 +9,8 @@ from django.db import connection, transaction
 
 from jobs.cache.backend import NotJSONError
 from jobs.cache.shared import Usage, cached, invalidate, usage
-from jobs.ledger import outbox, requests
 from jobs.models import FeedEntry, Run
-from tests.making import make_schedule
+from tests.making import make_schedule, run_now
 
 pytestmark = pytest.mark.django_db(transaction=True)
 DEADLINE = 20.0  # seconds
@@ -159,8 +158,7 @@ def test_it_computes_while_redis_is_away(counter, settings, tmp_path):
 
 
 def test_it_clears_the_cache_and_leaves_the_broker_s_queue_alone(redis):
-    run = requests.run_now(make_schedule(), actor="ada")
-    outbox.send([run])
+    run = run_now(make_schedule())
     cache.set_many({f"key{number}": number for number in range(2_500)})
     cache.set("other", 1, version=2)
     cache.clear()

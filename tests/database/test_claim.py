@@ -10,12 +10,12 @@ from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask
 
 from jobs.beat import claim
-from jobs.ledger import outcomes, requests
+from jobs.ledger import outcomes
 from jobs.models import Policy, Run, State, Trigger, database_now
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp, Overlap
 from jobs.schedules import calendar
-from tests.making import make_due, make_run, make_schedule
+from tests.making import make_due, make_run, make_schedule, run_now
 
 pytestmark = pytest.mark.django_db
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
@@ -314,12 +314,12 @@ def test_it_passes_on_what_the_schedule_says_of_its_message():
 
 def test_it_takes_a_person_s_request_beside_the_schedule_s_own_runs():
     schedule = make_schedule(enabled=False)
-    run = requests.run_now(schedule, actor="ada")
+    run = run_now(schedule)
     assert (run.trigger, run.actor, run.state, run.schedule) == (Trigger.MANUAL, "ada", State.WAITING, schedule)
     PeriodicTask.objects.update(args="{}")
     schedule.refresh_from_db()
     with pytest.raises(Invalid, match="Positional arguments must be a JSON list"):
-        requests.run_now(schedule, actor="ada")
+        run_now(schedule)
     assert Run.objects.count() == 1
 
 

@@ -9,12 +9,13 @@ from django_celery_beat.models import PeriodicTask
 
 from jobs.beat import claim, release
 from jobs.beat.rescue import rescue
-from jobs.ledger import backfills, outcomes, requests
+from jobs.ledger import backfills, outcomes
 from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, database_now
+from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp, Overlap
 from jobs.schedules import calendar
-from tests.making import make_due, make_run, make_schedule
+from tests.making import make_due, make_run, make_schedule, run_now
 
 pytestmark = pytest.mark.django_db
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -149,7 +150,7 @@ def test_it_switches_a_limited_schedule_off_with_its_last_run():
     for _ in range(3):
         make_due(schedule)
         claim_all()
-    requests.run_now(PeriodicTask.objects.get(), actor="ada")
+    run_now(PeriodicTask.objects.get())
     assert states(schedule) == ["skipped", "waiting", "waiting", "waiting"]
     assert [run.trigger for run in Run.objects.filter(state=State.WAITING).order_by("due_at")][-1] == Trigger.MANUAL
     policy = Policy.objects.select_related("schedule").get()
@@ -159,7 +160,7 @@ def test_it_switches_a_limited_schedule_off_with_its_last_run():
 
 def test_it_counts_no_run_by_hand_as_one_of_a_limited_schedule():
     schedule = make_schedule(policy={"remaining_runs": 2})
-    requests.run_now(schedule, actor="ada")
+    run_now(schedule)
     assert Policy.objects.get().remaining_runs == 2
 
 
@@ -370,7 +371,7 @@ def test_it_previews_a_backfill_and_then_does_just_that(hourly, which, hours_ago
     seen = backfills.preview(backfill)
     assert seen.moments == [backfill.end - hours * HOUR for hours in hours_ago]
     assert seen.left_alone == 6 - len(hours_ago)
-    assert backfills.backfill(backfill) == len(hours_ago)
+    assert backfills.backfill(backfill, Actor("ada")) == len(hours_ago)
     runs = Run.objects.filter(backfill=backfill).order_by("due_at")
     assert [run.due_at for run in runs] == seen.moments
     assert {(run.trigger, run.actor, run.schedule) for run in runs} == {(Trigger.BACKFILL, "ada", hourly)}
@@ -385,15 +386,15 @@ def test_it_backfills_nothing_that_beat_is_about_to_decide():
 
 def test_it_makes_a_backfill_once_however_often_it_is_asked(hourly):
     backfill = make_backfill(hourly, which="all")
-    assert backfills.backfill(backfill) == 5
-    assert backfills.backfill(make_backfill(hourly, which="all", id=backfill.id)) == 0
+    assert backfills.backfill(backfill, Actor("ada")) == 5
+    assert backfills.backfill(make_backfill(hourly, which="all", id=backfill.id), Actor("ada")) == 0
     assert Run.objects.filter(backfill=backfill).count() == 5
     assert backfills.preview(make_backfill(hourly)).moments == []  # what is under way is not missing
 
 
 def test_it_starts_as_many_runs_of_a_backfill_at_once_as_asked_for(hourly):
     backfill = make_backfill(hourly, which="all", at_once=2)
-    backfills.backfill(backfill)
+    backfills.backfill(backfill, Actor("ada"))
     mine = Run.objects.filter(backfill=backfill)
     assert not mine.filter(not_before__isnull=False).exists()
     assert (release.release(), release.release()) == (2, 0)
@@ -423,5 +424,5 @@ def test_it_backfills_a_disabled_schedule_too(hourly):
 def test_it_refuses_a_backfill_that_makes_no_sense(hourly, columns, sentence):
     backfill = make_backfill(hourly, **{name: value() for name, value in columns.items()})
     with pytest.raises(Invalid, match=sentence):
-        backfills.backfill(backfill)
+        backfills.backfill(backfill, Actor("ada"))
     assert not Backfill.objects.exists()

@@ -102,8 +102,8 @@ def test_it_looks_with_one_query_for_all(prices, django_assert_num_queries):
 
 
 def test_it_notes_when_and_by_whom_a_resource_was_invalidated(prices):
-    resources.invalidate("prices", by="ada")
-    resources.invalidate("prices", by="eve")
+    resources.invalidate("prices", actor="ada")
+    resources.invalidate("prices", actor="eve")
     row = ResourceVersion.objects.get(name="prices")
     assert (row.number, row.invalidated_by) == (2, "eve")
     assert abs(row.invalidated_at - database_now()) < timedelta(minutes=1)

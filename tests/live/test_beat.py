@@ -12,6 +12,7 @@ from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from jobs.beat.scheduler import Scheduler
 from jobs.ledger import backfills
 from jobs.models import Backfill, Policy, Run, State, Trigger, database_now
+from jobs.models.audit import Actor
 from jobs.schedules import calendar
 from tests.making import ends, lines, make_due, make_schedule
 
@@ -33,7 +34,7 @@ def test_it_beats_as_operators_start_it_and_ends_quickly_in_the_middle_of_a_burs
     due_at = database_now()
     Policy.objects.update(next_due_at=due_at)
     pidfile = tmp_path / "beat.pid"
-    options = ("-S", "jobs.beat.scheduler:Scheduler", "--max-interval", "1", "--pidfile", str(pidfile))
+    options = ("-S", "jobs.beat:Scheduler", "--max-interval", "1", "--pidfile", str(pidfile))
     beat = processes.start_beat(*options)
     assert pidfile.read_text().strip() == str(beat.pid)
     eventually(lambda: Run.objects.filter(state=State.QUEUED).exists())
@@ -103,7 +104,7 @@ def test_it_runs_a_backfill_a_few_at_a_time_and_lets_a_run_wait_for_the_one_befo
     processes.start_worker()
     processes.start_beat()
     end = database_now().replace(minute=0, second=0, microsecond=0)
-    backfills.backfill(Backfill(schedule=schedule, start=end - 6 * HOUR, end=end, at_once=2, actor="ada"))
+    backfills.backfill(Backfill(schedule=schedule, start=end - 6 * HOUR, end=end, at_once=2), Actor("ada"))
     mine = Run.objects.filter(trigger=Trigger.BACKFILL)
     eventually(lambda: mine.filter(state=State.SUCCEEDED).count() == 6)
     assert len(lines(path)) == 6

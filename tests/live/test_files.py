@@ -16,7 +16,7 @@ from jobs.ledger import outbox, requests
 from jobs.models import Measurement, Run, RunLog, State, Step, StoredFile
 from jobs.toolkit import files, uploads
 from tests.database.test_thumbnails import picture
-from tests.making import ends, make_run, make_schedule
+from tests.making import ends, make_run, make_schedule, run_now
 from tests.web import Web, serving
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -61,7 +61,6 @@ def test_it_works_on_uploads_in_runs_and_their_steps(eventually):
     refused, _ = requests.run_job("jobs.thumbnails", {"file": str(page.id)}, "ada")
     fan, _ = requests.run_job("jobs.fan_out", {"items": 1_050, "chunk": 100}, "ada")
     runs = [table, small, all_sizes, refused, fan]
-    outbox.send(runs)
     for run in runs:
         eventually(partial(ends, run))
 
@@ -91,8 +90,7 @@ def test_it_works_on_uploads_in_runs_and_their_steps(eventually):
 def test_it_replaces_what_an_earlier_attempt_made(eventually):
     photo = files.keep("photo.jpg", BytesIO(picture()), StoredFile.Kind.UPLOAD)
     schedule = make_schedule("thumbnails", task="jobs.thumbnails", kwargs={"file": str(photo.id)})
-    run = requests.run_now(schedule, actor="ada")
-    outbox.send([run])
+    run = run_now(schedule)
     eventually(lambda: ends(run))
     before = files_of(run)
     Run.objects.filter(id=run.id).update(state=State.WAITING, attempt=2, finished_at=None)  # as a rescue leaves it
@@ -116,13 +114,13 @@ def test_it_leaves_the_same_table_when_a_window_is_loaded_by_two_runs(eventually
     page = "/data?from=2026-03-01T00:00:00Z&to=2026-03-02T00:00:00Z"
     source.pages[page] = "\n".join(["station,at,hPa", *rows, "s1,soon,7"]).encode()
     tables = []
+    outbox.send([run])
     for _ in range(2):
-        outbox.send([run])
         eventually(partial(ends, run))
         assert (run.state, progress_of(run)) == (State.SUCCEEDED, "3 of 3 steps, 3 of 3, 20 numbers loaded")
         assert "21 extracted, 1 dropped, 20 loaded, 0 removed" in RunLog.objects.get(run=run).text
         tables.append(list(Measurement.objects.order_by("pk").values_list("pk", "key", "at", "value")))
-        run = requests.retry(run, "ada")
+        run = requests.retry([run], "ada").runs[0]
     assert tables[0] == tables[1]
     assert len(tables[0]) == 20
     assert source.asked == [f"GET {page}"] * 2

@@ -12,9 +12,9 @@ from django.core.files.storage import default_storage
 from django.db import connection
 from django_celery_results.models import TaskResult
 
-from jobs.ledger import outbox, requests
+from jobs.ledger import outbox
 from jobs.models import Attempt, Run, RunLog, State, StoredFile
-from tests.making import ends, make_schedule
+from tests.making import ends, make_schedule, run_now
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -63,9 +63,7 @@ def worker(processes, site, tmp_path, servers):
 
 def start(task: str, keep_result: bool | None = None, **kwargs: Any) -> Run:
     schedule = make_schedule(f"{task} {uuid4()}", task=task, kwargs=kwargs, policy={"keep_result": keep_result})
-    run = requests.run_now(schedule, actor="ada")
-    outbox.send([run])
-    return run
+    return run_now(schedule)
 
 
 def soon(run: Run) -> bool:

@@ -20,7 +20,7 @@ class Command(BaseCommand):
         current_app.loader.import_default_modules()  # resources are declared beside the tasks that use them
         names = list(dict.fromkeys(names))
         try:
-            resources.invalidate(*names, by="manage.py invalidate")
+            resources.invalidate(*names, actor="manage.py invalidate")
         except UnknownResourceError as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"Invalidated: {', '.join(names)}. Every worker drops what it holds within seconds.")

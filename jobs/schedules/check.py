@@ -1,0 +1,22 @@
+"""Can this schedule run at all? Asked before it is saved; a schedule written past this is flagged instead."""
+
+from datetime import datetime
+from typing import Any
+
+from django_celery_beat.models import PeriodicTask
+
+from jobs.messages.message import message_of
+from jobs.rules.errors import Invalid
+from jobs.rules.occurrences import next_occurrence
+from jobs.schedules.calendar import spec_of
+
+
+def check(schedule: PeriodicTask, policy: Any, now: datetime, *, timing_changed: bool) -> None:
+    """Refuse a schedule that could never run. Raises `Invalid` with a sentence that says what to change.
+
+    A schedule whose time is over is refused only where its timing has changed: other edits of it are harmless.
+    """
+    spec = spec_of(schedule, now)
+    message_of(schedule, policy)
+    if schedule.enabled and timing_changed and next_occurrence(spec, now) is None:
+        raise Invalid("It would never run: all of its time is over. Choose a later one, or disable it.")

@@ -1,0 +1,187 @@
+"""What can be done to schedules and runs is done by one function each, whichever door calls it."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.db import connection, transaction
+from django_celery_beat.models import PeriodicTask
+
+from jobs.beat import claim
+from jobs.ledger import backfills, outcomes, requests
+from jobs.models import Backfill, Policy, Run, State, database_now
+from jobs.models.audit import Actor
+from jobs.monitoring import statistics
+from jobs.rules.errors import Invalid
+from jobs.schedules import acts
+from tests.making import make_due, make_run, make_schedule
+
+pytestmark = pytest.mark.django_db(transaction=True)
+HOUR = timedelta(hours=1)
+ADA = Actor("ada")
+ALL = PeriodicTask.objects.all
+
+
+ACTS = {
+    "Enabled.": lambda actor: acts.enable(ALL(), actor),
+    "Disabled.": lambda actor: acts.disable(ALL(), actor),
+    "Paused.": lambda actor: acts.pause(ALL(), actor, "audit"),
+    "Resumed.": lambda actor: acts.resume(ALL(), actor),
+    "Told to skip 1 due moment.": lambda actor: acts.skip_next(ALL(), actor, 1),
+}
+
+
+@pytest.mark.parametrize("noted", ACTS)
+def test_it_notes_who_acted_on_which_schedule(noted):
+    schedule = make_schedule(policy={"paused_at": database_now()})
+    user = User.objects.create_user("ada")
+    assert ACTS[noted](Actor.of_user(user)) == 1
+    entry = LogEntry.objects.get()
+    assert (entry.user, entry.object_id, entry.object_repr) == (user, str(schedule.pk), "it")
+    assert entry.get_change_message() == noted
+    assert entry.get_edited_object() == schedule
+
+
+@pytest.mark.parametrize("noted", ACTS)
+def test_it_changes_nothing_without_its_note(noted, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("no room for the note")
+
+    make_schedule(policy={"paused_at": database_now()})
+    before = list(PeriodicTask.objects.values("enabled")), list(Policy.objects.values())
+    monkeypatch.setattr(acts, "note", broken)
+    with pytest.raises(RuntimeError):
+        ACTS[noted](ADA)
+    assert before == (list(PeriodicTask.objects.values("enabled")), list(Policy.objects.values()))
+
+
+def test_it_acts_on_a_schedule_that_was_made_past_every_signal():
+    PeriodicTask.objects.bulk_create(
+        [PeriodicTask(name="new", task="tests.nothing", interval=make_schedule().interval)]
+    )
+    assert acts.pause(PeriodicTask.objects.filter(name="new"), ADA) == 1
+    assert Policy.objects.paused().get().schedule.name == "new"
+
+
+def test_it_acts_on_the_others_where_one_row_cannot_be_read():
+    good, bad = make_schedule("good"), make_schedule("bad")
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(f"UPDATE {PeriodicTask._meta.db_table} SET start_time = 'infinity' WHERE id = %s", [bad.pk])
+    user = User.objects.create_user("ada")
+    assert acts.disable(ALL(), Actor.of_user(user)) == 2
+    assert set(ALL().values_list("enabled", flat=True)) == {False}
+    assert {entry.object_id for entry in LogEntry.objects.all()} == {str(good.pk), str(bad.pk)}
+
+
+@pytest.mark.parametrize(
+    ("act", "sentence"),
+    [
+        (lambda: acts.pause(ALL(), ADA, until=database_now() - HOUR), "next hundred years"),
+        (lambda: acts.pause(ALL(), ADA, "x" * 501), "longer than 500 characters"),
+        (lambda: acts.pause(ALL(), ADA, catch_up="some"), "choose from none, latest, all"),
+        (lambda: acts.skip_next(ALL(), ADA, -1), "from 0 to 10,000"),
+        (lambda: acts.skip_next(ALL(), ADA, 10_001), "from 0 to 10,000"),
+    ],
+)
+def test_it_refuses_an_act_that_cannot_be_meant(act, sentence):
+    make_schedule()
+    with pytest.raises(Invalid, match=sentence):
+        act()
+    assert not Policy.objects.paused().exists()
+
+
+def test_it_lets_two_people_act_on_the_same_schedules_at_once():
+    for number in range(20):
+        make_schedule(f"s{number}")
+    barrier, numbers = threading.Barrier(4), []
+
+    def person(number: int) -> None:
+        barrier.wait()
+        for _ in range(5):
+            numbers.append(acts.disable(ALL().order_by("-pk" if number % 2 else "pk"), ADA))
+            numbers.append(acts.pause(ALL(), ADA))
+        connection.close()
+
+    threads = [threading.Thread(target=person, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert numbers == [20] * 40
+
+
+def test_it_leaves_a_schedule_that_is_being_changed_to_the_next_claim():
+    """Neither waits for the other: beat skips a locked row, so a save and a claim cannot wait for each other."""
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite has one writer at a time.")
+    schedule = make_schedule()
+    make_due(schedule)
+    changed, claimed = threading.Event(), threading.Event()
+
+    def editor() -> None:
+        with transaction.atomic():
+            PeriodicTask.objects.filter(pk=schedule.pk).update(description="new")
+            changed.set()
+            claimed.wait()
+        connection.close()
+
+    thread = threading.Thread(target=editor)
+    thread.start()
+    changed.wait()
+    try:
+        assert list(claim.claim_due()) == []
+    finally:
+        claimed.set()
+        thread.join()
+    assert len(next(claim.claim_due())) == 1
+
+
+def test_it_shows_an_act_in_the_statistics_at_once(redis):
+    make_schedule()
+    assert statistics.figures()["schedules"]["enabled"] == 1
+    acts.disable(ALL(), ADA)
+    assert statistics.figures()["schedules"]["enabled"] == 0
+
+
+def test_it_sends_a_requested_run_once_its_transaction_is_committed(redis):
+    with transaction.atomic():
+        run, is_new = requests.run_job("tests.nothing", {}, "ada")
+        assert redis.llen("celery") == 0
+    run.refresh_from_db()
+    assert (is_new, run.state, redis.llen("celery")) == (True, State.QUEUED, 1)
+
+
+def test_it_requests_what_can_run_and_says_why_the_rest_cannot(redis):
+    good, bad = make_schedule("good"), make_schedule("bad", task="tests.gone")
+    requested = requests.run_now([bad, good], ADA)
+    assert [run.schedule_name for run in requested.runs] == ["good"]
+    assert [(schedule, why[:16]) for schedule, why in requested.refused] == [(bad, "No job is named ")]
+    assert redis.llen("celery") == 1
+
+
+def test_it_requests_no_repetition_of_a_run_that_is_not_over(redis):
+    over, active = make_run(state=State.FAILED), make_run()
+    requested = requests.retry([over, active], ADA)
+    assert [(run.parent_id, run.actor) for run in requested.runs] == [(over.id, "ada")]
+    assert requested.refused == [(active, "it is still waiting")]
+
+
+def test_it_cancels_unstarted_runs_and_asks_running_ones_to_end():
+    make_run()
+    running = make_run(state=State.RUNNING)
+    make_run(state=State.FAILED)
+    assert requests.cancel(Run.objects.all(), ADA) == outcomes.Cancelled(ended=1, asked=1)
+    running.refresh_from_db()
+    assert (running.state, running.cancel_reason) == (State.RUNNING, "cancelled: by ada")
+
+
+def test_it_notes_who_asked_for_a_backfill():
+    schedule, user = make_schedule(cron={"minute": "30"}), User.objects.create_user("ada")
+    end = database_now().replace(minute=0, second=0, microsecond=0)
+    asked = Backfill(schedule=schedule, start=end - 3 * HOUR, end=end)
+    assert backfills.backfill(asked, Actor.of_user(user)) == 3
+    assert set(Run.objects.values_list("actor", flat=True)) == {"ada"}
+    assert LogEntry.objects.get().get_change_message().startswith("Backfilled: backfill of it")
