@@ -25,7 +25,8 @@ from jobs.messages.message import Message, message_of
 from jobs.models import SENDING, Ended, Policy, PolicyQuerySet, Run, State, bulk, database_now, worker_text
 from jobs.rules import policies
 from jobs.rules.errors import Invalid
-from jobs.rules.occurrences import FOREVER, from_text, occurrences
+from jobs.rules.moments import FOREVER
+from jobs.rules.occurrences import from_text, occurrences
 
 log = logging.getLogger(__name__)
 

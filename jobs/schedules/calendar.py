@@ -28,20 +28,11 @@ from django_celery_beat.models import (
 )
 
 from jobs.models import Policy, bulk, database_now
+from jobs.rules.crontab import Crontab
 from jobs.rules.errors import Invalid
-from jobs.rules.occurrences import (
-    FOREVER,
-    Clocked,
-    Crontab,
-    Interval,
-    Solar,
-    Spec,
-    Timing,
-    as_text,
-    from_text,
-    next_occurrence,
-    occurrences,
-)
+from jobs.rules.moments import FOREVER
+from jobs.rules.occurrences import Clocked, Interval, Spec, Timing, as_text, from_text, next_occurrence, occurrences
+from jobs.rules.solar import Solar
 
 KINDS = {"interval": IntervalSchedule, "crontab": CrontabSchedule, "solar": SolarSchedule, "clocked": ClockedSchedule}
 SCHEDULES = (PeriodicTask, *KINDS.values())

@@ -29,8 +29,9 @@ from django_celery_beat.tzcrontab import TzAwareCrontab
 
 from jobs.beat.scheduler import Scheduler
 from jobs.models import Policy, Run, State, database_now
+from jobs.rules.crontab import Crontab
 from jobs.rules.errors import Invalid
-from jobs.rules.occurrences import Crontab, Spec, occurrences
+from jobs.rules.occurrences import Spec, occurrences
 from jobs.schedules import calendar, entries
 from tests.making import make_due, make_schedule
 

@@ -25,20 +25,10 @@ from cronsim import CronSim
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from jobs.rules.crontab import Crontab
 from jobs.rules.errors import Invalid
-from jobs.rules.occurrences import (
-    HIGHEST_LATITUDE,
-    SOLAR_EVENTS,
-    Clocked,
-    Crontab,
-    Interval,
-    Solar,
-    Spec,
-    as_text,
-    from_text,
-    next_occurrence,
-    occurrences,
-)
+from jobs.rules.occurrences import Clocked, Interval, Spec, as_text, from_text, next_occurrence, occurrences
+from jobs.rules.solar import HIGHEST_LATITUDE, SOLAR_EVENTS, Solar
 
 THOROUGH = bool(os.environ.get("THOROUGH"))
 EXPRESSIONS = 10_000 if THOROUGH else 400

@@ -1,0 +1,216 @@
+"""When do the wall clocks of a zone show what a crontab asks for?
+
+Its one rule: Celery's syntax, its AND of the two day fields, and Debian's rule for clock changes (see `Calendar`).
+Limits: computed for the years 2 to 9998; two clock changes of one zone must lie more than a day apart (the closest
+pair in the time zone database: nearly four).
+"""
+
+import re
+from bisect import bisect_left
+from calendar import monthrange
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from celery.schedules import crontab_parser
+
+from jobs.rules.errors import Invalid
+from jobs.rules.moments import DAY, INSTANT, LAST
+
+LONGEST_FIELD = 240  # characters; django-celery-beat's widest column
+
+_ZERO = timedelta(0)
+_MINUTES_OF_DAY = tuple(timedelta(minutes=n) for n in range(24 * 60))  # shared, so that a calendar holds pointers
+
+
+@dataclass(frozen=True, slots=True)
+class Crontab:
+    """Celery's five fields, read by the wall clocks of `zone` (an IANA name)."""
+
+    minute: str
+    hour: str
+    day_of_month: str
+    month_of_year: str
+    day_of_week: str
+    zone: str
+
+    def __post_init__(self) -> None:
+        calendar_of(self)
+
+
+# --- what the fields say --------------------------------------------------------------------------------------------
+
+
+class _Field(NamedTuple):
+    label: str
+    low: int
+    size: int
+    example: str
+    names: str = ""
+
+
+_MINUTE = _Field("Minute", 0, 60, "0, 10-20 or */15")
+_HOUR = _Field("Hour", 0, 24, "9, 8-18 or */2")
+_DAY_OF_MONTH = _Field("Day of month", 1, 31, "1, 1-7 or */2")
+_MONTH = _Field(
+    *("Month", 1, 12, "1, jan, 6-8 or */3"),
+    names="january february march april may june july august september october november december",
+)
+_WEEKDAY = _Field(
+    *("Day of week", 0, 7, "1, mon, mon-fri or */2"),
+    names="sunday monday tuesday wednesday thursday friday saturday",
+)
+
+_VALUE = "([0-9a-zA-Z]+)"
+_PART = re.compile(rf"{_VALUE}|(?:\*|{_VALUE}-{_VALUE})(?:/([0-9]+))?")
+
+
+@lru_cache(maxsize=4096)
+def _values(field: _Field, text: str) -> tuple[int, ...]:
+    """What a field allows, in order. Celery's parser expands it but overlooks much, so the text is checked first."""
+    if not text:
+        raise Invalid(f"{field.label} is empty; write * for every one.")
+    if len(text) > LONGEST_FIELD:
+        raise Invalid(f"{field.label} is longer than {LONGEST_FIELD} characters; shorten it, for example with ranges.")
+    for part in text.split(","):
+        _check_part(field, part)
+    return tuple(sorted(crontab_parser(field.size, field.low).parse(text)))
+
+
+def _check_part(field: _Field, part: str) -> None:
+    matched = _PART.fullmatch(part)
+    if matched is None:
+        raise _unreadable(field, part)
+    *values, step = matched.groups()
+    for value in filter(None, values):
+        _check_value(field, value)
+    if step is not None and not 1 <= int(step) <= field.size:
+        raise Invalid(f"{field.label}: the step in {part!r} must be from 1 to {field.size}.")
+
+
+def _check_value(field: _Field, value: str) -> None:
+    if not value.isdigit():
+        if len(value) < 3 or not any(name.startswith(value.lower()) for name in field.names.split()):
+            raise _unreadable(field, value)
+    elif not field.low <= int(value) < field.low + field.size:
+        hint = " (Sunday is 0 or sun)" if field is _WEEKDAY else ""
+        raise Invalid(f"{field.label}: choose from {field.low} to {field.low + field.size - 1}{hint}, not {value}.")
+
+
+def _unreadable(field: _Field, text: str) -> Invalid:
+    return Invalid(f"{field.label}: cannot read {text!r}; write * or, for example, {field.example}, joined by commas.")
+
+
+# --- when that is ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """A crontab, expanded. A wall clock reading ("wall") wears the label UTC, so that wall - offset is its moment.
+
+    Debian's rule: where minute or hour begins with `*` the schedule follows elapsed time: every real minute whose
+    reading matches. Any other names fixed times: one in a gap comes at the first moment after it, a repeated one once.
+    """
+
+    zone: ZoneInfo
+    elapsed: bool
+    months: tuple[int, ...]
+    days: tuple[int, ...]
+    weekdays: tuple[int, ...]
+    times: tuple[timedelta, ...]
+
+    def moments(self, after: datetime, until: datetime) -> Iterator[datetime]:
+        if after >= until:
+            return iter(())
+        return self._elapsed(after, until) if self.elapsed else self._fixed(after)
+
+    def _fixed(self, after: datetime) -> Iterator[datetime]:
+        reading = after + _offset(self.zone, after)
+        for wall in self._walls(reading + INSTANT):  # what the clocks read at `after` has come, at the latest then
+            yield _moment(self.zone, wall)
+
+    def _elapsed(self, after: datetime, until: datetime) -> Iterator[datetime]:
+        while after <= until:
+            offset = _offset(self.zone, after)
+            end = _steady_until(self.zone, after, offset)
+            for wall in self._walls(after + offset):
+                if wall - offset >= end:
+                    break
+                yield wall - offset
+            following = next(self._walls(end - DAY), LAST)
+            after = max(end, following - DAY)  # no zone is a day from UTC: nothing can be due before
+
+    def _walls(self, start: datetime) -> Iterator[datetime]:
+        for midnight in self._midnights(start):
+            for index in range(bisect_left(self.times, start - midnight), len(self.times)):
+                yield midnight + self.times[index]
+
+    def _midnights(self, start: datetime) -> Iterator[datetime]:
+        month_of_start = (start.year, start.month)
+        for year in range(start.year, LAST.year):
+            for month in self.months[bisect_left(self.months, start.month) if year == start.year else 0 :]:
+                weekday, length = monthrange(year, month)  # of the first day, Monday = 0; Celery's Sunday = 0
+                skipped = bisect_left(self.days, start.day) if (year, month) == month_of_start else 0
+                for day in self.days[skipped:]:
+                    if day <= length and (weekday + day) % 7 in self.weekdays:
+                        yield datetime(year, month, day, tzinfo=UTC)
+
+
+@lru_cache(maxsize=16384)
+def calendar_of(crontab: Crontab) -> Calendar:
+    minutes, hours = _values(_MINUTE, crontab.minute), _values(_HOUR, crontab.hour)
+    days, months = _values(_DAY_OF_MONTH, crontab.day_of_month), _values(_MONTH, crontab.month_of_year)
+    if days[0] > max(monthrange(2000, month)[1] for month in months):  # a leap year
+        raise Invalid(
+            f"Day {crontab.day_of_month} never comes in month {crontab.month_of_year}; choose an earlier day."
+        )
+    return Calendar(
+        zone=_zone(crontab.zone),
+        elapsed=crontab.minute.startswith("*") or crontab.hour.startswith("*"),
+        months=months,
+        days=days,
+        weekdays=_values(_WEEKDAY, crontab.day_of_week),
+        times=_times(hours, minutes),
+    )
+
+
+@lru_cache(maxsize=4096)  # calendars share it, so that thousands that run every few minutes stay small
+def _times(hours: tuple[int, ...], minutes: tuple[int, ...]) -> tuple[timedelta, ...]:
+    return tuple(_MINUTES_OF_DAY[hour * 60 + minute] for hour in hours for minute in minutes)
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise Invalid(f"There is no time zone {name!r}; choose an IANA name such as Europe/Berlin or UTC.") from error
+
+
+def _offset(zone: ZoneInfo, moment: datetime) -> timedelta:
+    return moment.astimezone(zone).utcoffset() or _ZERO
+
+
+def _moment(zone: ZoneInfo, wall: datetime) -> datetime:
+    """When the clocks read `wall` for the first time or, if they leap over it, the moment they leap."""
+    offset = zone.utcoffset(wall) or _ZERO  # in a gap, the one before it
+    moment = wall - offset
+    in_gap = _offset(zone, moment) != offset
+    return _change(zone, moment - DAY, moment) if in_gap else moment
+
+
+def _steady_until(zone: ZoneInfo, moment: datetime, offset: timedelta) -> datetime:
+    """A moment up to which the offset stays what it is: the next change or a day on, whichever is first."""
+    tomorrow = moment + DAY
+    return tomorrow if _offset(zone, tomorrow) == offset else _change(zone, moment, tomorrow)
+
+
+def _change(zone: ZoneInfo, low: datetime, high: datetime) -> datetime:
+    """The moment after `low` and up to `high` at which the offset changes; changes come at whole seconds."""
+    low = low.replace(microsecond=0)
+    before = _offset(zone, low)
+    seconds = range(int((high - low).total_seconds()) + 1)
+    changed_at = bisect_left(seconds, True, key=lambda second: _offset(zone, low + timedelta(seconds=second)) != before)
+    return low + timedelta(seconds=changed_at)
