@@ -170,7 +170,7 @@ def _busy(schedules: list[int]) -> dict[int, list[policies.Busy]]:
     rows = active.values_list("schedule_id", "due_at", "state", "node", "pid", "not_before")
     for schedule, due_at, state, node, pid, not_before in rows:
         busy.setdefault(schedule, []).append(
-            policies.Busy(due_at, state, worker_text(node, pid), held=not_before is None)
+            policies.Busy(due_at, state, worker_text(node, pid), waiting_turn=not_before is None)
         )
     return busy
 
@@ -277,7 +277,7 @@ def _run(
     if decision.reason:
         run.last_due_at, run.count, run.reason = decision.last_due_at, decision.count, decision.reason
         run.state, run.finished_at = State.SKIPPED.value, now
-    elif decision.held:
+    elif decision.waiting_turn:
         run.not_before = None
     else:
         start_at = policies.jittered(decision.due_at, upcoming, policy.jitter) if policy.jitter else now

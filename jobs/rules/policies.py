@@ -107,21 +107,21 @@ class Busy:
     due_at: datetime
     state: str
     worker: str = ""
-    held: bool = False
+    waiting_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The outcome of one due moment, or of a stretch of skipped ones; an empty reason means it runs.
 
-    A `held` one runs as soon as the runs before it are over.
+    With `waiting_turn` it runs as soon as the runs before it are over.
     """
 
     due_at: datetime
     last_due_at: datetime
     count: int = 1
     reason: str = ""
-    held: bool = False
+    waiting_turn: bool = False
 
 
 def decide(
@@ -143,11 +143,11 @@ def decide(
     taken = _taken(rule, [moment for moment in due if moment not in unwanted], busy, catches_up=bool(caught_up))
     if rule.limit is not None and len(taken) == rule.limit:
         due = due[: due.index(taken[-1]) + 1]
-    runs = {moment: _is_held(rule, busy, moment != taken[0]) for moment in taken}
+    runs = {moment: _waits_for_turn(rule, busy, moment != taken[0]) for moment in taken}
     decisions: list[Decision] = []
     for moment in due:
         if moment in runs:
-            decisions.append(Decision(moment, moment, held=runs[moment]))
+            decisions.append(Decision(moment, moment, waiting_turn=runs[moment]))
         else:
             _skip_one(decisions, moment, unwanted.get(moment) or _overlap_sentence(rule, busy, taken))
     return decisions
@@ -198,14 +198,14 @@ def _taken(rule: Rule, wanted: Sequence[datetime], busy: Sequence[Busy], *, catc
     elif rule.overlap is Overlap.ALLOW or (catches_up and every_late_one):
         room = len(wanted)
     elif rule.overlap is Overlap.QUEUE_ONE:
-        room = all(run.held for run in busy) + all(not run.held for run in busy)
+        room = all(run.waiting_turn for run in busy) + all(not run.waiting_turn for run in busy)
     else:
         room = int(not busy)
     latest = wanted[max(0, len(wanted) - room) :]
     return latest if rule.limit is None else latest[: rule.limit]
 
 
-def _is_held(rule: Rule, busy: Sequence[Busy], has_elder: bool) -> bool:
+def _waits_for_turn(rule: Rule, busy: Sequence[Busy], has_elder: bool) -> bool:
     return rule.overlap is not Overlap.ALLOW and (bool(busy) or has_elder)
 
 

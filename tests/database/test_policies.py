@@ -29,7 +29,7 @@ def claim_all() -> list[Run]:
 def states(schedule: PeriodicTask) -> list[str]:
     """What became of its moments, the oldest first."""
     runs = Run.objects.filter(schedule=schedule).order_by("due_at", "trigger")
-    return [f"{'held' if run.state == State.WAITING and run.not_before is None else run.state}" for run in runs]
+    return [f"{'waiting_turn' if run.state == State.WAITING and run.not_before is None else run.state}" for run in runs]
 
 
 def end(run: Run, state: State = State.SUCCEEDED) -> None:
@@ -46,13 +46,13 @@ def test_it_lets_one_run_wait_for_the_end_of_the_one_before_it():
     for _ in range(2):
         make_due(schedule)
         assert claim_all() == []
-    assert states(schedule) == ["running", "held", "skipped"]
+    assert states(schedule) == ["running", "waiting_turn", "skipped"]
     assert release.release() == 0
     end(running)
     assert release.release() == 1
-    held = Run.objects.get(state=State.WAITING)
-    assert held.not_before <= database_now()
-    assert timedelta(0) < held.expires_at - database_now() <= MINUTE
+    released = Run.objects.get(state=State.WAITING)
+    assert released.not_before <= database_now()
+    assert timedelta(0) < released.expires_at - database_now() <= MINUTE
 
 
 def test_it_cancels_what_has_not_started_and_asks_what_runs_to_end_for_a_younger_run():
@@ -66,7 +66,7 @@ def test_it_cancels_what_has_not_started_and_asks_what_runs_to_end_for_a_younger
     assert (queued.state, running.state) == (State.CANCELLED, State.RUNNING)
     assert queued.reason == running.cancel_reason
     assert running.cancel_reason.endswith("takes its place; policy: cancel previous")
-    assert states(schedule)[-1] == "held"
+    assert states(schedule)[-1] == "waiting_turn"
     outcomes.fail(running.id, running.attempt, "RuntimeError: interrupted", {})
     running.refresh_from_db()
     assert (running.state, running.reason) == (State.CANCELLED, running.cancel_reason)
@@ -94,7 +94,7 @@ def test_it_catches_up_one_after_the_other():
     schedule = make_schedule(every=10 * MINUTE, policy={"catch_up": CatchUp.ALL, "catch_up_cap": 3})
     make_due(schedule, ago=HOUR)
     (first,) = claim_all()
-    assert states(schedule) == ["skipped", "waiting", "held", "held", "held"]  # three missed, and the one of now
+    assert states(schedule) == ["skipped", "waiting", *["waiting_turn"] * 3]  # three missed, and the one of now
     order = [first.due_at]
     for _ in range(3):
         end(Run.objects.get(due_at=order[-1], schedule=schedule))

@@ -33,7 +33,7 @@ def moments(*hours_ago: float) -> list[datetime]:
 
 def outcome(decisions) -> list[str]:
     return [
-        f"{'skip' if d.reason else 'held' if d.held else 'run'}{'' if d.count == 1 else f' x{d.count}'}"
+        f"{'skip' if d.reason else 'wait' if d.waiting_turn else 'run'}{'' if d.count == 1 else f' x{d.count}'}"
         for d in decisions
     ]
 
@@ -87,7 +87,7 @@ def test_it_runs_the_latest_of_moments_that_are_claimed_together():
     )
 
 
-RUNNING, HELD = Busy(NOW - HOUR, "running"), Busy(NOW - HOUR / 2, "waiting", held=True)
+RUNNING, WAITING = Busy(NOW - HOUR, "running"), Busy(NOW - HOUR / 2, "waiting", waiting_turn=True)
 
 
 @pytest.mark.parametrize(
@@ -95,22 +95,22 @@ RUNNING, HELD = Busy(NOW - HOUR, "running"), Busy(NOW - HOUR / 2, "waiting", hel
     [
         (Overlap.SKIP, [], ["skip", "run"]),
         (Overlap.SKIP, [RUNNING], ["skip x2"]),
-        (Overlap.SKIP, [HELD], ["skip x2"]),
+        (Overlap.SKIP, [WAITING], ["skip x2"]),
         (Overlap.ALLOW, [], ["run", "run"]),
         (Overlap.ALLOW, [RUNNING], ["run", "run"]),
-        (Overlap.QUEUE_ONE, [], ["run", "held"]),
-        (Overlap.QUEUE_ONE, [RUNNING], ["skip", "held"]),
-        (Overlap.QUEUE_ONE, [RUNNING, HELD], ["skip x2"]),
+        (Overlap.QUEUE_ONE, [], ["run", "wait"]),
+        (Overlap.QUEUE_ONE, [RUNNING], ["skip", "wait"]),
+        (Overlap.QUEUE_ONE, [RUNNING, WAITING], ["skip x2"]),
         (Overlap.CANCEL_PREVIOUS, [], ["skip", "run"]),
-        (Overlap.CANCEL_PREVIOUS, [RUNNING], ["skip", "held"]),
-        (Overlap.CANCEL_PREVIOUS, [RUNNING, HELD], ["skip", "held"]),
+        (Overlap.CANCEL_PREVIOUS, [RUNNING], ["skip", "wait"]),
+        (Overlap.CANCEL_PREVIOUS, [RUNNING, WAITING], ["skip", "wait"]),
     ],
 )
 def test_it_lets_runs_meet_as_the_policy_says(overlap, busy, expected):
     assert outcome(decide(Rule(overlap), moments(0.01, 0), NOW, busy=busy)) == expected
 
 
-@pytest.mark.parametrize(("overlap", "expected"), [(Overlap.SKIP, "held"), (Overlap.ALLOW, "run")])
+@pytest.mark.parametrize(("overlap", "expected"), [(Overlap.SKIP, "wait"), (Overlap.ALLOW, "run")])
 def test_it_catches_up_one_after_the_other_where_runs_must_not_meet(overlap, expected):
     rule = Rule(overlap, CatchUp.ALL)
     assert outcome(decide(rule, moments(3, 2, 1, 0), NOW)) == ["run", *[expected] * 3]
@@ -192,7 +192,7 @@ def test_it_does_not_count_a_skipped_moment_as_one_of_a_limited_schedule():
 def test_it_accounts_for_every_moment_exactly_once():
     due = moments(*(n / 100 for n in range(300, -1, -1)))
     pauses = [None, *(paused(catch_up, NOW - HOUR) for catch_up in CatchUp)]
-    for overlap, catch_up, pause, busy in product(Overlap, CatchUp, pauses, ([], [RUNNING], [RUNNING, HELD])):
+    for overlap, catch_up, pause, busy in product(Overlap, CatchUp, pauses, ([], [RUNNING], [RUNNING, WAITING])):
         rule = Rule(overlap, catch_up, 2 * HOUR, pause=pause)
         decisions = decide(rule, due, NOW, busy=busy)
         assert sum(decision.count for decision in decisions) == len(due)
