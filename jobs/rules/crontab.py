@@ -1,8 +1,8 @@
-"""When do the wall clocks of a zone show what a crontab asks for?
+"""When is a crontab due by the wall clocks of its time zone?
 
-Its one rule: Celery's syntax, its AND of the two day fields, and Debian's rule for clock changes (see `Calendar`).
-Limits: computed for the years 2 to 9998; two clock changes of one zone must lie more than a day apart (the closest
-pair in the time zone database: nearly four).
+Its one rule: Celery's syntax, Celery's AND of the two day fields, and Debian's rule for clock changes (see `Calendar`).
+Limits: the years 2 to 9998. Two clock changes of one zone must lie more than a day apart; the closest pair in the time
+zone database lies nearly four days apart.
 """
 
 import re
@@ -20,10 +20,10 @@ from celery.schedules import crontab_parser
 from jobs.rules.errors import Invalid
 from jobs.rules.moments import DAY, INSTANT, LAST
 
-LONGEST_FIELD = 240  # characters; django-celery-beat's widest column
+LONGEST_FIELD = 240  # characters; the widest column of django-celery-beat
 
 _ZERO = timedelta(0)
-_MINUTES_OF_DAY = tuple(timedelta(minutes=n) for n in range(24 * 60))  # shared, so that a calendar holds pointers
+_MINUTES_OF_DAY = tuple(timedelta(minutes=n) for n in range(24 * 60))  # shared: a calendar holds references only
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Crontab:
         calendar_of(self)
 
 
-# --- what the fields say --------------------------------------------------------------------------------------------
+# --- parsing the fields ---------------------------------------------------------------------------------------------
 
 
 class _Field(NamedTuple):
@@ -70,9 +70,9 @@ _PART = re.compile(rf"{_VALUE}|(?:\*|{_VALUE}-{_VALUE})(?:/([0-9]+))?")
 
 @lru_cache(maxsize=4096)
 def _values(field: _Field, text: str) -> tuple[int, ...]:
-    """What a field allows, in order. Celery's parser expands it but overlooks much, so the text is checked first."""
+    """The values that a field allows, in order. Celery's parser accepts too much, so the text is checked first."""
     if not text:
-        raise Invalid(f"{field.label} is empty; write * for every one.")
+        raise Invalid(f"{field.label} is empty; write * for all values.")
     if len(text) > LONGEST_FIELD:
         raise Invalid(f"{field.label} is longer than {LONGEST_FIELD} characters; shorten it, for example with ranges.")
     for part in text.split(","):
@@ -101,18 +101,21 @@ def _check_value(field: _Field, value: str) -> None:
 
 
 def _unreadable(field: _Field, text: str) -> Invalid:
-    return Invalid(f"{field.label}: cannot read {text!r}; write * or, for example, {field.example}, joined by commas.")
+    return Invalid(
+        f"{field.label}: cannot read {text!r}; write * or values such as {field.example}, separated by commas."
+    )
 
 
-# --- when that is ---------------------------------------------------------------------------------------------------
+# --- computing the moments ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Calendar:
-    """A crontab, expanded. A wall clock reading ("wall") wears the label UTC, so that wall - offset is its moment.
+    """An expanded crontab. A wall clock reading ("wall") is labelled UTC, so that wall - offset is its moment.
 
-    Debian's rule: where minute or hour begins with `*` the schedule follows elapsed time: every real minute whose
-    reading matches. Any other names fixed times: one in a gap comes at the first moment after it, a repeated one once.
+    Debian's rule: where the minute or the hour field begins with `*`, the crontab follows elapsed time and is due at
+    every real minute whose reading matches. Any other crontab names fixed times: a time that a clock change skips is
+    due at the first moment after the gap, and a repeated time is due once, the first time.
     """
 
     zone: ZoneInfo
@@ -129,7 +132,7 @@ class Calendar:
 
     def _fixed(self, after: datetime) -> Iterator[datetime]:
         reading = after + _offset(self.zone, after)
-        for wall in self._walls(reading + INSTANT):  # what the clocks read at `after` has come, at the latest then
+        for wall in self._walls(reading + INSTANT):  # readings up to this one were due by `after`
             yield _moment(self.zone, wall)
 
     def _elapsed(self, after: datetime, until: datetime) -> Iterator[datetime]:
@@ -141,7 +144,7 @@ class Calendar:
                     break
                 yield wall - offset
             following = next(self._walls(end - DAY), LAST)
-            after = max(end, following - DAY)  # no zone is a day from UTC: nothing can be due before
+            after = max(end, following - DAY)  # no zone is a whole day from UTC: nothing is due earlier
 
     def _walls(self, start: datetime) -> Iterator[datetime]:
         for midnight in self._midnights(start):
@@ -152,7 +155,7 @@ class Calendar:
         month_of_start = (start.year, start.month)
         for year in range(start.year, LAST.year):
             for month in self.months[bisect_left(self.months, start.month) if year == start.year else 0 :]:
-                weekday, length = monthrange(year, month)  # of the first day, Monday = 0; Celery's Sunday = 0
+                weekday, length = monthrange(year, month)  # weekday of the first, Monday = 0; Celery's Sunday = 0
                 skipped = bisect_left(self.days, start.day) if (year, month) == month_of_start else 0
                 for day in self.days[skipped:]:
                     if day <= length and (weekday + day) % 7 in self.weekdays:
@@ -161,11 +164,12 @@ class Calendar:
 
 @lru_cache(maxsize=16384)
 def calendar_of(crontab: Crontab) -> Calendar:
+    """The expanded crontab. Raises `Invalid` when a field or the zone cannot be read, or when it is never due."""
     minutes, hours = _values(_MINUTE, crontab.minute), _values(_HOUR, crontab.hour)
     days, months = _values(_DAY_OF_MONTH, crontab.day_of_month), _values(_MONTH, crontab.month_of_year)
     if days[0] > max(monthrange(2000, month)[1] for month in months):  # a leap year
         raise Invalid(
-            f"Day {crontab.day_of_month} never comes in month {crontab.month_of_year}; choose an earlier day."
+            f"Day {crontab.day_of_month} never occurs in month {crontab.month_of_year}; choose an earlier day."
         )
     return Calendar(
         zone=_zone(crontab.zone),
@@ -177,7 +181,7 @@ def calendar_of(crontab: Crontab) -> Calendar:
     )
 
 
-@lru_cache(maxsize=4096)  # calendars share it, so that thousands that run every few minutes stay small
+@lru_cache(maxsize=4096)  # shared, so that thousands of crontabs every few minutes take little memory
 def _times(hours: tuple[int, ...], minutes: tuple[int, ...]) -> tuple[timedelta, ...]:
     return tuple(_MINUTES_OF_DAY[hour * 60 + minute] for hour in hours for minute in minutes)
 
@@ -194,21 +198,21 @@ def _offset(zone: ZoneInfo, moment: datetime) -> timedelta:
 
 
 def _moment(zone: ZoneInfo, wall: datetime) -> datetime:
-    """When the clocks read `wall` for the first time or, if they leap over it, the moment they leap."""
-    offset = zone.utcoffset(wall) or _ZERO  # in a gap, the one before it
+    """The first moment at which the clocks read `wall`; where they skip it, the moment of the change."""
+    offset = zone.utcoffset(wall) or _ZERO  # in a gap, the offset before it
     moment = wall - offset
     in_gap = _offset(zone, moment) != offset
     return _change(zone, moment - DAY, moment) if in_gap else moment
 
 
 def _steady_until(zone: ZoneInfo, moment: datetime, offset: timedelta) -> datetime:
-    """A moment up to which the offset stays what it is: the next change or a day on, whichever is first."""
+    """A moment until which the offset does not change: the next change or a day later, whichever comes first."""
     tomorrow = moment + DAY
     return tomorrow if _offset(zone, tomorrow) == offset else _change(zone, moment, tomorrow)
 
 
 def _change(zone: ZoneInfo, low: datetime, high: datetime) -> datetime:
-    """The moment after `low` and up to `high` at which the offset changes; changes come at whole seconds."""
+    """The moment at which the offset changes, after `low` and up to `high`. Changes occur at whole seconds."""
     low = low.replace(microsecond=0)
     before = _offset(zone, low)
     seconds = range(int((high - low).total_seconds()) + 1)

@@ -1,7 +1,7 @@
 """When is a schedule due?
 
-The one rule: the answer follows from the schedule and the range alone, so it does not matter when it is asked or how
-the range is cut. No database, no clock; aware UTC moments come out, whatever zone went in.
+Its one rule: the answer depends on the schedule and the range only; asking later or in several parts gives the same
+moments. No database, no clock. Callers may give moments in any zone and get them in UTC.
 
 `crontab` and `solar` compute the moments of their kinds, for the years 2 to 9998.
 """
@@ -24,7 +24,7 @@ LONGEST = timedelta(days=date.max.toordinal() - 1)  # from the first day of the 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A fixed grid: `grid_from` itself, then every whole multiple of `every` after it, to the microsecond."""
+    """A fixed grid, exact to the microsecond: `grid_from`, then every whole multiple of `every` after it."""
 
     every: timedelta
     grid_from: datetime
@@ -39,7 +39,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Clocked:
-    """Once."""
+    """A single moment."""
 
     at: datetime
 
@@ -52,7 +52,7 @@ Timing = Interval | Crontab | Clocked | Solar
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A timing between bounds, which never cause an occurrence: due at `start` it happens, due at `end` it does not."""
+    """A timing within bounds: `start` is included, `end` is excluded, and neither causes an occurrence."""
 
     timing: Timing
     start: datetime | None = None
@@ -66,7 +66,7 @@ class Spec:
 
 
 def occurrences(spec: Spec, after: datetime, until: datetime) -> Iterator[datetime]:
-    """Every due moment with `after < moment <= until`, in UTC, strictly increasing, computed as it is asked for."""
+    """Every due moment with `after < moment <= until`, in UTC, strictly increasing, computed lazily."""
     after, until = utc(after), utc(until)
     if spec.start is not None and spec.start > after:
         after = spec.start - INSTANT
@@ -84,12 +84,12 @@ def occurrences(spec: Spec, after: datetime, until: datetime) -> Iterator[dateti
 
 
 def next_occurrence(spec: Spec, after: datetime) -> datetime | None:
-    """The first due moment later than `after`; None when nothing is to come."""
+    """The first due moment after `after`; None when there is none."""
     return next(occurrences(spec, after, FOREVER), None)
 
 
 def as_text(spec: Spec) -> str:
-    """The schedule as JSON, the same for equal schedules, to be kept beside its next due moment; see `from_text`."""
+    """The schedule as JSON, stored beside its next due moment. Equal schedules have equal texts. See `from_text`."""
     bounds = {name: at for name, at in (("start", spec.start), ("end", spec.end)) if at is not None}
     own = {field.name: getattr(spec.timing, field.name) for field in fields(spec.timing)}
     values = {"kind": type(spec.timing).__name__.lower(), **own, **bounds}
@@ -98,7 +98,7 @@ def as_text(spec: Spec) -> str:
 
 @lru_cache(maxsize=16384)
 def from_text(text: str) -> Spec:
-    """Exactly the schedule that `as_text` was given. Raises `Invalid` for what is no such text."""
+    """Exactly the schedule that `as_text` was given. Raises `Invalid` for any other text."""
     try:
         values = {name: _read(name, value) for name, value in json.loads(text).items()}
         start, end = values.pop("start", None), values.pop("end", None)
@@ -106,7 +106,7 @@ def from_text(text: str) -> Spec:
     except Invalid:
         raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise Invalid(f"The text {text!r:.200} is no schedule; save the schedule again.") from error
+        raise Invalid(f"The text {text!r:.200} does not describe a schedule; save the schedule again.") from error
 
 
 _KINDS: dict[str, type[Timing]] = {kind.__name__.lower(): kind for kind in (Interval, Crontab, Clocked, Solar)}
@@ -124,7 +124,7 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _moments(timing: Timing, after: datetime, until: datetime) -> Iterator[datetime]:
-    """All moments of the range in order; may begin a little before it, go on behind it, and repeat itself."""
+    """All moments of the range in order; may start before it, continue after it, and contain a moment twice."""
     match timing:
         case Interval():
             return _grid(timing, after, until)
@@ -139,6 +139,6 @@ def _moments(timing: Timing, after: datetime, until: datetime) -> Iterator[datet
 def _grid(interval: Interval, after: datetime, until: datetime) -> Iterator[datetime]:
     every, origin = interval.every, interval.grid_from
     step = max(0, (after - origin) // every + 1)
-    while step * every <= until - origin:  # compared as durations: the next moment may lie beyond the calendar
+    while step * every <= until - origin:  # compares durations: the next moment may lie after the year 9999
         yield origin + step * every
         step += 1

@@ -1,7 +1,7 @@
-"""What should happen to a due moment, a failed attempt, a lost one: decided here, without a database or a clock.
+"""What should happen to a due moment, a failed attempt or a lost attempt?
 
-Its one rule: values in, a decision out; `now` is always a parameter. Each skipped moment gets a reason in one plain
-sentence, because that sentence is what a person reads in the ledger at four in the morning.
+Its one rule: values in, a decision out, without a database or a clock; `now` is always a parameter. Each skipped moment
+gets a reason in one plain sentence, which an operator reads in the ledger at four in the morning.
 """
 
 import random
@@ -11,23 +11,23 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-# A moment claimed later than this was missed: beat was down, and catch-up decides about it.
+# A moment that beat claims later than this was missed, and catch-up decides about it.
 MISSED_AFTER = timedelta(seconds=60)
-# The most moments that a schedule can be told to catch up.
+# The highest limit of moments to catch up that a policy may set.
 MOST_CAUGHT_UP = 10_000
-# A run whose process died is tried this often in all, even where failures are not retried.
+# A run whose process died may have this many attempts in all, even where failures are not retried.
 LOST_ATTEMPTS = 3
-# The longest wait between two attempts.
+# The longest wait between two attempts, before its random spread.
 LONGEST_RETRY_DELAY = timedelta(hours=6)
-# The longest wait that a task may ask for itself: a date that no calendar holds could not be read back.
+# The longest wait that a task may ask for: a date after the year 9999 could not be read back.
 LONGEST_COUNTDOWN = timedelta(days=3650)
-# How long a sent message may go without a start before it counts as lost; doubles with each sending, up to an hour.
+# How long a sent message has to start its run before it counts as lost; doubles with each sending, up to an hour.
 FIRST_PATIENCE = timedelta(seconds=20)
 LONGEST_PATIENCE = timedelta(hours=1)
 
 
 class Overlap(StrEnum):
-    """What to do with a due moment while an earlier run of the schedule is not over."""
+    """What to do with a due moment while an earlier run of the schedule is unfinished."""
 
     SKIP = "skip"
     QUEUE_ONE = "queue_one"
@@ -36,7 +36,7 @@ class Overlap(StrEnum):
 
 
 class CatchUp(StrEnum):
-    """Which of the moments that passed while nothing could run are still run."""
+    """Which due moments of an outage or a pause still run afterwards."""
 
     NONE = "none"
     LATEST = "latest"
@@ -45,7 +45,7 @@ class CatchUp(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """From `start` until `end` (None: until somebody resumes it) nothing falls due; afterwards what `catch_up` says."""
+    """No due moment runs from `start` until `end` (None: until resumed); then `catch_up` decides which of them run."""
 
     start: datetime
     end: datetime | None
@@ -55,7 +55,7 @@ class Pause:
 
     @classmethod
     def of(cls, policy: Any) -> "Pause | None":
-        """The pause in the columns of a policy."""
+        """The pause in a policy's columns; None before the first pause."""
         if policy.paused_at is None:
             return None
         catch_up = CatchUp(policy.pause_catch_up)
@@ -65,7 +65,7 @@ class Pause:
         return self.start <= moment and (self.end is None or moment < self.end)
 
     def holds_back(self, moment: datetime, now: datetime) -> bool:
-        """Whether only the end of the pause decides about the moment."""
+        """Whether the decision about the moment waits for the end of the pause."""
         return self.catch_up is not CatchUp.NONE and self.covers(moment) and self.covers(now)
 
     @property
@@ -88,7 +88,7 @@ class Rule:
 
     @classmethod
     def of(cls, policy: Any, *, one_off: bool) -> "Rule":
-        """The rule in the columns of a policy."""
+        """The rule in a policy's columns."""
         return cls(
             overlap=Overlap(policy.overlap),
             catch_up=CatchUp(policy.catch_up),
@@ -102,7 +102,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """A run that is in the way of the next one: when it was due, what it does, where."""
+    """An unfinished run of the schedule: when it was due, its state and its worker."""
 
     due_at: datetime
     state: str
@@ -112,9 +112,9 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The outcome of one due moment, or of a stretch of skipped ones; an empty reason means it runs.
+    """The outcome of one due moment, or of a stretch of skipped moments; an empty reason means it runs.
 
-    With `waiting_turn` it runs as soon as the runs before it are over.
+    With `waiting_turn` it runs as soon as the runs before it end.
     """
 
     due_at: datetime
@@ -127,10 +127,10 @@ class Decision:
 def decide(
     rule: Rule, due: Sequence[datetime], now: datetime, *, busy: Sequence[Busy] = (), following: int = 0
 ) -> list[Decision]:
-    """Decide about the moments of one schedule that are due, oldest first.
+    """Decide about the due moments of one schedule, oldest first.
 
-    `busy` are its runs that are not over, oldest first; `following` is how many missed moments the next pass will have.
-    Where fewer decisions than moments come out, the last run of a limited schedule has come: nothing is due after it.
+    `busy` lists its unfinished runs, oldest first; `following` is the number of missed moments left for the next pass.
+    Moments after the last run of a limited schedule get no decision: nothing is due after that run.
     """
     if len(due) == 1 and not busy and rule == USUAL and now - due[0] <= MISSED_AFTER:
         return [Decision(due[0], due[0])]
@@ -154,12 +154,12 @@ def decide(
 
 
 USUAL = Rule()
-USED_UP = "limited: all its runs have been run"
-SKIPPED_BY_HAND = "by hand: the next due moments were to be skipped"
+USED_UP = "limited: the schedule has no remaining runs"
+SKIPPED_BY_HAND = "by hand: an operator chose to skip the next due moments"
 
 
 def _late(rule: Rule, due: Sequence[datetime], now: datetime) -> dict[datetime, str]:
-    """The moments at which nothing could run, in order, each with the reason."""
+    """The paused and the missed moments, in order, each with the reason."""
     missed_sentence = _missed_sentence(rule)
     reasons = {}
     for moment in due:
@@ -173,7 +173,7 @@ def _late(rule: Rule, due: Sequence[datetime], now: datetime) -> dict[datetime, 
 def _caught_up(
     rule: Rule, late: Collection[datetime], due: Sequence[datetime], now: datetime, following: int
 ) -> set[datetime]:
-    """Which of the late moments run all the same: a pause and an outage have each their own say."""
+    """The late moments that run anyway: the pause decides about paused moments, the policy about missed ones."""
     paused = [moment for moment in late if rule.pause and rule.pause.covers(moment)]
     missed = [moment for moment in late if not (rule.pause and rule.pause.covers(moment))]
     recent = [moment for moment in missed if now - moment <= rule.window]
@@ -188,9 +188,9 @@ def _caught_up(
 
 
 def _taken(rule: Rule, wanted: Sequence[datetime], busy: Sequence[Busy], *, catches_up: bool) -> Sequence[datetime]:
-    """The moments that run, now or one after the other: the latest where not all may.
+    """The moments that run, now or one after the other; the latest where not all may run.
 
-    What an outage or a pause left to be caught up was not due beside another run: there is room for all of it.
+    While catch-up runs all late moments, `SKIP` and `QUEUE_ONE` skip nothing: the runs wait for their turns.
     """
     every_late_one = CatchUp.ALL in (rule.catch_up, rule.pause.catch_up if rule.pause else None)
     if rule.overlap is Overlap.CANCEL_PREVIOUS:
@@ -210,7 +210,7 @@ def _waits_for_turn(rule: Rule, busy: Sequence[Busy], has_elder: bool) -> bool:
 
 
 def _skip_one(decisions: list[Decision], moment: datetime, reason: str) -> None:
-    """Add a skipped moment, growing the last decision where the same reason skipped the moment before."""
+    """Add a skipped moment; extend the last decision where it has the same reason."""
     last = decisions[-1] if decisions else None
     if last and last.reason == reason:
         decisions[-1] = Decision(last.due_at, moment, last.count + 1, reason)
@@ -219,7 +219,7 @@ def _skip_one(decisions: list[Decision], moment: datetime, reason: str) -> None:
 
 
 def foresee(rule: Rule, upcoming: Iterable[datetime]) -> Iterator[tuple[datetime, str]]:
-    """Moments to come, each with what speaks against its run today, until a limited schedule has had its last run."""
+    """Upcoming moments up to a limited schedule's last run, each with the reason to skip it (empty: it runs)."""
     left = rule.limit
     for number, moment in enumerate(upcoming):
         if left == 0:
@@ -240,18 +240,19 @@ def skip(due: Sequence[datetime], reason: str) -> list[Decision]:
 
 def _missed_sentence(rule: Rule) -> str:
     window = str(rule.window).removesuffix(", 0:00:00")  # 1 day
-    kept = {
-        CatchUp.NONE: "nothing that was missed",
-        CatchUp.LATEST: f"only the latest of what was missed in the last {window}",
-        CatchUp.ALL: f"what was missed in the last {window}, at most {rule.cap} of it",
+    limits = {
+        CatchUp.NONE: "",
+        CatchUp.LATEST: f", up to {window} old",
+        CatchUp.ALL: f", up to {window} old, at most {rule.cap}",
     }
-    return f"missed: no beat was running when this was due; catch-up runs {kept[rule.catch_up]}"
+    allowed = f"{MISSED_AFTER.total_seconds():g} seconds"
+    return f"missed: no beat claimed this within {allowed}; catch-up: {rule.catch_up}{limits[rule.catch_up]}"
 
 
 def _overlap_sentence(rule: Rule, busy: Sequence[Busy], taken: Sequence[datetime]) -> str:
     policy = rule.overlap.replace("_", " ")
     if not busy:
-        return f"overlap: it had not started when the run due {_text(taken[-1])} came due; policy: {policy}"
+        return f"overlap: the run due {_text(taken[-1])} came due before this one started; policy: {policy}"
     where = f" on {busy[0].worker}" if busy[0].worker else ""
     return f"overlap: the run due {_text(busy[0].due_at)} was still {busy[0].state}{where}; policy: {policy}"
 
@@ -261,32 +262,32 @@ def _text(moment: datetime) -> str:
 
 
 def jittered(due_at: datetime, upcoming: datetime | None, jitter: timedelta) -> datetime:
-    """When a run is to start: up to `jitter` after it was due, at random, but before the next one is due."""
+    """When a run starts: at random up to `jitter` after it is due, but before the next run is due."""
     room = upcoming - due_at - timedelta.resolution if upcoming else jitter
-    return due_at + min(jitter, room) * random.random()  # noqa: S311 - spreads load, guards nothing
+    return due_at + min(jitter, room) * random.random()  # noqa: S311 - only spreads load
 
 
 def retry_delay(attempt: int, max_attempts: int, base: timedelta) -> timedelta | None:
-    """How long to wait after failed attempt number `attempt` (from 1), or None when the attempts are used up.
+    """How long to wait after failed attempt number `attempt` (from 1); None when no attempts are left.
 
-    The delay doubles with each attempt, is capped, and is spread by a tenth: many failures must not return at once.
+    The delay doubles with each attempt up to a cap. Up to a tenth more or less spreads many failures over time.
     """
     if attempt >= max_attempts:
         return None
     delay = min(min(base, LONGEST_RETRY_DELAY) * _doubled(attempt), LONGEST_RETRY_DELAY)
-    return delay * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, guards nothing
+    return delay * random.uniform(0.9, 1.1)  # noqa: S311 - only spreads load
 
 
 def runs_again_after_loss(attempt: int, max_attempts: int, *, wanted: bool) -> bool:
-    """Whether a run whose process died during attempt number `attempt` is started once more."""
+    """Whether a run whose process died during attempt number `attempt` gets another attempt."""
     return wanted and attempt < max(max_attempts, LOST_ATTEMPTS)
 
 
 def patience(sends: int) -> timedelta:
-    """How long a message that was sent `sends` times (from 1) may go without a start before it is sent again."""
+    """How long a message that was sent `sends` times (from 1) has to start its run before it is sent again."""
     return min(FIRST_PATIENCE * _doubled(sends), LONGEST_PATIENCE)
 
 
 def _doubled(times: int) -> int:
-    """1, 2, 4 ... for the first, second, third time; bounded, so that no length of time overflows."""
+    """1, 2, 4 ... for the first, second, third time; bounded, so that no timedelta overflows."""
     return 1 << min(max(times, 1) - 1, 20)

@@ -1,7 +1,8 @@
-"""When does a solar event come at a place?
+"""When does a solar event occur at a place?
 
-Its one rule: Celery's events, found by ephem to the second; polar day and night have none.
-Limits: computed for the years 2 to 9998.
+Its one rule: the events are Celery's, and ephem finds them to the second. Except for solar noon, polar day and polar
+night have none.
+Limits: the years 2 to 9998.
 """
 
 from collections.abc import Iterator
@@ -14,12 +15,12 @@ from typing import Any
 from jobs.rules.errors import Invalid
 from jobs.rules.moments import DAY, FIRST
 
-HIGHEST_LATITUDE = 89.5  # degrees; up to there each solar event comes in every year, nearer to a pole it may not
+HIGHEST_LATITUDE = 89.5  # degrees; nearer to a pole, a solar event may not occur in every year
 
-_EPHEM_ZERO = datetime(1899, 12, 31, 12, tzinfo=UTC)  # it counts days; as dates, its old ones are Julian
+_EPHEM_ZERO = datetime(1899, 12, 31, 12, tzinfo=UTC)  # ephem counts days from here; its old dates are Julian
 _BY_CENTRE: dict[str, bool] = {"use_center": True}
 _BY_RIM: dict[str, bool] = {}
-SOLAR_EVENTS = {  # as in Celery: what to ask of ephem's observer, the horizon in degrees, what of the sun crosses it
+SOLAR_EVENTS = {  # as in Celery: the method of ephem's observer, the horizon, and which part of the sun crosses it
     "dawn_astronomical": ("next_rising", "-18", _BY_CENTRE),
     "dawn_nautical": ("next_rising", "-12", _BY_CENTRE),
     "dawn_civil": ("next_rising", "-6", _BY_CENTRE),
@@ -34,7 +35,7 @@ SOLAR_EVENTS = {  # as in Celery: what to ask of ephem's observer, the horizon i
 
 @dataclass(frozen=True, slots=True)
 class Solar:
-    """One of `SOLAR_EVENTS`, seen from a place in degrees north and degrees east."""
+    """One of `SOLAR_EVENTS`, at a place in degrees north and degrees east."""
 
     event: str
     latitude: float
@@ -48,15 +49,15 @@ class Solar:
         _store_degrees(self, "longitude", 180)
         if abs(self.latitude) > HIGHEST_LATITUDE and self.event != "solar_noon":
             raise Invalid(
-                f"At latitude {self.latitude:g} the sun does not rise and set by the day; "
+                f"At latitude {self.latitude:g}, {self.event} may not occur in every year; "
                 f"choose solar_noon or a latitude from -{HIGHEST_LATITUDE} to {HIGHEST_LATITUDE}."
             )
 
 
 def solar_moments(solar: Solar, after: datetime, until: datetime) -> Iterator[datetime]:
-    """One search for each day of mean solar time, which always begins at the same hour, far from the event.
+    """Search each day of mean solar time, always from the same hour, far from the event.
 
-    ephem's answer differs by microseconds with where it begins to search: so that must not depend on who asks.
+    ephem's answer depends, by microseconds, on where the search starts. So the start must not depend on the range.
     """
     hour = 18 if solar.event.startswith(("dawn", "sunrise")) else 6
     any_start = FIRST + timedelta(hours=hour) - DAY * (solar.longitude / 360)
@@ -68,9 +69,9 @@ def solar_moments(solar: Solar, after: datetime, until: datetime) -> Iterator[da
         start += DAY
 
 
-@lru_cache(maxsize=16384)  # some decades: a polar night is walked through once
+@lru_cache(maxsize=16384)  # some decades of days, so that a polar night is searched once
 def _in_solar_day(solar: Solar, start: datetime) -> datetime | None:
-    """The event in the day from `start` on; None when the sun stays above or below the horizon all that day."""
+    """The event in the day that begins at `start`; None when the sun stays above or below the horizon all day."""
     ephem = _ephem()
     search, horizon, options = SOLAR_EVENTS[solar.event]
     observer = ephem.Observer()
@@ -86,15 +87,15 @@ def _in_solar_day(solar: Solar, start: datetime) -> datetime | None:
 
 def _ephem() -> Any:
     try:
-        import ephem  # late, as only solar schedules need it
+        import ephem  # imported late: only solar schedules need it
     except ImportError as error:
         raise Invalid("Solar schedules need the package ephem: install it, or use a crontab.") from error
     return ephem
 
 
 def _store_degrees(value: object, name: str, limit: int) -> None:
-    """Keep a frozen value's angle as a plain number: databases hand out decimals."""
-    degrees = float(getattr(value, name)) + 0.0  # which makes a zero of minus zero
-    if not abs(degrees) <= limit:  # nor is NaN
-        raise Invalid(f"A {name} of {degrees:g} degrees is on no map; choose one from -{limit} to {limit}.")
+    """Convert a frozen value's angle to a float: databases return decimals."""
+    degrees = float(getattr(value, name)) + 0.0  # turns minus zero into zero
+    if not abs(degrees) <= limit:  # also refuses NaN
+        raise Invalid(f"A {name} of {degrees:g} degrees does not exist; choose one from -{limit} to {limit}.")
     object.__setattr__(value, name, degrees)

@@ -84,7 +84,7 @@ def test_it_accounts_for_every_moment_of_an_outage():
     assert rows[-1].last_due_at == first + HOUR
     assert Policy.objects.get().next_due_at == first + HOUR + MINUTE
     assert {row.state for row in rows} == {State.SKIPPED, State.WAITING}
-    assert rows[0].reason.startswith("missed: no beat was running")
+    assert rows[0].reason.startswith("missed: no beat claimed this within 60 seconds")
 
 
 def test_it_accounts_for_an_outage_that_needs_several_passes(monkeypatch):

@@ -1,4 +1,4 @@
-"""What a schedule does with its due moments, from the policy's columns to the rows of the ledger."""
+"""How a schedule's policy decides about its due moments, from the policy's columns to the rows of the ledger."""
 
 import threading
 from datetime import timedelta
@@ -22,12 +22,12 @@ SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelt
 
 
 def claim_all() -> list[Run]:
-    """The rows of the runs that were claimed and are to be sent."""
+    """The rows of the claimed runs that beat sends now."""
     return [Run.objects.get(id=run.id) for runs in claim.claim_due() for run in runs]
 
 
 def states(schedule: PeriodicTask) -> list[str]:
-    """What became of its moments, the oldest first."""
+    """The states of its runs, the oldest first; `waiting_turn` for a run that waits for its turn."""
     runs = Run.objects.filter(schedule=schedule).order_by("due_at", "trigger")
     return [f"{'waiting_turn' if run.state == State.WAITING and run.not_before is None else run.state}" for run in runs]
 
@@ -40,7 +40,7 @@ def end(run: Run, state: State = State.SUCCEEDED) -> None:
 # --- overlap --------------------------------------------------------------------------------------------------------
 
 
-def test_it_lets_one_run_wait_for_the_end_of_the_one_before_it():
+def test_it_lets_one_run_wait_until_the_run_before_it_ends():
     schedule = make_schedule(policy={"overlap": Overlap.QUEUE_ONE}, expire_seconds=60)
     running = make_run(schedule, state=State.RUNNING, due_at=database_now() - HOUR)
     for _ in range(2):
@@ -55,7 +55,7 @@ def test_it_lets_one_run_wait_for_the_end_of_the_one_before_it():
     assert timedelta(0) < released.expires_at - database_now() <= MINUTE
 
 
-def test_it_cancels_what_has_not_started_and_asks_what_runs_to_end_for_a_younger_run():
+def test_it_cancels_unstarted_runs_and_interrupts_running_ones_for_a_later_run():
     schedule = make_schedule(policy={"overlap": Overlap.CANCEL_PREVIOUS})
     running = make_run(schedule, state=State.RUNNING, due_at=database_now() - 2 * HOUR)
     queued = make_run(schedule, state=State.QUEUED, due_at=database_now() - HOUR)
@@ -73,7 +73,7 @@ def test_it_cancels_what_has_not_started_and_asks_what_runs_to_end_for_a_younger
     assert release.release() == 1
 
 
-def test_it_cancels_a_run_that_was_to_end_and_died_instead_of_starting_it_again():
+def test_it_cancels_a_run_that_died_after_it_was_asked_to_end():
     run = make_run(
         make_schedule(), state=State.RUNNING, lease_until=database_now() - SECOND, cancel_reason="cancelled: x"
     )
@@ -82,7 +82,7 @@ def test_it_cancels_a_run_that_was_to_end_and_died_instead_of_starting_it_again(
     assert (run.state, run.reason) == (State.CANCELLED, "cancelled: x")
 
 
-def test_it_does_not_let_a_backfill_stand_in_the_way():
+def test_it_runs_a_due_moment_beside_a_backfill():
     schedule = make_schedule()
     backfill = Backfill.objects.create(schedule=schedule, start=database_now() - DAY, end=database_now(), actor="ada")
     make_run(schedule, state=State.RUNNING, trigger=Trigger.BACKFILL, backfill=backfill)
@@ -90,11 +90,11 @@ def test_it_does_not_let_a_backfill_stand_in_the_way():
     assert len(claim_all()) == 1
 
 
-def test_it_catches_up_one_after_the_other():
+def test_it_catches_up_one_run_after_another():
     schedule = make_schedule(every=10 * MINUTE, policy={"catch_up": CatchUp.ALL, "catch_up_cap": 3})
     make_due(schedule, ago=HOUR)
     (first,) = claim_all()
-    assert states(schedule) == ["skipped", "waiting", *["waiting_turn"] * 3]  # three missed, and the one of now
+    assert states(schedule) == ["skipped", "waiting", *["waiting_turn"] * 3]  # three missed moments and the present one
     order = [first.due_at]
     for _ in range(3):
         end(Run.objects.get(due_at=order[-1], schedule=schedule))
@@ -104,7 +104,7 @@ def test_it_catches_up_one_after_the_other():
     assert len(set(order)) == 4
 
 
-def test_it_ends_held_runs_whose_schedule_was_deleted():
+def test_it_cancels_waiting_runs_whose_schedule_was_deleted():
     schedule = make_schedule()
     run = make_run(schedule, not_before=None)
     PeriodicTask.objects.filter(pk=schedule.pk).delete()
@@ -114,7 +114,7 @@ def test_it_ends_held_runs_whose_schedule_was_deleted():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_releases_no_more_than_may_run_when_two_do_it_at_once():
+def test_it_releases_no_more_runs_than_allowed_when_several_beats_release_at_once():
     schedule = make_schedule()
     for hours in range(5):
         make_run(schedule, not_before=None, due_at=database_now() - hours * HOUR)
@@ -136,7 +136,7 @@ def test_it_releases_no_more_than_may_run_when_two_do_it_at_once():
 # --- jitter, limits, skipping ---------------------------------------------------------------------------------------
 
 
-def test_it_starts_a_run_later_by_a_random_part_of_the_jitter():
+def test_it_starts_a_run_later_by_a_random_part_of_its_jitter():
     schedule = make_schedule(every=HOUR, policy={"jitter": 2 * HOUR}, expire_seconds=60)
     due_at = make_due(schedule)
     assert claim_all() == []
@@ -145,7 +145,7 @@ def test_it_starts_a_run_later_by_a_random_part_of_the_jitter():
     assert run.expires_at == run.not_before + MINUTE
 
 
-def test_it_switches_a_limited_schedule_off_with_its_last_run():
+def test_it_disables_a_limited_schedule_with_its_last_run():
     schedule = make_schedule(policy={"remaining_runs": 2, "skip_next": 1, "overlap": Overlap.ALLOW})
     for _ in range(3):
         make_due(schedule)
@@ -158,30 +158,30 @@ def test_it_switches_a_limited_schedule_off_with_its_last_run():
     assert claim_all() == []
 
 
-def test_it_counts_no_run_by_hand_as_one_of_a_limited_schedule():
+def test_it_does_not_count_a_manual_run_of_a_limited_schedule():
     schedule = make_schedule(policy={"remaining_runs": 2})
     run_now(schedule)
     assert Policy.objects.get().remaining_runs == 2
 
 
-def test_it_skips_the_next_moments_by_hand():
+def test_it_skips_the_next_moments_when_an_operator_chose_so():
     schedule = make_schedule(policy={"skip_next": 2})
     for expected in (0, 0, 1):
         make_due(schedule)
         assert len(claim_all()) == expected
     row = Run.objects.get(state=State.SKIPPED)
-    assert (row.count, row.reason) == (2, "by hand: the next due moments were to be skipped")
+    assert (row.count, row.reason) == (2, "by hand: an operator chose to skip the next due moments")
     assert Policy.objects.get().skip_next == 0
 
 
 @pytest.mark.parametrize("column", ["overlap", "catch_up", "pause_catch_up"])
-def test_it_lets_nobody_write_a_policy_that_says_nothing_known(column):
+def test_it_refuses_an_unknown_choice_in_a_policy(column):
     make_schedule()
     with pytest.raises(IntegrityError, match="policy_choices_known"):
         Policy.objects.update(**{column: "nonsense"})
 
 
-def test_it_flags_a_policy_that_cannot_be_read_and_goes_on_when_it_is_mended():
+def test_it_flags_a_policy_that_cannot_be_read_until_it_is_repaired():
     bad, good = make_schedule("bad", every=10 * MINUTE), make_schedule("good")
     make_due(bad, ago=25 * MINUTE)
     Policy.objects.filter(schedule=bad).update(former=[["", "nonsense"]])
@@ -204,7 +204,7 @@ def pause(schedule: PeriodicTask, ago: timedelta, **words) -> None:
     Policy.objects.filter(schedule=schedule).update(paused_at=database_now() - ago)
 
 
-def test_it_accounts_for_what_falls_due_while_paused_with_the_reason():
+def test_it_records_moments_during_a_pause_as_skipped_with_its_reason():
     schedule = make_schedule(every=10 * MINUTE)
     make_due(schedule, ago=HOUR)
     pause(schedule, ago=2 * HOUR)
@@ -217,7 +217,7 @@ def test_it_accounts_for_what_falls_due_while_paused_with_the_reason():
 
 
 @pytest.mark.parametrize(("catch_up", "expected"), [("latest", ["skipped", "waiting"]), ("all", ["waiting"] * 7)])
-def test_it_runs_what_a_pause_held_back_when_somebody_resumes(catch_up, expected):
+def test_it_runs_the_moments_that_a_pause_held_back_after_it_is_resumed(catch_up, expected):
     schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW, "catch_up": CatchUp.NONE})
     first = make_due(schedule, ago=HOUR + MINUTE)
     pause(schedule, ago=2 * HOUR, catch_up=catch_up)
@@ -233,7 +233,7 @@ def test_it_runs_what_a_pause_held_back_when_somebody_resumes(catch_up, expected
     assert Policy.objects.get().next_due_at == first + 70 * MINUTE
 
 
-def test_it_ends_a_pause_at_its_time_by_itself():
+def test_it_ends_a_pause_at_its_set_time():
     schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW})
     make_due(schedule, ago=HOUR + MINUTE)
     until = database_now() + HOUR
@@ -245,7 +245,7 @@ def test_it_ends_a_pause_at_its_time_by_itself():
     assert not Policy.objects.paused().exists()
 
 
-def test_it_runs_what_was_missed_before_a_pause_as_catch_up_says():
+def test_it_catches_up_moments_missed_before_a_pause():
     schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW, "catch_up": CatchUp.ALL})
     make_due(schedule, ago=35 * MINUTE)
     pause(schedule, ago=20 * MINUTE)
@@ -253,7 +253,7 @@ def test_it_runs_what_was_missed_before_a_pause_as_catch_up_says():
     assert states(schedule) == ["waiting", "waiting", "skipped"]
 
 
-def test_it_keeps_what_a_pause_held_back_when_the_schedule_is_edited():
+def test_it_keeps_the_moments_that_a_pause_held_back_when_the_schedule_is_edited():
     schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW})
     make_due(schedule, ago=35 * MINUTE)
     pause(schedule, ago=HOUR, catch_up="all")
@@ -264,7 +264,7 @@ def test_it_keeps_what_a_pause_held_back_when_the_schedule_is_edited():
     assert len(claim_all()) == 4
 
 
-def test_it_goes_on_with_a_pause_in_new_words():
+def test_it_replaces_the_reason_when_a_paused_schedule_is_paused_again():
     schedule = make_schedule(every=10 * MINUTE)
     make_due(schedule, ago=HOUR)
     pause(schedule, ago=2 * HOUR, catch_up="all")
@@ -275,7 +275,7 @@ def test_it_goes_on_with_a_pause_in_new_words():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_pauses_a_schedule_whose_runs_fail_in_a_row_only_after_their_attempts():
+def test_it_pauses_a_schedule_after_failures_in_a_row_that_used_up_their_attempts():
     schedule = make_schedule(policy={"pause_after_failures": 2, "max_attempts": 2, "retry_delay": timedelta(0)})
     for hours in (3, 2):
         run = make_run(schedule, state=State.RUNNING, due_at=database_now() - hours * HOUR)
@@ -289,7 +289,7 @@ def test_it_pauses_a_schedule_whose_runs_fail_in_a_row_only_after_their_attempts
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_forgives_what_failed_before_somebody_resumed():
+def test_it_counts_failures_anew_after_a_pause_is_resumed():
     schedule = make_schedule(policy={"pause_after_failures": 2})
     for _ in range(2):
         run = make_run(schedule, state=State.RUNNING)
@@ -301,7 +301,7 @@ def test_it_forgives_what_failed_before_somebody_resumed():
 
 
 @pytest.mark.parametrize("between", [State.SUCCEEDED, State.LOST])
-def test_it_counts_lost_runs_as_failures_and_starts_anew_after_a_success(between):
+def test_it_counts_lost_runs_as_failures_and_counts_anew_after_a_success(between):
     schedule = make_schedule(policy={"pause_after_failures": 3, "rerun_if_lost": False})
     for ago, state in ((3, State.FAILED), (2, between), (1, State.FAILED)):
         make_run(schedule, state=state, due_at=database_now() - ago * HOUR)
@@ -312,7 +312,7 @@ def test_it_counts_lost_runs_as_failures_and_starts_anew_after_a_success(between
 # --- changes --------------------------------------------------------------------------------------------------------
 
 
-def test_it_settles_what_was_due_before_an_edit_under_the_timing_of_then():
+def test_it_runs_moments_due_before_an_edit_under_their_former_timing():
     schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW, "catch_up": CatchUp.ALL})
     first = make_due(schedule, ago=35 * MINUTE)
     other = make_schedule("other", every=DAY).interval
@@ -324,7 +324,7 @@ def test_it_settles_what_was_due_before_an_edit_under_the_timing_of_then():
     assert policy.next_due_at > database_now() + 23 * HOUR
 
 
-def test_it_settles_what_was_due_before_several_edits_and_a_disabling():
+def test_it_runs_moments_due_before_several_edits():
     schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW, "catch_up": CatchUp.ALL})
     make_due(schedule, ago=35 * MINUTE)
     schedule.enabled = False
@@ -334,7 +334,7 @@ def test_it_settles_what_was_due_before_several_edits_and_a_disabling():
     assert len(claim_all()) == 4
 
 
-def test_it_skips_all_that_was_due_when_a_schedule_is_switched_off_before_it_could_start():
+def test_it_skips_due_moments_when_a_schedule_is_disabled_before_they_start():
     schedule = make_schedule(every=10 * MINUTE)
     make_due(schedule, ago=35 * MINUTE)
     schedule.enabled = False
@@ -355,7 +355,7 @@ def make_backfill(schedule: PeriodicTask, **columns) -> Backfill:
 
 @pytest.fixture
 def hourly() -> PeriodicTask:
-    """Due at each full hour; of the last six one succeeded, one failed, one is under way, and a stretch was skipped."""
+    """Due every full hour; the last six in order: succeeded, failed, running, skipped, and two that are missing."""
     schedule = make_schedule(cron={"minute": "0"})
     full_hour = database_now().replace(minute=0, second=0, microsecond=0)
     for ago, state in ((6, State.SUCCEEDED), (5, State.FAILED), (4, State.RUNNING), (3, State.SKIPPED)):
@@ -366,7 +366,7 @@ def hourly() -> PeriodicTask:
 @pytest.mark.parametrize(
     ("which", "hours_ago"), [("missing", [3, 2, 1]), ("failed", [5, 3, 2, 1]), ("all", [6, 5, 3, 2, 1])]
 )
-def test_it_previews_a_backfill_and_then_does_just_that(hourly, which, hours_ago):
+def test_it_backfills_exactly_the_moments_of_its_preview(hourly, which, hours_ago):
     backfill = make_backfill(hourly, which=which, at_once=2)
     seen = backfills.preview(backfill)
     assert seen.moments == [backfill.end - hours * HOUR for hours in hours_ago]
@@ -377,22 +377,22 @@ def test_it_previews_a_backfill_and_then_does_just_that(hourly, which, hours_ago
     assert {(run.trigger, run.actor, run.schedule) for run in runs} == {(Trigger.BACKFILL, "ada", hourly)}
 
 
-def test_it_backfills_nothing_that_beat_is_about_to_decide():
+def test_it_backfills_no_moment_that_beat_has_yet_to_decide():
     schedule = make_schedule(every=HOUR, start_time=database_now() - 48 * HOUR)
     Policy.objects.update(next_due_at=database_now() - 3 * HOUR, owed_from=database_now() - 5 * HOUR)
     asked = Backfill(schedule=schedule, start=database_now() - 9 * HOUR, end=database_now(), actor="ada")
     assert len(backfills.preview(asked).moments) == 4
 
 
-def test_it_makes_a_backfill_once_however_often_it_is_asked(hourly):
+def test_it_makes_a_backfill_once_when_it_is_requested_twice(hourly):
     backfill = make_backfill(hourly, which="all")
     assert backfills.backfill(backfill, Actor("ada")) == 5
     assert backfills.backfill(make_backfill(hourly, which="all", id=backfill.id), Actor("ada")) == 0
     assert Run.objects.filter(backfill=backfill).count() == 5
-    assert backfills.preview(make_backfill(hourly)).moments == []  # what is under way is not missing
+    assert backfills.preview(make_backfill(hourly)).moments == []  # active runs are not missing
 
 
-def test_it_starts_as_many_runs_of_a_backfill_at_once_as_asked_for(hourly):
+def test_it_starts_no_more_runs_of_a_backfill_at_once_than_requested(hourly):
     backfill = make_backfill(hourly, which="all", at_once=2)
     backfills.backfill(backfill, Actor("ada"))
     mine = Run.objects.filter(backfill=backfill)
@@ -421,7 +421,7 @@ def test_it_backfills_a_disabled_schedule_too(hourly):
         ({"start": lambda: database_now() - 3000 * DAY}, "more than 10000 due moments"),
     ],
 )
-def test_it_refuses_a_backfill_that_makes_no_sense(hourly, columns, sentence):
+def test_it_refuses_a_backfill_whose_range_is_empty_or_too_long_or_ends_in_the_future(hourly, columns, sentence):
     backfill = make_backfill(hourly, **{name: value() for name, value in columns.items()})
     with pytest.raises(Invalid, match=sentence):
         backfills.backfill(backfill, Actor("ada"))

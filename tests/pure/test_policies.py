@@ -1,4 +1,4 @@
-"""The decisions, as tables: which due moments run, which are skipped and with what sentence, when to try again."""
+"""The decisions, as tables: which due moments run, which are skipped with which reason, when to try again."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise, product
@@ -51,22 +51,36 @@ def outcome(decisions) -> list[str]:
         (CatchUp.ALL, (50, 2, 1), ["skip", "run", "run"]),
     ],
 )
-def test_it_catches_up_what_the_policy_asks_for(catch_up, hours_ago, expected):
+def test_it_catches_up_as_the_policy_says(catch_up, hours_ago, expected):
     rule = Rule(Overlap.ALLOW, catch_up, window=timedelta(days=1))
     assert outcome(decide(rule, moments(*hours_ago), NOW)) == expected
 
 
-def test_it_catches_up_nothing_of_a_pass_that_younger_moments_follow():
+def test_it_catches_up_the_latest_moment_only_in_the_last_pass():
     assert outcome(decide(Rule(), moments(3, 2, 1), NOW, following=1)) == ["skip x3"]
 
 
-def test_it_runs_a_moment_that_is_late_by_less_than_a_minute_whatever_the_catch_up():
+def test_it_runs_a_moment_that_is_up_to_a_minute_late_without_catch_up():
     rule = Rule(catch_up=CatchUp.NONE)
     assert outcome(decide(rule, [NOW - timedelta(seconds=60)], NOW)) == ["run"]
     assert outcome(decide(rule, [NOW - timedelta(seconds=61)], NOW)) == ["skip"]
 
 
-def test_it_skips_with_a_sentence_that_names_the_run_in_the_way():
+@pytest.mark.parametrize(
+    ("catch_up", "window", "limits"),
+    [
+        (CatchUp.NONE, timedelta(days=1), "none"),
+        (CatchUp.LATEST, timedelta(days=1), "latest, up to 1 day old"),
+        (CatchUp.LATEST, timedelta(minutes=90), "latest, up to 1:30:00 old"),
+        (CatchUp.ALL, timedelta(days=2), "all, up to 2 days old, at most 100"),
+    ],
+)
+def test_it_skips_a_missed_moment_with_a_reason_that_names_the_catch_up(catch_up, window, limits):
+    (decision,) = decide(Rule(catch_up=catch_up, window=window), moments(50), NOW)
+    assert decision.reason == f"missed: no beat claimed this within 60 seconds; catch-up: {limits}"
+
+
+def test_it_skips_with_a_reason_that_names_the_unfinished_run():
     busy = Busy(NOW - HOUR, "running", "celery@a (7)")
     (decision,) = decide(Rule(), moments(0), NOW, busy=[busy])
     assert decision.reason == (
@@ -74,16 +88,16 @@ def test_it_skips_with_a_sentence_that_names_the_run_in_the_way():
     )
 
 
-def test_it_lets_runs_overlap_where_the_policy_allows_it():
+def test_it_lets_runs_overlap_when_the_policy_allows_it():
     busy = Busy(NOW - HOUR, "running")
     assert outcome(decide(Rule(Overlap.ALLOW), moments(0.01, 0), NOW, busy=[busy])) == ["run", "run"]
 
 
-def test_it_runs_the_latest_of_moments_that_are_claimed_together():
+def test_it_runs_the_latest_moment_when_several_are_claimed_together():
     decisions = decide(Rule(), moments(0.01, 0), NOW)
     assert outcome(decisions) == ["skip", "run"]
     assert decisions[0].reason == (
-        "overlap: it had not started when the run due 2026-03-01 04:00:00 UTC came due; policy: skip"
+        "overlap: the run due 2026-03-01 04:00:00 UTC came due before this one started; policy: skip"
     )
 
 
@@ -106,12 +120,12 @@ RUNNING, WAITING = Busy(NOW - HOUR, "running"), Busy(NOW - HOUR / 2, "waiting", 
         (Overlap.CANCEL_PREVIOUS, [RUNNING, WAITING], ["skip", "wait"]),
     ],
 )
-def test_it_lets_runs_meet_as_the_policy_says(overlap, busy, expected):
+def test_it_follows_the_overlap_policy(overlap, busy, expected):
     assert outcome(decide(Rule(overlap), moments(0.01, 0), NOW, busy=busy)) == expected
 
 
 @pytest.mark.parametrize(("overlap", "expected"), [(Overlap.SKIP, "wait"), (Overlap.ALLOW, "run")])
-def test_it_catches_up_one_after_the_other_where_runs_must_not_meet(overlap, expected):
+def test_it_catches_up_one_run_after_another_unless_runs_may_overlap(overlap, expected):
     rule = Rule(overlap, CatchUp.ALL)
     assert outcome(decide(rule, moments(3, 2, 1, 0), NOW)) == ["run", *[expected] * 3]
 
@@ -119,7 +133,7 @@ def test_it_catches_up_one_after_the_other_where_runs_must_not_meet(overlap, exp
 @pytest.mark.parametrize(
     ("following", "expected"), [(0, ["skip x3", "run", "run"]), (1, ["skip x4", "run"]), (2, ["skip x5"])]
 )
-def test_it_catches_up_no_more_than_the_cap_and_those_the_latest(following, expected):
+def test_it_catches_up_the_latest_moments_up_to_the_cap(following, expected):
     rule = Rule(Overlap.ALLOW, CatchUp.ALL, cap=2)
     assert outcome(decide(rule, moments(5, 4, 3, 2, 1), NOW, following=following)) == expected
 
@@ -131,24 +145,24 @@ def paused(catch_up: CatchUp, until: datetime | None = NOW) -> Pause:
 @pytest.mark.parametrize(
     ("catch_up", "expected"),
     [
-        (CatchUp.NONE, ["skip", "skip x3"]),  # the first fell due before the pause, and was missed
+        (CatchUp.NONE, ["skip", "skip x3"]),  # the first was due before the pause, and missed
         (CatchUp.LATEST, ["skip", "skip x2", "run"]),
         (CatchUp.ALL, ["skip", "run", "run", "run"]),
     ],
 )
-def test_it_runs_after_a_pause_what_the_pause_said(catch_up, expected):
+def test_it_runs_after_a_pause_as_the_pause_says(catch_up, expected):
     rule = Rule(Overlap.ALLOW, CatchUp.NONE, pause=paused(catch_up))
     assert outcome(decide(rule, moments(5, 3, 2, 1), NOW)) == expected
 
 
-def test_it_says_who_paused_until_when_and_why():
+def test_it_says_who_paused_a_schedule_until_when_and_why():
     rule = Rule(pause=paused(CatchUp.NONE, NOW + HOUR))
     (decision,) = decide(rule, moments(0), NOW)
     assert decision.reason == "paused by ada until 2026-03-01 05:00:00 UTC: maintenance"
     assert paused(CatchUp.NONE, None).sentence == "paused by ada: maintenance"
 
 
-def test_it_runs_what_falls_due_at_the_end_of_a_pause():
+def test_it_runs_a_moment_that_is_due_at_the_end_of_a_pause():
     assert outcome(decide(Rule(pause=paused(CatchUp.NONE)), moments(0), NOW)) == ["run"]
 
 
@@ -161,11 +175,11 @@ def test_it_runs_what_falls_due_at_the_end_of_a_pause():
         (CatchUp.ALL, NOW, False),
     ],
 )
-def test_it_holds_back_until_a_pause_is_over_what_only_its_end_decides(catch_up, until, expected):
+def test_it_holds_moments_back_during_a_pause_with_catch_up(catch_up, until, expected):
     assert paused(catch_up, until).holds_back(NOW - HOUR, NOW) is expected
 
 
-def test_it_skips_as_many_as_somebody_chose_by_hand():
+def test_it_skips_as_many_moments_as_an_operator_chose():
     decisions = decide(Rule(Overlap.ALLOW, skip_next=2), moments(0.003, 0.002, 0.001), NOW)
     assert outcome(decisions) == ["skip x2", "run"]
     assert decisions[0].reason == SKIPPED_BY_HAND
@@ -185,7 +199,7 @@ def test_it_ends_a_limited_schedule_with_its_last_run(overlap, limit, expected):
     assert outcome(decide(Rule(overlap, limit=limit), moments(0.003, 0.002, 0.001), NOW)) == expected
 
 
-def test_it_does_not_count_a_skipped_moment_as_one_of_a_limited_schedule():
+def test_it_does_not_count_a_skipped_moment_as_a_run_of_a_limited_schedule():
     assert outcome(decide(Rule(limit=1, skip_next=1), moments(0), NOW)) == ["skip"]
 
 
@@ -201,14 +215,14 @@ def test_it_accounts_for_every_moment_exactly_once():
         assert all(earlier.last_due_at < later.due_at for earlier, later in pairwise(decisions))
 
 
-def test_it_spreads_starts_at_random_but_never_into_the_next_period():
+def test_it_spreads_starts_at_random_before_the_next_due_moment():
     starts = [jittered(NOW, NOW + timedelta(seconds=2), HOUR) for _ in range(1000)]
     assert all(NOW <= start < NOW + timedelta(seconds=2) for start in starts)
     assert len(set(starts)) > 900
     assert NOW <= jittered(NOW, None, HOUR) <= NOW + HOUR
 
 
-def test_it_makes_one_row_of_a_skipped_stretch():
+def test_it_makes_one_decision_for_a_skipped_stretch():
     (decision,) = skip(moments(3, 2, 1), "paused")
     assert (decision.due_at, decision.last_due_at, decision.count) == (NOW - 3 * HOUR, NOW - HOUR, 3)
 
@@ -231,11 +245,11 @@ def test_it_tries_again_until_the_attempts_are_used_up(attempt, most, again):
     ("attempt", "most", "wanted", "again"),
     [(1, 1, True, True), (2, 1, True, True), (3, 1, True, False), (3, 5, True, True), (1, 5, False, False)],
 )
-def test_it_starts_a_lost_run_again_where_that_is_wanted(attempt, most, wanted, again):
+def test_it_starts_a_lost_run_again_when_the_policy_wants_it(attempt, most, wanted, again):
     assert runs_again_after_loss(attempt, most, wanted=wanted) is again
 
 
-def test_it_waits_longer_each_time_a_message_led_nowhere():
+def test_it_waits_longer_for_each_further_message():
     waits = [patience(sends) for sends in range(1, 20)]
     assert waits[0] == FIRST_PATIENCE
     assert waits == sorted(waits)
