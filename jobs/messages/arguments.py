@@ -1,12 +1,12 @@
-"""What arguments does a job take, and do these fit? Read off its signature and, where it is typed, its annotations.
+"""Which arguments does a job take, and do these fit? Reads its signature and, where it is typed, its annotations.
 
     @shared_task(name="billing.remind")
     @validate_call
     def remind(month: Annotated[str, Field(pattern=r"\\d{4}-\\d{2}", description="Such as 2026-03.")]) -> None: ...
 
-A task decorated with pydantic's `validate_call` is typed: its schedule's page has a field for each argument, and what
-does not fit is refused before it is saved, before a run is claimed, and in the worker. Any other task is only asked
-whether it can be called like that.
+A task decorated with pydantic's `validate_call` is typed: its schedule's page has a field for each argument, and
+arguments that do not fit are refused before they are saved, before a run is claimed, and in the worker. Arguments of
+any other task only have to fit its signature.
 """
 
 import difflib
@@ -22,20 +22,20 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from jobs.rules.errors import Invalid
 
-# Celery's housekeeping is the only one of its own tasks worth scheduling: the others run further tasks by name.
+# The only one of Celery's own tasks that is worth scheduling: the rest run other tasks by name.
 OWN_TASKS_ALLOWED = frozenset({"celery.backend_cleanup"})
 NAMED = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
 def check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Refuse a job that does not exist, and arguments that it would not accept. Raises `Invalid` with a sentence."""
+    """Refuse an unknown job, and arguments that the job does not accept. Raises `Invalid` with a sentence."""
     task = find_task(name)
     if task is None:
         close = difflib.get_close_matches(name, _tasks(), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else " Is its app in INSTALLED_APPS?"
         raise Invalid(f"No job is named {name!r}.{hint}")
     if name.startswith("celery.") and name not in OWN_TASKS_ALLOWED:
-        raise Invalid(f"{name!r} is Celery's own and runs other tasks: schedule the task itself.")
+        raise Invalid(f"{name!r} is an internal task of Celery that runs other tasks: schedule the task itself.")
     check(task, args, kwargs)
 
 
@@ -45,7 +45,7 @@ def find_task(name: str) -> Any:
 
 
 def check(task: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Refuse arguments with which the task could not be called. Raises `Invalid` with a sentence."""
+    """Refuse arguments that the task cannot be called with. Raises `Invalid` with a sentence."""
     if not task.typing:
         return
     try:
@@ -60,19 +60,19 @@ def check(task: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
 
 
 def by_name(task: Any, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a typed task, each under its name. Raises TypeError when they do not fit its signature."""
+    """The arguments of a typed task by name. Raises TypeError when they do not fit its signature."""
     signature = _signature(task.run.raw_function, inspect.ismethod(task.run))
     return dict(signature.bind(*args, **kwargs).arguments)
 
 
 def model_of(task: Any) -> type[BaseModel] | None:
-    """The arguments of a typed task, each a field; None for any other."""
+    """A field for each argument of a typed task; None for any other task, and where an argument cannot have one."""
     function: Callable[..., Any] | None = getattr(task.run, "raw_function", None)
     return _model(function, inspect.ismethod(task.run)) if function else None
 
 
 def sentence(error: ValidationError) -> str:
-    """What pydantic found, in one line that does not repeat the values: they may be long, or nobody's business."""
+    """pydantic's complaints in one line, without the values: these may be long or secret."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return "; ".join(": ".join([*map(str, each["loc"]), each["msg"].removeprefix("Value error, ")]) for each in found)
 
@@ -87,7 +87,7 @@ def _signature(function: Callable[..., Any], is_bound: bool) -> inspect.Signatur
 def _model(function: Callable[..., Any], is_bound: bool) -> type[BaseModel] | None:
     parameters = _signature(function, is_bound).parameters.values()
     if any(parameter.kind not in NAMED or parameter.name.startswith("_") for parameter in parameters):
-        return None  # there is no field for each
+        return None  # such a parameter cannot have a field
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         parameter.name: (
@@ -101,7 +101,7 @@ def _model(function: Callable[..., Any], is_bound: bool) -> type[BaseModel] | No
     try:
         model.model_json_schema()
     except PydanticInvalidForJsonSchema:
-        return None  # nobody can fill in a function
+        return None  # no form can show, for example, a function
     return model
 
 
@@ -110,7 +110,7 @@ _reading = threading.Lock()
 
 @cache
 def _tasks() -> dict[str, Any]:
-    """Celery's registry, after every app's tasks were read: a web process has not done that yet."""
-    with _reading:  # or a second request of a process that has just started would find a half of them
+    """Celery's registry, after importing the tasks of every app: a web process has not done that yet."""
+    with _reading:  # or a second request to a new process would find only some of them
         current_app.loader.import_default_modules()
     return cast("dict[str, Any]", current_app.tasks)

@@ -1,8 +1,8 @@
-"""What does Celery make of a run's message? Asked once for each kind of message, then copied with another run's ids.
+"""Which message does Celery publish for a run? Celery makes one for each kind; later runs get a copy with their ids.
 
-Its one rule: what is copied is exactly what `apply_async` would have published: same route, headers and options. Where
-somebody listens to publishing, routes by more than a task's name, or a task publishes in a way of its own, nothing is
-copied: `apply_async` is called for each run.
+Its one rule: a copy is exactly the message that `apply_async` would have published: same route, headers and options.
+Where a receiver listens to publishing, a router reads more than the task's name, or a task overrides how it publishes,
+nothing is copied: each run calls `apply_async`.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from jobs.messages.arguments import find_task
 
 # The header that says which attempt of its run a message starts.
 ATTEMPT_HEADER = "punctual_attempt"
-MAKERS = ("apply_async", "shadow_name")  # what a task may override that sees the arguments of a message
-ORDINARY = {"celery.app.task", "jobs.worker.task"}  # the modules whose makers can be foreseen
+MAKERS = ("apply_async", "shadow_name")  # methods that see the arguments of a message; a task may override them
+ORDINARY = {"celery.app.task", "jobs.worker.task"}  # the modules whose versions of these methods allow copies
 
 
 class Sendable(Protocol):
-    """What a message needs to know of a run."""
+    """The columns of a run that its message needs."""
 
     id: UUID
     task: str
@@ -37,7 +37,7 @@ class Sendable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Envelope:
-    """A published message without what is the run's own."""
+    """A published message without the parts that differ from run to run."""
 
     headers: dict[str, Any]
     embedded: dict[str, Any]
@@ -45,7 +45,7 @@ class _Envelope:
 
 
 class Envelopes:
-    """The kinds of messages of one batch, each made when its first run comes."""
+    """The envelopes of one batch, each made for the first run of its kind."""
 
     def __init__(self, producer: Any) -> None:
         self._producer = producer
@@ -55,7 +55,7 @@ class Envelopes:
     def publish(self, run: Sendable) -> None:
         """Publish the message of this run.
 
-        Raises LookupError, TypeError, ValueError or EncodeError where none can be made.
+        Raises LookupError, TypeError, ValueError or EncodeError when no message can be made.
         """
         kind = (run.task, run.queue, run.priority, repr(run.options))
         if kind not in self._known:
@@ -92,7 +92,7 @@ class Envelopes:
 
 
 class _Recorder:
-    """A producer that keeps what it is asked to publish."""
+    """A producer that records the message instead of publishing it."""
 
     def __init__(self, producer: Any) -> None:
         self.connection = producer.connection

@@ -1,7 +1,7 @@
-"""What does a schedule ask Celery to run? Reads a `PeriodicTask`'s free text into the parts of a message, or refuses.
+"""What does a schedule ask Celery to run? Parses a `PeriodicTask`'s text columns into a message, or refuses them.
 
-Its one rule: what comes out of here can be stored by every database, encoded as JSON, and names exactly the job that
-the schedule names. Forms call it before saving, the claim calls it before every run.
+Its one rule: every database can store a message, JSON can encode it, and it names exactly the job that the schedule
+names. Forms parse it before saving, the claim before every run.
 """
 
 import json
@@ -13,7 +13,7 @@ from jobs.rules.errors import Invalid
 
 LONGEST_ARGUMENTS = 16_384  # characters of JSON
 DEEPEST_ARGUMENTS = 20
-# Headers to which Celery gives a meaning: a schedule that could set them could run another task than it names.
+# Headers with a meaning in Celery: a schedule that set them could run another task than the one it names.
 OWN_HEADERS = frozenset(
     [
         "args",
@@ -22,7 +22,7 @@ OWN_HEADERS = frozenset(
         "chain",
         "chord",
         "compression",
-        "get",  # Celery reads headers by the method of this name
+        "get",  # would replace the method with which Celery reads headers
         "errbacks",
         "eta",
         "expires",
@@ -55,7 +55,7 @@ OWN_HEADERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """The parts of a Celery message, as a `Run` keeps them."""
+    """The parts of a Celery message, as a `Run` stores them."""
 
     task: str
     args: list[Any] = field(default_factory=list)
@@ -66,9 +66,9 @@ class Message:
 
 
 def message_of(schedule: Any, policy: Any) -> Message:
-    """The message of the next run of a schedule. Raises `Invalid` with a sentence that says what to mend.
+    """The message of a schedule's next run. Raises `Invalid` with a sentence that says what to change.
 
-    Anything will do that has the columns of a `PeriodicTask` and of a `Policy`.
+    `schedule` may be anything with the columns of a `PeriodicTask`, `policy` anything with those of a `Policy`.
     """
     args = read(schedule.args, "Positional arguments", list)
     kwargs = read(schedule.kwargs, "Keyword arguments", dict)
@@ -84,7 +84,7 @@ def message_of(schedule: Any, policy: Any) -> Message:
 
 
 def read(text: str | None, what: str, kind: type[Any]) -> Any:
-    """A JSON list or object that every database and every JSON reader takes. Raises `Invalid`."""
+    """A JSON list or object that every database and every JSON reader accepts. Raises `Invalid`."""
     if not text:
         return kind()
     if len(text) > LONGEST_ARGUMENTS:
@@ -128,12 +128,12 @@ def _finite(text: str) -> float:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key occurs twice")
     return result
 
 
 class Decoder(json.JSONDecoder):
-    """Reads only what every JSON reader takes; whatever is wrong with a text is a JSONDecodeError."""
+    """Reads only JSON that every reader accepts; raises JSONDecodeError for any other text."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
@@ -142,10 +142,10 @@ class Decoder(json.JSONDecoder):
         try:
             value = super().decode(text)
             if "\\u" in text:
-                json.dumps(value, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
+                json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates
         except json.JSONDecodeError:
             raise
-        except (ValueError, RecursionError) as error:  # endless numbers, deep nesting, and what stands above
+        except (ValueError, RecursionError) as error:  # too many digits, deep nesting, and the errors above
             raise json.JSONDecodeError(str(error), text, 0) from error
         return value
 
@@ -154,7 +154,7 @@ def _check_storable(value: Any, what: str, depth: int) -> None:
     if depth == 0:
         raise Invalid(f"{what} are nested deeper than {DEEPEST_ARGUMENTS} levels.")
     if isinstance(value, str) and not _is_clean(value):
-        raise Invalid(f"{what} hold control characters or broken Unicode: remove them.")
+        raise Invalid(f"{what} contain control characters or broken Unicode: remove them.")
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     for item in value if isinstance(value, list) else ():
@@ -162,5 +162,5 @@ def _check_storable(value: Any, what: str, depth: int) -> None:
 
 
 def _is_clean(text: str) -> bool:
-    """No control characters but tab and line ends, no half surrogate pairs: PostgreSQL stores neither."""
+    """No control characters except tab and line ends, and no lone surrogates; PostgreSQL refuses NUL and surrogates."""
     return not any((c < " " and c not in "\t\n\r") or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in text)

@@ -1,8 +1,8 @@
-"""Which schedules does the code bring? Installs the entries of CELERY_BEAT_SCHEDULE when a beat starts.
+"""Which schedules does the code define? Beat installs the entries of CELERY_BEAT_SCHEDULE when it starts.
 
-Its one rule: an entry is written once in each of its versions. What people edit in the admin holds until the entry
-itself changes; whether its schedule is enabled or paused is never the entry's to say again. A schedule whose entry is
-gone is deleted. An entry that cannot be installed stops no other; what was installed of it before stays.
+Its one rule: each version of an entry is written once. Edits in the admin hold until the entry changes, and a changed
+entry never enables, disables, pauses or resumes an existing schedule. A schedule whose entry is gone is deleted. An
+entry that cannot be installed stops no other entry, and its schedule stays as it was installed last.
 """
 
 import json
@@ -25,7 +25,7 @@ from jobs.schedules.calendar import CRONTAB_FIELDS, KINDS
 
 UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1))
 MEMBERS = {"task", "schedule", "args", "kwargs", "options", "relative", "enabled", "one_off", "description"}
-# Options that are columns of a schedule, those that its policy has a word on, and those that it just keeps.
+# Options with a column in the schedule, options with a column in its policy, and options stored as they are.
 OF_SCHEDULE = {"queue", "exchange", "routing_key", "priority", "headers", "expires"}
 OF_POLICY = {"time_limit", "ignore_result"}
 KEPT = {"soft_time_limit", "serializer", "compression", "shadow", "delivery_mode"}
@@ -33,20 +33,20 @@ KEPT = {"soft_time_limit", "serializer", "compression", "shadow", "delivery_mode
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How many schedules were made, changed or deleted, and why which entries were not installed."""
+    """How many schedules were created, changed or deleted, and the entries that were refused, with the reasons."""
 
     changed: int
     refused: dict[str, str]
 
 
-# What reading an entry raises that is not made as Celery's documentation says.
+# Errors from reading an entry that does not follow Celery's documentation.
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def install(app: Any) -> Outcome:
-    """Write what changed since the last time.
+    """Write the entries that changed since the last time, and delete the schedules whose entry is gone.
 
-    Two beats may do this at once: the second writes the same again, or finds the name taken by what it wanted to write.
+    Two beats may do this at once: the second writes the same values again, or finds that the first has written them.
     """
     entries = _entries(app)
     known = dict(Policy.objects.exclude(entry="").values_list("schedule__name", "entry"))
@@ -62,7 +62,7 @@ def install(app: Any) -> Outcome:
 
 
 def _entries(app: Any) -> dict[str, Mapping[str, Any]]:
-    """All entries by name, also those of `add_periodic_task`, and Celery's own that deletes old results."""
+    """All entries by name, with those of `add_periodic_task` and Celery's own entry that deletes old results."""
     app.loader.import_default_modules()
     app.finalize()
     entries = dict(app.conf.beat_schedule)
@@ -94,7 +94,7 @@ def _write(name: str, columns: dict[str, Any], text: str) -> None:
     kind, timing = columns["timing"]
     for field, value in {**columns["schedule"], **dict.fromkeys(KINDS), kind: _timing(kind, timing)}.items():
         setattr(schedule, field, value)
-    relative = columns["relative"] and kind == "interval"  # crontabs go by the clock anyway
+    relative = columns["relative"] and kind == "interval"  # crontabs follow the clock anyway
     schedule.start_time = _aligned(timing, columns["zone"]) if relative else None
     schedule.clean_fields()
     schedule.save()
@@ -107,7 +107,7 @@ def _timing(kind: str, values: dict[str, Any]) -> Any:
 
 
 def _aligned(interval: dict[str, Any], zone: Any) -> datetime:
-    """The last full day, hour, minute or second, as the interval is counted in, by the clocks of the app."""
+    """The start of the current day, hour, minute or second, the unit of the interval, in the app's time zone."""
     unit = timedelta(**{interval["period"]: 1})
     return delta_resolution(datetime.now(zone), unit)
 
@@ -116,9 +116,9 @@ def _aligned(interval: dict[str, Any], zone: Any) -> datetime:
 
 
 def _read(name: str, entry: Mapping[str, Any], app: Any) -> dict[str, Any]:
-    """What the entry says, as columns. Raises `Invalid` with what to change."""
+    """The entry as columns. Raises `Invalid` with a sentence that says what to change."""
     if unknown := sorted(set(entry) - MEMBERS):
-        raise Invalid(f"{', '.join(unknown)}: no such member; choose from {', '.join(sorted(MEMBERS))}.")
+        raise Invalid(f"unknown keys: {', '.join(unknown)}; choose from {', '.join(sorted(MEMBERS))}.")
     if len(name) > LONGEST_NAME:
         raise Invalid(f"its name is longer than {LONGEST_NAME} characters; give it a shorter one.")
     if not isinstance(entry.get("args") or (), (list, tuple)) or not isinstance(entry.get("kwargs") or {}, dict):
@@ -149,19 +149,19 @@ def _read_timing(schedule: Any, app: Any) -> tuple[str, dict[str, Any]]:
         fields = {field: _field(getattr(schedule, f"_orig_{field}")) for field in CRONTAB_FIELDS}
         return "crontab", {**fields, "timezone": str(vars(schedule).get("tz") or app.timezone)}
     if isinstance(schedule, schedules.solar):
-        place = {"latitude": round(schedule.lat, 6), "longitude": round(schedule.lon, 6)}  # as the columns hold
+        place = {"latitude": round(schedule.lat, 6), "longitude": round(schedule.lon, 6)}  # as precise as the columns
         return "solar", {"event": schedule.event, **place}
     if type(schedule) is not schedules.schedule:
-        raise Invalid(f"{schedule!r} is no schedule that can be kept; use seconds, a timedelta, a crontab or solar.")
+        raise Invalid(f"{schedule!r} is not a supported schedule; use seconds, a timedelta, a crontab or solar.")
     seconds = vars(schedule)["run_every"].total_seconds()
     if seconds < 1 or seconds % 1:
-        raise Invalid(f"an interval of {seconds:g} s; choose whole seconds.")
+        raise Invalid(f"its interval is {seconds:g} s; choose whole seconds, one or more.")
     period, length = next((period, length) for period, length in UNITS if seconds % length == 0)
     return "interval", {"every": int(seconds // length), "period": period}
 
 
 def _field(value: Any) -> str:
-    """A crontab's field as text; Celery takes numbers and collections of them, too."""
+    """A crontab field as text; Celery also accepts numbers and collections of numbers."""
     return str(value) if isinstance(value, (str, int)) else ",".join(map(str, sorted(value)))
 
 
@@ -182,7 +182,7 @@ def _read_columns(options: dict[str, Any], app: Any) -> dict[str, Any]:
 
 def _read_policy(options: dict[str, Any]) -> dict[str, Any]:
     if unknown := sorted(set(options) - OF_SCHEDULE - OF_POLICY - KEPT):
-        raise Invalid(f"the option {', '.join(unknown)} cannot be kept with a schedule; set it in the task itself.")
+        raise Invalid(f"a schedule cannot store the option {', '.join(unknown)}; set it on the task.")
     further = {name: options[name] for name in sorted(KEPT & set(options))}
     _json(further, "options")
     ignored = options.get("ignore_result")

@@ -1,4 +1,4 @@
-"""CELERY_BEAT_SCHEDULE: installed, changed and pruned with the settings, and never against what people chose."""
+"""CELERY_BEAT_SCHEDULE: its entries are installed, changed and deleted with the settings; edits in the admin hold."""
 
 import threading
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 def app_with(timezone="Europe/Berlin", **given) -> Celery:
-    """An app with these entries in its settings; `job` is one every hour with these members."""
+    """An app with these entries in its settings, every hour unless their members say otherwise."""
     app = Celery("tests", set_as_current=False)
     app.conf.update(timezone=timezone, result_expires=None, beat_schedule={})
     app.conf.beat_schedule = {
@@ -30,7 +30,7 @@ def app_with(timezone="Europe/Berlin", **given) -> Celery:
 
 
 def install(**given) -> int:
-    """How many schedules that changed."""
+    """Install these entries; returns how many schedules changed."""
     return entries.install(app_with(**given)).changed
 
 
@@ -40,7 +40,7 @@ def job() -> PeriodicTask:
     return PeriodicTask.objects.get()
 
 
-def test_it_installs_an_entry_once_and_fires_nothing(job):
+def test_it_installs_an_entry_once_and_runs_nothing(job):
     assert (job.name, job.task, str(job.interval), job.enabled) == ("job", "tests.nothing", "every hour", True)
     assert Policy.objects.get().next_due_at > database_now() + HOUR / 2
     assert install(job={}) == 0
@@ -58,16 +58,16 @@ def test_it_keeps_edits_until_the_entry_changes(job):
     assert Policy.objects.paused().get().pause_reason == "maintenance"
 
 
-def test_it_deletes_a_schedule_whose_entry_is_gone_and_nobody_else_s(job):
-    make_schedule("a person's")
+def test_it_deletes_a_schedule_whose_entry_is_gone_and_no_other_schedule(job):
+    make_schedule("made by hand")
     run = make_run(job)
     assert install(other={}) == 2
-    assert set(PeriodicTask.objects.values_list("name", flat=True)) == {"a person's", "other"}
+    assert set(PeriodicTask.objects.values_list("name", flat=True)) == {"made by hand", "other"}
     run.refresh_from_db()
     assert (run.schedule, run.schedule_name) == (None, "job")
 
 
-def test_it_adopts_a_schedule_that_has_the_name_already():
+def test_it_adopts_a_schedule_that_already_has_the_name():
     schedule = make_schedule("job", task="tests.note", enabled=False)
     assert install(job={}) == 1
     schedule.refresh_from_db()
@@ -87,7 +87,7 @@ def test_it_adopts_a_schedule_that_has_the_name_already():
         (schedules.solar("sunset", 52.5, 13.4), "Sunset (52.500000, 13.400000)"),
     ],
 )
-def test_it_keeps_every_kind_of_schedule(timing, expected):
+def test_it_installs_every_kind_of_schedule(timing, expected):
     assert install(job={"schedule": timing}) == 1
     schedule = PeriodicTask.objects.get()
     if schedule.crontab:
@@ -117,7 +117,7 @@ def test_it_keeps_the_grid_of_a_long_interval_across_restarts(job):
     assert Policy.objects.get().next_due_at == before
 
 
-def test_it_brings_every_option_into_the_message():
+def test_it_puts_every_option_into_the_message():
     options = {
         "queue": Queue("slow"),
         "priority": 3,
@@ -143,8 +143,8 @@ def test_it_brings_every_option_into_the_message():
     }
 
 
-def test_it_reads_a_moment_of_expiry_as_the_end_of_the_schedule():
-    end = datetime(2030, 1, 1)  # noqa: DTZ001 - settings often hold such
+def test_it_reads_an_expiry_date_as_the_end_of_the_schedule():
+    end = datetime(2030, 1, 1)  # noqa: DTZ001 - settings often use naive ones
     assert install(job={"options": {"expires": end}}) == 1
     assert PeriodicTask.objects.get().expires == datetime(2029, 12, 31, 23, tzinfo=UTC)
 
@@ -154,13 +154,13 @@ def test_it_reads_a_moment_of_expiry_as_the_end_of_the_schedule():
     [
         ({"schedule": 0.5}, "whole seconds"),
         ({"schedule": 1.5}, "whole seconds"),
-        ({"schedule": "hourly"}, "no schedule that can be kept"),
-        ({"schedule": None}, "no schedule that can be kept"),
+        ({"schedule": "hourly"}, "not a supported schedule"),
+        ({"schedule": None}, "not a supported schedule"),
         ({"args": [object()]}, "cannot be written as JSON"),
         ({"kwargs": {"a": float("nan")}}, "cannot be written as JSON"),
-        ({"options": {"countdown": 5}}, "countdown cannot be kept"),
-        ({"options": {"link": "x"}}, "link cannot be kept"),
-        ({"optoins": {}}, "optoins: no such member"),
+        ({"options": {"countdown": 5}}, "cannot store the option countdown"),
+        ({"options": {"link": "x"}}, "cannot store the option link"),
+        ({"optoins": {}}, "unknown keys: optoins; choose from"),
         ({"task": "x" * 300}, "at most 200 characters"),
         ({"args": 5}, "must be a list or tuple"),
         ({"kwargs": "abc"}, "its kwargs a dict"),
@@ -169,31 +169,31 @@ def test_it_reads_a_moment_of_expiry_as_the_end_of_the_schedule():
         ({"schedule": float("inf")}, ""),
     ],
 )
-def test_it_says_why_an_entry_is_not_installed_and_installs_all_others(members, sentence):
+def test_it_says_why_it_refuses_an_entry_and_installs_the_rest(members, sentence):
     outcome = entries.install(app_with(bad=members, good={}))
     assert sentence in outcome.refused.pop("bad")
     assert outcome == entries.Outcome(changed=1, refused={})
     assert PeriodicTask.objects.get().name == "good"
 
 
-def test_it_needs_no_alignment_for_a_crontab():
+def test_it_sets_no_start_time_for_a_relative_crontab():
     assert install(job={"schedule": schedules.crontab("0", "4"), "relative": True}) == 1
     assert PeriodicTask.objects.get().start_time is None
 
 
-def test_it_leaves_what_was_installed_of_an_entry_that_turned_bad(job):
+def test_it_leaves_a_schedule_as_it_is_when_its_entry_turns_invalid(job):
     assert install(job={"schedule": "hourly"}) == 0
     assert str(PeriodicTask.objects.get().interval) == "every hour"
 
 
-def test_it_installs_an_entry_whose_task_is_unknown_and_flags_it_when_it_is_due():
+def test_it_installs_an_entry_with_an_unknown_task_and_flags_it_when_it_is_due():
     assert install(job={"task": "tests.nothin"}) == 1
     make_due(PeriodicTask.objects.get())
     list(claim.claim_due())
     assert "Did you mean 'tests.nothing'?" in Policy.objects.get().invalid_reason
 
 
-def test_it_installs_what_code_adds_as_the_app_is_made():
+def test_it_installs_an_entry_from_add_periodic_task():
     app = app_with()
     app.add_periodic_task(30.0, app.signature("tests.nothing", ("x",)), name="added", expires=10)
     assert entries.install(app).changed == 1
@@ -201,7 +201,7 @@ def test_it_installs_what_code_adds_as_the_app_is_made():
     assert (schedule.name, schedule.args, schedule.expire_seconds) == ("added", '["x"]', 10)
 
 
-def test_it_deletes_old_results_daily_where_nothing_else_does():
+def test_it_deletes_old_results_daily_when_the_backend_does_not_expire_them():
     app = app_with()
     app.conf.update(result_backend="django-db", result_expires=3600)
     assert entries.install(app).changed == 1
@@ -210,7 +210,7 @@ def test_it_deletes_old_results_daily_where_nothing_else_does():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_installs_each_entry_once_when_two_beats_start_at_the_same_moment():
+def test_it_installs_each_entry_once_when_several_beats_start_at_once():
     given = {f"job{number}": {} for number in range(20)}
     barrier, refused = threading.Barrier(3), {}
 

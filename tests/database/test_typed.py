@@ -1,4 +1,4 @@
-"""The page of a schedule whose job is typed: a field for each argument, and each complaint beside its field."""
+"""The page of a schedule whose job is typed: a field for each argument, and each error beside its field."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def page(schedule: PeriodicTask) -> str:
 
 
 def typed(task: str = CALL, schedule: PeriodicTask | None = None, **arguments: object) -> dict[str, Any]:
-    """What a browser sends for a page with fields."""
+    """The form data that a browser sends for a page with fields."""
     sent = form(schedule, regtask=task, interval=IntervalSchedule.objects.create(every=1, period="hours").pk)
     del sent["args"], sent["kwargs"]
     defaults = {"method": "GET", "expected_status": 200, "deadline": 30, "largest_answer": 1_000_000, "retries": 0}
@@ -67,7 +67,7 @@ def test_it_shows_a_field_for_each_argument_when_a_typed_job_is_chosen(admin_cli
     assert "argument_" not in html
 
 
-def test_it_stores_what_was_filled_in_and_leaves_defaults_to_the_job(admin_client):
+def test_it_stores_filled_in_fields_and_leaves_defaults_to_the_job(admin_client):
     headers = '{"Authorization": "Bearer secret:TOKEN"}'
     response = admin_client.post(NEW, typed(url="/healthz", expected_status=204, headers=headers, body=" a\r\n b "))
     assert response.status_code == 302
@@ -75,7 +75,7 @@ def test_it_stores_what_was_filled_in_and_leaves_defaults_to_the_job(admin_clien
     assert stored() == expected
 
 
-def test_it_takes_lists_with_one_item_on_each_line(admin_client):
+def test_it_reads_a_list_with_one_item_on_each_line(admin_client):
     sent = typed("jobs.run_command", command="check", arguments="--tag=models\r\n\r\n  --deploy \r\n")
     assert admin_client.post(NEW, sent).status_code == 302
     assert stored() == {"command": "check", "arguments": ["--tag=models", "--deploy"]}
@@ -83,7 +83,7 @@ def test_it_takes_lists_with_one_item_on_each_line(admin_client):
     assert "--tag=models\n--deploy</textarea>" in html
 
 
-def test_it_shows_what_is_stored_and_keeps_it_when_something_else_is_edited(admin_client):
+def test_it_shows_stored_arguments_and_keeps_them_when_another_field_is_edited(admin_client):
     schedule = make_schedule(task=CALL, args=["/healthz"], kwargs={"expected_status": 404, "headers": {"a": "b"}})
     html = admin_client.get(page(schedule)).content.decode()
     assert 'value="/healthz"' in html
@@ -107,17 +107,17 @@ def test_it_shows_what_is_stored_and_keeps_it_when_something_else_is_edited(admi
         ({"deadline": "nan"}, "Enter a number."),
     ],
 )
-def test_it_complains_beside_the_field(admin_client, arguments, complaint):
+def test_it_shows_an_error_beside_its_field(admin_client, arguments, complaint):
     assert complaint in complaints(admin_client.post(NEW, typed(**({"url": "/"} | arguments))))
     assert not PeriodicTask.objects.exists()
 
 
-def test_it_refuses_what_no_database_stores_when_it_stands_in_a_field(admin_client):
+def test_it_refuses_a_null_character_in_a_field(admin_client):
     response = admin_client.post(NEW, typed(url="/a\0b"))
     assert any("ull characters" in each or "control characters" in each for each in complaints(response))
 
 
-def test_it_asks_for_the_arguments_of_the_new_job_when_the_job_is_changed(admin_client):
+def test_it_asks_for_the_arguments_of_the_new_job_when_the_job_changes(admin_client):
     schedule = make_schedule(task="jobs.import_feed", kwargs={"url": "/feed"})
     sent = typed("jobs.run_command", schedule) | {"argument_url": "/feed", "arguments_of": "jobs.import_feed"}
     response = admin_client.post(page(schedule), sent)
@@ -125,7 +125,7 @@ def test_it_asks_for_the_arguments_of_the_new_job_when_the_job_is_changed(admin_
     assert 'name="argument_command"' in response.content.decode()
 
 
-def test_it_still_takes_json_from_those_who_send_it(admin_client):
+def test_it_still_accepts_arguments_as_json(admin_client):
     sent = form(
         regtask=CALL, kwargs='{"url": "/healthz"}', interval=IntervalSchedule.objects.create(every=1, period="hours").pk
     )
@@ -136,14 +136,14 @@ def test_it_still_takes_json_from_those_who_send_it(admin_client):
 
 
 @pytest.mark.parametrize("kwargs", ['{"url": "/", "colour": 1}', "{", '{"headers": "/"}'])
-def test_it_shows_json_when_what_is_stored_has_no_fields(admin_client, kwargs):
+def test_it_shows_json_when_stored_arguments_do_not_fit_the_job(admin_client, kwargs):
     schedule = make_schedule(task=CALL, kwargs=kwargs)
     html = admin_client.get(page(schedule)).content.decode()
     assert 'name="kwargs"' in html
     assert "argument_" not in html
 
 
-def test_it_shows_json_to_those_who_may_only_look(client):
+def test_it_shows_json_to_a_user_who_may_only_view_the_schedule(client):
     schedule = make_schedule(task=CALL, kwargs={"url": "/healthz"})
     user = User.objects.create_user("eve", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename="view_periodictask"))
@@ -168,7 +168,7 @@ STORED = {"text": " ok ", "lines": [], "number": 5, "flag": None, "note": None, 
 SHOWN = {"text": " ok ", "lines": "", "number": "5", "flag": "unknown", "note": "", "body": "a\r\nb"}
 
 
-def test_it_changes_nothing_that_nobody_touched(admin_client):
+def test_it_leaves_unedited_arguments_as_they_are(admin_client):
     schedule = make_schedule(task="tests.kinds", kwargs=STORED)
     sent = typed("tests.kinds", schedule, **SHOWN) | {"name": schedule.name, "description": "edited"}
     assert admin_client.post(page(schedule), sent).status_code == 302
@@ -189,7 +189,7 @@ def test_it_changes_nothing_that_nobody_touched(admin_client):
         ({"body": "\r\n"}, {"body": "\n"}),
     ],
 )
-def test_it_stores_what_was_changed_and_nothing_else(admin_client, filled, became):
+def test_it_stores_only_the_fields_that_differ_from_their_defaults(admin_client, filled, became):
     untouched = {"text": "hello", "lines": "a", "number": "1", "flag": "unknown", "note": "", "body": ""}
     assert admin_client.post(NEW, typed("tests.kinds", **untouched | filled)).status_code == 302
     assert stored() == became
@@ -198,14 +198,14 @@ def test_it_stores_what_was_changed_and_nothing_else(admin_client, filled, becam
 @pytest.mark.parametrize(
     "kwargs", ['{"lines": ["a\\nb"]}', '{"lines": [" a"]}', '{"body": "\\ud800"}', "[" * 900 + "]" * 900, '["text"]']
 )
-def test_it_shows_json_where_fields_could_not_show_what_is_stored(admin_client, kwargs):
+def test_it_shows_json_when_fields_cannot_show_the_stored_arguments(admin_client, kwargs):
     schedule = make_schedule(task="tests.kinds", kwargs=kwargs)
     html = admin_client.get(page(schedule)).content.decode()
     assert 'name="kwargs"' in html
     assert "argument_" not in html
 
 
-def test_it_takes_a_page_with_fields_though_somebody_stored_other_arguments_meanwhile(admin_client):
+def test_it_accepts_a_page_with_fields_after_the_stored_arguments_changed(admin_client):
     schedule = make_schedule(task="jobs.cleanup", kwargs={"colour": 1})
     sent = typed("jobs.cleanup", schedule, succeeded_days=9, other_days=180, file_days=30) | {"name": schedule.name}
     assert admin_client.post(page(schedule), sent).status_code == 302
@@ -213,7 +213,7 @@ def test_it_takes_a_page_with_fields_though_somebody_stored_other_arguments_mean
 
 
 @pytest.mark.parametrize("task", ["tests.nothing", "tests.gone"])
-def test_it_shows_the_fields_of_the_job_that_was_chosen_on_the_page_of_another(admin_client, task):
+def test_it_shows_the_fields_of_the_chosen_job_on_the_page_of_another_job(admin_client, task):
     schedule = make_schedule(task=task)
     html = admin_client.get(page(schedule), {"regtask": CALL}).content.decode()
     assert f'<option value="{CALL}" selected>' in html
@@ -230,6 +230,6 @@ def test_it_shows_the_fields_of_the_job_that_was_chosen_on_the_page_of_another(a
         ('{"secret:KEY": "a"}', "those go into the values of headers"),
     ],
 )
-def test_it_refuses_odd_json_beside_its_field(admin_client, headers, complaint):
+def test_it_refuses_invalid_json_beside_its_field(admin_client, headers, complaint):
     found = complaints(admin_client.post(NEW, typed(url="/", headers=headers)))
     assert any(complaint in each for each in found)

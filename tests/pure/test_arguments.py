@@ -1,4 +1,4 @@
-"""What arguments a job takes is read off its signature and, where it is typed, its annotations."""
+"""The arguments of a job: read from its signature and, where it is typed, from its annotations."""
 
 from typing import Annotated, Any, Literal
 
@@ -56,7 +56,7 @@ def loose(month: str) -> None:
         (loose, [1, 2, 3], {}),
     ],
 )
-def test_it_accepts_what_fits(task: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+def test_it_accepts_arguments_that_fit(task: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
     arguments.check(task, args, kwargs)
 
 
@@ -75,18 +75,20 @@ def test_it_accepts_what_fits(task: Any, args: list[Any], kwargs: dict[str, Any]
         (plain, [], {}, "missing 1 required positional argument"),
     ],
 )
-def test_it_refuses_what_does_not_fit(task: Any, args: list[Any], kwargs: dict[str, Any], sentence: str) -> None:
+def test_it_refuses_arguments_that_do_not_fit(
+    task: Any, args: list[Any], kwargs: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(Invalid, match=f"^The arguments do not fit '{task.name}': .*{sentence}"):
         arguments.check(task, args, kwargs)
 
 
-def test_it_does_not_repeat_values_in_its_sentence() -> None:
+def test_it_leaves_values_out_of_its_sentence() -> None:
     with pytest.raises(Invalid) as refused:
         arguments.check(typed, ["hunter2"], {})
     assert "hunter2" not in str(refused.value)
 
 
-def test_it_knows_the_fields_of_typed_jobs_only() -> None:
+def test_it_makes_fields_for_typed_jobs_only() -> None:
     assert list(arguments.model_of(typed).model_fields) == ["month", "kind", "copies"]
     assert list(arguments.model_of(bound).model_fields) == ["month"]
     assert [arguments.model_of(task) for task in (many, plain)] == [None, None]
