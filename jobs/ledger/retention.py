@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 BATCH = 1000  # runs per transaction
 
 
-def forget(before: datetime, states: Collection[State]) -> Iterator[int]:
+def delete_ended(before: datetime, states: Collection[State]) -> Iterator[int]:
     """Delete runs that ended before a moment in one of `states`; yields how many in each batch. Index run_finished."""
     if not set(states) <= TERMINAL:
         raise ValueError("Only runs that are over can be forgotten.")
@@ -29,13 +29,13 @@ def forget(before: datetime, states: Collection[State]) -> Iterator[int]:
     old = Run.objects.filter(not_the_latest, finished_at__lt=before, state__in=states).order_by("finished_at")
     left = old
     while batch := list(left.values_list("id", "finished_at")[:BATCH]):
-        _forget([run for run, _ in batch])
+        _delete([run for run, _ in batch])
         yield len(batch)
         left = old.filter(finished_at__gte=batch[-1][1])  # or each batch would pass by all that stays
 
 
 @transaction.atomic
-def _forget(ids: list[UUID]) -> None:
+def _delete(ids: list[UUID]) -> None:
     runs = Run.objects.filter(id__in=ids)
     last_due = runs.exclude(schedule=None).order_by().values("schedule").annotate(until=Max("last_due_at"))
     for schedule, until in last_due.values_list("schedule", "until"):

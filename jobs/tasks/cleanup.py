@@ -16,7 +16,7 @@ from django.conf import settings
 from django_celery_results.models import GroupResult, TaskResult
 from pydantic import Field, validate_call
 
-from jobs.ledger.retention import forget
+from jobs.ledger.retention import delete_ended
 from jobs.models import TERMINAL, State, StoredFile, database_now
 from jobs.toolkit import files
 from jobs.toolkit.current import progress
@@ -42,9 +42,9 @@ def cleanup(
             results.delete_expired(timedelta(seconds=settings.CELERY_RESULT_EXPIRES))
     now = database_now()
     batches_of = {
-        "succeeded": forget(now - timedelta(days=succeeded_days), {State.SUCCEEDED}),
-        "others": forget(now - timedelta(days=other_days), TERMINAL - {State.SUCCEEDED}),
-        "files": files.forget(now - timedelta(days=file_days), FILES),
+        "succeeded": delete_ended(now - timedelta(days=succeeded_days), {State.SUCCEEDED}),
+        "others": delete_ended(now - timedelta(days=other_days), TERMINAL - {State.SUCCEEDED}),
+        "files": files.delete_older_than(now - timedelta(days=file_days), FILES),
     }
     deleted = dict.fromkeys(batches_of, 0)
     for kind, batches in batches_of.items():

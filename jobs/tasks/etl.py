@@ -87,13 +87,13 @@ def clean(raw: str, form: str, columns: dict[str, Any], start: str, end: str) ->
     source = files.find(UUID(raw))
     with source.file.open("rb") as content:
         window = datetime.fromisoformat(start), datetime.fromisoformat(end)
-        taken = rows.take(content.read(), form, rows.Columns(**columns), *window)
-    for reason in taken.reasons[:EXPLAINED]:
+        parsed = rows.parse(content.read(), form, rows.Columns(**columns), *window)
+    for reason in parsed.reasons[:EXPLAINED]:
         logger.warning("%s: dropped %s", source.name, reason)
-    lines = "".join(json.dumps(asdict(cell), default=_text) + "\n" for cell in taken.cells)
+    lines = "".join(json.dumps(asdict(cell), default=_text) + "\n" for cell in parsed.cells)
     kept = files.keep(f"{source.name}-clean.jsonl", BytesIO(lines.encode()), StoredFile.Kind.DATA)
-    progress(2, 3, f"{len(taken.reasons):,} of {taken.rows:,} rows dropped")
-    return {"file": str(kept.id), "extracted": taken.rows, "dropped": len(taken.reasons)}
+    progress(2, 3, f"{len(parsed.reasons):,} of {parsed.rows:,} rows dropped")
+    return {"file": str(kept.id), "extracted": parsed.rows, "dropped": len(parsed.reasons)}
 
 
 @shared_task(name="jobs.etl.load", ignore_result=False)

@@ -66,7 +66,7 @@ def _pixels(content: IO[bytes]) -> dict[str, Any]:
     """The size of a picture; nothing for what is none, or none that we would decode."""
     content.seek(0)
     try:
-        picture = images.look(content)
+        picture = images.inspect(content)
     except images.UnfitPictureError:
         return {}
     return {"kind": picture.format, "width": picture.width, "height": picture.height}

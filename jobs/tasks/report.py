@@ -43,7 +43,7 @@ def report(
     """
     window = queries.window()
     title = f"{query}, {window}"
-    table = queries.answer(query, window)
+    table = queries.execute(query, window)
     with TemporaryDirectory(prefix="report-") as folder:
         csv, pdf = (Path(folder, f"{query} {localtime(window.end):%Y-%m-%d %H%M}.{suffix}") for suffix in TYPES)
         first: list[Sequence[Any]] = []

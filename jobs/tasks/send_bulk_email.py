@@ -41,6 +41,6 @@ def send_bulk_email(
     """
     if not recipients and query is None:
         raise ValueError("It has nobody to write to: give recipients, or a query.")
-    found = queries.answer(query, queries.window()).column(COLUMN) if query else ()
+    found = queries.execute(query, queries.window()).column(COLUMN) if query else ()
     addresses = (str(address) for address in chain(recipients, found) if address)
     return mail.send(mail.Message(subject, text, html), addresses, per_minute)

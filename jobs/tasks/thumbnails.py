@@ -36,7 +36,7 @@ def thumbnails(
 ) -> None:
     """Set off a step for each size. Raises `files.NoFileError`, `images.UnfitPictureError`."""
     with files.find(file).file.open("rb") as content:
-        images.look(content)
+        images.inspect(content)
     chord([resize.s(str(file), size) for size in sorted(set(sizes))], collect.s(str(file))).delay()
 
 

@@ -18,7 +18,7 @@ from uuid import uuid4
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connection
 
 SCRATCH = "punctual_verify_"  # how the names of scratch databases begin
-FORGOTTEN_AFTER = 86_400  # seconds after which nobody can be at work with one
+STALE_AFTER = 86_400  # seconds after which nobody can be at work with one
 
 
 class BackupError(Exception):
@@ -115,7 +115,7 @@ def _drop_leftovers(cursor: Any) -> None:
     cursor.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", [f"{SCRATCH}%"])
     for (name,) in cursor.fetchall():
         made_at = name.removeprefix(SCRATCH).partition("_")[0]
-        if made_at.isdecimal() and int(made_at) < time.time() - FORGOTTEN_AFTER:
+        if made_at.isdecimal() and int(made_at) < time.time() - STALE_AFTER:
             cursor.execute(f"DROP DATABASE IF EXISTS {connection.ops.quote_name(name)} WITH (FORCE)")
 
 

@@ -44,7 +44,7 @@ def keep(name: str, content: IO[Any], kind: StoredFile.Kind, content_type: str =
     made: dict[str, Any] = {"kind": kind, "name": _printable(name), "run_id": run_id, "size": None}
     made["content_type"] = content_type if TYPE.fullmatch(content_type) else "application/octet-stream"
     made["file"] = f"{kind}/{key}-{uuid4().hex}"  # two at once do not write into one file
-    _make_way(key)
+    _delete_previous(key)
     row, _ = StoredFile.objects.update_or_create(id=key, defaults=made)
     size = default_storage.size(default_storage.save(made["file"], File(content)))
     if StoredFile.objects.filter(id=key, file=made["file"]).update(size=size):
@@ -84,7 +84,7 @@ def remove(row: StoredFile) -> None:
     row.delete()
 
 
-def forget(before: datetime, kinds: Collection[StoredFile.Kind]) -> Iterator[int]:
+def delete_older_than(before: datetime, kinds: Collection[StoredFile.Kind]) -> Iterator[int]:
     """Remove files of these kinds that were made before a moment; yields 1 for each that is gone."""
     old = StoredFile.objects.filter(kind__in=kinds, created_at__lt=before).order_by("created_at")
     for key in list(old.values_list("id", flat=True)):
@@ -97,7 +97,7 @@ def forget(before: datetime, kinds: Collection[StoredFile.Kind]) -> Iterator[int
                 yield 1
 
 
-def _make_way(key: UUID) -> None:
+def _delete_previous(key: UUID) -> None:
     """Remove what an earlier attempt kept: the row first says that nothing whole is there."""
     former = StoredFile.objects.filter(id=key)
     if former.update(size=None):

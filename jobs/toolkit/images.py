@@ -59,7 +59,7 @@ class Thumbnail:
     height: int
 
 
-def look(content: IO[bytes]) -> Picture:
+def inspect(content: IO[bytes]) -> Picture:
     """What kind of picture this is. Decodes nothing. Raises `UnfitPictureError`."""
     with _opened(content) as image:
         return Picture("JPEG" if image.format == PREVIEWED else str(image.format), *image.size)

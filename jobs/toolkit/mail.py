@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 State = Delivery.State
 
 
-class PutOffError(MailError):
+class DeferredError(MailError):
     """The server did not take the message for some addresses yet: another attempt of the run tries them again."""
 
 
@@ -146,15 +146,15 @@ def send(message: Message, addresses: Iterable[str], per_minute: float | None = 
     At most `per_minute` of them. Not to be called within a transaction. Raises MailError, of one of its kinds.
     """
     wanted = _distinct(addresses)
-    book = _Book(message)
-    pace = Pace(per_minute, book.since_last())
+    deliveries = DeliveryLog(message)
+    pace = Pace(per_minute, deliveries.since_last())
     with smtp.server() as server:
         for number, address in enumerate(wanted):
             progress(number, len(wanted), "sending")
-            if address not in book.states:
-                _send(message, address, book, server, pace)
+            if address not in deliveries.states:
+                _send(message, address, deliveries, server, pace)
     progress(len(wanted), len(wanted), "sent")
-    return _summed_up(book)
+    return _summed_up(deliveries)
 
 
 def _distinct(addresses: Iterable[str]) -> list[str]:
@@ -166,34 +166,34 @@ def _distinct(addresses: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def _send(message: Message, address: str, book: "_Book", server: smtp.Server, pace: Pace) -> None:
+def _send(message: Message, address: str, deliveries: "DeliveryLog", server: smtp.Server, pace: Pace) -> None:
     """Send to one address. What ends this as nobody foresaw, a killed process too, leaves the address in doubt."""
     try:
         deliverable(address)
     except ValueError as error:
-        book.begin(address, State.REFUSED, str(error))
+        deliveries.begin(address, State.REFUSED, str(error))
         return
     pace.wait()
     server.make_ready()
-    if not book.begin(address):
+    if not deliveries.begin(address):
         return
     try:
-        server.send(message.to(address, book.key(address)))
+        server.send(message.to(address, deliveries.key(address)))
     except (smtp.Refused, ValueError) as answer:  # a ValueError: no message can be made of this
-        book.end(address, State.REFUSED, str(answer))
-    except smtp.PutOff as answer:
-        book.undo(address)
-        book.answers.append(str(answer))
+        deliveries.end(address, State.REFUSED, str(answer))
+    except smtp.Deferred as answer:
+        deliveries.undo(address)
+        deliveries.answers.append(str(answer))
     except smtp.BrokeOff as answer:
-        book.end(address, State.SENDING, str(answer))
+        deliveries.end(address, State.SENDING, str(answer))
     except smtp.ServerError:
-        book.undo(address)
+        deliveries.undo(address)
         raise
     else:
-        book.end(address, State.SENT)
+        deliveries.end(address, State.SENT)
 
 
-class _Book:
+class DeliveryLog:
     """What became of each address, in all attempts of the run; outside a run, while this call lasts."""
 
     def __init__(self, message: Message) -> None:
@@ -248,29 +248,29 @@ class _Book:
         self._rows.filter(id=self.key(address)).delete()
 
 
-def _summed_up(book: _Book) -> dict[str, int]:
-    book.look_again()
-    number = Counter(book.states.values())
+def _summed_up(deliveries: DeliveryLog) -> dict[str, int]:
+    deliveries.look_again()
+    number = Counter(deliveries.states.values())
     counts = {"sent": number[State.SENT], "refused": number[State.REFUSED], "in_doubt": number[State.SENDING]}
     for state, what in ((State.REFUSED, "refused"), (State.SENDING, "in doubt")):
-        _name(book, state, what)
+        _name(deliveries, state, what)
     log.info("%(sent)d sent, %(refused)d refused, %(in_doubt)d in doubt.", counts)
-    if book.answers:
-        raise PutOffError(
-            f"The mail server put off {len(book.answers)} of the messages ({book.answers[0][:3]}): give the"
-            " schedule more attempts and a longer retry delay; who has the message does not get it again."
+    if deliveries.answers:
+        raise DeferredError(
+            f"The mail server put off {len(deliveries.answers)} of the messages ({deliveries.answers[0][:3]}): give"
+            " the schedule more attempts and a longer retry delay; who has the message does not get it again."
         )
-    if book.states and not counts["sent"] and not book.rivals:
+    if deliveries.states and not counts["sent"] and not deliveries.rivals:
         raise NobodyReachedError(
             f"Nobody was reached: {counts['refused']} refused, {counts['in_doubt']} in doubt. The deliveries say why."
         )
     return counts
 
 
-def _name(book: _Book, state: str, what: str) -> None:
+def _name(deliveries: DeliveryLog, state: str, what: str) -> None:
     """Log the first addresses in that state, each with the Message-ID that a mail server's log knows."""
-    found = [address for address, current in book.states.items() if current == state]
+    found = [address for address, current in deliveries.states.items() if current == state]
     for address in found[:NAMED]:
-        log.warning("%s is %s: message %s.", masked(address), what, book.key(address))
+        log.warning("%s is %s: message %s.", masked(address), what, deliveries.key(address))
     if len(found) > NAMED:
         log.warning("%d more are %s.", len(found) - NAMED, what)

@@ -80,7 +80,7 @@ def names() -> list[str]:
     return sorted(_queries)
 
 
-def known(name: str) -> str:
+def check_name(name: str) -> str:
     """The name, if a query has it. Raises UnknownQueryError."""
     if name in _queries:
         return name
@@ -95,17 +95,17 @@ def window() -> Window:
     return Window(run.window_start, run.window_end) if run else Window(None, database_now())
 
 
-def answer(name: str, window: Window) -> Table:
+def execute(name: str, window: Window) -> Table:
     """What the query says of that time. Raises UnknownQueryError."""
-    return _queries[known(name)](window.start, window.end)
+    return _queries[check_name(name)](window.start, window.end)
 
 
-def _offer(schema: dict[str, Any]) -> None:
+def _add_choices(schema: dict[str, Any]) -> None:
     schema["enum"] = names()
 
 
 # The argument of a job that takes the name of a query; its form offers those that are registered by then.
-QueryName = Annotated[str, AfterValidator(known), Field(json_schema_extra=_offer)]
+QueryName = Annotated[str, AfterValidator(check_name), Field(json_schema_extra=_add_choices)]
 
 
 # --- About the ledger: runs that ended in the window (index run_finished) -------------------------------------------

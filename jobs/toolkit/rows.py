@@ -40,7 +40,7 @@ class Cell:
 
 
 @dataclass(slots=True)
-class Taken:
+class Parsed:
     """What became of the rows: the cells of those that were taken, and a sentence for each that was not."""
 
     rows: int = 0
@@ -52,26 +52,26 @@ class UnreadableSourceError(ValueError):
     """Nothing of the source can be taken. The message says why."""
 
 
-def take(raw: bytes, form: str, columns: Columns, start: datetime, end: datetime) -> Taken:
+def parse(raw: bytes, form: str, columns: Columns, start: datetime, end: datetime) -> Parsed:
     """The rows of a source in `form` ("csv" or "jsonl") from `start` until before `end`.
 
     Raises `UnreadableSourceError`.
     """
     if not raw.strip():
         raise UnreadableSourceError("The source is empty: not even the names of columns stand in it.")
-    taken = Taken()
+    parsed = Parsed()
     seen: set[tuple[str, datetime]] = set()
     for number, row in enumerate(_read(raw, form, columns), 1):
-        taken.rows = number
+        parsed.rows = number
         try:
-            taken.cells += _cells(row, columns, (start, end), seen)
+            parsed.cells += _cells(row, columns, (start, end), seen)
         except ValueError as error:
-            taken.reasons.append(f"row {number}: {error}")
-        if len(taken.cells) > MOST_CELLS:
+            parsed.reasons.append(f"row {number}: {error}")
+        if len(parsed.cells) > MOST_CELLS:
             raise UnreadableSourceError(f"The source has over {MOST_CELLS:,} numbers: choose a shorter window.")
-    if taken.reasons and not taken.cells:
-        raise UnreadableSourceError(f"None of {taken.rows:,} rows can be taken; {taken.reasons[0]}.")
-    return taken
+    if parsed.reasons and not parsed.cells:
+        raise UnreadableSourceError(f"None of {parsed.rows:,} rows can be taken; {parsed.reasons[0]}.")
+    return parsed
 
 
 def _read(raw: bytes, form: str, columns: Columns) -> Iterable[Any]:
@@ -99,7 +99,7 @@ def _cells(
     row: Any, columns: Columns, window: tuple[datetime, datetime], seen: set[tuple[str, datetime]]
 ) -> list[Cell]:
     """The numbers of a row. Raises ValueError with the reason where it cannot be taken."""
-    row = _parsed(row) if isinstance(row, str) else row
+    row = _read_object(row) if isinstance(row, str) else row
     if None in row:
         raise ValueError("it has more cells than there are columns")
     key, at = _key(row, columns.key), _moment(row, columns.time)
@@ -112,7 +112,7 @@ def _cells(
     return cells
 
 
-def _parsed(line: str) -> dict[str, Any]:
+def _read_object(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

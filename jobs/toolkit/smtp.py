@@ -25,19 +25,19 @@ class ServerError(MailError):
     """The mail server cannot be reached, or takes no mail from us: nothing has gone out."""
 
 
-class Said(Exception):  # noqa: N818 - an answer, and no error of ours
+class Reply(Exception):  # noqa: N818 - an answer, and no error of ours
     """What the server said to a message, instead of taking it."""
 
 
-class Refused(Said):
+class Refused(Reply):
     """It will not take the message for this address, whenever it is asked."""
 
 
-class PutOff(Said):
+class Deferred(Reply):
     """It does not take the message for this address now."""
 
 
-class BrokeOff(Said):
+class BrokeOff(Reply):
     """Nobody knows whether it took the message."""
 
 
@@ -73,15 +73,15 @@ class Server:
             raise ServerError(f"The mail server lets nobody in: {error}. Is it up, and EMAIL_URL right?") from error
 
     def send(self, letter: EmailMessage) -> None:
-        """Hand over a message to one address. Raises Refused, PutOff or BrokeOff; ServerError for all alike."""
-        said = self._said_to(letter)
-        if isinstance(said, BrokeOff):
+        """Hand over a message to one address. Raises Refused, Deferred or BrokeOff; ServerError for all alike."""
+        reply = self._reply_to(letter)
+        if isinstance(reply, BrokeOff):
             self._breaks += 1
             self.close()
         else:
             self._breaks = 0
-        if said:
-            raise said
+        if reply:
+            raise reply
 
     def close(self) -> None:
         """Say goodbye, where it still listens."""
@@ -93,22 +93,22 @@ class Server:
         if connection := self._connection():
             connection.close()
 
-    def _said_to(self, letter: EmailMessage) -> Said | None:
+    def _reply_to(self, letter: EmailMessage) -> Reply | None:
         """What it said instead of taking the message."""
         try:
             self._backend.send_messages([letter])
         except smtplib.SMTPSenderRefused as error:
-            said = _meaning(error.smtp_code, error.smtp_error)
-            if isinstance(said, Refused) and error.smtp_code != TOO_LARGE:
+            reply = _reply(error.smtp_code, error.smtp_error)
+            if isinstance(reply, Refused) and error.smtp_code != TOO_LARGE:
                 raise ServerError(
-                    f"The mail server takes nothing from us, {said}: look at DEFAULT_FROM_EMAIL and EMAIL_URL."
+                    f"The mail server takes nothing from us, {reply}: look at DEFAULT_FROM_EMAIL and EMAIL_URL."
                 ) from error
-            return said
+            return reply
         except smtplib.SMTPRecipientsRefused as error:
             (answer,) = error.recipients.values()
-            return _meaning(*answer)
+            return _reply(*answer)
         except smtplib.SMTPDataError as error:
-            return _meaning(error.smtp_code, error.smtp_error)
+            return _reply(error.smtp_code, error.smtp_error)
         except smtplib.SMTPNotSupportedError as error:
             return Refused(str(error))
         except OSError as error:
@@ -127,7 +127,7 @@ class Server:
             return True
 
 
-def _meaning(code: int, text: bytes | str) -> Said:
-    said = f"{code} {text.decode(errors='replace') if isinstance(text, bytes) else text}"
-    kinds = {4: PutOff, 5: Refused}
-    return kinds.get(code // 100, BrokeOff)(said)
+def _reply(code: int, text: bytes | str) -> Reply:
+    reply = f"{code} {text.decode(errors='replace') if isinstance(text, bytes) else text}"
+    kinds = {4: Deferred, 5: Refused}
+    return kinds.get(code // 100, BrokeOff)(reply)

@@ -108,7 +108,7 @@ def test_it_leaves_a_row_that_leads_to_the_file_when_it_dies_while_writing(tmp_p
     with pytest.raises(KeyboardInterrupt):
         files.keep("a", Dying(b"abc"), Kind.DATA)
     assert StoredFile.objects.get().size is None
-    assert list(files.forget(database_now() + timedelta(1), {Kind.DATA})) == [1]
+    assert list(files.delete_older_than(database_now() + timedelta(1), {Kind.DATA})) == [1]
     assert (StoredFile.objects.count(), stored(tmp_path)) == (0, [])
 
 
@@ -116,7 +116,7 @@ def test_it_forgets_what_is_old_and_of_that_kind(tmp_path):
     old, young, backup = keep(b"old"), keep(b"young"), keep(b"backup", kind=Kind.BACKUP)
     now = database_now()
     StoredFile.objects.filter(id__in=[old.id, backup.id]).update(created_at=now - timedelta(days=31))
-    assert list(files.forget(now - timedelta(days=30), {Kind.REPORT, Kind.UPLOAD})) == [1]
+    assert list(files.delete_older_than(now - timedelta(days=30), {Kind.REPORT, Kind.UPLOAD})) == [1]
     assert set(StoredFile.objects.all()) == {young, backup}
     assert stored(tmp_path) == [b"backup", b"young"]
 
@@ -173,7 +173,7 @@ def test_it_goes_on_to_the_next_file_when_one_cannot_be_removed(tmp_path):
     default_storage.delete(stuck.file.name)
     Path(default_storage.path(stuck.file.name)).mkdir()
     (Path(default_storage.path(stuck.file.name)) / "x").touch()
-    assert list(files.forget(database_now() + timedelta(1), {Kind.REPORT})) == [1]
+    assert list(files.delete_older_than(database_now() + timedelta(1), {Kind.REPORT})) == [1]
     assert list(StoredFile.objects.all()) == [stuck]
     assert not Path(default_storage.path(other.file.name)).exists()
 

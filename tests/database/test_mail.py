@@ -281,7 +281,7 @@ def test_it_goes_on_when_the_server_hung_up_between_two_messages(post, run):
 @pytest.mark.parametrize(("command", "answer"), [("RCPT", "450 busy"), ("DATA", "451 later"), ("RCPT", "421 going")])
 def test_it_tries_again_later_when_the_server_puts_an_address_off(post, run, command, answer):
     post.answers[command, BOB] = answer
-    with pytest.raises(mail.PutOffError, match=f"put off 1 of the messages \\({answer[:3]}\\)"):
+    with pytest.raises(mail.DeferredError, match=f"put off 1 of the messages \\({answer[:3]}\\)"):
         attempt(run, ADA, BOB, CAT)
     assert states() == {ADA: "sent", CAT: "sent"}
     post.answers.clear()
@@ -315,7 +315,7 @@ def test_it_does_not_wait_for_ever_for_a_server_that_says_nothing(post, run, set
 @pytest.mark.parametrize(("reply", "state"), [("554 no valid recipients", "refused"), ("451 later", None)])
 def test_it_goes_on_to_the_next_when_the_server_refuses_before_the_message(post, run, reply, state):
     post.answers["DATA command", BOB] = reply
-    with suppress(mail.PutOffError):
+    with suppress(mail.DeferredError):
         attempt(run, ADA, BOB, CAT)
     assert post.given == [ADA, CAT]
     assert states().get(BOB) == state

@@ -111,7 +111,7 @@ def test_it_forgets_in_batches(monkeypatch):
     monkeypatch.setattr(retention, "BATCH", 3)
     for number in range(7):
         make_old(None, State.SUCCEEDED, 100 + number)
-    assert list(retention.forget(database_now() - 30 * DAY, {State.SUCCEEDED})) == [3, 3, 1]
+    assert list(retention.delete_ended(database_now() - 30 * DAY, {State.SUCCEEDED})) == [3, 3, 1]
 
 
 @pytest.mark.parametrize("days", [0, -1, True, 1.5, "30", None, 10**9])
@@ -124,7 +124,7 @@ def test_it_refuses_days_that_mean_nothing(days):
 
 def test_it_refuses_to_forget_what_is_not_over():
     with pytest.raises(ValueError, match="Only runs that are over"):
-        next(retention.forget(database_now(), {State.RUNNING}))
+        next(retention.delete_ended(database_now(), {State.RUNNING}))
 
 
 def test_it_cleans_up_files_sessions_and_results_and_leaves_backups(settings, tmp_path):

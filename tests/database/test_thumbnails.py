@@ -96,7 +96,7 @@ def test_it_turns_a_picture_whose_other_facts_are_odd(tag):
 def test_it_takes_a_picture_of_a_camera_with_its_previews():
     written = io.BytesIO()
     Image.new("RGB", (200, 100)).save(written, "MPO", save_all=True, append_images=[Image.new("RGB", (20, 10))])
-    assert images.look(written) == images.Picture("JPEG", 200, 100)
+    assert images.inspect(written) == images.Picture("JPEG", 200, 100)
     assert shrunk(written.getvalue()).size == (64, 32)
 
 
@@ -116,7 +116,7 @@ def test_it_takes_a_picture_of_a_camera_with_its_previews():
     ],
 )
 def test_it_refuses_by_the_header_what_it_would_not_decode(content, sentence):
-    for read in (images.look, lambda content: images.shrink(content, 64)):
+    for read in (images.inspect, lambda content: images.shrink(content, 64)):
         with pytest.raises(images.UnfitPictureError, match=sentence):
             read(io.BytesIO(content))
 

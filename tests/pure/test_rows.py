@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from jobs.toolkit import rows
-from jobs.toolkit.rows import Cell, Columns, UnreadableSourceError, take
+from jobs.toolkit.rows import Cell, Columns, UnreadableSourceError, parse
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
@@ -17,16 +17,16 @@ def table(*rows: str) -> bytes:
     return "\n".join(["station,at,celsius,hPa", *rows]).encode()
 
 
-def take_table(*rows: str):
-    return take(table(*rows), "csv", COLUMNS, START, END)
+def parse_table(*rows: str):
+    return parse(table(*rows), "csv", COLUMNS, START, END)
 
 
 def test_it_takes_each_number_of_a_row():
-    taken = take_table(GOOD, "south,2026-03-01T06:00:00+02:00,-2,999.5")
+    parsed = parse_table(GOOD, "south,2026-03-01T06:00:00+02:00,-2,999.5")
     at = datetime(2026, 3, 1, 4, tzinfo=UTC)
-    assert taken.rows == 2
-    assert taken.reasons == []
-    assert taken.cells == [
+    assert parsed.rows == 2
+    assert parsed.reasons == []
+    assert parsed.cells == [
         Cell("north", at, "celsius", 1.5),
         Cell("north", at, "hPa", 1013),
         Cell("south", at, "celsius", -2),
@@ -36,12 +36,12 @@ def test_it_takes_each_number_of_a_row():
 
 def test_it_reads_json_lines_as_it_reads_a_table():
     lines = b"""{"station": "north", "at": "2026-03-01T04:00:00", "celsius": 1.5, "hPa": "1013"}\n\n"""
-    assert take(lines, "jsonl", COLUMNS, START, END) == take_table(GOOD)
+    assert parse(lines, "jsonl", COLUMNS, START, END) == parse_table(GOOD)
 
 
 def test_it_takes_numbers_as_keys():
     lines = b"""{"station": 0, "at": "2026-03-01", "celsius": 1, "hPa": 2}"""
-    assert [cell.key for cell in take(lines, "jsonl", COLUMNS, START, END).cells] == ["0", "0"]
+    assert [cell.key for cell in parse(lines, "jsonl", COLUMNS, START, END).cells] == ["0", "0"]
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_it_takes_numbers_as_keys():
     ],
 )
 def test_it_drops_a_row_with_the_reason_when_it_cannot_be_loaded(row, reason):
-    taken = take_table("last,2026-03-01T04:00:00Z,1,1", row, GOOD)
-    assert (taken.rows, len(taken.cells), taken.reasons) == (3, 4, [f"row 2: {reason}"])
+    parsed = parse_table("last,2026-03-01T04:00:00Z,1,1", row, GOOD)
+    assert (parsed.rows, len(parsed.cells), parsed.reasons) == (3, 4, [f"row 2: {reason}"])
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_it_drops_a_row_with_the_reason_when_it_cannot_be_loaded(row, reason):
 )
 def test_it_drops_a_line_with_the_reason_when_it_is_no_row(line, reason):
     good = '{"station": "north", "at": "2026-03-01", "celsius": 1, "hPa": 2}'
-    taken = take(f"{line}\n{good}".encode(), "jsonl", COLUMNS, START, END)
-    assert (len(taken.cells), taken.reasons) == (2, [f"row 1: {reason}"])
+    parsed = parse(f"{line}\n{good}".encode(), "jsonl", COLUMNS, START, END)
+    assert (len(parsed.cells), parsed.reasons) == (2, [f"row 1: {reason}"])
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,14 @@ def test_it_drops_a_line_with_the_reason_when_it_is_no_row(line, reason):
 )
 def test_it_refuses_a_source_of_which_nothing_can_be_taken(raw, sentence):
     with pytest.raises(UnreadableSourceError, match=sentence):
-        take(raw, "csv", COLUMNS, START, END)
+        parse(raw, "csv", COLUMNS, START, END)
 
 
 def test_it_takes_nothing_when_the_source_has_no_rows():
-    assert take(table(), "csv", COLUMNS, START, END).rows == 0
+    assert parse(table(), "csv", COLUMNS, START, END).rows == 0
 
 
 def test_it_stops_before_the_numbers_fill_the_memory(monkeypatch):
     monkeypatch.setattr(rows, "MOST_CELLS", 3)
     with pytest.raises(UnreadableSourceError, match="over 3 numbers: choose a shorter window"):
-        take(table(*[f"s{number},2026-03-01,1,1" for number in range(9)]), "csv", COLUMNS, START, END)
+        parse(table(*[f"s{number},2026-03-01,1,1" for number in range(9)]), "csv", COLUMNS, START, END)
