@@ -37,6 +37,7 @@ class Post:
     def __init__(self) -> None:
         self.letters: list[Letter] = []
         self.answers: dict[tuple[str, str], Answer] = {}  # by command and address; without an address, for all
+        self.quits = 0  # clients that said QUIT
         self.port = 0
         self._servers: list[Server] = []
         self._loop = asyncio.new_event_loop()
@@ -79,6 +80,10 @@ class Post:
         if not str(self.answers.get(("DATA", address), "")).startswith(("4", "5")):
             self.letters.append((address, message_from_bytes(envelope.content, policy=policy.default)))
         return self._answer(server, "DATA", address)
+
+    async def handle_QUIT(self, _server: SMTP, _session: Any, _envelope: Any) -> str:  # noqa: N802
+        self.quits += 1
+        return "221 Bye"
 
     def _answer(self, server: SMTP, command: str, address: str) -> str:
         answer = self.answers.get((command, address)) or self.answers.get((command, "")) or "250 OK"

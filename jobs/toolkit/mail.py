@@ -148,7 +148,7 @@ def send(message: Message, addresses: Iterable[str], per_minute: float | None = 
     wanted = _distinct(addresses)
     deliveries = DeliveryLog(message)
     pace = Pace(per_minute, deliveries.since_last())
-    with smtp.server() as server:
+    with smtp.Server() as server:
         for number, address in enumerate(wanted):
             progress(number, len(wanted), "sending")
             if address not in deliveries.states:

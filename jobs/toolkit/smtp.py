@@ -7,8 +7,7 @@ Limits: only SMTP has such answers. Other backends of Django (console, file) tak
 """
 
 import smtplib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from django.core.mail import EmailMessage, get_connection
 from django.core.mail.backends.smtp import EmailBackend
@@ -41,22 +40,21 @@ class BrokeOff(Reply):
     """Nobody knows whether it took the message."""
 
 
-@contextmanager
-def server() -> Iterator["Server"]:
-    """The mail server of the settings; whatever interrupts the work with it does not wait for its goodbye."""
-    server = Server()
-    try:
-        yield server
-    except BaseException:
-        server.hang_up()
-        raise
-    server.close()
-
-
 class Server:
+    """The mail server of the settings. Leaving its `with` block by an exception sends no QUIT and waits for nothing."""
+
     def __init__(self) -> None:
         self._backend = get_connection()
         self._breaks = 0
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error:
+            self.hang_up()
+        else:
+            self.close()
 
     def make_ready(self) -> None:
         """Have a connection on which the server answers. Raises ServerError."""

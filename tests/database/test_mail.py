@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
+from queue import SimpleQueue
 from typing import Any, TypeVar
 from uuid import uuid5
 
@@ -217,6 +218,20 @@ def test_it_leaves_an_address_in_doubt_at_which_an_attempt_ended(post, run, capl
     assert attempt(run, ADA, BOB, CAT) == counts(sent=2, in_doubt=1)
     assert post.given == ([ADA, CAT] if command == "RCPT" else [ADA, BOB, CAT])
     assert f"b…@example.org is in doubt: message {Delivery.objects.get(address=BOB).id}." in caplog.messages
+
+
+def test_it_sends_quit_when_the_attempt_is_over(post, run):
+    attempt(run, ADA)
+    assert post.quits == 1
+
+
+def test_it_does_not_wait_for_the_server_when_an_exception_ends_the_attempt(post, run):
+    is_over, in_time = threading.Event(), SimpleQueue()
+    post.answers["RCPT", ADA] = lambda: interrupt() or in_time.put(is_over.wait(5))
+    with interruptible(), pytest.raises(SoftTimeLimitExceeded):
+        attempt(run, ADA)
+    is_over.set()
+    assert in_time.get(timeout=10)
 
 
 def test_it_writes_down_whom_it_writes_to_before_the_server_hears_of_it(post, run):
