@@ -1,8 +1,8 @@
-"""What may the ledger forget, and when? Runs that ended long ago, each kind after its own time.
+"""Which runs may the ledger delete, and when? Those that ended long ago, each state after its own time.
 
-Its one rule: forgetting changes no answer. What was due up to the latest run that was deleted counts as done in a
-backfill, the latest run of each schedule stays, and a run that is not over is never touched. Rows go in batches, each
-in a transaction of its own, the oldest first; an interruption leaves the rest for the next time.
+Its one rule: deleting changes no answer. A backfill counts every moment up to the latest deleted run as done, the
+latest run of each schedule stays, and an unfinished run is never touched. Rows are deleted in batches, oldest first,
+each batch in its own transaction; an interruption leaves the rest for the next time.
 """
 
 import logging
@@ -21,9 +21,9 @@ BATCH = 1000  # runs per transaction
 
 
 def delete_ended(before: datetime, states: Collection[State]) -> Iterator[int]:
-    """Delete runs that ended before a moment in one of `states`; yields how many in each batch. Index run_finished."""
+    """Delete runs that ended before a moment in one of `states`; yields the size of each batch. Index run_finished."""
     if not set(states) <= TERMINAL:
-        raise ValueError("Only runs that are over can be forgotten.")
+        raise ValueError("Only runs that have ended can be deleted.")
     younger = Run.objects.filter(schedule=OuterRef("schedule"), trigger=Trigger.SCHEDULE, due_at__gt=OuterRef("due_at"))
     not_the_latest = Q(schedule=None) | Exists(younger)
     old = Run.objects.filter(not_the_latest, finished_at__lt=before, state__in=states).order_by("finished_at")
@@ -31,7 +31,7 @@ def delete_ended(before: datetime, states: Collection[State]) -> Iterator[int]:
     while batch := list(left.values_list("id", "finished_at")[:BATCH]):
         _delete([run for run, _ in batch])
         yield len(batch)
-        left = old.filter(finished_at__gte=batch[-1][1])  # or each batch would pass by all that stays
+        left = old.filter(finished_at__gte=batch[-1][1])  # or each batch would read the kept runs again
 
 
 @transaction.atomic
@@ -41,4 +41,4 @@ def _delete(ids: list[UUID]) -> None:
     for schedule, until in last_due.values_list("schedule", "until"):
         earlier = Q(forgotten_until=None) | Q(forgotten_until__lt=until)
         Policy.objects.filter(earlier, schedule=schedule).update(forgotten_until=until)
-    runs.only("id").delete()  # each may hold a long error
+    runs.only("id").delete()  # the other columns may hold long errors

@@ -1,4 +1,4 @@
-"""What the ledger forgets changes none of its answers."""
+"""Deleting old runs changes none of the ledger's answers."""
 
 import io
 from datetime import timedelta
@@ -41,7 +41,7 @@ def left() -> set[Run]:
     return set(Run.objects.all())
 
 
-def test_it_forgets_each_kind_of_run_after_its_own_time():
+def test_it_deletes_runs_of_each_state_after_its_own_time():
     schedule = make_schedule()
     kept = {make_old(schedule, State.SUCCEEDED, 29), make_old(schedule, State.FAILED, 179)}
     make_old(schedule, State.SUCCEEDED, 31)
@@ -62,7 +62,7 @@ def test_it_keeps_the_latest_run_of_each_schedule_however_old():
     assert left() == kept
 
 
-def test_it_forgets_with_a_run_all_that_belongs_to_it():
+def test_it_deletes_all_rows_that_belong_to_a_run():
     run, repeated = make_old(None, State.FAILED, 400), make_run()
     Run.objects.filter(id=repeated.id).update(parent=run)
     Attempt.objects.create(run=run, number=1, outcome=Attempt.Outcome.FAILED)
@@ -75,7 +75,7 @@ def test_it_forgets_with_a_run_all_that_belongs_to_it():
     assert repeated.parent is None
 
 
-def test_it_backfills_nothing_that_ran_and_was_forgotten():
+def test_it_backfills_no_moment_whose_run_was_deleted():
     schedule = make_schedule(cron={"minute": "0", "hour": "4"})
     today = database_now().replace(hour=4, minute=0, second=0, microsecond=0) - DAY
     for days in (0, 50, 60):
@@ -88,7 +88,7 @@ def test_it_backfills_nothing_that_ran_and_was_forgotten():
     assert len(backfills.preview(Backfill(which="all", **request)).moments) == 5
 
 
-def test_it_claims_nothing_again_that_was_forgotten():
+def test_it_claims_no_moment_again_when_its_run_was_deleted():
     schedule = make_schedule(every=timedelta(hours=1))
     make_due(schedule, ago=timedelta(seconds=1))
     assert len(list(claim.claim_due())) == 1
@@ -96,7 +96,7 @@ def test_it_claims_nothing_again_that_was_forgotten():
     assert list(claim.claim_due()) == []
 
 
-def test_it_goes_on_growing_a_stretch_whose_row_was_deleted():
+def test_it_begins_a_new_stretch_when_the_row_of_the_old_one_was_deleted():
     schedule = make_schedule(every=timedelta(hours=1), task="tests.gone")
     for _ in range(2):
         make_due(schedule)
@@ -107,7 +107,7 @@ def test_it_goes_on_growing_a_stretch_whose_row_was_deleted():
     assert Run.objects.get().count == 1
 
 
-def test_it_forgets_in_batches(monkeypatch):
+def test_it_deletes_in_batches(monkeypatch):
     monkeypatch.setattr(retention, "BATCH", 3)
     for number in range(7):
         make_old(None, State.SUCCEEDED, 100 + number)
@@ -115,15 +115,15 @@ def test_it_forgets_in_batches(monkeypatch):
 
 
 @pytest.mark.parametrize("days", [0, -1, True, 1.5, "30", None, 10**9])
-def test_it_refuses_days_that_mean_nothing(days):
+def test_it_refuses_invalid_numbers_of_days(days):
     make_old(None, State.SUCCEEDED, 400)
     with pytest.raises(ValueError, match="other_days\n  Input should be"):
         cleanup(other_days=days)
     assert Run.objects.exists()
 
 
-def test_it_refuses_to_forget_what_is_not_over():
-    with pytest.raises(ValueError, match="Only runs that are over"):
+def test_it_refuses_to_delete_unfinished_runs():
+    with pytest.raises(ValueError, match="Only runs that have ended"):
         next(retention.delete_ended(database_now(), {State.RUNNING}))
 
 
