@@ -1,7 +1,7 @@
-"""A real mail server on loopback: what was it given, and what shall it say to whom?
+"""A real mail server on loopback: which messages did it get, and how does it reply?
 
-Its one rule: it takes every message, unless `answers` holds something else for that command and address: the reply
-to give, or what to call, which may return a reply or end the process that asks.
+Its one rule: it accepts every message, unless `answers` holds a reply for that command and address, or a function,
+which may return a reply or end the client's process.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from aiosmtpd.smtp import SMTP
 BREAK_OFF = "break off"  # instead of a reply
 LEAVE = "leave"  # after the usual reply
 
-Letter = tuple[str, EmailMessage]  # the address on the envelope, and what was in it
+Letter = tuple[str, EmailMessage]  # the address on the envelope, and the message
 Answer = str | Callable[[], str | None]
 
 
 class Server(SMTP):
-    """Refuses the command DATA itself where told to, and then wants to hear no MAIL before RSET, as real ones do."""
+    """Refuses the command DATA itself if told to, and then accepts no MAIL before RSET, as real servers do."""
 
     async def smtp_DATA(self, arg: str) -> None:  # noqa: N802 - aiosmtpd's
         reply = self.event_handler.answers.get(("DATA command", *self.envelope.rcpt_tos))
@@ -52,7 +52,7 @@ class Post:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
-        with warnings.catch_warnings():  # what a client left in the middle of, aiosmtpd leaves open
+        with warnings.catch_warnings():  # aiosmtpd leaves interrupted connections open
             warnings.simplefilter("ignore", ResourceWarning)
             self._servers.clear()
             gc.collect()
@@ -63,7 +63,7 @@ class Post:
 
     @property
     def given(self) -> list[str]:
-        """The addresses whose messages it took, in that order."""
+        """The addresses whose messages it accepted, in order."""
         return [address for address, _ in self.letters]
 
     async def handle_MAIL(self, server: SMTP, _session: Any, envelope: Any, address: str, _options: Any) -> str:  # noqa: N802 - aiosmtpd's
@@ -102,7 +102,7 @@ class Post:
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        self._turn()  # what was accepted last has its server only now
+        self._turn()  # the last accepted connection gets its server only now
         for transport in [each.transport for each in self._servers if each.transport]:
             transport.abort()
         self._turn()
@@ -120,6 +120,6 @@ class Post:
         return self._servers[-1]
 
     def _turn(self) -> None:
-        """Let everything happen that is due."""
+        """Run all callbacks that are due."""
         for _ in range(10):
             self._loop.run_until_complete(asyncio.sleep(0))

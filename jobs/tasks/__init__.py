@@ -1,8 +1,8 @@
 """Which jobs can people schedule without writing code? The ready-made ones.
 
-To add one: a module here that opens with its story and holds a `@shared_task` named `jobs.<module>`, its name in the
-import below (so that Celery finds it), and its test. Nothing else: the name is then offered in the admin. Names stand
-in database rows, so they never change. A job of your own app needs none of this: a `tasks.py` there is found as well.
+To add one, write a module here that opens with its story and holds a `@shared_task` named `jobs.<module>`, add it to
+the import below (so that Celery finds it), and write its test. The admin then offers it. Names stand in database rows,
+so they never change. A job of your own app needs none of this: Celery finds its `tasks.py` as well.
 """
 
 from jobs.tasks import (

@@ -1,10 +1,10 @@
-"""Could we get our data back? Backs the database up, restores the copy beside it, and only then calls it a backup.
+"""Could we get our data back? Copies the database, restores the copy beside it, and only then calls it a backup.
 
-A run that fails leaves the older backups alone; one that succeeds keeps the newest few. It teaches the pattern of every
-job that makes something precious: make it aside, prove it, put it in its place, and only then let go of the old.
+A failed run leaves the older backups alone; a successful run keeps the newest few. It shows the pattern for every job
+that makes something precious: make it aside, verify it, put it in its place, and only then delete the old one.
 
-Limits: the copy is written to the folder for temporary files first (TMPDIR says which). It lies among the other files
-of this installation: take it to another place, too.
+Limits: the copy is first written to the temporary folder (TMPDIR sets it). Backups lie among the other files of this
+installation: copy them to another place, too.
 """
 
 import logging
@@ -24,7 +24,7 @@ from jobs.toolkit import backup, files
 from jobs.toolkit.current import current_run, progress
 
 KIND = StoredFile.Kind.BACKUP
-FOLDER = "punctual-backup-"  # how the names of temporary folders begin
+FOLDER = "punctual-backup-"  # the prefix of temporary folders
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +32,16 @@ logger = logging.getLogger(__name__)
 @shared_task(name="jobs.backup_database")
 @validate_call
 def backup_database(
-    keep: Annotated[int, Field(ge=1, le=1000, description="How many of the newest backups stay.")] = 7,
+    keep: Annotated[int, Field(ge=1, le=1000, description="How many backups to keep, the newest ones.")] = 7,
 ) -> dict[str, int]:
-    """Back the default database up; returns the size in bytes and how many older ones were removed.
+    """Back up the default database; returns the size in bytes and how many older backups were deleted.
 
-    Raises `jobs.toolkit.backup.BackupError` when there is no copy, or it cannot be restored.
+    Raises `jobs.toolkit.backup.BackupError` if the copy cannot be made or restored.
     """
     _remove_leftovers()
     with TemporaryDirectory(prefix=FOLDER) as folder:
         path = Path(folder, f"{_moment():%Y-%m-%d-%H%M%S}.{connection.vendor}")
-        progress(0, 2, "copying, and restoring the copy")
+        progress(0, 2, "copying and restoring")
         backup.make(path)
         progress(1, 2, "storing")
         with path.open("rb") as content:
@@ -50,18 +50,18 @@ def backup_database(
     older = list(whole.order_by("-created_at")[keep - 1 :])
     for each in older:
         files.remove(each)
-    logger.info("%s holds %d bytes, and was restored once. %d older ones were removed.", row, row.size, len(older))
+    logger.info("%s has %d bytes and was restored once. Deleted %d older backups.", row, row.size, len(older))
     return {"bytes": row.size or 0, "removed": len(older)}
 
 
 def _moment() -> datetime:
-    """What the backup is named after: of a run its due moment, so that another attempt replaces what one has begun."""
+    """The time in the backup's name: the run's due moment, so that its next attempt replaces an unfinished backup."""
     run = current_run()
     return run.due_at if run else timezone.now()
 
 
 def _remove_leftovers() -> None:
-    """Of processes that were killed: copies in the folder for temporary files, and rows whose file is not whole."""
+    """Delete temporary copies and incomplete backups that killed processes left more than a day ago."""
     day_ago = timezone.now() - timedelta(days=1)
     for folder in Path(gettempdir()).glob(f"{FOLDER}*"):
         if folder.stat().st_mtime < day_ago.timestamp():

@@ -1,9 +1,9 @@
-"""How long should Punctual remember? A job that deletes what is older, on a schedule like any other.
+"""How long should Punctual remember? Deletes older runs, files, sessions and results, on a schedule like any other.
 
-What went well is seldom asked for after a month; what did not, and why, sometimes after half a year. A run that is not
-over, and the latest of each schedule, always stay; so the ledger's answers do not change. Runs and files go in small
-transactions, so it may run beside everything else, be killed at any line, and go on the next day. Backups are not its
-business: `jobs.backup_database` counts its own.
+Users seldom ask about a success after a month, but about a failure sometimes after half a year. Unfinished runs, and
+the latest run of each schedule, always stay, so the ledger's answers do not change. Runs and files are deleted in small
+transactions, so this job may run beside everything else, be killed at any line, and go on the next day. It deletes no
+backups: `jobs.backup_database` does.
 """
 
 import logging
@@ -31,11 +31,13 @@ logger = logging.getLogger(__name__)
 @shared_task(name="jobs.cleanup")
 @validate_call
 def cleanup(
-    succeeded_days: Annotated[Days, Field(description="For runs that succeeded.")] = 30,
-    other_days: Annotated[Days, Field(description="For runs that failed, were skipped, cancelled or lost.")] = 180,
-    file_days: Annotated[Days, Field(description="For uploads, and for files that jobs made.")] = 30,
+    succeeded_days: Annotated[Days, Field(description="Days to keep runs that succeeded.")] = 30,
+    other_days: Annotated[
+        Days, Field(description="Days to keep runs that failed, expired, or were skipped, cancelled or lost.")
+    ] = 180,
+    file_days: Annotated[Days, Field(description="Days to keep files, except backups.")] = 30,
 ) -> dict[str, int]:
-    """Delete what is older, and sessions and results that have expired; returns how many runs and files went."""
+    """Delete old runs and files, and expired sessions and results; returns how many runs and files it deleted."""
     import_module(settings.SESSION_ENGINE).SessionStore.clear_expired()
     if settings.CELERY_RESULT_EXPIRES:
         for results in RESULTS:
@@ -51,5 +53,5 @@ def cleanup(
         for number in batches:
             deleted[kind] += number
             progress(sum(deleted.values()), message=kind)
-    logger.info("%(succeeded)d succeeded runs, %(others)d others and %(files)d files were deleted.", deleted)
+    logger.info("Deleted %(succeeded)d succeeded runs, %(others)d others and %(files)d files.", deleted)
     return deleted

@@ -1,13 +1,13 @@
-"""What did that source measure? Brings numbers from a CSV or JSON lines address into the table of measurements.
+"""What did that source measure? Loads numbers from a CSV or JSON lines address into the table of measurements.
 
-It teaches the chain, extract | clean | load, and an import that may be repeated: it asks for the data window of its run
-(`{start}` and `{end}` in the address) and makes the table hold, for that window, what the source holds. The same window
-loaded twice, by a retry, a rescue or a backfill, leaves the same rows. What passes between the steps is the id of a
-file, so both the raw answer and what was made of it can be looked at afterwards.
+It shows a chain, extract | clean | load, and an import that may be repeated: it requests the data window of its run
+(`{start}` and `{end}` in the address) and makes the table equal to the source for that window. Loading the same window
+twice, by a retry, a rescue or a backfill, leaves the same rows. Steps pass on the id of a file, so the raw response and
+the cleaned numbers can be inspected afterwards.
 
-Limits: an answer is taken whole, up to LARGEST bytes. Which rows are dropped says `jobs.toolkit.rows`. A run without a
-schedule, or before whose moment none was due, has a window without a beginning: it asks from 1970 on. What is older
-than the first run of a schedule comes by a backfill.
+Limits: a response is read whole, up to LARGEST bytes. `jobs.toolkit.rows` decides which rows are dropped. A run without
+a schedule, or without a previous due moment, has a window without a start: it requests data from 1970 on. Backfill the
+schedule to load data from before its first run.
 """
 
 import json
@@ -25,8 +25,8 @@ from jobs.models import Measurement, StoredFile, database_now
 from jobs.toolkit import files, http, rows
 from jobs.toolkit.current import current_run, progress
 
-LARGEST = 20_000_000  # bytes of an answer
-EXPLAINED = 5  # dropped rows that the log gives the reason of
+LARGEST = 20_000_000  # bytes of a response
+EXPLAINED = 5  # dropped rows whose reasons are logged
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,9 @@ def _distinct(names: list[str]) -> list[str]:
 
 Source = Annotated[
     str,
-    Field(max_length=2000, description="Such as https://example.org/data?from={start}&to={end}."),
+    Field(
+        max_length=2000, description="With the run's window, such as https://example.org/data?from={start}&to={end}."
+    ),
     AfterValidator(_address),
 ]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
@@ -57,13 +59,13 @@ Names = Annotated[
 @validate_call
 def etl(
     source: Source,
-    dataset: Annotated[Name, Field(description="What its measurements are called; one source for each.")],
-    key: Annotated[Name, Field(description="The column that says what was measured.")],
-    time: Annotated[Name, Field(description="The column with the time, as ISO 8601 has it.")],
+    dataset: Annotated[Name, Field(description="A name for the measurements; use one per source.")],
+    key: Annotated[Name, Field(description="The column that names the thing measured.")],
+    time: Annotated[Name, Field(description="The column with the time, in ISO 8601.")],
     values: Names,
-    form: Annotated[Literal["csv", "jsonl"], Field(description="What the source answers with.")] = "csv",
+    form: Annotated[Literal["csv", "jsonl"], Field(description="The format of the source.")] = "csv",
 ) -> None:
-    """Set off the three steps for the data window of this run."""
+    """Start the three steps for the data window of this run."""
     run = current_run()
     start, end = (run.window_start or BEGINNING, run.window_end) if run else (BEGINNING, database_now())
     window = _text(start), _text(end)
@@ -74,7 +76,7 @@ def etl(
 
 @shared_task(name="jobs.etl.extract")
 def extract(address: str, dataset: str, form: str) -> str:
-    """Fetch the source and keep it as it came; returns the id of the file. Raises `jobs.toolkit.http.FetchError`."""
+    """Fetch the source and store it unchanged; returns the id of the file. Raises `jobs.toolkit.http.FetchError`."""
     response = http.fetch("GET", address, limit=LARGEST).require(200)
     raw = files.keep(f"{dataset}.{form}", BytesIO(response.body), StoredFile.Kind.DATA)
     progress(1, 3, f"{raw.size:,} bytes extracted")
@@ -83,7 +85,7 @@ def extract(address: str, dataset: str, form: str) -> str:
 
 @shared_task(name="jobs.etl.clean")
 def clean(raw: str, form: str, columns: dict[str, Any], start: str, end: str) -> dict[str, Any]:
-    """Keep the numbers that can be loaded; returns the id of their file, and how many rows were dropped."""
+    """Store the numbers that can be loaded; returns the id of their file, and how many rows were dropped."""
     source = files.find(UUID(raw))
     with source.file.open("rb") as content:
         window = datetime.fromisoformat(start), datetime.fromisoformat(end)
@@ -98,7 +100,7 @@ def clean(raw: str, form: str, columns: dict[str, Any], start: str, end: str) ->
 
 @shared_task(name="jobs.etl.load", ignore_result=False)
 def load(cleaned: dict[str, Any], dataset: str, start: str, end: str) -> dict[str, int]:
-    """Let the table hold these numbers for the window and no others, in one transaction; returns all counts."""
+    """Make these the only numbers of the window in the table, in one transaction; returns all counts."""
     with files.find(UUID(cleaned["file"])).file.open("rb") as content:
         loaded, removed = Measurement.objects.replace(dataset, start, end, map(json.loads, content))
     counts = {name: cleaned[name] for name in ("extracted", "dropped")} | {"loaded": loaded, "removed": removed}
@@ -108,4 +110,4 @@ def load(cleaned: dict[str, Any], dataset: str, start: str, end: str) -> dict[st
 
 
 def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")  # "+" would be a space in an address
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")  # "+" means a space in an address

@@ -1,10 +1,10 @@
-"""How many small things fit into one run? Checks 100,000 numbers, a hundred in each step, and adds up what was found.
+"""How many small things fit into one run? Checks 100,000 numbers, a hundred in each step, and adds up the results.
 
-It teaches chunking: a message, three writes to the ledger and a result cost more than the check of a number, so a step
-takes many of them. How much that saves, `make bench ARGS="--only fan_out"` measures; put your own work in the place of
-`is_valid` to see it on that. The steps are a chord, which collects what they return.
+It shows chunking: a message, three writes to the ledger and a result cost more than checking one number, so each step
+checks many. `make bench ARGS="--only fan_out"` measures the saving; replace `is_valid` to measure your own work. The
+steps are a chord, which collects their results.
 
-Limits: a step that dies takes the run with it, and its next attempt begins anew: chunks are no checkpoints.
+Limits: a step that dies ends the attempt, and the next one starts from the beginning: chunks are no checkpoints.
 """
 
 import logging
@@ -21,32 +21,32 @@ logger = logging.getLogger(__name__)
 @shared_task(name="jobs.fan_out")
 @validate_call
 def fan_out(
-    items: Annotated[int, Field(ge=1, le=1_000_000, description="How many numbers, from 0 on.")] = 100_000,
-    chunk: Annotated[int, Field(ge=1, le=1_000_000, description="How many of them in each step.")] = 100,
+    items: Annotated[int, Field(ge=1, le=1_000_000, description="How many numbers to check, from 0 on.")] = 100_000,
+    chunk: Annotated[int, Field(ge=1, le=1_000_000, description="How many numbers each step checks.")] = 100,
 ) -> None:
-    """Set off the steps. Raises ValueError when they would be more than MOST_STEPS."""
+    """Start the steps. Raises ValueError if there would be more than MOST_STEPS."""
     starts = range(0, items, chunk)
     if len(starts) > MOST_STEPS:
         raise ValueError(
-            f"These would be {len(starts):,} steps: give each more than {chunk}, for {MOST_STEPS:,} at most."
+            f"This needs {len(starts):,} steps, but a run may have {MOST_STEPS:,} at most: choose a chunk over {chunk}."
         )
     chord([check.s(start, min(start + chunk, items)) for start in starts], total.s(items)).delay()
 
 
 @shared_task(name="jobs.fan_out.check")
 def check(start: int, stop: int) -> int:
-    """How many of these numbers are valid."""
+    """Count the valid numbers in this range."""
     return sum(map(is_valid, range(start, stop)))
 
 
 @shared_task(name="jobs.fan_out.total", ignore_result=False)
 def total(found: list[int], items: int) -> int:
-    """Add up what the steps have found."""
+    """Add up the results of the steps."""
     logger.info("%s of %s numbers have the right check digit.", f"{sum(found):,}", f"{items:,}")
     return sum(found)
 
 
 def is_valid(number: int) -> bool:
-    """Whether its last digit checks the others, by Luhn's rule, as on bank cards: true of one number in ten."""
+    """Whether the last digit is the right check digit by Luhn's rule, as on bank cards: true of one number in ten."""
     digits = [int(digit) for digit in reversed(str(number))]
     return (sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])) % 10 == 0

@@ -1,7 +1,7 @@
-"""Is anything running at all? A job that does nothing but say so.
+"""Is anything running at all? A job that only logs one line.
 
-Scheduled every few seconds, it is the cheapest proof that beat, broker, worker and ledger are alive together: each
-run of it went through all four. It touches nothing outside of them, so that when it fails, one of them is the cause.
+Scheduled every few seconds, it is the cheapest proof that beat, broker, worker and ledger all work: each of its runs
+passes through all four. It uses nothing else, so if it fails, one of them is the cause.
 """
 
 import logging

@@ -1,11 +1,11 @@
-"""Does this address answer as it should? Calls it and fails unless the expected status, and text, come back.
+"""Does this address answer as it should? Calls it, and fails unless the expected status and text come back.
 
-A check of a site, a nudge to another system's web hook, a cron job behind a URL: all are this call. It teaches the one
-way in which jobs reach out: `toolkit.http.fetch`, with a deadline for everything, a cap on the answer and no way to
-private addresses. Redirects are followed, so the expected status is that of their end.
+Use it to check a site, to trigger another system's webhook, or to run a cron job behind a URL. It shows how jobs reach
+the network: through `toolkit.http.fetch`, with a deadline for the whole call, a limit on the response, and no way to
+private addresses. Redirects are followed, so the expected status is that of the final response.
 
-Headers and body may name secrets (`secret:NAME`), which only the worker puts in. A retry after a 5xx, or when nobody
-answered, is a new attempt of the run: the address may be called again, so what it does should bear that.
+Headers and body may name secrets (`secret:NAME`); only the worker inserts their values. A retry after a 5xx, or without
+a response, is a new attempt of the run and calls the address again: the call must be safe to repeat.
 """
 
 import logging
@@ -18,38 +18,40 @@ from pydantic import AfterValidator, Field, validate_call
 from jobs.secrets import reveal
 from jobs.toolkit import http
 
-FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds before a retry; each pause is twice as long as the one before
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds before a retry; each pause is twice the previous one
 
 logger = logging.getLogger(__name__)
 
 
 def _no_redirect(status: int) -> int:
     if status in http.REDIRECTS:
-        raise ValueError(f"cannot be {status}: redirects are followed, so expect their end's")
+        raise ValueError(f"cannot be {status}: redirects are followed, so expect the final status")
     return status
 
 
 def _no_secret(text: str) -> str:
     if "secret:" in text:
-        raise ValueError("cannot name a secret: those go into the values of headers and into the body")
+        raise ValueError("cannot name a secret: put secrets into values of headers or into the body")
     return text
 
 
-Plain = AfterValidator(_no_secret)  # what stands in logs and errors
-Address = Annotated[str, Field(max_length=2000, description="http, https, or /path of this site."), Plain]
+Plain = AfterValidator(_no_secret)  # for values that logs and errors show
+Address = Annotated[str, Field(max_length=2000, description="An http or https address, or /path of this site."), Plain]
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-Headers = Annotated[dict[Annotated[str, Plain], str], Field(description='As {"Authorization": "Bearer secret:NAME"}.')]
-Body = Annotated[str, Field(description="May name secrets, too.", json_schema_extra={"format": "multi-line"})]
-Status = Annotated[int, Field(ge=200, le=599), AfterValidator(_no_redirect)]
-Text = Annotated[str, Field(description="The answer has to hold it. Empty: any answer will do."), Plain]
-Deadline = Annotated[float, Field(gt=0, le=3600, description="Seconds for everything together.")]
-Largest = Annotated[int, Field(ge=0, le=100_000_000, description="Bytes; of a larger answer nothing is taken.")]
-Retries = Annotated[int, Field(ge=0, le=10, description="After a 5xx, or when nobody answers.")]
+Headers = Annotated[
+    dict[Annotated[str, Plain], str], Field(description='Such as {"Authorization": "Bearer secret:NAME"}.')
+]
+Body = Annotated[str, Field(description="May also contain secret:NAME.", json_schema_extra={"format": "multi-line"})]
+Status = Annotated[int, Field(ge=200, le=599, description="After all redirects."), AfterValidator(_no_redirect)]
+Text = Annotated[str, Field(description="The response must contain it. Leave empty to accept any."), Plain]
+Deadline = Annotated[float, Field(gt=0, le=3600, description="Seconds for the whole call, with redirects.")]
+Largest = Annotated[int, Field(ge=0, le=100_000_000, description="In bytes; a larger response fails the run.")]
+Retries = Annotated[int, Field(ge=0, le=10, description="How often to try again after a 5xx or no response.")]
 
 
 @shared_task(name="jobs.http_call", bind=True)
 @validate_call
-def http_call(  # noqa: PLR0913, PLR0917 - each is a field that a person fills in
+def http_call(  # noqa: PLR0913, PLR0917 - each is a field in the admin
     self: Any,
     url: Address,
     method: Method = "GET",
@@ -61,7 +63,7 @@ def http_call(  # noqa: PLR0913, PLR0917 - each is a field that a person fills i
     largest_answer: Largest = 1_000_000,
     retries: Retries = 0,
 ) -> dict[str, int]:
-    """Call an address. Raises `http.FetchError` when it goes otherwise, UnknownNameError for a secret's."""
+    """Call an address. Raises `http.FetchError` if the response differs, UnknownNameError for an unknown secret."""
     revealed = {name: reveal(value) for name, value in headers.items()}
     content = reveal(body).encode() or None
     start = time.monotonic()

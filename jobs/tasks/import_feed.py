@@ -1,11 +1,11 @@
-"""What is new in this feed? Reads an RSS or Atom feed and keeps each entry once, as a `FeedEntry`.
+"""What is new in this feed? Reads an RSS or Atom feed and stores each entry once, as a `FeedEntry`.
 
-Run it as often as you like, twice at once or again after a crash: an entry is known by its feed and its guid, and a
-unique constraint, not this code, decides what is new: a pattern for every import that may be repeated. An entry stays
-as it was first seen; later corrections in the feed are not followed.
+Run it as often as you like, twice at once or again after a crash: feed and guid identify an entry, and a unique
+constraint, not this code, decides which entries are new: a pattern for every import that may be repeated. An entry
+stays as first seen; later corrections in the feed are ignored.
 
-Limits: at most MAX_ENTRIES from the top of the feed are read. The parser forgives broken feeds, which costs time: one
-made to be slow can keep it busy for minutes, so give schedules of feeds you do not trust a time limit.
+Limits: it reads at most MAX_ENTRIES from the top of the feed. The parser forgives broken feeds, which costs time: a
+malicious feed can keep it busy for minutes, so give schedules of untrusted feeds a time limit.
 """
 
 import hashlib
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 @shared_task(name="jobs.import_feed")
 @validate_call
 def import_feed(
-    url: Annotated[str, Field(max_length=LONGEST_TEXT, description="http, https, or /path of this site.")],
+    url: Annotated[str, Field(max_length=LONGEST_TEXT, description="An http or https address, or /path of this site.")],
 ) -> dict[str, int]:
-    """Import the feed at an address; returns how many entries were seen and new.
+    """Import the feed at an address; returns how many entries it has and how many were new.
 
-    Raises `jobs.toolkit.http.FetchError` when it cannot be fetched, ValueError when what comes is no feed.
+    Raises `jobs.toolkit.http.FetchError` if it cannot be fetched, ValueError if the response is not a feed.
     """
     response = http.fetch("GET", url, limit=LARGEST_FEED).require(200)
     rows = {row.guid: row for row in (_row(url, response.url, entry) for entry in _entries(response)) if row.guid}
@@ -53,12 +53,14 @@ def import_feed(
 def _entries(response: http.Response) -> list[dict[str, Any]]:
     headers = {"content-type": response.headers["content-type"]} if "content-type" in response.headers else {}
     try:
-        # A stream, because text or bytes would be taken for the name of a file or an address, and opened.
+        # A stream, because feedparser would open text or bytes as the name of a file or an address.
         feed = feedparser.parse(io.BytesIO(response.body), response_headers=headers)
-    except ValueError as error:  # its own slips, as over references to characters that do not exist
+    except ValueError as error:  # bugs of the parser, as with references to characters that do not exist
         raise ValueError(f"The feed cannot be read: {error}.") from error
     if not feed.get("version"):
-        raise ValueError("What came is not an RSS or Atom feed: give the address of the feed itself, not of its page.")
+        raise ValueError(
+            "The response is not an RSS or Atom feed: give the address of the feed itself, not of its page."
+        )
     entries: list[dict[str, Any]] = feed.entries[:MAX_ENTRIES]
     return entries
 
@@ -66,7 +68,7 @@ def _entries(response: http.Response) -> list[dict[str, Any]]:
 def _row(feed: str, base: str, entry: dict[str, Any]) -> FeedEntry:
     link, title = _text(entry.get("link")), _text(entry.get("title"))
     guid = _text(entry.get("id")) or link or title
-    if len(guid) > LONGEST_TEXT:  # cut short, two could become one
+    if len(guid) > LONGEST_TEXT:  # cut, two guids could become equal
         guid = hashlib.sha256(guid.encode()).hexdigest()
     return FeedEntry(
         feed=feed,
@@ -78,11 +80,11 @@ def _row(feed: str, base: str, entry: dict[str, Any]) -> FeedEntry:
 
 
 def _text(value: object) -> str:
-    return str(value or "").replace("\0", "").strip()  # PostgreSQL cannot store NUL, and some feeds hold it
+    return str(value or "").replace("\0", "").strip()  # PostgreSQL cannot store NUL, and some feeds contain it
 
 
 def _absolute(base: str, link: str) -> str:
-    """The link as people can follow it, or nothing: half an address, or a script, is worse than none."""
+    """The absolute link, or an empty text: half an address, or a script, is worse than none."""
     try:
         address = urljoin(base, link) if link else ""
     except ValueError:
@@ -91,9 +93,9 @@ def _absolute(base: str, link: str) -> str:
 
 
 def _published_at(entry: dict[str, Any]) -> datetime | None:
-    # Asked for an absent "updated", feedparser gives "published" and warns.
+    # For a missing "updated", feedparser gives "published" and warns.
     stated = [name for name in ("published", "updated") if name in entry]
-    # It gives UTC, but gives up on mail dates without a zone; those are taken for UTC.
+    # It gives UTC, but cannot read mail dates without a zone; those count as UTC.
     parts: Any = next(filter(None, (entry[f"{name}_parsed"] or parsedate(entry[name]) for name in stated)), None)
     if parts is None:
         return None
@@ -102,5 +104,5 @@ def _published_at(entry: dict[str, Any]) -> datetime | None:
         moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
     except ValueError:
         return None
-    # Years at the edge of the calendar are mistakes, and showing them in another zone would fail.
+    # Years at the edge of the calendar are mistakes, and converting them to another zone would fail.
     return moment if 1900 < moment.year < 9000 else None

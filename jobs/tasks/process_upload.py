@@ -1,11 +1,11 @@
-"""What did somebody upload? Reads a file to its end and says what is in it.
+"""Which kind of file was uploaded? Reads a file to its end and describes its content.
 
-It teaches the way of long work that a person waits for: the upload is answered at once with the id of a run
-(`jobs.toolkit.take_upload`), whose state and progress can be asked for until it is over. The file is read in pieces, so
-its size costs time and no memory. What was found is the result of the run, kept for an hour, and a line of its log.
+It shows long work that a user waits for: the upload returns at once with the id of a run (`jobs.toolkit.take_upload`),
+and the client asks for the run's state and progress until it ends. The file is read in pieces, so its size costs time
+but no memory. The findings are the result of the run, kept for an hour, and a line of its log.
 
-What a file is decides its content, never its name. Limits: text is UTF-8, or UTF-16 with its mark; what is written in
-older encodings counts as data. A table is text whose first lines all have the same number of cells.
+The content decides the kind of a file, never its name. Limits: text is UTF-8, or UTF-16 with its mark; text in older
+encodings counts as data. A table is text whose first lines all have the same number of cells.
 """
 
 import codecs
@@ -24,7 +24,7 @@ from jobs.toolkit import files, images
 from jobs.toolkit.current import progress
 
 PIECE = 1_000_000  # bytes read at a time
-SAMPLE = 65_536  # characters in which a table is looked for
+SAMPLE = 65_536  # characters that are searched for a table
 DELIMITERS = ",;\t|"
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 SIGNATURES = {b"%PDF-": "PDF", b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip"}
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 @shared_task(name="jobs.process_upload", ignore_result=False)
 @validate_call
 def process_upload(
-    file: Annotated[UUID, Field(description="The id of an uploaded file: its page shows it.")],
+    file: Annotated[UUID, Field(description="The id of an uploaded file; its page shows it.")],
 ) -> dict[str, Any]:
-    """Say what the file is; returns kind, bytes and SHA-256, and more of texts and pictures.
+    """Describe the file; returns kind, bytes and SHA-256, and more for texts and pictures.
 
     Raises `jobs.toolkit.files.NoFileError`.
     """
@@ -49,7 +49,7 @@ def process_upload(
 
 
 def _read(content: IO[bytes], size: int) -> dict[str, Any]:
-    """All that one reading tells."""
+    """Describe the file in one reading."""
     digest, done, text = hashlib.sha256(), 0, _Text()
     start = b""
     for piece in iter(partial(content.read, PIECE), b""):
@@ -63,7 +63,7 @@ def _read(content: IO[bytes], size: int) -> dict[str, Any]:
 
 
 def _pixels(content: IO[bytes]) -> dict[str, Any]:
-    """The size of a picture; nothing for what is none, or none that we would decode."""
+    """Format and size of a picture; empty for any other file, and for pictures that we do not decode."""
     content.seek(0)
     try:
         picture = images.inspect(content)
@@ -73,7 +73,7 @@ def _pixels(content: IO[bytes]) -> dict[str, Any]:
 
 
 class _Text:
-    """A text that comes in pieces of bytes, until they turn out to be none."""
+    """Decodes pieces of bytes as text, until one proves that the file is not text."""
 
     def __init__(self) -> None:
         self._decoder: codecs.IncrementalDecoder | None = None
@@ -97,7 +97,7 @@ class _Text:
         self._ends_in_one = text.endswith("\n") if text else self._ends_in_one
 
     def found(self) -> dict[str, Any]:
-        """What it was, once all of it was taken; nothing where it was no text."""
+        """The findings, after the last piece; empty if the file is not text."""
         self.take(b"", final=True)
         if not self._is_text:
             return {}
@@ -108,7 +108,7 @@ class _Text:
 
 
 def _columns(start: str) -> int:
-    """How many columns the table has that begins like this; 1 where it is none."""
+    """The number of columns of a table that begins like this; 1 if it is not a table."""
     whole_lines = start.rpartition("\n")[0] if len(start) == SAMPLE else start
     header = start.partition("\n")[0]
     delimiter = max(DELIMITERS, key=header.count)

@@ -1,10 +1,10 @@
-"""What happened since the last time? Writes what a query finds into a CSV, a PDF or both, and mails links to them.
+"""What happened since the last time? Writes the rows of a query into a CSV, a PDF or both, and mails links to them.
 
-It teaches work on many rows with little memory: they pass one by one from a server-side cursor into a file, which
-then goes into the storage. The time it is about is the run's own window, so daily reports leave no gap and no overlap;
-that of a skipped day is for a backfill. Tried again, it replaces its files and mails only whom it has not reached.
+It shows work on many rows with little memory: they pass one by one from a server-side cursor into a file, which then
+goes into the storage. The report covers the data window of the run, so daily reports leave no gap and no overlap; a
+backfill makes the report of a skipped day. A second attempt replaces the files and mails only the remaining addresses.
 
-Limits: whoever has a link can read the report until it ends; leave `mail_to` empty to fetch it in the admin.
+Limits: anyone with a link can read the report until the link expires; leave `mail_to` empty to fetch it in the admin.
 """
 
 import logging
@@ -21,11 +21,11 @@ from jobs.models import StoredFile
 from jobs.toolkit import documents, files, mail, queries
 from jobs.toolkit.current import progress
 
-STEP = 1_000  # rows between two looks at the progress
+STEP = 1_000  # rows between two updates of the progress
 TYPES = {"csv": "text/csv; charset=utf-8", "pdf": "application/pdf"}
 
 Formats = Literal["csv", "pdf", "both"]
-MailTo = Annotated[list[mail.Address], Field(max_length=100, description="Who gets links to the files.")]
+MailTo = Annotated[list[mail.Address], Field(max_length=100, description="Addresses that get links to the files.")]
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ def report(
     formats: Formats = "csv",
     mail_to: MailTo = [],  # noqa: B006 - read only
 ) -> dict[str, int]:
-    """Make the report; returns how many rows and files it has, and to how many people it was sent.
+    """Make the report; returns how many rows and files it has, and to how many addresses it was sent.
 
-    Raises `jobs.toolkit.mail.MailError` when the mail server takes nothing now, or nobody was reached.
+    Raises `jobs.toolkit.mail.MailError` if the mail server accepts nothing now, or no address was reached.
     """
     window = queries.window()
     title = f"{query}, {window}"
@@ -58,7 +58,7 @@ def report(
 
 
 def _passing(rows: Iterable[Sequence[Any]], first: list[Sequence[Any]]) -> Iterator[Sequence[Any]]:
-    """The rows, as they pass: counted, and the first of them remembered for the PDF."""
+    """Pass the rows on, report the progress, and collect the first rows for the PDF."""
     for number, row in enumerate(rows, 1):
         if number <= documents.MOST_ROWS:
             first.append(row)
@@ -75,6 +75,6 @@ def _keep(path: Path) -> StoredFile:
 def _message(title: str, number: int, stored: list[StoredFile]) -> mail.Message:
     rows = f"{number:,} rows" if number else "nothing was found"
     links = "".join(f"{row.name}\n{files.link(row)}\n\n" for row in stored)
-    text = f"{title}: {rows}.\n\n{links}The links end after {files.LINK_DAYS} days."
-    # Each attempt makes other links to the same files: the message has a name, so that it stays the same.
+    text = f"{title}: {rows}.\n\n{links}The links expire after {files.LINK_DAYS} days."
+    # Each attempt makes new links to the same files; the name keeps it the same message.
     return mail.Message(title, text, name=f"report {' '.join(row.name for row in stored)}")

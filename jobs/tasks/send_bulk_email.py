@@ -1,12 +1,11 @@
-"""How does a message reach thousands, none of them twice? Sends it to a list, or to whom a query finds, at a pace.
+"""How does a message reach thousands, none of them twice? Sends it to a list, or to addresses from a query, at a pace.
 
-It teaches work of many small effects that must not be doubled. Each address is committed before it is written to and
-ticked off afterwards, so a process may die anywhere: the next attempt goes on from there, at the same pace. One bad
-address is noted as refused and stops nobody else.
+It shows work of many small effects that must not be doubled. Each address is committed before its message is sent and
+ticked off afterwards, so the process may die anywhere: the next attempt continues from there, at the same pace. A bad
+address is recorded as refused and does not stop the rest.
 
-Limits: the query is asked again by each attempt, and whom it finds only then is written to as well. The pace is that of
-this run: two runs at once send twice as fast. Who may be written to, and how they unsubscribe, is for the query and
-the text to say.
+Limits: each attempt runs the query again, and also sends to addresses that only it finds. The pace is per run: two runs
+at once send twice as fast. The query and the text decide who may get mail, and how people unsubscribe.
 """
 
 from itertools import chain
@@ -19,10 +18,10 @@ from jobs.toolkit import mail, queries
 
 COLUMN = "email"
 
-# Not checked here: a bad address among thousands is refused by itself.
-Recipients = Annotated[list[str], Field(description="Addresses.")]
-Query = Annotated[queries.QueryName, Field(description=f"Finds more addresses, in its column {COLUMN!r}.")]
-PerMinute = Annotated[int, Field(ge=1, le=6000, description="Messages a minute at most.")]
+# Not checked here: `mail.send` refuses each bad address alone.
+Recipients = Annotated[list[str], Field(description="Addresses to send to.")]
+Query = Annotated[queries.QueryName, Field(description=f"A query for more addresses, in its column {COLUMN!r}.")]
+PerMinute = Annotated[int, Field(ge=1, le=6000, description="Maximum number of messages per minute.")]
 
 
 @shared_task(name="jobs.send_bulk_email")
@@ -35,12 +34,12 @@ def send_bulk_email(
     html: mail.Html = "",
     per_minute: PerMinute = 60,
 ) -> dict[str, int]:
-    """Send it to each address once; returns to how many it was sent, how many were refused, and are in doubt.
+    """Send it to each address once; returns how many were sent, refused, and are in doubt.
 
-    Raises `jobs.toolkit.mail.MailError` when the server takes no mail now, or nobody was reached.
+    Raises `jobs.toolkit.mail.MailError` if the server accepts no mail now, or no address was reached.
     """
     if not recipients and query is None:
-        raise ValueError("It has nobody to write to: give recipients, or a query.")
+        raise ValueError("There are no addresses to send to: give recipients, or a query.")
     found = queries.execute(query, queries.window()).column(COLUMN) if query else ()
     addresses = (str(address) for address in chain(recipients, found) if address)
     return mail.send(mail.Message(subject, text, html), addresses, per_minute)

@@ -1,9 +1,9 @@
-"""How does a job tell somebody something? Sends a message to a few people, each by itself.
+"""How does a job notify people? Sends a message to a few addresses, to each separately.
 
-A reminder, a notice, the last step of a workflow. It teaches what `toolkit.mail` keeps: what a run has sent once it
-does not send again, in whichever attempt, and by whichever of its steps; so it may be rescued and retried without harm.
+Use it for a reminder, a notice, the last step of a workflow. It shows the promise of `toolkit.mail`: a run sends a
+message to an address once, over all of its attempts and steps, so it may be rescued and retried without harm.
 
-Limits: for a list that should not get everything in one burst there is `jobs.send_bulk_email`. Files go as links.
+Limits: for a long list use `jobs.send_bulk_email`, which sends at a pace. Send files as links.
 """
 
 from typing import Annotated
@@ -13,14 +13,16 @@ from pydantic import Field, validate_call
 
 from jobs.toolkit import mail
 
-To = Annotated[list[mail.Address], Field(min_length=1, max_length=100, description="Each gets a message of its own.")]
+To = Annotated[
+    list[mail.Address], Field(min_length=1, max_length=100, description="Each address gets a separate message.")
+]
 
 
 @shared_task(name="jobs.send_email")
 @validate_call
 def send_email(to: To, subject: mail.Subject, text: mail.Text, html: mail.Html = "") -> dict[str, int]:
-    """Send it; returns to how many it was sent, how many were refused, and how many are in doubt.
+    """Send it; returns how many were sent, refused, and are in doubt.
 
-    Raises `jobs.toolkit.mail.MailError` when the server takes no mail now, or nobody was reached.
+    Raises `jobs.toolkit.mail.MailError` if the server accepts no mail now, or no address was reached.
     """
     return mail.send(mail.Message(subject, text, html), to)

@@ -1,11 +1,11 @@
 """How does this picture look smaller? Makes thumbnails of an uploaded picture, all sizes at once.
 
-It teaches the chord: a step for each size, on as many workers as there are, and one more, when all of them are over,
-that is given what they returned. What passes between steps is the id of a file, never the picture.
+It shows a chord: a step for each size, on as many workers as there are, and a last step that gets their results. Steps
+pass on the id of a file, never the picture.
 
-A second attempt replaces what an earlier one made. Pictures that would decode to too much, are animated, damaged or
-in other formats than JPEG, PNG and WebP are refused before any step is sent. Thumbnails are WebP, upright and without
-metadata; a picture that is small already is not enlarged.
+A second attempt replaces the files of the first. Pictures that would decode to too much, are animated, damaged, or in
+other formats than JPEG, PNG and WebP are refused before any step is sent. Thumbnails are WebP, upright and without
+metadata; a picture that is already small is not enlarged.
 """
 
 import json
@@ -29,12 +29,12 @@ Pixels = Annotated[int, Field(ge=16, le=2048, strict=True)]
 @shared_task(name="jobs.thumbnails")
 @validate_call
 def thumbnails(
-    file: Annotated[UUID, Field(description="The id of an uploaded picture: its page shows it.")],
+    file: Annotated[UUID, Field(description="The id of an uploaded picture; its page shows it.")],
     sizes: Annotated[
-        list[Pixels], Field(min_length=1, max_length=10, description="Pixels on the longer side, for each thumbnail.")
+        list[Pixels], Field(min_length=1, max_length=10, description="Pixels on the longer side of each thumbnail.")
     ] = [64, 256, 1024],  # noqa: B006 - read only
 ) -> None:
-    """Set off a step for each size. Raises `files.NoFileError`, `images.UnfitPictureError`."""
+    """Start a step for each size. Raises `files.NoFileError`, `images.UnfitPictureError`."""
     with files.find(file).file.open("rb") as content:
         images.inspect(content)
     chord([resize.s(str(file), size) for size in sorted(set(sizes))], collect.s(str(file))).delay()
@@ -42,7 +42,7 @@ def thumbnails(
 
 @shared_task(name="jobs.thumbnails.resize")
 def resize(file: str, size: int) -> dict[str, Any]:
-    """Make one thumbnail; returns what is in the list that `collect` writes."""
+    """Make one thumbnail; returns its entry in the list that `collect` writes."""
     source = files.find(UUID(file))
     with source.file.open("rb") as content:
         thumbnail = images.shrink(content, size)
@@ -53,9 +53,9 @@ def resize(file: str, size: int) -> dict[str, Any]:
 
 @shared_task(name="jobs.thumbnails.collect")
 def collect(made: list[dict[str, Any]], file: str) -> None:
-    """Write down what was made, as a JSON file."""
+    """Store the list of thumbnails as a JSON file."""
     source = files.find(UUID(file))
     manifest = json.dumps({"file": file, "name": source.name, "thumbnails": made}, ensure_ascii=False, indent=2)
     name = f"{PurePath(source.name).stem}-thumbnails.json"
     row = files.keep(name, BytesIO(manifest.encode()), StoredFile.Kind.DATA, "application/json")
-    logger.info("%d thumbnails of %s were made; %s lists them.", len(made), source.name, row.id)
+    logger.info("Made %d thumbnails of %s; file %s lists them.", len(made), source.name, row.id)

@@ -1,8 +1,9 @@
-"""Could we get our data back from this copy? Copies the default database, restores the copy, and looks into it.
+"""Could we get our data back from this copy? Copies the default database, restores the copy, and checks it.
 
-On PostgreSQL by pg_dump and pg_restore into a scratch database, which its user must be allowed to create; on SQLite by
-its own online backup. Its one rule: a copy is good when it was restored, and no table is missing in it or has lost all
-of its rows. Limits: rows are not compared one by one. What else a server holds, such as roles, is not in it.
+PostgreSQL: pg_dump, then pg_restore into a scratch database, which the database user must be allowed to create.
+SQLite: its online backup. Its one rule: a copy is good once it was restored, with no table missing and none that has
+lost all of its rows. Limits: rows are not compared one by one. Other objects of a server, such as roles, are not
+copied.
 """
 
 import os
@@ -17,12 +18,12 @@ from uuid import uuid4
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connection
 
-SCRATCH = "punctual_verify_"  # how the names of scratch databases begin
-STALE_AFTER = 86_400  # seconds after which nobody can be at work with one
+SCRATCH = "punctual_verify_"  # the prefix of scratch databases
+STALE_AFTER = 86_400  # seconds after which no process can still use one
 
 
 class BackupError(Exception):
-    """There is no backup of which we know that it can be restored. The message says why."""
+    """No backup was made that can be restored. The message says why."""
 
 
 def make(path: Path) -> None:
@@ -33,7 +34,7 @@ def make(path: Path) -> None:
 
 
 def survey(database: Any) -> dict[str, bool]:
-    """The names of all tables, and whether there are rows in them."""
+    """The names of all tables, and whether they have rows."""
     with database.cursor() as cursor:
         names = database.introspection.table_names(cursor)
         return {name: _has_rows(cursor, database.ops.quote_name(name)) for name in names}
@@ -50,7 +51,7 @@ def copy_to(path: Path) -> None:
 
 
 def verify(path: Path, before: dict[str, bool]) -> None:
-    """Restore the copy beside the database, and compare it with a survey made before it. Raises BackupError."""
+    """Restore the copy beside the database, and compare it with a survey made before. Raises BackupError."""
     with restored(path) as copy:
         try:
             there = survey(copy)
@@ -58,16 +59,16 @@ def verify(path: Path, before: dict[str, bool]) -> None:
         except DatabaseError as error:
             raise BackupError(f"The copy cannot be read: {error}") from error
     if missing := [name for name in before if name not in there]:
-        raise BackupError(f"The copy lacks {', '.join(missing)}.")
+        raise BackupError(f"The copy lacks the tables {', '.join(missing)}.")
     if emptied := {name for name, has_rows in before.items() if has_rows and not there[name]}:
-        here = survey(connection)  # what was emptied before the copy was made is no loss
+        here = survey(connection)  # a table that was emptied before the copy is no loss
         if lost := sorted(name for name in emptied if here.get(name)):
-            raise BackupError(f"The copy has no rows in {', '.join(lost)}.")
+            raise BackupError(f"The copy has no rows in the tables {', '.join(lost)}.")
 
 
 @contextmanager
 def restored(path: Path) -> Iterator[Any]:
-    """A connection to the copy, restored, for as long as it is looked at. Raises BackupError."""
+    """A connection to the restored copy, for the `with` block. Raises BackupError."""
     if connection.vendor != "postgresql":
         with _opened(path) as copy:
             yield copy
@@ -79,12 +80,12 @@ def restored(path: Path) -> Iterator[Any]:
 
 
 def _has_rows(cursor: Any, table: str) -> bool:
-    cursor.execute(f"SELECT 1 FROM {table} LIMIT 1")  # noqa: S608 - a name that the database gave
+    cursor.execute(f"SELECT 1 FROM {table} LIMIT 1")  # noqa: S608 - the name comes from the database
     return cursor.fetchone() is not None
 
 
 def _check_pages(copy: Any) -> None:
-    """SQLite copies page by page, damaged ones too; pg_restore has read every row."""
+    """Check SQLite's pages, because its backup copies damaged ones, too; pg_restore has read every row."""
     if copy.vendor != "sqlite":
         return
     with copy.cursor() as cursor:
@@ -95,14 +96,16 @@ def _check_pages(copy: Any) -> None:
 
 @contextmanager
 def _scratch() -> Iterator[str]:
-    """The name of a database that is made for this, and dropped after it."""
+    """The name of a new database, which is dropped after the `with` block."""
     name = f"{SCRATCH}{int(time.time())}_{uuid4().hex}"
     with connection.cursor() as cursor:
         _drop_leftovers(cursor)
         try:
             cursor.execute(f"CREATE DATABASE {name} TEMPLATE template0")
         except DatabaseError as error:
-            raise BackupError(f"There is no database to restore the copy into: {error} Grant CREATEDB.") from error
+            raise BackupError(
+                f"Cannot create a database to restore the copy into: {error} Grant CREATEDB to the database user."
+            ) from error
     try:
         yield name
     finally:
@@ -111,7 +114,7 @@ def _scratch() -> Iterator[str]:
 
 
 def _drop_leftovers(cursor: Any) -> None:
-    """Scratch databases of processes that were killed: their names tell how old they are."""
+    """Drop the scratch databases of killed processes; their names tell their age."""
     cursor.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", [f"{SCRATCH}%"])
     for (name,) in cursor.fetchall():
         made_at = name.removeprefix(SCRATCH).partition("_")[0]
@@ -120,13 +123,13 @@ def _drop_leftovers(cursor: Any) -> None:
 
 
 def _run(program: str, *options: str, database: str) -> None:
-    """Run one of PostgreSQL's programs on a database of our server; the password goes by the environment."""
+    """Run a PostgreSQL program on a database of our server; the password goes through the environment."""
     settings = {**connection.settings_dict, "NAME": database}
     (_, *place, _), environment = connection.client.settings_to_cmd_args_env(settings, [])
     command = [program, *place, f"--dbname={database}", "--no-password", *options]
     environment = {**os.environ, **(environment or {})}
     try:
-        subprocess.run(command, env=environment, check=True, capture_output=True, text=True)  # noqa: S603 - all our own
+        subprocess.run(command, env=environment, check=True, capture_output=True, text=True)  # noqa: S603 - our own arguments
     except FileNotFoundError:
         raise BackupError(f"{program} is not installed here: install PostgreSQL's client programs.") from None
     except subprocess.CalledProcessError as error:
@@ -135,7 +138,7 @@ def _run(program: str, *options: str, database: str) -> None:
 
 @contextmanager
 def _opened(name: object) -> Iterator[Any]:
-    """The database of that name, by a connection of its own with the same settings."""
+    """A separate connection to the database of that name, with the same settings."""
     copy = connection.copy(DEFAULT_DB_ALIAS)
     copy.settings_dict = {**connection.settings_dict, "NAME": str(name)}
     with closing(copy):

@@ -1,8 +1,8 @@
-"""What a task can ask and tell while it executes: which run is this, how far is it, was this done before?
+"""What can a task ask and report while it executes: which run is this, how far is it, was this done before?
 
     from jobs.toolkit.current import current_run, once, progress
 
-Its one rule: outside a run (a plain `delay()`, a test, a shell) the same calls do nothing and harm nothing.
+Its one rule: outside a run (a plain `delay()`, a test, a shell) the same calls do nothing and raise nothing.
 """
 
 import hashlib
@@ -22,10 +22,11 @@ MOST_UNITS = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class CurrentRun:
-    """The run that a task is, or is a step of; times in UTC.
+    """The run that the task executes, or is a step of; times are in UTC.
 
-    Its data are those from `window_start` to `window_end`: from the previous due moment of its schedule to its own,
-    also where that one was skipped. None where nothing was due before: a one-off, the first run after a start time.
+    Its data window goes from `window_start` to `window_end`: from the previous due moment of its schedule to its own,
+    even if the previous one was skipped. `window_start` is None if nothing was due before: for a one-off, or the first
+    run after a start time.
     """
 
     id: UUID
@@ -41,7 +42,7 @@ class CurrentRun:
 
 
 def current_run() -> CurrentRun | None:
-    """The run that this task belongs to; None outside a run. Asks the database."""
+    """The run that this task belongs to; None outside a run. Queries the database."""
     execution = context.current()
     if execution is None:
         return None
@@ -50,7 +51,7 @@ def current_run() -> CurrentRun | None:
 
 
 def _window_start(run: Run) -> datetime | None:
-    """Of the schedule's own runs the ledger knows the moment before, whatever the timing was then."""
+    """The previous due moment; for scheduled runs from the ledger, which knows it even if the timing has changed."""
     earlier = Run.objects.of_schedule(run.schedule_id or 0).filter(trigger=Trigger.SCHEDULE, due_at__lt=run.due_at)
     before: datetime | None = None
     if run.trigger == Trigger.SCHEDULE:
@@ -60,9 +61,9 @@ def _window_start(run: Run) -> datetime | None:
 
 
 def progress(done: int, total: int | None = None, message: str = "") -> None:
-    """Tell how far the run is: `done` of `total` units, and what it is at. Written down about once a second.
+    """Report the progress of the run: `done` of `total` units, and a message. Saved about once a second.
 
-    Raises what `int` raises for what is no number of units, such as infinity.
+    Raises the errors of `int()`, such as OverflowError for infinity.
     """
     if execution := context.current():
         execution.tell_progress(
@@ -73,20 +74,20 @@ def progress(done: int, total: int | None = None, message: str = "") -> None:
 
 
 def _units(number: float) -> int:
-    """As the column holds it: what it refuses here would be refused as the run ends, and with it the end."""
+    """The number as it fits the column: otherwise, saving the end of the run would fail, too."""
     return min(max(0, int(number)), MOST_UNITS)
 
 
 def once(key: str) -> bool:
-    """Whether this run does what `key` names for the first time, in whichever attempt; True outside a run.
+    """Whether `key` is new to this run, over all of its attempts; True outside a run.
 
-    Call it in the transaction that has the effect, and both are done or neither is:
+    Call it in the transaction that has the effect, so that both commit or neither does:
 
         with transaction.atomic():
             if once(f"charge {customer.pk}"):
                 ...
 
-    In another process that is at the same effect it waits for the end of that process's transaction.
+    If another process has the same key in an open transaction, this call waits for the end of that transaction.
     """
     execution = context.current()
     if execution is None:
@@ -96,5 +97,5 @@ def once(key: str) -> bool:
 
 
 def _short(key: str) -> str:
-    """The key as it fits the column; of a long one its digest, or two that begin alike would be one."""
+    """The key, or its digest if it is too long for the column; cut, two long keys could become equal."""
     return key if len(key) <= LONGEST_NAME else hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()

@@ -1,10 +1,10 @@
 """How does a table become a file that is safe to open? As CSV for spreadsheets, and as PDF for reading.
 
-Its one rule: a text that a spreadsheet could take for a formula gets an apostrophe, wherever such a program may see a
-cell begin; numbers stay numbers. A CSV is written row by row, whatever its length.
+Its one rule: text that a spreadsheet could read as a formula gets an apostrophe, wherever a program may see the start
+of a cell; numbers stay numbers. A CSV is written row by row, so it may have any length.
 
-Limits: a PDF holds MOST_ROWS rows. Its fonts know the letters of Western Europe and show others as "?"; what is wider
-than its column is cut. The CSV has everything.
+Limits: a PDF holds MOST_ROWS rows. Its fonts have the letters of Western Europe and show other letters as "?"; text
+wider than its column is cut. The CSV holds everything.
 """
 
 import csv
@@ -23,7 +23,7 @@ from reportlab.lib.styles import getSampleStyleSheet
 from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.platypus import LongTable, Paragraph, SimpleDocTemplate, TableStyle
 
-MOST_ROWS = 5_000  # of a PDF: some 170 pages
+MOST_ROWS = 5_000  # of a PDF: about 170 pages
 MOST_CHARACTERS = 200  # of a PDF's cell
 FONT, SIZE, LEADING = "Helvetica", 8, 10  # points
 MARGIN, PADDING = 36, 4  # points: of a page, and on each side of a cell
@@ -39,36 +39,36 @@ STYLE = TableStyle(
 )
 
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
-# What begins a formula: as ASCII, full-width and small characters.
+# The characters that begin a formula, in their ASCII, full-width and small forms.
 FORMULA = tuple("=+-@|＝＋－＠｜﹦﹢﹣﹫")
-# Behind these a program may see the next cell, in some country or import dialog. The comma is none of them: where it
-# separates cells, the quotes around ours count.
+# After these, a program may see the next cell, depending on country or import dialog. The comma is safe: a program that
+# splits at commas respects the quotes around our cells.
 SEPARATOR = re.compile(r"([;\t\r\n])")
-# What may stand before a formula: space, what cannot be seen, and quotes, which a program may take away.
+# A program may skip these before a formula: spaces, invisible characters and quotes.
 SKIPPED = '"' + "".join(
     each for each in map(chr, range(0x10000)) if each.isspace() or unicodedata.category(each) in {"Cc", "Cf"}
 )
 
 
 def harmless(text: str) -> str:
-    """The text with an apostrophe before all that could be taken for a formula."""
+    """The text with an apostrophe before each part that a program could read as a formula."""
     parts = (f"'{part}" if part.lstrip(SKIPPED).startswith(FORMULA) else part for part in SEPARATOR.split(text))
     return ("'" if SEPARATOR.match(text) else "") + "".join(parts)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
-    """Write a table as UTF-8, with the mark by which spreadsheets know it; returns the number of its rows."""
+    """Write a table as UTF-8 with the byte order mark that spreadsheets need; returns the number of its rows."""
     number = 0
     with path.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow([harmless(column) for column in columns])
-        for number, row in enumerate(rows, 1):  # noqa: B007 - its last value is the answer
+        for number, row in enumerate(rows, 1):  # noqa: B007 - its last value is returned
             writer.writerow([_cell(value) for value in row])
     return number
 
 
 def write_pdf(path: Path, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], of: int) -> None:
-    """Write a table, or the first `rows` of so many, which its last line then says; each page repeats the columns."""
+    """Write the first `rows` of a table that has `of` rows; the last line says so. Each page repeats the columns."""
     document = SimpleDocTemplate(str(path), pagesize=landscape(A4), title=title, **MARGINS)
     table = [[_printable(value) for value in row] for row in (columns, *rows)]
     widths = _widths(table, document.pagesize[0] - 2 * MARGIN)
@@ -83,7 +83,7 @@ def write_pdf(path: Path, title: str, columns: Sequence[str], rows: Sequence[Seq
 
 
 def _cell(value: Any) -> Any:
-    """As the CSV has it."""
+    """The value as the CSV shows it."""
     if isinstance(value, (int, float, Decimal)) and NUMBER.fullmatch(str(value)):
         return value
     return harmless(_text(value))
@@ -98,13 +98,13 @@ def _text(value: Any) -> str:
 
 
 def _printable(value: Any) -> str:
-    """As the PDF's fonts can show it, in one line."""
+    """The value in one line, in characters that the PDF's fonts have."""
     text = "".join(each if each.isprintable() else " " for each in _text(value)[:MOST_CHARACTERS])
     return text.encode("cp1252", "replace").decode("cp1252")
 
 
 def _widths(table: list[list[str]], whole: float) -> list[float]:
-    """The width of the page divided by what the columns hold; a few long texts do not press the others flat."""
+    """The width of each column, by its longest text, within bounds, so that long texts leave room for short ones."""
     longest = [max(map(len, column)) for column in zip(*table, strict=True)]
     shares = [min(max(each, 5), 40) for each in longest]
     return [whole * share / sum(shares) for share in shares]

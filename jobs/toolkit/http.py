@@ -1,13 +1,14 @@
-"""How does a job call an address that somebody typed? Through `fetch`, which goes only where the public may go.
+"""How does a job call an address that a user typed? With `fetch`, which connects to public addresses only.
 
-Its one rule: a name is looked up once, each of its addresses must be public, and the connection goes to an address
-that was checked; after every redirect again. So neither odd spellings nor a name server that changes its answer lead
-inside. The deadline covers everything: look-up, connection, TLS, sending, redirects, reading.
+Its one rule: a host name is resolved once, all of its addresses must be public, and the connection goes to one of these
+checked addresses; every redirect is checked again. So neither odd spellings nor a name server that changes its answer
+lead to a private address. The deadline covers the whole call: look-up, connection, TLS, sending, redirects, reading.
 
-Limits: a look-up is given up at the deadline, but its thread ends only when the system's resolver does. Public
-addresses that lead inside (an own NAT64 prefix, this machine's public side) cannot be known here: use a firewall.
+Limits: at the deadline a look-up is abandoned, but its thread ends only when the system's resolver returns. Public
+addresses that lead to private hosts (your own NAT64 prefix, this machine's public side) cannot be detected: use a
+firewall.
 """
-# ruff: noqa: ARG002, N818 - httpcore's own time limits give way to the deadline; errors are named for what happened
+# ruff: noqa: ARG002, N818 - the deadline replaces httpcore's own timeouts; the errors are named after the event
 
 import functools
 import ipaddress
@@ -31,12 +32,12 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 HOST = re.compile(
     r"[a-z0-9_-][a-z0-9._-]*|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*"
 )  # a name in ASCII, or an IPv6 address without a zone
-GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # the rest: mapped and compatible IPv4, NAT64, site-local, multicast
-# What Python's is_global (it changes with the patch release) may let through, or what hides an IPv4 address.
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # excludes mapped and compatible IPv4, NAT64, site-local, multicast
+# Networks that Python's is_global may let through (it changes with the patch release), or that hide an IPv4 address.
 NEVER = (
-    ipaddress.ip_network("192.0.0.0/24"),  # protocol assignments, among them a cloud's metadata service
+    ipaddress.ip_network("192.0.0.0/24"),  # protocol assignments, including a cloud's metadata service
     ipaddress.ip_network("192.88.99.0/24"),  # 6to4 relays
-    ipaddress.ip_network("168.63.129.16/32"),  # Azure's host service: public by its number only
+    ipaddress.ip_network("168.63.129.16/32"),  # Azure's host service, which looks public
     ipaddress.ip_network("2001::/23"),  # Teredo, benchmarks and other protocol assignments
     ipaddress.ip_network("2002::/16"),  # 6to4
     ipaddress.ip_network("3fff::/20"),  # documentation
@@ -44,31 +45,31 @@ NEVER = (
 
 
 class FetchError(Exception):
-    """The call brought no usable answer. The message says why and never repeats headers or credentials."""
+    """The call got no usable response. The message says why, and never holds headers or credentials."""
 
 
 class Refused(FetchError, ValueError):
-    """The address, or one that it led to, may not be called."""
+    """The address, or one that it redirected to, may not be called."""
 
 
 class TimedOut(FetchError):
-    """The deadline passed first."""
+    """The deadline passed before the response was complete."""
 
 
 class TooLarge(FetchError):
-    """The answer is larger than the caller wants."""
+    """The response is larger than the limit."""
 
 
 class Unreachable(FetchError):
-    """There is no such name, nobody answers there, or what answers does not speak HTTP."""
+    """The name does not exist, no server answers there, or the server does not speak HTTP."""
 
 
 class UnexpectedStatus(FetchError):
-    """It answered, but not with the status that was asked for."""
+    """The server answered with another status than the required one."""
 
 
 class UnexpectedText(FetchError):
-    """It answered, but without the text that was asked for."""
+    """The server answered without the required text."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,18 @@ class Response:
 
     @property
     def place(self) -> httpx.URL:
-        """Where it came from, as may be told: a query may hold secrets."""
+        """The URL without its query and fragment, which may hold secrets."""
         return httpx.URL(self.url).copy_with(query=None, fragment=None)
 
     def require(self, status: int, text: str = "") -> "Response":
-        """This response, if that is its status and it holds that text. Raises UnexpectedStatus or UnexpectedText."""
+        """This response, if it has that status and contains that text. Raises UnexpectedStatus or UnexpectedText."""
         if self.status != status:
             raise UnexpectedStatus(
-                f"{self.place} answered {self.status} instead of {status}: look there, or expect {self.status}."
+                f"{self.place} answered {self.status} instead of {status}: check the server, or expect {self.status}."
             )
         if text not in self.body.decode(errors="replace"):
             raise UnexpectedText(
-                f"{self.place} answered without the text {text!r}: look there, or expect another text."
+                f"{self.place} answered without the text {text!r}: check the server, or expect another text."
             )
         return self
 
@@ -105,23 +106,23 @@ def fetch(
     deadline: float = 30.0,
     limit: int = 1_000_000,
 ) -> Response:
-    """Call `address` (http, https, or "/path" of this site) and read its answer, whatever its status.
+    """Call `address` (http, https, or "/path" of this site) and return the response, whatever its status.
 
-    `deadline` is in seconds, for everything together; `limit` in bytes, before and after decompression. Headers and
-    body stay with the origin they were meant for; Host, Connection and what tells the length are set here. Raises
-    `FetchError` or one of its kinds.
+    `deadline` is in seconds for the whole call; `limit` in bytes, before and after decompression. A redirect to another
+    origin gets neither headers nor body. Host, Connection and the length headers are set here. Raises `FetchError` or a
+    subclass.
     """
     client = Client(settings.SITE_URL, settings.HTTP_ALLOW_PRIVATE)
     return client.send(Request(method, client.locate(address), headers or {}, body), deadline, limit)
 
 
 def look_up(host: str, port: int) -> list[str]:
-    """Every address of `host`, as the system resolves it."""
+    """All addresses of `host`, from the system's resolver."""
     return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 def is_public(address: str) -> bool:
-    """Whether this IP address is one that the whole internet may reach."""
+    """Whether the whole internet may reach this IP address."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address) and ip not in GLOBAL_UNICAST:
         return False
@@ -136,20 +137,20 @@ class Request:
     body: bytes | None = field(repr=False)
 
     def redirected(self, response: Response) -> "Request":
-        """The next request. As in browsers, a 303, and a 301 or 302 after a POST, ask on with GET."""
+        """The next request. As in browsers, a 303, and a 301 or 302 after a POST, switch to GET; HEAD stays HEAD."""
         url = _parse(response.headers["location"], self.url)
         is_same = _origin(url) == _origin(self.url)
         headers = self.headers if is_same else {}
         if response.status == 303 or (response.status in {301, 302} and self.method == "POST"):
             return Request("HEAD" if self.method == "HEAD" else "GET", url, headers, None)
         if self.body and not is_same:
-            raise Refused(f"{self.url.host} sends the body on to {url.host}: give the address where it ends.")
+            raise Refused(f"{self.url.host} redirects the request body to {url.host}: call the final address directly.")
         return Request(self.method, url, headers, self.body)
 
 
 @dataclass(frozen=True)
 class Client:
-    """Sends requests as `site`, the one origin that may be private, with a resolver and a way to connect."""
+    """Sends requests for `site`, the only origin that may be private, with a given resolver and way to connect."""
 
     site: str
     allow_private: bool = False
@@ -157,32 +158,34 @@ class Client:
     connect: Callable[[tuple[str, int], float], socket.socket] = socket.create_connection
 
     def locate(self, address: str) -> httpx.URL:
-        # A path is put behind the site's address, not resolved against it: "//host" is a path of this site as well.
+        # A path is appended to the site's address: joined with it, "//host" would lead to another host.
         return _parse(f"{self.site}{address}" if str(address).startswith("/") else address)
 
     def send(self, request: Request, deadline: float, limit: int) -> Response:
         end = time.monotonic() + deadline
         inside = True
         for _ in range(MAX_REDIRECTS + 1):
-            # Once outside, a redirect back is a stranger's wish: it gets no further than any other address.
+            # A redirect back from another origin comes from a stranger: this site is then like any other address.
             inside = inside and _origin(request.url) == _origin(_parse(self.site))
             response = _exchange(request, _Guard(self, inside or self.allow_private, end), limit)
             if response.status not in REDIRECTS or "location" not in response.headers:
                 return response
             request = request.redirected(response)
-        raise FetchError(f"{request.url.host} redirects over {MAX_REDIRECTS} times: give the address where it ends.")
+        raise FetchError(
+            f"{request.url.host} redirects more than {MAX_REDIRECTS} times: call the final address directly."
+        )
 
 
 def _parse(text: str, base: httpx.URL | None = None) -> httpx.URL:
     try:
         url = base.join(text) if base else httpx.URL(text)
     except (httpx.InvalidURL, TypeError, ValueError):
-        raise Refused("This address cannot be read: write https://host/path, or /path of this site.") from None
+        raise Refused("This is not an address: write https://host/path, or /path of this site.") from None
     if url.userinfo:
-        raise Refused("The address holds a user name or a password: send them in a header instead.")
+        raise Refused("The address contains a user name or a password: send them in a header instead.")
     port = 80 if url.port is None else url.port
     if url.scheme not in {"http", "https"} or not HOST.fullmatch(url.raw_host.decode()) or not 0 < port < 65536:
-        raise Refused("This address cannot be called: write https://host/path, or /path of this site.")
+        raise Refused("This scheme, host or port cannot be called: write https://host/path, or /path of this site.")
     return url
 
 
@@ -192,12 +195,12 @@ def _origin(url: httpx.URL) -> tuple[str, bytes, int]:
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
-    # Loading the authorities takes longer than most calls. SSL_CERT_FILE may name a file with those of your own.
+    # Loading the certificate authorities takes longer than most calls. SSL_CERT_FILE may name a file with your own.
     return httpx.create_ssl_context()
 
 
 def _exchange(request: Request, guard: "_Guard", limit: int) -> Response:
-    """One request and its answer over one connection; what goes wrong below comes out as a `FetchError`."""
+    """One request and its response over one connection. Every error below becomes a `FetchError`."""
     url = request.url
     target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
     given = {name.lower(): value for name, value in request.headers.items() if name.lower() not in FRAMING}
@@ -213,33 +216,35 @@ def _exchange(request: Request, guard: "_Guard", limit: int) -> Response:
             body = b"" if answer.status in REDIRECTS else _read(answer.iter_stream(), received, limit)
             return Response(answer.status, received, body, str(url))
     except TimeoutError as error:
-        raise TimedOut(f"{url.host} gave no complete answer in time: look why, or raise the deadline.") from error
+        raise TimedOut(
+            f"{url.host} sent no complete response in time: check the server, or raise the deadline."
+        ) from error
     except (httpcore.LocalProtocolError, UnicodeError):
-        # Their text quotes the value, which may be a secret.
-        raise FetchError("The method or a header has characters that HTTP does not allow: remove them.") from None
+        # Their messages quote the value, which may be a secret.
+        raise FetchError("The method or a header contains characters that HTTP does not allow: remove them.") from None
     except (httpcore.ProtocolError, httpcore.NetworkError, OSError, zlib.error) as error:
-        raise Unreachable(f"{url.host} gave no proper answer: {error}") from error
+        raise Unreachable(f"{url.host} sent no valid response: {error}") from error
 
 
 def _read(chunks: Iterable[bytes], headers: httpx.Headers, limit: int) -> bytes:
-    """The body, decompressed no further than `limit`, so that a few kilobytes cannot fill the memory."""
+    """The body, decompressed only up to `limit`, so that a few kilobytes cannot fill the memory."""
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in {"identity", "gzip", "x-gzip"}:
-        raise FetchError("The answer is compressed in a way that was not asked for: only gzip is understood.")
+        raise FetchError("The response has a compression that was not requested: only gzip is supported.")
     gzip = None if encoding == "identity" else zlib.decompressobj(wbits=31)
     body, received = bytearray(), 0
     for chunk in chunks:
         received += len(chunk)
         body += gzip.decompress(chunk, limit + 1 - len(body)) if gzip else chunk
         if max(len(body), received) > limit:
-            raise TooLarge(f"The answer is larger than {limit:,} bytes: ask for less, or raise the limit.")
+            raise TooLarge(f"The response is larger than {limit:,} bytes: request less, or raise the limit.")
     if gzip and received and not gzip.eof:
-        raise Unreachable("The compressed answer broke off before its end.")
+        raise Unreachable("The compressed response ended too early.")
     return bytes(body)
 
 
 class _Guard(httpcore.NetworkBackend):
-    """Where connections are made: the look-up that is checked is the one that is used."""
+    """Makes the connections: it checks and uses the addresses of one look-up."""
 
     def __init__(self, client: Client, private: bool, end: float) -> None:
         self._client, self._private, self._end = client, private, end
@@ -248,10 +253,10 @@ class _Guard(httpcore.NetworkBackend):
         addresses = self._look_up(host, port)
         if not self._private and not all(map(is_public, addresses)):
             raise Refused(
-                f"{host} leads to a private address, which jobs may not call. For this site write /path; "
+                f"{host} resolves to a private address, which jobs may not call. For this site write /path; "
                 "HTTP_ALLOW_PRIVATE=true allows all private addresses."
             )
-        failure = OSError("it has no address")
+        failure = OSError("its name has no address")
         for untried, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             try:
                 return _Stream(self._client.connect((address, port), _left(self._end) / untried), self._end)
@@ -266,15 +271,15 @@ class _Guard(httpcore.NetworkBackend):
             try:
                 answer.set_result(self._client.resolve(host, port))
             except (OSError, ValueError):
-                answer.set_exception(Unreachable(f"No address is known for {host}: check its spelling."))
+                answer.set_exception(Unreachable(f"{host} cannot be resolved: check its spelling."))
 
-        # A thread, because the system's resolver knows no deadline; a daemon, so that it holds up no process's end.
+        # A thread, because the system's resolver has no deadline; a daemon, so that it never delays the process's exit.
         threading.Thread(target=ask, name="look-up", daemon=True).start()
         return answer.result(_left(self._end))
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection on which every wait ends at the deadline, however slowly the other side drips."""
+    """A connection on which every wait ends at the deadline, however slowly the server sends."""
 
     def __init__(self, connection: socket.socket, end: float) -> None:
         self._connection, self._end = connection, end
@@ -286,9 +291,9 @@ class _Stream(httpcore.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._connection.settimeout(_left(self._end))
         try:
-            self._connection.sendall(buffer)  # the time limit counts for all of it
+            self._connection.sendall(buffer)  # the timeout covers the whole buffer
         except OSError as error:
-            raise httpcore.WriteError(str(error)) from error  # httpcore looks whether the answer is there already
+            raise httpcore.WriteError(str(error)) from error  # httpcore then reads a response that came early
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
@@ -301,7 +306,7 @@ class _Stream(httpcore.NetworkStream):
 
 
 def _left(end: float) -> float:
-    """Seconds until `end`, always more than 0. Raises TimeoutError when there are none."""
+    """Seconds until `end`, always more than 0. Raises TimeoutError from `end` on."""
     left = end - time.monotonic()
     if left <= 0:
         raise TimeoutError

@@ -1,12 +1,12 @@
-"""Has this message gone out, and to whom not? Sends mail, each address by itself, and never the same message twice.
+"""Which addresses got this message? Sends each address its own message, and never the same message twice.
 
-Its one rule: that a message is about to go to an address is committed before the mail server hears of it, and what
-became of it afterwards. So a later attempt of the run goes on from there, and an address at which a process died is *in
-doubt*: nobody can know whether the server took the message, so it does not go again. A person may find out: the row, a
-`Delivery`, gives the message its Message-ID, by which the server's log knows it.
+Its one rule: a `Delivery` row is committed before the mail server sees the message, and its outcome is written
+afterwards. So the run's next attempt continues from there. An address at which a process died is *in doubt*: the server
+may have accepted the message, so it is not sent again. An operator can find out: the id of the row is the left part of
+the Message-ID, which the mail server's log shows.
 
-Limits: outside a run nothing is remembered. That a server took a message does not mean that it arrives. What another
-backend than SMTP raises ends the attempt, and leaves one address in doubt.
+Limits: outside a run nothing is remembered. A message that the server accepted may still not arrive. Any exception of
+another backend than SMTP ends the attempt and leaves one address in doubt.
 """
 
 import hashlib
@@ -36,9 +36,9 @@ from jobs.toolkit.smtp import MailError
 from jobs.worker import context
 
 LONGEST_SUBJECT = 200  # characters
-MOST_ADDRESSES = 100_000  # of one message: they are held in memory
-NAP = 0.5  # seconds; a longer sleep would notice too late, in the threads pool, that the run is to end
-NAMED = 20  # addresses of a kind that the log names
+MOST_ADDRESSES = 100_000  # of one message; they are held in memory
+NAP = 0.5  # seconds; in the threads pool, a longer sleep would delay the end of a cancelled run
+NAMED = 20  # addresses in each state that the log lists
 
 log = logging.getLogger(__name__)
 
@@ -46,42 +46,42 @@ State = Delivery.State
 
 
 class DeferredError(MailError):
-    """The server did not take the message for some addresses yet: another attempt of the run tries them again."""
+    """The server deferred the message for some addresses. The next attempt of the run tries them again."""
 
 
 class NobodyReachedError(MailError):
-    """The message has gone to nobody, and another attempt would change nothing."""
+    """The message reached no address, and another attempt would change nothing."""
 
 
 def one_line(subject: str) -> str:
-    """The subject, if it is one line: what comes after would be another header. Raises ValueError."""
+    """The subject, if it is one line; a second line would become another header. Raises ValueError."""
     if not subject.isprintable() or not subject.strip():
         raise ValueError("the subject must be one line of text")
     return subject
 
 
 def deliverable(address: str) -> str:
-    """The address, if mail can go there. Raises ValueError."""
+    """The canonical address, if it is a valid mail address. Raises ValueError."""
     plain = canonical(address)
     try:
         validate_email(plain)
     except ValidationError:
-        raise ValueError("this is no mail address: write name@example.org") from None
-    if '"' in plain or "=?" in plain:  # what is quoted or encoded may become another address on its way
+        raise ValueError("this is not a mail address: write name@example.org") from None
+    if '"' in plain or "=?" in plain:  # mail servers may turn a quoted or encoded address into another one
         raise ValueError("this address is quoted or encoded: write it plainly, as name@example.org")
     return plain
 
 
 def canonical(address: str) -> str:
-    """The address without what makes no difference: space around it, how its domain is written."""
+    """The address without surrounding space, its domain in lower-case punycode."""
     name, at, domain = storable(address).strip().rpartition("@")
-    with suppress(UnicodeError):  # no domain: it is refused as it is
+    with suppress(UnicodeError):  # an invalid domain: `deliverable` refuses it
         domain = punycode(domain)
     return f"{name}{at}{domain.lower()}"[:LONGEST_ADDRESS]
 
 
 def masked(address: str) -> str:
-    """The address as a log may show it."""
+    """The address as a log may show it: its first letter and its domain."""
     name, _, domain = address.rpartition("@")
     return f"{name[:1]}…@{domain}" if name else "…"
 
@@ -90,12 +90,14 @@ def masked(address: str) -> str:
 Address = Annotated[str, AfterValidator(deliverable)]
 Subject = Annotated[str, Field(min_length=1, max_length=LONGEST_SUBJECT), AfterValidator(one_line)]
 Text = Annotated[str, Field(min_length=1, json_schema_extra={"format": "multi-line"})]
-Html = Annotated[str, Field(description="The same as HTML, if wanted.", json_schema_extra={"format": "multi-line"})]
+Html = Annotated[
+    str, Field(description="The same message as HTML. Optional.", json_schema_extra={"format": "multi-line"})
+]
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a run sends to an address once. It is known by its name or, without one, by what it says."""
+    """A message that a run sends to each address once. Its name identifies it or, without one, its content."""
 
     subject: str
     text: str
@@ -120,12 +122,12 @@ class Message:
 
 
 class Pace:
-    """Lets something happen so many times a minute at most, at even distances; without a number, at once."""
+    """Limits how often something happens: `per_minute` times a minute, evenly spaced; None sets no limit."""
 
     def __init__(
         self,
         per_minute: float | None,
-        since_last: float | None = None,  # seconds since it happened in an earlier attempt
+        since_last: float | None = None,  # seconds since the last time, in an earlier attempt
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -134,16 +136,16 @@ class Pace:
         self._next = clock() if since_last is None else clock() + self._distance - since_last
 
     def wait(self) -> None:
-        """Return when it may happen again, and take it that it does."""
+        """Sleep until it may happen again, and count it as happening now."""
         while (left := self._next - self._clock()) > 0:
             self._sleep(min(left, NAP))
         self._next = self._clock() + self._distance
 
 
 def send(message: Message, addresses: Iterable[str], per_minute: float | None = None) -> dict[str, int]:
-    """Send to each address once; returns how many were sent to, refused, and are in doubt, in all attempts of the run.
+    """Send to each address once; returns the numbers of sent, refused and in doubt over all attempts of the run.
 
-    At most `per_minute` of them. Not to be called within a transaction. Raises MailError, of one of its kinds.
+    Sends at most `per_minute` messages a minute. Call it outside a transaction. Raises MailError or a subclass.
     """
     wanted = _distinct(addresses)
     deliveries = DeliveryLog(message)
@@ -162,12 +164,12 @@ def _distinct(addresses: Iterable[str]) -> list[str]:
     for address in addresses:
         found[canonical(address)] = None
         if len(found) > MOST_ADDRESSES:
-            raise MailError(f"These are over {MOST_ADDRESSES:,} addresses: divide them among several runs.")
+            raise MailError(f"There are more than {MOST_ADDRESSES:,} addresses: split them over several runs.")
     return list(found)
 
 
 def _send(message: Message, address: str, deliveries: "DeliveryLog", server: smtp.Server, pace: Pace) -> None:
-    """Send to one address. What ends this as nobody foresaw, a killed process too, leaves the address in doubt."""
+    """Send to one address. An unexpected exception, or the death of the process, leaves the address in doubt."""
     try:
         deliverable(address)
     except ValueError as error:
@@ -179,13 +181,13 @@ def _send(message: Message, address: str, deliveries: "DeliveryLog", server: smt
         return
     try:
         server.send(message.to(address, deliveries.key(address)))
-    except (smtp.Refused, ValueError) as answer:  # a ValueError: no message can be made of this
-        deliveries.end(address, State.REFUSED, str(answer))
-    except smtp.Deferred as answer:
+    except (smtp.Refused, ValueError) as reply:  # ValueError: the message cannot be encoded
+        deliveries.end(address, State.REFUSED, str(reply))
+    except smtp.Deferred as reply:
         deliveries.undo(address)
-        deliveries.answers.append(str(answer))
-    except smtp.BrokeOff as answer:
-        deliveries.end(address, State.SENDING, str(answer))
+        deliveries.answers.append(str(reply))
+    except smtp.BrokeOff as reply:
+        deliveries.end(address, State.SENDING, str(reply))
     except smtp.ServerError:
         deliveries.undo(address)
         raise
@@ -194,7 +196,7 @@ def _send(message: Message, address: str, deliveries: "DeliveryLog", server: smt
 
 
 class DeliveryLog:
-    """What became of each address, in all attempts of the run; outside a run, while this call lasts."""
+    """The state of each address, over all attempts of the run; outside a run, for one call of `send`."""
 
     def __init__(self, message: Message) -> None:
         execution = context.current()
@@ -204,33 +206,33 @@ class DeliveryLog:
         mine = Delivery.objects.filter(run=self._run_id, message=self._message)
         self._rows = mine if execution else Delivery.objects.none()
         self.states = dict(self._rows.values_list("address", "state"))
-        self.answers: list[str] = []  # where the server put the message off
-        self.rivals = 0  # addresses at which another process was faster
+        self.answers: list[str] = []  # one for each deferred address
+        self.rivals = 0  # addresses that another process took first
 
     def key(self, address: str) -> UUID:
-        """What makes two messages to this address the same."""
+        """The id of the delivery: the same message to the same address has the same id in all attempts of the run."""
         return uuid5(self._namespace, f"{self._message} {address}")
 
     def since_last(self) -> float | None:
-        """Seconds since an earlier attempt began with an address."""
+        """Seconds since an earlier attempt took its last address; None if there was none."""
         last = self._rows.aggregate(last=Max("begun_at"))["last"]
         return (database_now() - last).total_seconds() if last else None
 
     def begin(self, address: str, state: str = State.SENDING, reason: str = "") -> bool:
-        """Take an address; False when another process was faster."""
+        """Take an address; False if another process took it first."""
         self.states[address] = state
         if self._run_id is None:
             return True
         columns = {"run_id": self._run_id, "message": self._message, "address": address}
         columns |= {"state": state, "reason": reason}
-        with transaction.atomic(durable=True):  # undone with a transaction of the caller's, it would be sent again
+        with transaction.atomic(durable=True):  # a rollback by the caller would lose the row and send again
             row, is_mine = Delivery.objects.get_or_create(id=self.key(address), defaults=columns)
         self.states[address] = row.state
         self.rivals += not is_mine
         return is_mine
 
     def look_again(self) -> None:
-        """What another process was at may have ended meanwhile; what it gave back, nothing has gone to."""
+        """Read the states again: another process may have ended its deliveries, or given addresses back unsent."""
         if self._run_id is None:
             return
         now = dict(self._rows.values_list("address", "state"))
@@ -238,12 +240,12 @@ class DeliveryLog:
         self.states = {address: now[address] for address in self.states if address in now}
 
     def end(self, address: str, state: str, reason: str = "") -> None:
-        """Write down what became of it."""
+        """Write the outcome of a delivery."""
         self.states[address] = state
         self._rows.filter(id=self.key(address)).update(state=state, reason=storable(reason)[:LONGEST_NAME])
 
     def undo(self, address: str) -> None:
-        """Give an address back, to which certainly nothing went."""
+        """Give an address back; certainly nothing was sent to it."""
         del self.states[address]
         self._rows.filter(id=self.key(address)).delete()
 
@@ -257,18 +259,19 @@ def _summed_up(deliveries: DeliveryLog) -> dict[str, int]:
     log.info("%(sent)d sent, %(refused)d refused, %(in_doubt)d in doubt.", counts)
     if deliveries.answers:
         raise DeferredError(
-            f"The mail server put off {len(deliveries.answers)} of the messages ({deliveries.answers[0][:3]}): give"
-            " the schedule more attempts and a longer retry delay; who has the message does not get it again."
+            f"The mail server deferred {len(deliveries.answers)} of the messages ({deliveries.answers[0][:3]}): give"
+            " the schedule more attempts and a longer retry delay. No address gets a message twice."
         )
     if deliveries.states and not counts["sent"] and not deliveries.rivals:
         raise NobodyReachedError(
-            f"Nobody was reached: {counts['refused']} refused, {counts['in_doubt']} in doubt. The deliveries say why."
+            f"No address was reached: {counts['refused']} refused, {counts['in_doubt']} in doubt."
+            " The list of deliveries in the admin says why."
         )
     return counts
 
 
 def _name(deliveries: DeliveryLog, state: str, what: str) -> None:
-    """Log the first addresses in that state, each with the Message-ID that a mail server's log knows."""
+    """Log the first addresses in that state, each with the id in its Message-ID, to find it in a mail server's log."""
     found = [address for address, current in deliveries.states.items() if current == state]
     for address in found[:NAMED]:
         log.warning("%s is %s: message %s.", masked(address), what, deliveries.key(address))

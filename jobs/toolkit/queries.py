@@ -1,4 +1,4 @@
-"""What may people ask the database? What a function answers that `@query` has given a name; never their own SQL.
+"""What may people ask the database? The functions that `@query` registers under a name; never their own SQL.
 
     from jobs.toolkit.queries import Table, query
 
@@ -7,8 +7,8 @@
         found = Customer.objects.filter(joined_at__gte=start or FIRST_DAY, joined_at__lt=end)
         return Table(["email", "country"], found.values_list("email", "country").iterator())
 
-In the `tasks.py` of an app it is found in every process. Its one rule: rows are given one by one, so that a million of
-them fit. `start` and `end` are the window of the run's data; without a `start`, everything until `end` is meant.
+Every process finds queries in the `tasks.py` of an app. Its one rule: rows are given one by one, so a million of them
+need little memory. `start` and `end` are the data window of the run; without a `start`, it is everything until `end`.
 """
 
 import difflib
@@ -27,7 +27,7 @@ from jobs.toolkit.current import current_run
 
 
 class UnknownQueryError(ValueError):
-    """There is no such query, or it has no such column. The message says which there are."""
+    """The query does not exist, or has no such column. The message says which exist."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Table:
     def column(self, name: str) -> Iterator[Any]:
         """The values of one column. Raises UnknownQueryError."""
         if name not in self.columns:
-            raise UnknownQueryError(f"It needs a column {name!r}, but has {', '.join(self.columns)}.")
+            raise UnknownQueryError(f"The query needs a column {name!r}, but has {', '.join(self.columns)}.")
         place = list(self.columns).index(name)
         return (row[place] for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Window:
-    """The time whose data are asked for: of the run, from the due moment before to its own."""
+    """The time that a query covers: of a run, from the previous due moment of its schedule to its own."""
 
     start: datetime | None
     end: datetime
@@ -57,17 +57,17 @@ class Window:
         return f"from {start} until {end}" if start else f"until {end}"
 
 
-NAME = re.compile(r"[A-Za-z0-9 -]{1,60}")  # it becomes part of the names of files
+NAME = re.compile(r"[A-Za-z0-9 -]{1,60}")  # it becomes part of file names
 Query = Callable[[datetime | None, datetime], Table]
 _queries: dict[str, Query] = {}
 
 
 def query(name: str) -> Callable[[Query], Query]:
-    """Let people choose this function under that name, which stands in their schedules from then on."""
+    """Offer this function to users under that name, which their schedules then store."""
 
     def register(function: Query) -> Query:
         if not NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name for a query: use at most 60 letters, digits, spaces and hyphens.")
+            raise ValueError(f"{name!r} is not a valid name: use 1 to 60 ASCII letters, digits, spaces and hyphens.")
         if name in _queries:
             raise ValueError(f"Two queries are named {name!r}: rename one.")
         _queries[name] = function
@@ -90,13 +90,13 @@ def check_name(name: str) -> str:
 
 
 def window() -> Window:
-    """The window of the run that executes; outside a run, all until now."""
+    """The window of the current run; outside a run, everything until now."""
     run = current_run()
     return Window(run.window_start, run.window_end) if run else Window(None, database_now())
 
 
 def execute(name: str, window: Window) -> Table:
-    """What the query says of that time. Raises UnknownQueryError."""
+    """Run the query for that window. Raises UnknownQueryError."""
     return _queries[check_name(name)](window.start, window.end)
 
 
@@ -104,7 +104,7 @@ def _add_choices(schema: dict[str, Any]) -> None:
     schema["enum"] = names()
 
 
-# The argument of a job that takes the name of a query; its form offers those that are registered by then.
+# For a job's argument that names a query; the form offers the queries that are registered by then.
 QueryName = Annotated[str, AfterValidator(check_name), Field(json_schema_extra=_add_choices)]
 
 
@@ -113,7 +113,7 @@ QueryName = Annotated[str, AfterValidator(check_name), Field(json_schema_extra=_
 
 @query("runs by outcome")
 def runs_by_outcome(start: datetime | None, end: datetime) -> Table:
-    """How many runs of each schedule ended how, and how long they took."""
+    """How many runs of each schedule ended in each state, and how long they took."""
     length = F("finished_at") - F("started_at")
     groups = _ended(start, end).order_by("schedule_name", "state").values_list("schedule_name", "state")
     found = groups.annotate(Sum("count"), average=Avg(length), longest=Max(length)).iterator()
@@ -123,7 +123,7 @@ def runs_by_outcome(start: datetime | None, end: datetime) -> Table:
 
 @query("failed runs")
 def failed_runs(start: datetime | None, end: datetime) -> Table:
-    """What failed or was lost, and why."""
+    """The runs that failed or were lost, and why."""
     found = _ended(start, end).filter(state__in=[State.FAILED, State.LOST]).order_by("finished_at")
     values = ["schedule_name", "due_at", "state", "attempt", "reason"]
     return Table(["schedule", "due at", "state", "attempts", "reason"], found.values_list(*values).iterator())

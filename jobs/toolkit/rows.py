@@ -1,10 +1,10 @@
-"""Which rows of a source can be loaded, and what is wrong with the others?
+"""Which rows of a source can be loaded, and why not the rest?
 
-Its one rule: a row is taken whole or not at all, and one that is not taken has a reason, which names its number and the
-column, never the value. A source of which no row at all can be taken is refused: rather it has changed its columns
-than its numbers, and an empty table would be believed.
+Its one rule: a row is loaded whole or dropped, and each dropped row has a reason, which names its number and the
+column, never the value. A source without any loadable row is refused: most likely its columns have changed, and users
+would believe an empty table.
 
-Limits: numbers are those of Python, with a point; a time without a zone is taken for UTC.
+Limits: numbers are written as in Python, with a point; a time without a zone counts as UTC.
 """
 
 import csv
@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 LONGEST_KEY = 200  # characters
-MOST_CELLS = 1_000_000  # numbers: they are held in memory, some 150 bytes each
+MOST_CELLS = 1_000_000  # numbers; they are held in memory, about 150 bytes each
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Where a row says what was measured, when, and how much."""
+    """The names of the columns with the key, the time and the numbers."""
 
     key: str
     time: str
@@ -31,7 +31,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A number of a row that was taken."""
+    """One number of a row that can be loaded."""
 
     key: str
     at: datetime
@@ -41,7 +41,7 @@ class Cell:
 
 @dataclass(slots=True)
 class Parsed:
-    """What became of the rows: the cells of those that were taken, and a sentence for each that was not."""
+    """The result: the number of rows, the cells of those that can be loaded, and a reason for each dropped row."""
 
     rows: int = 0
     cells: list[Cell] = field(default_factory=list)
@@ -49,16 +49,16 @@ class Parsed:
 
 
 class UnreadableSourceError(ValueError):
-    """Nothing of the source can be taken. The message says why."""
+    """The source cannot be loaded. The message says why."""
 
 
 def parse(raw: bytes, form: str, columns: Columns, start: datetime, end: datetime) -> Parsed:
-    """The rows of a source in `form` ("csv" or "jsonl") from `start` until before `end`.
+    """Parse a source in `form` ("csv" or "jsonl"); drops rows before `start`, and from `end` on.
 
     Raises `UnreadableSourceError`.
     """
     if not raw.strip():
-        raise UnreadableSourceError("The source is empty: not even the names of columns stand in it.")
+        raise UnreadableSourceError("The source is empty: it has neither column names nor rows.")
     parsed = Parsed()
     seen: set[tuple[str, datetime]] = set()
     for number, row in enumerate(_read(raw, form, columns), 1):
@@ -68,9 +68,9 @@ def parse(raw: bytes, form: str, columns: Columns, start: datetime, end: datetim
         except ValueError as error:
             parsed.reasons.append(f"row {number}: {error}")
         if len(parsed.cells) > MOST_CELLS:
-            raise UnreadableSourceError(f"The source has over {MOST_CELLS:,} numbers: choose a shorter window.")
+            raise UnreadableSourceError(f"The source has more than {MOST_CELLS:,} numbers: choose a shorter window.")
     if parsed.reasons and not parsed.cells:
-        raise UnreadableSourceError(f"None of {parsed.rows:,} rows can be taken; {parsed.reasons[0]}.")
+        raise UnreadableSourceError(f"None of {parsed.rows:,} rows can be loaded; {parsed.reasons[0]}.")
     return parsed
 
 
@@ -78,7 +78,7 @@ def _read(raw: bytes, form: str, columns: Columns) -> Iterable[Any]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UnreadableSourceError("The source is not UTF-8: ask for it in that encoding.") from None
+        raise UnreadableSourceError("The source is not UTF-8: request it in UTF-8.") from None
     return _read_table(text, columns) if form == "csv" else filter(str.strip, text.split("\n"))
 
 
@@ -89,7 +89,9 @@ def _read_table(text: str, columns: Columns) -> Iterator[dict[str, str]]:
         for name in (columns.key, columns.time, *columns.values):
             if there.count(name) != 1:
                 there_are = ", ".join(there) or "none"
-                raise UnreadableSourceError(f"The source needs one column {name!r}: it has {there_are}.")
+                raise UnreadableSourceError(
+                    f"The source needs exactly one column {name!r}, but its columns are: {there_are}."
+                )
         yield from table
     except csv.Error as error:
         raise UnreadableSourceError(f"The source is not CSV: {error} (after line {table.line_num}).") from error
@@ -98,15 +100,15 @@ def _read_table(text: str, columns: Columns) -> Iterator[dict[str, str]]:
 def _cells(
     row: Any, columns: Columns, window: tuple[datetime, datetime], seen: set[tuple[str, datetime]]
 ) -> list[Cell]:
-    """The numbers of a row. Raises ValueError with the reason where it cannot be taken."""
+    """The numbers of a row. Raises ValueError with the reason to drop it."""
     row = _read_object(row) if isinstance(row, str) else row
     if None in row:
-        raise ValueError("it has more cells than there are columns")
+        raise ValueError("it has more cells than columns")
     key, at = _key(row, columns.key), _moment(row, columns.time)
     if not window[0] <= at < window[1]:
-        raise ValueError(f"{columns.time!r} is outside of the window")
+        raise ValueError(f"{columns.time!r} is outside the window")
     if (key, at) in seen:
-        raise ValueError("its key and time stand in an earlier row")
+        raise ValueError("an earlier row has the same key and time")
     cells = [Cell(key, at, name, _number(row, name)) for name in columns.values]
     seen.add((key, at))
     return cells
@@ -118,7 +120,7 @@ def _read_object(line: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
     if not isinstance(row, dict):
-        raise ValueError("it is not a JSON object")  # noqa: TRY004 - one kind of error says why a row is not taken
+        raise ValueError("it is not a JSON object")  # noqa: TRY004 - all reasons to drop a row are of one kind
     return row
 
 
@@ -134,7 +136,7 @@ def _moment(row: dict[str, Any], name: str) -> datetime:
     try:
         moment = datetime.fromisoformat(str(row.get(name)).strip())
     except ValueError:
-        raise ValueError(f"{name!r} is no time as ISO 8601 has it") from None
+        raise ValueError(f"{name!r} is not an ISO 8601 time") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -145,5 +147,5 @@ def _number(row: dict[str, Any], name: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{name!r} is no number")
+        raise ValueError(f"{name!r} is not a number")
     return number

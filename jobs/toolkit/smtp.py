@@ -1,9 +1,10 @@
-"""Did the mail server take this message? It did; or it refused it, put it off, or broke off: then nobody knows.
+"""Did the mail server accept this message? It accepts, refuses or defers it; or it breaks off, outcome unknown.
 
-Its one rule: those four are told apart, because each asks for something else. Before a message the connection is tried,
-and renewed if the server has let it go meanwhile; so only a server that breaks off in the middle of one leaves a doubt.
+Its one rule: a caller can tell these four apart, because each needs a different reaction. `make_ready` checks the
+connection before each message and reconnects if the server has closed it. So the outcome is unknown only if the server
+breaks off in the middle of a message.
 
-Limits: only SMTP has such answers. Other backends of Django (console, file) take whatever they are given.
+Limits: only SMTP tells them apart. Django's other backends (console, file) accept every message.
 """
 
 import smtplib
@@ -12,32 +13,32 @@ from contextlib import suppress
 from django.core.mail import EmailMessage, get_connection
 from django.core.mail.backends.smtp import EmailBackend
 
-TOO_LARGE = 552  # the answer to a message, not to its sender
+TOO_LARGE = 552  # a message is too large; others of the same sender may pass
 MOST_BREAKS = 3  # times in a row that a server may break off before it counts as down
 
 
 class MailError(Exception):
-    """A message has not gone to all. It says why and what to do, and never repeats a whole address."""
+    """A message was not sent to every address. The text says why and what to do, and never holds a whole address."""
 
 
 class ServerError(MailError):
-    """The mail server cannot be reached, or takes no mail from us: nothing has gone out."""
+    """The mail server cannot be reached, or rejects all mail from us. This message was not sent."""
 
 
-class Reply(Exception):  # noqa: N818 - an answer, and no error of ours
-    """What the server said to a message, instead of taking it."""
+class Reply(Exception):  # noqa: N818 - the server's reply to one message
+    """The server did not accept a message; the text is its reply."""
 
 
 class Refused(Reply):
-    """It will not take the message for this address, whenever it is asked."""
+    """The server will never accept the message for this address."""
 
 
 class Deferred(Reply):
-    """It does not take the message for this address now."""
+    """The server does not accept the message for this address now."""
 
 
 class BrokeOff(Reply):
-    """Nobody knows whether it took the message."""
+    """It is unknown whether the server accepted the message."""
 
 
 class Server:
@@ -57,9 +58,9 @@ class Server:
             self.close()
 
     def make_ready(self) -> None:
-        """Have a connection on which the server answers. Raises ServerError."""
+        """Ensure an open connection on which the server answers. Raises ServerError."""
         if self._breaks >= MOST_BREAKS:
-            raise ServerError(f"The mail server broke off {MOST_BREAKS} times in a row: look into its log.")
+            raise ServerError(f"The mail server broke off {MOST_BREAKS} times in a row: check its log.")
         if self._is_stale():
             self.close()
         try:
@@ -68,10 +69,12 @@ class Server:
                 connection.ehlo_or_helo_if_needed()
         except OSError as error:  # smtplib's errors are of this kind
             self.close()
-            raise ServerError(f"The mail server lets nobody in: {error}. Is it up, and EMAIL_URL right?") from error
+            raise ServerError(
+                f"Cannot connect or log in to the mail server: {error}. Check EMAIL_URL, and that the server is up."
+            ) from error
 
     def send(self, letter: EmailMessage) -> None:
-        """Hand over a message to one address. Raises Refused, Deferred or BrokeOff; ServerError for all alike."""
+        """Send a message to one address. Raises Refused, Deferred or BrokeOff; ServerError if all mail is rejected."""
         reply = self._reply_to(letter)
         if isinstance(reply, BrokeOff):
             self._breaks += 1
@@ -82,24 +85,24 @@ class Server:
             raise reply
 
     def close(self) -> None:
-        """Say goodbye, where it still listens."""
+        """Send QUIT and close the connection, even if it is already broken."""
         with suppress(OSError):
             self._backend.close()
 
     def hang_up(self) -> None:
-        """End the connection without a word."""
+        """Close the connection without QUIT."""
         if connection := self._connection():
             connection.close()
 
     def _reply_to(self, letter: EmailMessage) -> Reply | None:
-        """What it said instead of taking the message."""
+        """Send the message; returns the server's reply unless it accepted the message."""
         try:
             self._backend.send_messages([letter])
         except smtplib.SMTPSenderRefused as error:
             reply = _reply(error.smtp_code, error.smtp_error)
             if isinstance(reply, Refused) and error.smtp_code != TOO_LARGE:
                 raise ServerError(
-                    f"The mail server takes nothing from us, {reply}: look at DEFAULT_FROM_EMAIL and EMAIL_URL."
+                    f"The mail server refuses our sender: {reply}. Check DEFAULT_FROM_EMAIL and EMAIL_URL."
                 ) from error
             return reply
         except smtplib.SMTPRecipientsRefused as error:
@@ -117,7 +120,7 @@ class Server:
         return self._backend.connection if isinstance(self._backend, EmailBackend) else None
 
     def _is_stale(self) -> bool:
-        """Whether it does not answer; what a refused message left open is ended by the way."""
+        """Whether the server no longer answers. RSET also ends the transaction that a refused message left open."""
         connection = self._connection()
         try:
             return connection is not None and connection.rset()[0] != 250

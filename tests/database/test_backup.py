@@ -31,7 +31,7 @@ def _folder(settings: Any, tmp_path: Path) -> None:
 
 @pytest.fixture
 def programs(transactional_db: None, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pg_dump and pg_restore of the server's own version, as far as this run has started the server itself."""
+    """pg_dump and pg_restore of the server's version, if this test run has started the server."""
     if connection.vendor == "postgresql" and servers.binaries:
         monkeypatch.setenv("PATH", f"{servers.binaries}{os.pathsep}{os.environ['PATH']}")
 
@@ -73,7 +73,7 @@ def test_it_keeps_the_newest_backups_and_no_other_files() -> None:
 
 @pytest.mark.usefixtures("_tidy")
 @pytest.mark.parametrize("content", [b"", b"PGDMP garbage", b"\0" * 4096])
-def test_it_takes_nothing_for_a_backup_that_cannot_be_restored(tmp_path: Path, content: bytes) -> None:
+def test_it_refuses_a_copy_that_cannot_be_restored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "copy"
     path.write_bytes(content)
     with pytest.raises(BackupError):
@@ -81,13 +81,13 @@ def test_it_takes_nothing_for_a_backup_that_cannot_be_restored(tmp_path: Path, c
 
 
 @pytest.mark.usefixtures("_tidy")
-def test_it_takes_nothing_for_a_backup_that_lacks_a_table(tmp_path: Path) -> None:
+def test_it_refuses_a_copy_that_lacks_a_table(tmp_path: Path) -> None:
     path = tmp_path / "copy"
     backup.copy_to(path)
     with connection.cursor() as cursor:
         cursor.execute("CREATE TABLE came_later (id integer)")
     try:
-        with pytest.raises(BackupError, match=r"The copy lacks came_later\."):
+        with pytest.raises(BackupError, match=r"The copy lacks the tables came_later\."):
             backup.verify(path, backup.survey(connection))
     finally:
         with connection.cursor() as cursor:
@@ -95,7 +95,7 @@ def test_it_takes_nothing_for_a_backup_that_lacks_a_table(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("_tidy")
-def test_it_takes_a_backup_that_was_made_after_a_table_was_emptied(tmp_path: Path) -> None:
+def test_it_accepts_a_copy_that_was_made_after_a_table_was_emptied(tmp_path: Path) -> None:
     path = tmp_path / "copy"
     FeedEntry.objects.create(feed="/feed", guid="1", title="old")
     before = backup.survey(connection)
@@ -105,16 +105,16 @@ def test_it_takes_a_backup_that_was_made_after_a_table_was_emptied(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("_tidy")
-def test_it_takes_nothing_for_a_backup_whose_table_has_lost_its_rows(tmp_path: Path) -> None:
+def test_it_refuses_a_copy_whose_table_has_lost_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "copy"
     backup.copy_to(path)
     FeedEntry.objects.create(feed="/feed", guid="1", title="lost")
-    with pytest.raises(BackupError, match=r"The copy has no rows in jobs_feedentry\."):
+    with pytest.raises(BackupError, match=r"The copy has no rows in the tables jobs_feedentry\."):
         backup.verify(path, backup.survey(connection))
 
 
 @pytest.mark.usefixtures("_tidy")
-def test_it_takes_no_copy_of_damaged_pages_for_a_backup(tmp_path: Path) -> None:
+def test_it_refuses_a_copy_with_damaged_pages(tmp_path: Path) -> None:
     if connection.vendor != "sqlite":
         pytest.skip("pg_dump reads every row and fails by itself.")
     path = tmp_path / "copy"
@@ -133,7 +133,7 @@ def test_it_takes_no_copy_of_damaged_pages_for_a_backup(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_tidy")
-def test_it_counts_only_whole_backups_and_clears_away_what_dead_processes_left(
+def test_it_counts_only_complete_backups_and_deletes_leftovers_of_dead_processes(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -166,7 +166,7 @@ def test_it_leaves_older_backups_alone_when_it_fails(monkeypatch: pytest.MonkeyP
     assert StoredFile.objects.get().name == "old"
 
 
-# --- run_command ------------------------------------------------------------------------------------------------------
+# --- run_command ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def _commands(settings: Any) -> None:
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("_commands")
-def test_it_logs_what_the_command_prints(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_logs_the_output_of_the_command(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "jobs.tasks.run_command")
     run_command("speak", ["one", "two"])
     assert caplog.messages == ["one", "two", "to stderr", "without an end"]
@@ -187,12 +187,12 @@ def test_it_logs_what_the_command_prints(caplog: pytest.LogCaptureFixture) -> No
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--exit=3"], "speak ended with 3: its log says why"),
+        (["--exit=3"], "speak exited with 3: the log of this run says why"),
         (["--fail"], "it could not"),
         (["--colour"], "unrecognized arguments: --colour"),
     ],
 )
-def test_it_fails_when_the_command_does(arguments: list[str], sentence: str) -> None:
+def test_it_fails_when_the_command_fails(arguments: list[str], sentence: str) -> None:
     with pytest.raises(CommandError, match=sentence):
         run_command("speak", arguments)
 
@@ -201,12 +201,12 @@ def test_it_fails_when_the_command_does(arguments: list[str], sentence: str) -> 
 @pytest.mark.parametrize("name", ["flush", "", "speak ", "shell"])
 def test_it_runs_no_command_that_is_not_allowed(name: str) -> None:
     with pytest.raises(
-        ValueError, match=r"is not allowed\. Allowed: check, speak; the setting RUN_COMMANDS says which"
+        ValueError, match=r"is not allowed\. Allowed: check, speak; the setting RUN_COMMANDS lists them"
     ):
         run_command(name)
 
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("_commands")
-def test_it_succeeds_when_the_command_exits_with_nothing_wrong() -> None:
+def test_it_succeeds_when_the_command_exits_with_zero() -> None:
     run_command("speak", ["--exit=0"])

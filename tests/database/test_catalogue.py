@@ -1,6 +1,6 @@
-"""Do the ready-made jobs do what their names say, and does the demonstration put them to work?
+"""Do the ready-made jobs do what their names say, and does the demonstration schedule them?
 
-The jobs are called as plain functions against a real web server on loopback, which they take for this site.
+The jobs are called as plain functions against a real web server on loopback, which plays this site.
 """
 
 import inspect
@@ -43,7 +43,7 @@ def in_own_connection(call: Callable[[], object]) -> None:
 
 
 @pytest.mark.django_db
-def test_it_keeps_every_entry_when_a_feed_is_imported(web: Web) -> None:
+def test_it_stores_every_entry_when_a_feed_is_imported(web: Web) -> None:
     assert import_feed("/feed") == {"seen": 5, "new": 5}
     entry = FeedEntry.objects.get(guid="punctual-word-claim")
     assert (entry.feed, entry.title) == ("/feed", "What a claim is")
@@ -52,7 +52,7 @@ def test_it_keeps_every_entry_when_a_feed_is_imported(web: Web) -> None:
 
 
 @pytest.mark.django_db
-def test_it_adds_only_what_is_new_when_a_feed_is_imported_again(web: Web) -> None:
+def test_it_adds_only_new_entries_when_a_feed_is_imported_again(web: Web) -> None:
     web.pages["/feed"] = rss("<guid>a</guid><title>first</title>")
     import_feed("/feed")
     web.pages["/feed"] = rss("<guid>b</guid><title>second</title>", "<guid>a</guid><title>changed</title>")
@@ -61,20 +61,20 @@ def test_it_adds_only_what_is_new_when_a_feed_is_imported_again(web: Web) -> Non
 
 
 @pytest.mark.django_db
-def test_it_only_looks_when_nothing_is_new(web: Web, django_assert_num_queries: Callable[[int], Any]) -> None:
+def test_it_writes_nothing_when_no_entry_is_new(web: Web, django_assert_num_queries: Callable[[int], Any]) -> None:
     import_feed("/feed")
     with django_assert_num_queries(1):
         assert import_feed("/feed") == {"seen": 5, "new": 0}
 
 
 @pytest.mark.django_db
-def test_it_keeps_an_entry_once_for_each_feed_when_two_feeds_share_it(web: Web) -> None:
+def test_it_stores_an_entry_once_for_each_feed_when_two_feeds_share_it(web: Web) -> None:
     web.pages["/other"] = SAMPLE
     assert [import_feed(url)["new"] for url in ("/feed", "/other")] == [5, 5]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_keeps_each_entry_once_when_another_import_comes_between(web: Web) -> None:
+def test_it_stores_each_entry_once_when_another_import_comes_between(web: Web) -> None:
     rivals: list[threading.Thread] = []
 
     def import_elsewhere(execute: Callable[..., Any], sql: str, *arguments: Any) -> Any:
@@ -115,14 +115,14 @@ def test_it_reads_atom_when_the_feed_is_atom(web: Web) -> None:
         ("", None),
     ],
 )
-def test_it_keeps_the_moment_in_utc_when_an_entry_states_one(web: Web, stated: str, kept: datetime | None) -> None:
+def test_it_stores_the_time_in_utc_when_an_entry_has_one(web: Web, stated: str, kept: datetime | None) -> None:
     web.pages["/feed"] = rss(f"<guid>a</guid>{stated}")
     import_feed("/feed")
     assert FeedEntry.objects.get().published_at == kept
 
 
 @pytest.mark.django_db
-def test_it_stores_what_can_be_stored_when_an_entry_is_odd(web: Web) -> None:
+def test_it_stores_as_much_as_it_can_when_an_entry_is_odd(web: Web) -> None:
     long = "x" * 3000
     web.pages["/feed"] = rss(
         f"<guid>{long}1</guid><title>{long}</title><link>https://example.org/{long}</link>",
@@ -156,21 +156,21 @@ def test_it_stores_what_can_be_stored_when_an_entry_is_odd(web: Web) -> None:
         ("", ""),
     ],
 )
-def test_it_keeps_the_link_when_people_can_follow_it(web: Web, link: str, kept: str) -> None:
+def test_it_stores_the_link_when_people_can_follow_it(web: Web, link: str, kept: str) -> None:
     web.pages["/news/feed"] = rss(f"<guid isPermaLink='false'>a</guid><link>{link}</link>")
     import_feed("/news/feed")
     assert FeedEntry.objects.get().link == kept.format(site=f"http://127.0.0.1:{web.server_address[1]}")
 
 
 @pytest.mark.django_db
-def test_it_says_that_the_feed_cannot_be_read_when_the_parser_slips(web: Web) -> None:
+def test_it_says_that_the_feed_cannot_be_read_when_the_parser_fails(web: Web) -> None:
     web.pages["/feed"] = rss("<guid>a</guid><title>&#xD800;</title>")
     with pytest.raises(ValueError, match="The feed cannot be read"):
         import_feed("/feed")
 
 
 @pytest.mark.django_db
-def test_it_stops_at_its_cap_when_a_feed_is_long(web: Web) -> None:
+def test_it_stops_at_its_limit_when_a_feed_is_long(web: Web) -> None:
     web.pages["/feed"] = rss(*[f"<guid>{number}</guid>" for number in range(MAX_ENTRIES + 1)])
     assert import_feed("/feed") == {"seen": MAX_ENTRIES, "new": MAX_ENTRIES}
     assert not FeedEntry.objects.filter(guid=str(MAX_ENTRIES)).exists()
@@ -180,7 +180,7 @@ def test_it_stops_at_its_cap_when_a_feed_is_long(web: Web) -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"<html><body><h1>Not a feed</h1></body></html>", b'{"items": []}', bytes(range(256))]
 )
-def test_it_says_that_it_is_no_feed_when_something_else_comes(web: Web, body: bytes) -> None:
+def test_it_says_so_when_the_response_is_not_a_feed(web: Web, body: bytes) -> None:
     web.pages["/feed"] = body
     with pytest.raises(ValueError, match="not an RSS or Atom feed"):
         import_feed("/feed")
@@ -200,7 +200,7 @@ def test_it_opens_nothing_when_a_feed_names_a_file(web: Web, tmp_path: Path) -> 
 
 
 @pytest.mark.django_db
-def test_it_imports_nothing_when_the_feed_cannot_be_had(web: Web) -> None:
+def test_it_imports_nothing_when_the_feed_cannot_be_fetched(web: Web) -> None:
     web.pages["/large"] = b"x" * (LARGEST_FEED + 1)
     with pytest.raises(http.UnexpectedStatus, match="/none answered 404 instead of 200"):
         import_feed("/none")
@@ -214,10 +214,10 @@ def test_it_imports_nothing_when_the_feed_cannot_be_had(web: Web) -> None:
     assert not FeedEntry.objects.exists()
 
 
-# --- heartbeat and the list ------------------------------------------------------------------------------------------
+# --- heartbeat and the list -----------------------------------------------------------------------------------------
 
 
-def test_it_logs_a_line_when_the_heart_beats(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_logs_a_line_for_a_heartbeat(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "jobs.tasks")
     heartbeat()
     assert caplog.messages == ["Alive."]
@@ -230,7 +230,7 @@ def test_it_finds_every_ready_made_job_when_celery_looks_for_them() -> None:
     assert {f"jobs.{name}" for name in files} <= set(app.tasks)
 
 
-def test_it_keeps_each_of_them_short_and_tells_its_story_first() -> None:
+def test_it_keeps_each_job_short_and_opens_it_with_its_story() -> None:
     for path in Path(tasks.__file__).parent.glob("[a-z]*.py"):
         source = path.read_text()
         assert source.startswith('"""'), path
@@ -260,14 +260,14 @@ def test_it_leaves_edits_alone_when_it_installs_again() -> None:
 
 
 @pytest.mark.django_db
-def test_it_uses_any_of_them_when_there_are_several_equal_intervals() -> None:
+def test_it_uses_any_interval_when_several_are_equal() -> None:
     IntervalSchedule.objects.bulk_create([IntervalSchedule(every=5, period="seconds") for _ in range(2)])
     demo.install()
     assert IntervalSchedule.objects.filter(every=5).count() == 2
 
 
 @pytest.mark.django_db
-def test_it_schedules_jobs_that_exist_with_arguments_that_fit_and_addresses_that_answer() -> None:
+def test_it_schedules_existing_jobs_with_valid_arguments_and_addresses() -> None:
     app.loader.import_default_modules()
     demo.install()
     for schedule in PeriodicTask.objects.all():

@@ -1,4 +1,4 @@
-"""An import that may be repeated: extract, clean and load, called one after the other as a chain calls them."""
+"""A repeatable import: extract, clean and load, called one after the other as a chain calls them."""
 
 import logging
 import threading
@@ -26,7 +26,7 @@ HEADER = "station,at,celsius,hPa"
 
 
 def run_steps(web: Web, *rows: str, dataset: str = "weather") -> dict[str, int]:
-    """What the steps do when the source has these rows."""
+    """Run the steps on a source with these rows."""
     web.pages["/data"] = "\n".join([HEADER, *rows]).encode()
     raw = extract("/data", dataset, "csv")
     return load(clean(raw, "csv", COLUMNS, START, END), dataset, START, END)
@@ -72,7 +72,7 @@ def test_it_follows_the_source_when_a_window_is_loaded_again(web):
     assert Measurement.objects.filter(dataset="other").count() == 4
 
 
-def test_it_keeps_the_table_as_it_is_when_the_source_cannot_be_read(web):
+def test_it_leaves_the_table_alone_when_the_source_cannot_be_loaded(web):
     run_steps(web, "north,2026-03-01T04:00:00Z,1,2")
     before = table()
     with pytest.raises(UnreadableSourceError, match="None of 1 rows"):
@@ -82,15 +82,15 @@ def test_it_keeps_the_table_as_it_is_when_the_source_cannot_be_read(web):
     assert table() == before
 
 
-def test_it_says_why_of_the_first_rows_that_it_drops(web, caplog):
+def test_it_logs_why_it_dropped_the_first_rows(web, caplog):
     caplog.set_level(logging.WARNING, "jobs.tasks.etl")
     run_steps(web, "north,2026-03-01T04:00:00Z,1,2", *["s3cret,never,1,2"] * 9)
     assert caplog.messages == [
-        f"weather.csv: dropped row {number}: 'at' is no time as ISO 8601 has it" for number in range(2, 7)
+        f"weather.csv: dropped row {number}: 'at' is not an ISO 8601 time" for number in range(2, 7)
     ]
 
 
-def test_it_keeps_what_came_as_it_came(web):
+def test_it_stores_the_response_unchanged(web):
     web.pages["/data"] = b"\xffraw"
     raw = files.find(UUID(extract("/data", "weather", "csv")))
     with raw.file.open("rb") as content:
@@ -113,7 +113,7 @@ def test_it_refuses_arguments_that_do_not_fit(wrong, sentence):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_holds_one_of_two_loads_of_the_same_window_and_never_both():
+def test_it_holds_one_of_two_concurrent_loads_and_never_both():
     together, done = threading.Barrier(2), []
 
     def one(name: str) -> None:
@@ -135,6 +135,6 @@ def test_it_holds_one_of_two_loads_of_the_same_window_and_never_both():
     "arguments",
     [{"source": "nonsense"}, {"dataset": " "}, {"values": []}, {"key": ""}],
 )
-def test_it_refuses_arguments_that_could_bring_nothing(arguments):
+def test_it_refuses_arguments_that_could_load_nothing(arguments):
     with pytest.raises(ValidationError):
         etl(**({"source": "/data"} | ARGUMENTS | arguments))

@@ -1,4 +1,4 @@
-"""Files that people upload and jobs make: a row and a file each, fetched by a link that ends."""
+"""Files that people upload and jobs make: a row and a file each, fetched by a link that expires."""
 
 import io
 from datetime import timedelta
@@ -39,7 +39,7 @@ def stored(folder: Path) -> list[bytes]:
     return sorted(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-def test_it_gives_back_what_it_kept_to_whoever_has_the_link(client, settings):
+def test_it_serves_the_file_to_anyone_with_the_link(client, settings):
     row = keep(b"a,b\n1,2\n")
     address = files.link(row)
     assert address.startswith(f"{settings.SITE_URL}/files/")
@@ -51,10 +51,10 @@ def test_it_gives_back_what_it_kept_to_whoever_has_the_link(client, settings):
 
 
 @pytest.mark.parametrize("token", ["x", "x:y:z", "é", "%00", "a" * 5000])
-def test_it_answers_404_to_links_that_it_never_gave(client, token):
+def test_it_answers_404_when_the_link_is_forged(client, token):
     response = client.get(f"/files/{token}")
     assert response.status_code == 404
-    assert "This link is wrong, or older than 7 days: ask for a new one." in response.content.decode()
+    assert "This link is invalid, or older than 7 days: ask for a new one." in response.content.decode()
 
 
 def test_it_answers_404_when_the_link_is_too_old_or_the_file_is_gone(client, settings, monkeypatch):
@@ -67,7 +67,7 @@ def test_it_answers_404_when_the_link_is_too_old_or_the_file_is_gone(client, set
     default_storage.delete(row.file.name)
     assert "cannot be read at present" in client.get(path).content.decode()
     files.remove(row)
-    assert "Upload or make it again" in client.get(path).content.decode()
+    assert "Upload or create it again" in client.get(path).content.decode()
 
 
 def test_it_replaces_the_file_when_a_run_keeps_it_again(tmp_path):
@@ -84,23 +84,23 @@ def test_it_replaces_the_file_when_a_run_keeps_it_again(tmp_path):
     assert StoredFile.objects.count() == 4
 
 
-def test_it_never_lets_a_name_decide_where_the_file_lies(tmp_path):
+def test_it_uses_no_part_of_the_name_in_the_path(tmp_path):
     row = keep(name="../../etc/passwd\x00" + "x" * 300)
     assert Path(default_storage.path(row.file.name)).is_relative_to(tmp_path)
     assert "passwd" not in row.file.name
     assert len(row.name) <= 200
 
 
-def test_it_finds_only_files_that_are_whole():
+def test_it_finds_only_complete_files():
     row = keep()
     assert files.find(row.id) == row
     StoredFile.objects.filter(id=row.id).update(size=None)
     for key in (row.id, uuid4()):
-        with pytest.raises(files.NoFileError, match="Upload or make it again"):
+        with pytest.raises(files.NoFileError, match="Upload or create it again"):
             files.find(key)
 
 
-def test_it_leaves_a_row_that_leads_to_the_file_when_it_dies_while_writing(tmp_path):
+def test_it_leaves_a_row_for_the_file_when_it_dies_while_writing(tmp_path):
     class Dying(io.BytesIO):
         def read(self, *_: int) -> bytes:
             raise KeyboardInterrupt
@@ -112,7 +112,7 @@ def test_it_leaves_a_row_that_leads_to_the_file_when_it_dies_while_writing(tmp_p
     assert (StoredFile.objects.count(), stored(tmp_path)) == (0, [])
 
 
-def test_it_forgets_what_is_old_and_of_that_kind(tmp_path):
+def test_it_deletes_old_files_of_the_given_kinds(tmp_path):
     old, young, backup = keep(b"old"), keep(b"young"), keep(b"backup", kind=Kind.BACKUP)
     now = database_now()
     StoredFile.objects.filter(id__in=[old.id, backup.id]).update(created_at=now - timedelta(days=31))
@@ -121,7 +121,7 @@ def test_it_forgets_what_is_old_and_of_that_kind(tmp_path):
     assert stored(tmp_path) == [b"backup", b"young"]
 
 
-def test_it_takes_uploads_in_the_admin_and_lets_nobody_edit_them(admin_client, tmp_path):
+def test_it_accepts_uploads_in_the_admin_and_offers_no_editing(admin_client, tmp_path):
     upload = SimpleUploadedFile("Käse.txt", b"hello", content_type="text/plain")
     assert admin_client.post(NEW, {"file": upload}).status_code == 302
     row = StoredFile.objects.get()
@@ -140,7 +140,7 @@ def test_it_refuses_uploads_that_are_empty_too_large_or_missing(admin_client, mo
     assert not StoredFile.objects.exists()
 
 
-def test_it_shows_files_only_to_those_who_may_see_them(client):
+def test_it_shows_files_only_to_users_with_the_permission(client):
     row = keep()
     user = User.objects.create_user("eve", is_staff=True)
     client.force_login(user)
@@ -150,7 +150,7 @@ def test_it_shows_files_only_to_those_who_may_see_them(client):
     assert client.get(NEW).status_code == 403
 
 
-def test_it_belongs_to_no_run_outside_of_one():
+def test_it_stores_no_run_for_a_file_made_outside_a_run():
     assert context.current() is None
     assert keep().run_id is None
 
@@ -168,7 +168,7 @@ def test_it_keeps_files_from_other_users_of_the_machine():
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
-def test_it_goes_on_to_the_next_file_when_one_cannot_be_removed(tmp_path):
+def test_it_deletes_the_next_file_when_one_cannot_be_removed(tmp_path):
     stuck, other = keep(), keep()
     default_storage.delete(stuck.file.name)
     Path(default_storage.path(stuck.file.name)).mkdir()
@@ -178,7 +178,7 @@ def test_it_goes_on_to_the_next_file_when_one_cannot_be_removed(tmp_path):
     assert not Path(default_storage.path(other.file.name)).exists()
 
 
-def test_it_takes_no_type_that_no_column_holds(admin_client):
+def test_it_replaces_a_content_type_that_is_too_long(admin_client):
     upload = SimpleUploadedFile("a", b"x", content_type="text/" + "x" * 200)
     assert admin_client.post(NEW, {"file": upload}).status_code == 302
     assert StoredFile.objects.get().content_type == "application/octet-stream"

@@ -1,4 +1,4 @@
-"""`jobs.http_call`, called as a plain function against a real web server on loopback, which it takes for this site."""
+"""`jobs.http_call`, called as a plain function against a real web server on loopback, which plays this site."""
 
 from typing import Any
 
@@ -19,25 +19,25 @@ def test_it_succeeds_when_the_address_answers_as_expected(web: Web) -> None:
     assert web.bodies[-1] == "käse".encode()
 
 
-def test_it_fails_with_both_statuses_when_the_answer_is_another(web: Web) -> None:
+def test_it_fails_with_both_statuses_when_the_status_is_another(web: Web) -> None:
     with pytest.raises(http.UnexpectedStatus, match="/healthz answered 200 instead of 204"):
         http_call("/healthz", expected_status=204)
 
 
-def test_it_fails_when_the_answer_lacks_the_expected_text(web: Web) -> None:
+def test_it_fails_when_the_response_lacks_the_expected_text(web: Web) -> None:
     assert http_call("/healthz", expected_text="ok")["status"] == 200
     with pytest.raises(http.UnexpectedText, match="/healthz answered without the text 'fine'"):
         http_call("/healthz", expected_text="fine")
 
 
-def test_it_accepts_a_server_error_that_was_expected(web: Web) -> None:
+def test_it_accepts_a_server_error_when_it_is_expected(web: Web) -> None:
     web.status = 503
     assert http_call("/healthz", expected_status=503)["status"] == 503
     with pytest.raises(http.UnexpectedStatus, match="answered 503 instead of 200"):
         http_call("/healthz")
 
 
-def test_it_takes_no_more_than_it_was_allowed_to(web: Web) -> None:
+def test_it_fails_when_the_response_is_larger_than_allowed(web: Web) -> None:
     with pytest.raises(http.TooLarge):
         http_call("/healthz", largest_answer=2)
 
@@ -64,9 +64,9 @@ def test_it_calls_nothing_when_the_address_is_private(web: Web) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"url": "/?secret:KEY"}, "those go into the values of headers and into the body"),
-        ({"headers": {"secret:KEY": "a"}}, "those go into the values of headers and into the body"),
-        ({"expected_text": "secret:KEY"}, "those go into the values of headers and into the body"),
+        ({"url": "/?secret:KEY"}, "put secrets into values of headers or into the body"),
+        ({"headers": {"secret:KEY": "a"}}, "put secrets into values of headers or into the body"),
+        ({"expected_text": "secret:KEY"}, "put secrets into values of headers or into the body"),
         ({"url": 5}, "url\n  Input should be a valid string"),
         ({"url": ""}, "https://host/path"),
         ({"url": "example.org"}, "https://host/path"),
@@ -91,7 +91,7 @@ def test_it_says_what_is_wrong_when_an_argument_is_bad(web: Web, arguments: dict
     assert web.asked == []
 
 
-def test_it_tells_the_length_of_the_body_itself(web: Web) -> None:
+def test_it_sets_the_length_of_the_body_itself(web: Web) -> None:
     http_call("/healthz", "POST", {"Content-Length": "5", "Transfer-Encoding": "chunked"}, "whole")
     assert web.bodies == [b"whole"]
     http_call("/healthz", "GET", {"Content-Length": "5"})

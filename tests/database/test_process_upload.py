@@ -1,4 +1,4 @@
-"""An upload becomes a file and a run, once for each key; and what the run finds in the file."""
+"""An upload becomes a file and a run, once for each key; and the run describes the file."""
 
 import codecs
 import hashlib
@@ -53,12 +53,12 @@ def upload(content: bytes = b"a,b\n1,2\n", name: str = "table.csv") -> SimpleUpl
         (png(20_000, 20_000), {"kind": "data"}),
     ],
 )
-def test_it_says_what_a_file_is_by_its_content(content, found):
+def test_it_describes_a_file_by_its_content(content, found):
     digest = hashlib.sha256(content).hexdigest()
     assert process(content) == {"name": "upload.bin", "bytes": len(content), "sha256": digest, **found}
 
 
-def test_it_reads_a_large_file_in_pieces_with_nothing_lost_between_them():
+def test_it_reads_a_large_file_in_pieces_and_loses_nothing_between_them():
     line = "äöü,1\n".encode()
     content = b"x" * 7 + line * (2 * PIECE // len(line))  # so that pieces end in letters, and the sample in a cell
     found = process(content)
@@ -66,7 +66,7 @@ def test_it_reads_a_large_file_in_pieces_with_nothing_lost_between_them():
     assert (found["bytes"], found["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
 
 
-def test_it_logs_what_it_found(caplog):
+def test_it_logs_its_findings(caplog):
     caplog.set_level("INFO", "jobs.tasks.process_upload")
     process(b"a,b\n", "table.csv")
     digest = hashlib.sha256(b"a,b\n").hexdigest()
@@ -75,15 +75,15 @@ def test_it_logs_what_it_found(caplog):
     ]
 
 
-def test_it_says_that_a_file_is_gone():
-    with pytest.raises(files.NoFileError, match="Upload or make it again"):
+def test_it_says_so_when_the_file_is_gone():
+    with pytest.raises(files.NoFileError, match="Upload or create it again"):
         process_upload(str(uuid4()))
 
 
 # --- From an upload to a run ----------------------------------------------------------------------------------------
 
 
-def test_it_makes_a_file_and_a_run_of_an_upload():
+def test_it_creates_a_file_and_a_run_from_an_upload():
     run, is_new = uploads.take_upload(upload(), "ada")
     row = StoredFile.objects.get()
     assert is_new
@@ -92,7 +92,7 @@ def test_it_makes_a_file_and_a_run_of_an_upload():
     assert (row.name, row.content_type, row.size) == ("table.csv", "text/csv", 8)
 
 
-def test_it_makes_one_file_and_one_run_when_it_is_asked_again():
+def test_it_creates_one_file_and_one_run_when_the_key_is_repeated():
     first, _ = uploads.take_upload(upload(), "ada", key="form 7")
     again, is_new = uploads.take_upload(upload(), "ada", key="form 7")
     assert (again.id, is_new) == (first.id, False)
@@ -101,7 +101,7 @@ def test_it_makes_one_file_and_one_run_when_it_is_asked_again():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_keeps_the_file_of_the_run_when_two_ask_at_once():
+def test_it_keeps_the_file_of_the_run_when_several_clients_ask_at_once():
     barrier, made = threading.Barrier(4), []
 
     def take() -> None:
@@ -142,7 +142,7 @@ def test_it_refuses_an_upload_that_is_too_large():
         ("jobs.fan_out", {"chunk": 0}, "greater than or equal to 1"),
     ],
 )
-def test_it_makes_no_run_that_could_not_run(job, arguments, sentence):
+def test_it_creates_no_run_that_could_not_run(job, arguments, sentence):
     with pytest.raises(Invalid, match=sentence):
         requests.run_job(job, arguments, "ada")
     assert not Run.objects.exists()
@@ -155,7 +155,7 @@ def test_it_makes_no_run_that_could_not_run(job, arguments, sentence):
 @pytest.mark.parametrize(
     ("action", "job"), [("process", "jobs.process_upload"), ("make_thumbnails", "jobs.thumbnails")]
 )
-def test_it_starts_a_run_for_each_file_that_is_chosen(admin_client, redis, action, job):
+def test_it_starts_a_run_for_each_selected_file(admin_client, redis, action, job):
     rows = [files.keep(name, io.BytesIO(b"x"), StoredFile.Kind.UPLOAD) for name in ("one.png", "two.png")]
     response = admin_client.post(FILES, {"action": action, "_selected_action": [row.pk for row in rows]}, follow=True)
     runs = {run.kwargs["file"]: run for run in Run.objects.filter(task=job, actor="admin", state=State.QUEUED)}
@@ -166,7 +166,7 @@ def test_it_starts_a_run_for_each_file_that_is_chosen(admin_client, redis, actio
         assert link in response.content.decode()
 
 
-def test_it_starts_no_run_for_those_who_may_only_look(client):
+def test_it_starts_no_run_for_users_who_may_only_view(client):
     user = User.objects.create_user("eve", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename="view_storedfile"))
     client.force_login(user)
@@ -178,13 +178,13 @@ def test_it_starts_no_run_for_those_who_may_only_look(client):
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "a\0", "\ud800"])
-def test_it_refuses_a_key_that_cannot_be_one_and_keeps_no_file(key):
+def test_it_refuses_an_invalid_key_and_keeps_no_file(key):
     with pytest.raises(Invalid, match="The key of a request is text"):
         uploads.take_upload(upload(), "ada", key=key)
     assert not StoredFile.objects.exists()
 
 
-def test_it_gives_no_run_of_another_job_for_the_same_key():
+def test_it_returns_no_run_of_another_job_for_the_same_key():
     requests.run_job("tests.nothing", {}, "ada", key="form 7")
     with pytest.raises(Invalid, match=r"was for tests\.nothing: choose another key"):
         uploads.take_upload(upload(), "ada", key="form 7")
@@ -197,5 +197,5 @@ def test_it_refuses_arguments_that_no_schedule_could_have(value):
         requests.run_job("jobs.import_feed", {"url": value}, "ada")
 
 
-def test_it_shortens_a_name_that_is_too_long_to_be_kept():
+def test_it_shortens_an_actor_that_is_too_long_for_the_column():
     assert requests.run_job("tests.nothing", {}, "a" * 300)[0].actor == "a" * 150

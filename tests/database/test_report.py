@@ -1,4 +1,4 @@
-"""Does a report hold what its query finds of the run's own time, and does it reach whom it should, once?"""
+"""Does a report hold the rows of the run's data window, and does each address get it once?"""
 
 import csv
 import io
@@ -29,7 +29,7 @@ ADA, BOB = "ada@example.org", "bob@example.org"
 
 @pytest.fixture(autouse=True)
 def _queries():
-    find_task("jobs.report")  # which reads the tasks of every app, and their queries
+    find_task("jobs.report")  # imports the tasks of every app, and so their queries
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def only_file() -> StoredFile:
 
 
 def make_ended(name: str, state: State, end: datetime | None = None, **columns: Any) -> Run:
-    """A run that ended then, after a second."""
+    """A run that ended then and took a second."""
     end = end or database_now() - SECOND
     times = {"due_at": end, "started_at": end - SECOND, "finished_at": end}
     run = make_run(None, state, **{**times, **columns})
@@ -57,7 +57,7 @@ def make_ended(name: str, state: State, end: datetime | None = None, **columns: 
     return run
 
 
-# --- What it finds --------------------------------------------------------------------------------------------------
+# --- Rows and files -------------------------------------------------------------------------------------------------
 
 
 def test_it_counts_runs_by_outcome():
@@ -74,7 +74,7 @@ def test_it_counts_runs_by_outcome():
     ]
 
 
-def test_it_lists_what_failed_and_can_be_opened_without_harm():
+def test_it_lists_failed_and_lost_runs_without_formulas():
     make_ended("good", State.SUCCEEDED)
     run = make_ended("=bad", State.FAILED, reason="ValueError: no\n=1+1", attempt=3)
     make_ended("gone", State.LOST, run.finished_at + SECOND / 2, reason="lost")
@@ -87,7 +87,7 @@ def test_it_lists_what_failed_and_can_be_opened_without_harm():
     assert [row[0] for row in rows_of(only_file())[1:]] == ["'=bad", "gone"]
 
 
-def test_it_is_about_the_time_since_the_due_moment_before():
+def test_it_covers_the_time_since_the_previous_due_moment():
     due_at = database_now().replace(minute=0, second=0, microsecond=0)
     run = make_run(make_schedule(cron={"minute": "0"}), State.RUNNING, due_at=due_at)
     for name, end in {"before": -HOUR - SECOND, "first": -HOUR, "last": -SECOND, "after": SECOND * 0}.items():
@@ -98,7 +98,7 @@ def test_it_is_about_the_time_since_the_due_moment_before():
     assert only_file().name == f"failed runs {due_at:%Y-%m-%d %H%M}.csv"
 
 
-def test_it_makes_a_file_of_the_columns_when_nothing_is_found(outbox):
+def test_it_writes_the_column_names_when_nothing_is_found(outbox):
     assert report("failed runs", "both", [ADA]) == {"rows": 0, "files": 2, "sent": 1}
     pdf, table = StoredFile.objects.order_by("-name")
     assert rows_of(table) == [["schedule", "due at", "state", "attempts", "reason"]]
@@ -110,20 +110,20 @@ def test_it_makes_a_file_of_the_columns_when_nothing_is_found(outbox):
     ("formats", "types"),
     [("csv", {CSV}), ("pdf", {PDF}), ("both", {CSV, PDF})],
 )
-def test_it_keeps_the_files_that_were_asked_for(formats, types):
+def test_it_stores_only_the_requested_formats(formats, types):
     report("failed runs", formats)
     assert set(StoredFile.objects.values_list("content_type", flat=True)) == types
     assert set(StoredFile.objects.values_list("kind", flat=True)) == {"report"}
 
 
-def test_it_shows_the_first_rows_in_a_pdf_and_says_how_many_there_are():
+def test_it_shows_the_first_rows_in_a_pdf_and_the_number_of_all():
     assert report("test numbers", "pdf")["rows"] == 5_001
     pages = pages_of(Path(only_file().file.path))
     assert "The first 5,000 of 5,001 rows." in pages[-1]
     assert "4999" in pages[-1]
 
 
-# --- Who gets it ----------------------------------------------------------------------------------------------------
+# --- Mail -----------------------------------------------------------------------------------------------------------
 
 
 def test_it_mails_a_link_to_each_file(client, outbox):
@@ -135,7 +135,7 @@ def test_it_mails_a_link_to_each_file(client, outbox):
     assert pdf.startswith(b"%PDF")
 
 
-def test_it_replaces_its_files_and_mails_nobody_twice_when_it_is_tried_again(outbox):
+def test_it_replaces_its_files_and_mails_each_address_once_when_it_is_tried_again(outbox):
     run = make_run(None, State.RUNNING, due_at=database_now())
     with inside(run):
         report("failed runs", "csv", [ADA])
@@ -145,7 +145,7 @@ def test_it_replaces_its_files_and_mails_nobody_twice_when_it_is_tried_again(out
     assert [letter.to for letter in outbox] == [[ADA], [BOB]]
 
 
-def test_it_sends_mail_to_whom_a_query_finds(outbox):
+def test_it_sends_mail_to_the_addresses_of_a_query(outbox):
     for number, address in enumerate([ADA, "", BOB, ADA]):
         FeedEntry.objects.create(feed="it", guid=str(number), title="it", link=address)
     sent = send_bulk_email("Hello", "Text", ["cat@example.org"], "test entries", per_minute=6000)
@@ -153,16 +153,16 @@ def test_it_sends_mail_to_whom_a_query_finds(outbox):
     assert [letter.to for letter in outbox] == [["cat@example.org"], [ADA], [BOB]]
 
 
-def test_it_says_which_columns_there_are_when_none_holds_addresses(outbox):
+def test_it_names_the_columns_when_the_query_has_no_email(outbox):
     with pytest.raises(queries.UnknownQueryError, match="needs a column 'email', but has number"):
         send_bulk_email("Hello", "Text", [ADA], "test numbers")
     assert outbox == []
 
 
-# --- Which queries there are ----------------------------------------------------------------------------------------
+# --- Queries --------------------------------------------------------------------------------------------------------
 
 
-def test_it_refuses_a_query_that_nobody_has_named():
+def test_it_refuses_an_unknown_query():
     with pytest.raises(ValueError, match="no query is named 'failed run'; did you mean 'failed runs'"):
         report("failed run")
     with pytest.raises(ValueError, match="there are 'failed runs', 'runs by outcome'"):
@@ -170,8 +170,10 @@ def test_it_refuses_a_query_that_nobody_has_named():
     assert not StoredFile.objects.exists()
 
 
-@pytest.mark.parametrize(("name", "sentence"), [("failed runs", "Two queries"), ("../x", "no name"), ("", "no name")])
-def test_it_refuses_a_name_that_is_taken_or_no_name(name, sentence):
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("failed runs", "Two queries"), ("../x", "not a valid name"), ("", "not a valid name")]
+)
+def test_it_refuses_a_name_that_is_taken_or_invalid(name, sentence):
     with pytest.raises(ValueError, match=sentence):
         query(name)(lambda start, end: Table([], []))
 

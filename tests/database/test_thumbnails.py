@@ -1,4 +1,4 @@
-"""Smaller pictures: of the right size, the right way up, with nothing but pixels; and what is not decoded."""
+"""Thumbnails have the right size, are upright and hold only pixels; unfit pictures are not decoded."""
 
 import io
 import json
@@ -66,13 +66,13 @@ def test_it_reads_pictures_of_every_common_mode(form, mode):
     assert shrunk(picture(form=form, mode=mode)).size == (64, 32)
 
 
-def test_it_keeps_what_is_transparent():
+def test_it_keeps_transparency():
     written = io.BytesIO()
     Image.new("RGBA", (100, 100), (0, 0, 0, 0)).save(written, "PNG")
     assert shrunk(written.getvalue()).getpixel((30, 30))[3] == 0
 
 
-def test_it_turns_a_picture_upright_and_drops_what_else_the_camera_wrote():
+def test_it_turns_a_picture_upright_and_drops_all_other_metadata():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "s3cret"  # stored lying on its left side
     content = picture(exif=exif, comment=b"s3cret", icc_profile=b"s3cret" * 30)
@@ -86,14 +86,14 @@ def test_it_turns_a_picture_upright_and_drops_what_else_the_camera_wrote():
 @pytest.mark.parametrize(
     "tag", [ExifTags.Base.XResolution, ExifTags.Base.ResolutionUnit, ExifTags.Base.YCbCrPositioning]
 )
-def test_it_turns_a_picture_whose_other_facts_are_odd(tag):
+def test_it_turns_a_picture_upright_when_another_tag_is_odd(tag):
     lying, text = struct.pack("<HHIHxx", ExifTags.Base.Orientation, 3, 1, 6), struct.pack("<HHI4s", tag, 2, 3, b"72")
     exif = b"Exif\0\0" + struct.pack("<2sHIH", b"II", 42, 8, 2) + lying + text + bytes(4)
     made = images.shrink(io.BytesIO(picture(exif=exif)), 64)
     assert (made.width, made.height) == (32, 64)
 
 
-def test_it_takes_a_picture_of_a_camera_with_its_previews():
+def test_it_reads_a_camera_picture_with_previews():
     written = io.BytesIO()
     Image.new("RGB", (200, 100)).save(written, "MPO", save_all=True, append_images=[Image.new("RGB", (20, 10))])
     assert images.inspect(written) == images.Picture("JPEG", 200, 100)
@@ -107,15 +107,15 @@ def test_it_takes_a_picture_of_a_camera_with_its_previews():
         (png(6_400, 6_400), "more than 40,000,000 pixels"),
         (animation("WEBP"), "animated"),
         (animation("PNG"), "animated"),
-        (animation("GIF"), "no picture that we read"),
-        (picture(form="TIFF"), "no picture that we read"),
+        (animation("GIF"), "not a JPEG, PNG or WebP picture"),
+        (picture(form="TIFF"), "not a JPEG, PNG or WebP picture"),
         (picture(form="PNG", mode="I;16"), "more than 8 bits"),
-        (picture()[:30], "damaged|no picture"),
-        (b"", "no picture that we read"),
-        (b"%PDF-1.7", "no picture that we read"),
+        (picture()[:30], "damaged|not a JPEG, PNG or WebP picture"),
+        (b"", "not a JPEG, PNG or WebP picture"),
+        (b"%PDF-1.7", "not a JPEG, PNG or WebP picture"),
     ],
 )
-def test_it_refuses_by_the_header_what_it_would_not_decode(content, sentence):
+def test_it_refuses_unfit_pictures_by_their_header(content, sentence):
     for read in (images.inspect, lambda content: images.shrink(content, 64)):
         with pytest.raises(images.UnfitPictureError, match=sentence):
             read(io.BytesIO(content))
@@ -137,7 +137,7 @@ def test_it_says_that_a_picture_is_damaged_when_its_end_is_missing(form):
 
 
 @pytest.mark.django_db
-def test_it_lists_what_it_made():
+def test_it_lists_the_thumbnails_it_made():
     file = keep(picture(), "my photo.jpg")
     collect([resize(file, size) for size in (64, 256)], file)
     manifest = StoredFile.objects.get(name="my photo-thumbnails.json")
@@ -155,15 +155,15 @@ def test_it_lists_what_it_made():
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("content", [png(20_000, 20_000), b"no picture"])
-def test_it_sets_off_no_step_when_the_picture_is_refused(content, redis):
+def test_it_starts_no_step_when_the_picture_is_refused(content, redis):
     with pytest.raises(images.UnfitPictureError):
         thumbnails(keep(content))
     assert redis.llen("celery") == 0
 
 
 @pytest.mark.django_db
-def test_it_says_that_a_file_is_gone():
-    with pytest.raises(files.NoFileError, match="Upload or make it again"):
+def test_it_says_so_when_the_file_is_gone():
+    with pytest.raises(files.NoFileError, match="Upload or create it again"):
         thumbnails(str(uuid4()))
 
 

@@ -59,7 +59,7 @@ def test_it_shows_a_field_for_each_argument_when_a_typed_job_is_chosen(admin_cli
         )
     ]
     assert 'value="kept"' in html
-    assert "http, https, or /path of this site." in html
+    assert "An http or https address, or /path of this site." in html
     assert 'min="200" max="599"' in html
     assert 'name="kwargs"' not in html
     html = admin_client.get(NEW, {"regtask": "tests.nothing"}).content.decode()
@@ -98,7 +98,7 @@ def test_it_shows_stored_arguments_and_keeps_them_when_another_field_is_edited(a
     [
         ({"url": ""}, "This field is required."),
         ({"url": "x" * 2001}, "Ensure this value has at most 2000 characters (it has 2001)."),
-        ({"expected_status": 302}, "cannot be 302: redirects are followed, so expect their end&#x27;s"),
+        ({"expected_status": 302}, "cannot be 302: redirects are followed, so expect the final status"),
         ({"expected_status": "9" * 5000}, "Enter a whole number."),
         ({"method": "get"}, "Select a valid choice. get is not one of the available choices."),
         ({"headers": "{"}, "Enter a valid JSON."),
@@ -227,7 +227,7 @@ def test_it_shows_the_fields_of_the_chosen_job_on_the_page_of_another_job(admin_
         ('{"a": %s}' % ("9" * 5000), "Enter a valid JSON."),
         ('{"a": "1", "a": "2"}', "Enter a valid JSON."),
         ('{"a": NaN}', "Enter a valid JSON."),
-        ('{"secret:KEY": "a"}', "those go into the values of headers"),
+        ('{"secret:KEY": "a"}', "put secrets into values of headers"),
     ],
 )
 def test_it_refuses_invalid_json_beside_its_field(admin_client, headers, complaint):

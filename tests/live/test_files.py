@@ -1,4 +1,4 @@
-"""The jobs that work on files and in steps, as runs on a real worker."""
+"""The jobs that use files and steps, as runs on a real worker."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(scope="module")
 def source() -> Iterator[Web]:
-    """What the worker takes for this site."""
+    """The server that the worker calls as this site."""
     with serving({}) as web:
         yield web
 
@@ -36,7 +36,7 @@ def worker(standing, source) -> None:
 
 @pytest.fixture(autouse=True)
 def _django_db_helper(standing):
-    """In place of pytest-django's own, which would empty the tables under the feet of the standing processes."""
+    """Replaces pytest-django's fixture, which would empty the tables of the standing processes."""
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def files_of(run: Run) -> set[UUID]:
     return set(StoredFile.objects.filter(run_id=run.id).values_list("id", flat=True))
 
 
-def test_it_works_on_uploads_in_runs_and_their_steps(eventually):
+def test_it_processes_uploads_in_runs_and_their_steps(eventually):
     photo = files.keep("photo.jpg", BytesIO(picture()), StoredFile.Kind.UPLOAD)
     page = files.keep("page.html", BytesIO(b"<html>"), StoredFile.Kind.UPLOAD)
     table, _ = uploads.take_upload(SimpleUploadedFile("table.csv", b"a,b\n1,2\n", "text/csv"), "ada")
@@ -79,7 +79,7 @@ def test_it_works_on_uploads_in_runs_and_their_steps(eventually):
     assert (small.state, StoredFile.objects.filter(run_id=small.id).count()) == (State.SUCCEEDED, 2)
 
     assert (refused.state, refused.steps.count()) == (State.FAILED, 0)
-    assert refused.reason.endswith("This is no picture that we read: upload it as JPEG, PNG or WebP.")
+    assert refused.reason.endswith("This file is not a JPEG, PNG or WebP picture: upload one of these.")
 
     assert (fan.state, progress_of(fan)) == (State.SUCCEEDED, "12 of 12 steps")
     total = fan.steps.get(task="jobs.fan_out.total")
@@ -87,7 +87,7 @@ def test_it_works_on_uploads_in_runs_and_their_steps(eventually):
     assert "105 of 1,050 numbers have the right check digit" in RunLog.objects.get(run=fan).text
 
 
-def test_it_replaces_what_an_earlier_attempt_made(eventually):
+def test_it_replaces_the_files_of_an_earlier_attempt(eventually):
     photo = files.keep("photo.jpg", BytesIO(picture()), StoredFile.Kind.UPLOAD)
     schedule = make_schedule("thumbnails", task="jobs.thumbnails", kwargs={"file": str(photo.id)})
     run = run_now(schedule)
@@ -100,7 +100,7 @@ def test_it_replaces_what_an_earlier_attempt_made(eventually):
     assert files_of(run) == before
 
 
-def test_it_leaves_the_same_table_when_a_window_is_loaded_by_two_runs(eventually, source):
+def test_it_leaves_the_same_table_when_two_runs_load_a_window(eventually, source):
     midnight = datetime(2026, 3, 1, tzinfo=UTC)
     end = midnight + timedelta(days=1)
     arguments = {"source": "/data?from={start}&to={end}", "dataset": "weather", "key": "station", "time": "at"}

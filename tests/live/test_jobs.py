@@ -1,4 +1,4 @@
-"""The ready-made jobs on a live worker: retried, logged, and without a word of the secrets they were given."""
+"""The ready-made jobs on a live worker: retried, logged, and without any secret in what they write."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ CANARY = "canary-5b1f77"
 
 
 class Site(ThreadingHTTPServer):
-    """Answers 503 as often as told, and from then on 200; keeps the header that it was given."""
+    """Answers 503 `failures` times, then 200; records the header X-Key of each request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -67,20 +67,20 @@ def start(task: str, keep_result: bool | None = None, **kwargs: Any) -> Run:
 
 
 def soon(run: Run) -> bool:
-    """Whether it is over; what waits for another attempt does not wait long."""
+    """Whether the run has ended; starts a waiting attempt at once."""
     Run.objects.filter(id=run.id, state=State.WAITING).update(not_before=run.due_at)
     outbox.send_waiting()
     return ends(run)
 
 
 def everything() -> str:
-    """All that the database holds in Punctual's tables, as text."""
+    """All rows of Punctual's tables, as text."""
     labels = ("jobs", "django_celery_beat", "django_celery_results")
     models = [model for label in labels for model in apps.get_app_config(label).get_models()]
     return str([list(model.objects.values_list()) for model in models])
 
 
-def test_it_calls_again_after_a_server_error_and_tells_nobody_the_secret(worker, site, eventually):
+def test_it_calls_again_after_a_server_error_and_writes_the_secret_nowhere(worker, site, eventually):
     site.failures = 1
     run = start("jobs.http_call", url="/", headers={"X-Key": "secret:KEY"}, expected_text="you sent", retries=1)
     eventually(lambda: soon(run))
@@ -106,7 +106,7 @@ def test_it_runs_commands_and_backups_on_a_worker(worker, eventually, settings, 
     text = RunLog.objects.get(run=speaking).text
     assert "hello" in text
     assert CANARY not in text
-    assert "speak ended with 2" in refused.reason
+    assert "speak exited with 2" in refused.reason
     kept = TaskResult.objects.get(task_id=failing.id)
     for shown in (failing.reason, failing.error_text, kept.result, kept.traceback, worker.log):
         assert "could not say" in shown

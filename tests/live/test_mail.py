@@ -1,4 +1,4 @@
-"""Mail from real workers: killed in the middle of it, asked to end while they wait; a report that comes as a link."""
+"""Mail from real workers: killed while they send, cancelled while they wait; and a report mailed as a link."""
 
 import re
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def make_sent(task: str, schedule: PeriodicTask | None = None, **kwargs: object)
 
 
 def over(run: Run) -> bool:
-    """Whether it is, after what a beat would do for it."""
+    """Whether the run has ended, after a rescue and a send as beat does them."""
     rescue()
     outbox.send_waiting()
     return ends(run)
@@ -46,17 +46,17 @@ def in_state(state: str) -> set[str]:
     return set(Delivery.objects.filter(state=state).values_list("address", flat=True))
 
 
-def test_it_sends_to_nobody_twice_when_its_process_is_killed_again_and_again(processes, eventually, post):
+def test_it_sends_to_no_address_twice_when_its_process_is_killed_repeatedly(processes, eventually, post):
     worker = processes.start_worker("--concurrency=1", env={**SHORT_LEASE, "EMAIL_URL": post.url})
 
     def kill() -> None:
         for child in psutil.Process(worker.pid).children():
             child.kill()
 
-    before, after = {ALL[2]}, {ALL[5], ALL[11]}  # before the server has the message; when it has, but has not said so
+    before, after = {ALL[2]}, {ALL[5], ALL[11]}  # before the server has the message; after, but before it replies
     post.answers |= dict.fromkeys((("RCPT", address) for address in before), kill)
     post.answers |= dict.fromkeys((("DATA", address) for address in after), kill)
-    post.answers["RCPT", ALL[8]] = "550 nobody of that name"
+    post.answers["RCPT", ALL[8]] = "550 no such user"
     patient = make_schedule(policy={"max_attempts": 4})
     arguments = {"subject": "Hello", "text": "Text", "recipients": ALL, "per_minute": 6000}
     run = make_sent("jobs.send_bulk_email", patient, **arguments)
@@ -71,11 +71,11 @@ def test_it_sends_to_nobody_twice_when_its_process_is_killed_again_and_again(pro
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_it_waits_for_its_turn_and_ends_at_once_when_asked_to(processes, eventually, post, pool):
+def test_it_ends_at_once_when_it_is_cancelled_while_it_waits(processes, eventually, post, pool):
     worker = processes.start_worker(f"--pool={pool}", env={**SHORT_LEASE, "EMAIL_URL": post.url})
     arguments = {"subject": "Hello", "text": "Text", "recipients": ALL, "per_minute": 1}
     run = make_run(task="jobs.send_bulk_email", kwargs=arguments)
-    digest = mail.Message("Hello", "Text").digest  # to this address it went a moment ago, in an earlier attempt
+    digest = mail.Message("Hello", "Text").digest  # an earlier attempt has just sent it to this address
     Delivery.objects.create(id=uuid4(), run=run, message=digest, address="earlier@example.org", state="sent")
     outbox.send([run])
     eventually(lambda: Run.objects.filter(id=run.id, progress_message="sending").exists())
@@ -86,7 +86,7 @@ def test_it_waits_for_its_turn_and_ends_at_once_when_asked_to(processes, eventua
     assert post.given == []
 
 
-def test_it_mails_a_link_under_which_the_report_is_found(processes, eventually, post, client):
+def test_it_mails_a_link_that_opens_the_report(processes, eventually, post, client):
     make_run(make_schedule("nightly"), State.SUCCEEDED)
     processes.start_worker("--concurrency=1", env={"EMAIL_URL": post.url})
     run = make_sent("jobs.report", query="runs by outcome", formats="both", mail_to=["ada@example.org"])

@@ -1,4 +1,4 @@
-"""Are the files that reports are made of safe to open, and do they say what the table says?"""
+"""Are the files of reports safe to open, and do they show the whole table?"""
 
 import csv
 import io
@@ -34,7 +34,7 @@ def written(tmp_path: Path, columns: list[str], *rows: list[Any]) -> str:
 
 
 @given(st.lists(st.lists(AWKWARD, min_size=3, max_size=3), max_size=4))
-def test_it_lets_no_cell_begin_a_formula_in_whatever_way_it_is_read(tmp_path_factory, rows):
+def test_it_lets_no_cell_begin_a_formula_with_any_delimiter(tmp_path_factory, rows):
     text = written(tmp_path_factory.getbasetemp(), ["a", "b", "c"], *rows)
     for delimiter in ",;\t":
         cells = [cell for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) for cell in row]
@@ -42,7 +42,7 @@ def test_it_lets_no_cell_begin_a_formula_in_whatever_way_it_is_read(tmp_path_fac
 
 
 @given(st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=2, max_size=2)))
-def test_it_adds_nothing_but_apostrophes(tmp_path_factory, rows):
+def test_it_adds_only_apostrophes(tmp_path_factory, rows):
     text = written(tmp_path_factory.getbasetemp(), ["a", "b"], *rows)
     read = list(csv.reader(io.StringIO(text, newline="")))
     assert [[cell.replace("'", "") for cell in row] for row in read[1:]] == [
@@ -71,11 +71,11 @@ def test_it_puts_an_apostrophe_before_a_formula(sign, before):
         ("'=1", "'=1"),
     ],
 )
-def test_it_leaves_alone_what_is_harmless(text, safe):
+def test_it_adds_apostrophes_only_where_a_formula_could_begin(text, safe):
     assert harmless(text) == safe
 
 
-def test_it_is_quick_with_a_cell_made_to_be_slow():
+def test_it_is_quick_when_a_cell_is_malicious():
     for slow in (" " * 200_000, "\t" * 200_000, " \t" * 100_000, "\u200b;" * 100_000):
         assert harmless(slow).replace("'", "") == slow
 
@@ -85,7 +85,7 @@ def test_it_keeps_numbers_as_numbers(tmp_path):
     assert written(tmp_path, ["a"] * 5, values).splitlines()[1] == "-5,0.25,-1.50,1" + "0" * 30 + ",-1e-09"
 
 
-def test_it_writes_what_is_no_number_as_text(tmp_path):
+def test_it_writes_other_values_as_text(tmp_path):
     berlin = timezone(timedelta(hours=2))
     moments = [datetime(2026, 7, 1, 12, 30, tzinfo=berlin), datetime(2026, 7, 1, 10, 30, 5, 7, tzinfo=UTC)]
     values = [None, True, float("-inf"), float("nan"), Decimal("-Infinity"), -timedelta(hours=1), *moments, "\ud800"]
@@ -105,7 +105,7 @@ def test_it_writes_the_columns_of_an_empty_table_and_makes_them_harmless(tmp_pat
 
 
 def pages_of(path: Path) -> list[str]:
-    """What is written on each page, a line for each piece of text."""
+    """The text of each page, a line for each piece of text."""
     streams = re.findall(rb"stream\r?\n(.*?)endstream", path.read_bytes(), re.DOTALL)
     contents = [zlib.decompress(a85decode(stream.strip(), adobe=True)) for stream in streams]
     return ["\n".join(map(unescaped, re.findall(rb"\(((?:\\.|[^\\)])*)\) Tj", content))) for content in contents]
@@ -129,7 +129,7 @@ def test_it_repeats_the_columns_on_every_page_and_numbers_them(tmp_path):
     assert [line for line in "\n".join(pages).splitlines() if line.startswith("row ")] == [row[0] for row in rows]
 
 
-def test_it_says_that_there_is_more_than_it_shows(tmp_path):
+def test_it_says_so_when_the_table_has_more_rows_than_it_shows(tmp_path):
     write_pdf(tmp_path / "it.pdf", "it", ["a"], [[1], [2]], of=12_345)
     assert "The first 2 of 12,345 rows." in pages_of(tmp_path / "it.pdf")[-1]
 
@@ -139,7 +139,7 @@ def test_it_shows_the_columns_of_an_empty_table(tmp_path):
     assert pages_of(tmp_path / "it.pdf")[0].splitlines() == ["page 1", "it", "name", "0 rows."]
 
 
-def test_it_cuts_what_does_not_fit_and_marks_what_its_fonts_do_not_know(tmp_path):
+def test_it_cuts_long_text_and_marks_letters_that_its_fonts_lack(tmp_path):
     long = "x" * 100_000
     write_pdf(tmp_path / "it.pdf", "it", ["a", "b"], [[long, "two\nlines \0 (é) \\ 日本 €"]], of=1)
     page = pages_of(tmp_path / "it.pdf")[0]

@@ -1,7 +1,7 @@
-"""Does `fetch` go only where the public may go, and does it always come back?
+"""Does `fetch` reach public addresses only, and does it always return?
 
 The servers are real and listen on loopback; there is no outside network. `Internet` says which address leads to which
-of them: any address that nobody was given leads to the canary, which must stay alone.
+server: every other address leads to the canary, which must get no visitors.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from jobs.toolkit import http
 PUBLIC, OTHER_PUBLIC = "93.184.216.34", "2606:4700::1111"
 LIMIT = 100_000  # bytes
 
-# A certificate for example.org that signed itself, and its key: worth nothing outside of this file. Valid until 2120.
+# A self-signed certificate for example.org and its key, which no other file uses. Valid until 2120.
 KEY = """
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgzvXrCfiYoDmNEv787oBncgLXPVm+OG47qHO0t+AsVAuhRANCAAS7
 K29Z6GUiOn409KT/N8+tOVzqXrsZxOvxTh+g4WpxBbg4ndQbYR4hu9FqQoyKrc1NjrmhLtQXnkiSrgg4WbD3"""
@@ -81,7 +81,7 @@ HOSTILE = [
     "http://metadata.google.internal/computeMetadata/v1/",
     "http://[fd00:ec2::254]/latest/",
     "http://[::ffff:169.254.169.254]/",
-    # IPv6, and IPv4 inside of it
+    # IPv6, and IPv4 inside IPv6
     "http://[::1]/",
     "http://[0:0:0:0:0:0:0:1]/",
     "http://[::]/",
@@ -189,7 +189,7 @@ HOSTILE = [
 
 
 class Answer(BaseHTTPRequestHandler):
-    """Answers as the server's table says, after the body has been read and the request noted."""
+    """Reads the body, records the request, and answers as the server's table says."""
 
     protocol_version = "HTTP/1.1"
     server: "Web"
@@ -211,7 +211,7 @@ class Answer(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def drip(self, first: bytes, drops: bytes) -> None:
-        """Something every few milliseconds, so that no single wait is long. Ends by itself after some seconds."""
+        """Send something every few milliseconds, so that no single wait is long. Ends after some seconds."""
         self.close_connection = True
         self.wfile.write(first)
         for _ in range(1000):
@@ -224,7 +224,7 @@ class Answer(BaseHTTPRequestHandler):
 
 
 class Web(ThreadingHTTPServer):
-    """A web server on loopback, with a table of answers, that remembers what it was asked."""
+    """A web server on loopback, with a table of answers, that records its requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -240,11 +240,11 @@ class Web(ThreadingHTTPServer):
         return "127.0.0.1", self.server_address[1]
 
     def handle_error(self, *_: Any) -> None:
-        pass  # callers who go away are the point of some tests
+        pass  # some tests break off on purpose
 
 
 class Canary:
-    """Listens, accepts, says nothing, and knows who came."""
+    """Accepts connections, says nothing, and counts them."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -260,7 +260,7 @@ class Canary:
                 self._accepted.put(self._listener.accept()[0])
 
     def visitors(self) -> int:
-        """How many came since the last look. Connections are accepted in turn, so ours, made last, ends the count."""
+        """How many connected since the last call. Connections are accepted in order, so our own ends the count."""
         came = 0
         with socket.create_connection(self.place) as ours:
             while (visitor := self._accepted.get(timeout=5)).getpeername() != ours.getsockname():
@@ -278,11 +278,11 @@ class Canary:
 
 
 class Internet:
-    """Names and addresses, and what answers there. The site is the one server that is reached as it is."""
+    """Names, their addresses, and the servers behind them. Only the site is reached at its real address."""
 
     def __init__(self, site: Web, canary: Canary) -> None:
         self.site, self.canary = site, canary
-        self.names: dict[str, list[list[str]]] = {}  # for each look-up in turn; the last for all further ones
+        self.names: dict[str, list[list[str]]] = {}  # one entry for each look-up; the last one for all further look-ups
         self.servers: dict[tuple[str, int], tuple[str, int] | None] = {site.place: site.place}
         self.looked_up: list[str] = []
         self.tried: list[tuple[str, int]] = []
@@ -292,7 +292,7 @@ class Internet:
         self.servers[address, port] = server.place
 
     def resolve(self, host: str, port: int) -> list[str]:
-        """Numbers are read as the system reads them; a name nobody was given leads to this machine."""
+        """Reads numbers as the system does; an unknown name leads to this machine."""
         self.looked_up.append(host)
         if host in self.names:
             answers = self.names[host]
@@ -345,7 +345,7 @@ def site(lasting_site: Web) -> Web:
 
 @pytest.fixture
 def web() -> Iterator[Web]:
-    """A server that the world sees as http://example.org/."""
+    """A server for the tests to add to the internet."""
     with running(Web()) as server:
         yield server
 
@@ -372,31 +372,31 @@ def redirect(status: int, location: str) -> Callable[[Answer], None]:
     return lambda answer: answer.send(status, location=location)
 
 
-# --- Where it goes --------------------------------------------------------------------------------------------------
+# --- Which addresses it reaches -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", HOSTILE, ids=ascii)
-def test_it_reaches_nothing_inside_when_the_address_is_hostile(internet: Internet, address: str) -> None:
+def test_it_reaches_no_private_server_when_the_address_is_hostile(internet: Internet, address: str) -> None:
     with pytest.raises(http.Refused):
         internet.call(address)
     assert internet.tried == []
     assert internet.canary.visitors() == 0
 
 
-def test_it_reaches_nothing_inside_when_a_redirect_is_hostile(internet: Internet) -> None:
+def test_it_reaches_no_private_server_when_a_redirect_is_hostile(internet: Internet) -> None:
     def hostile(answer: Answer) -> None:
         answer.close_connection = True
         answer.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: " + address.encode() + b"\r\nContent-Length: 0\r\n\r\n")
 
     internet.site.answers["/away"] = hostile
     for address in HOSTILE:
-        with contextlib.suppress(http.FetchError):  # some are paths of this site when they stand in a Location header
+        with contextlib.suppress(http.FetchError):  # in a Location header, some are paths of this site
             internet.call("/away")
         assert set(internet.tried) == {internet.site.place}, address
     assert internet.canary.visitors() == 0
 
 
-def test_it_would_reach_the_inside_by_most_hostile_addresses_when_the_guard_is_lifted(internet: Internet) -> None:
+def test_it_reaches_private_servers_by_most_hostile_addresses_when_they_are_allowed(internet: Internet) -> None:
     for address in HOSTILE:
         with contextlib.suppress(http.FetchError):
             internet.call(address, allow_private=True, deadline=0.01)
@@ -415,7 +415,7 @@ def test_it_would_reach_the_inside_by_most_hostile_addresses_when_the_guard_is_l
         "2003::1",
     ],
 )
-def test_it_takes_an_address_for_public_when_the_internet_may_reach_it(address: str) -> None:
+def test_it_accepts_an_address_as_public_when_the_internet_may_reach_it(address: str) -> None:
     assert http.is_public(address)
 
 
@@ -430,7 +430,7 @@ def test_it_takes_an_address_for_public_when_the_internet_may_reach_it(address: 
         "http://example.org:65616/",
     ],
 )
-def test_it_looks_nothing_up_when_the_host_or_port_is_odd(internet: Internet, address: str) -> None:
+def test_it_refuses_the_address_when_the_host_or_port_is_odd(internet: Internet, address: str) -> None:
     client = http.Client(site_url(internet.site), False, lambda _host, _port: [PUBLIC], internet.connect)
     with pytest.raises(http.Refused):
         client.send(http.Request("GET", client.locate(address), {}, None), 5, LIMIT)
@@ -456,7 +456,7 @@ def test_it_refuses_the_second_hop_when_the_name_has_changed_its_answer(internet
 @pytest.mark.parametrize("addresses", [[PUBLIC, "127.0.0.1"], ["127.0.0.1", PUBLIC], [PUBLIC, "::1"]])
 def test_it_refuses_a_name_when_one_of_its_addresses_is_private(internet: Internet, addresses: list[str]) -> None:
     internet.names["mixed.example"] = [addresses]
-    with pytest.raises(http.Refused, match=r"mixed\.example leads to a private address"):
+    with pytest.raises(http.Refused, match=r"mixed\.example resolves to a private address"):
         internet.call("http://mixed.example/")
     assert internet.tried == []
 
@@ -502,7 +502,7 @@ def test_it_reaches_this_site_when_the_address_is_a_path(site: Web, settings: py
 
 
 @pytest.mark.parametrize("path", ["//10.0.0.1/", "/\\10.0.0.1/", "/@10.0.0.1/", "/:80@10.0.0.1/", "///10.0.0.1/"])
-def test_it_stays_at_this_site_when_a_path_looks_like_a_host(internet: Internet, path: str) -> None:
+def test_it_stays_on_this_site_when_a_path_looks_like_a_host(internet: Internet, path: str) -> None:
     assert internet.call(path).status == 404
     assert internet.tried == [internet.site.place]
 
@@ -523,17 +523,17 @@ def test_it_refuses_this_site_when_a_stranger_redirects_there(internet: Internet
     assert [answer.path for answer in internet.site.asked] == ["/out"]
 
 
-def test_it_asks_no_proxy_when_the_environment_names_one(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_uses_no_proxy_when_the_environment_names_one(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://{}:{}".format(*internet.canary.place))
     assert internet.call("/").body == b"hello"
     assert (internet.tried, internet.canary.visitors()) == ([internet.site.place], 0)
 
 
-# --- What it sends --------------------------------------------------------------------------------------------------
+# --- Requests -------------------------------------------------------------------------------------------------------
 
 
-def test_it_sends_what_it_was_given_when_it_calls(internet: Internet, web: Web) -> None:
+def test_it_sends_method_headers_and_body_when_it_calls(internet: Internet, web: Web) -> None:
     internet.add("example.org", web)
     web.answers["/in?a=1"] = lambda answer: answer.send(201, b"made", x_word="yes")
     headers = {"X-Token": "abc", "Host": "elsewhere", "User-Agent": "mine"}
@@ -561,7 +561,7 @@ def test_it_names_the_host_as_it_was_typed_when_it_calls(internet: Internet, web
 
 @pytest.fixture
 def secure(web: Web, internet: Internet, tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """example.org over TLS: the file of its certificate, and the names that callers asked for."""
+    """example.org over TLS: the file of its certificate, and the names that clients requested."""
     key = f"-----BEGIN PRIVATE KEY-----{KEY}\n-----END PRIVATE KEY-----\n"
     certificate = f"-----BEGIN CERTIFICATE-----{CERTIFICATE}\n-----END CERTIFICATE-----\n"
     both, public = tmp_path / "both.pem", tmp_path / "public.pem"
@@ -634,12 +634,12 @@ def test_it_follows_redirects_when_each_hop_is_allowed(internet: Internet, web: 
 
 def test_it_gives_up_when_redirects_do_not_end(internet: Internet) -> None:
     internet.site.answers["/loop"] = redirect(302, "/loop")
-    with pytest.raises(http.FetchError, match="redirects over 5 times"):
+    with pytest.raises(http.FetchError, match="redirects more than 5 times"):
         internet.call("/loop")
     assert len(internet.site.asked) == 6
 
 
-def test_it_keeps_headers_from_another_origin_when_redirected(internet: Internet, web: Web) -> None:
+def test_it_sends_no_headers_to_another_origin_when_redirected(internet: Internet, web: Web) -> None:
     internet.add("example.org", web)
     internet.site.answers["/near"] = redirect(302, "/far")
     internet.site.answers["/far"] = redirect(302, "http://example.org/")
@@ -648,10 +648,12 @@ def test_it_keeps_headers_from_another_origin_when_redirected(internet: Internet
 
 
 @pytest.mark.parametrize("status", [307, 308])
-def test_it_keeps_the_body_from_another_origin_when_redirected(internet: Internet, web: Web, status: int) -> None:
+def test_it_sends_no_body_to_another_origin_when_redirected(internet: Internet, web: Web, status: int) -> None:
     internet.add("example.org", web)
     internet.site.answers["/far"] = redirect(status, "http://example.org/")
-    with pytest.raises(http.Refused, match=r"sends the body on to example\.org: give the address where it ends"):
+    with pytest.raises(
+        http.Refused, match=r"redirects the request body to example\.org: call the final address directly"
+    ):
         internet.call("/far", "POST", body=b"canary")
     assert web.asked == []
 
@@ -668,7 +670,7 @@ def test_it_keeps_the_body_from_another_origin_when_redirected(internet: Interne
         (308, "POST", ("POST", b"text")),
     ],
 )
-def test_it_asks_on_as_a_browser_does_when_redirected(
+def test_it_continues_as_a_browser_does_when_redirected(
     internet: Internet, status: int, method: str, then: tuple[str, bytes]
 ) -> None:
     internet.site.answers["/old"] = redirect(status, "/")
@@ -676,37 +678,37 @@ def test_it_asks_on_as_a_browser_does_when_redirected(
     assert (internet.site.asked[1].command, internet.site.asked[1].body) == then
 
 
-def test_it_returns_the_redirect_when_it_leads_nowhere(internet: Internet) -> None:
+def test_it_returns_the_redirect_when_it_has_no_location(internet: Internet) -> None:
     internet.site.answers["/odd"] = lambda answer: answer.send(302)
     assert internet.call("/odd").status == 302
 
 
-# --- How much, and how long -----------------------------------------------------------------------------------------
+# --- Limits and deadlines -------------------------------------------------------------------------------------------
 
 
-def test_it_reads_an_answer_when_it_is_just_not_too_large(internet: Internet) -> None:
+def test_it_reads_a_response_when_it_has_exactly_the_limit(internet: Internet) -> None:
     internet.site.answers["/full"] = lambda answer: answer.send(200, b"x" * LIMIT)
     assert len(internet.call("/full").body) == LIMIT
 
 
-def test_it_gives_up_when_the_answer_is_too_large(internet: Internet) -> None:
+def test_it_gives_up_when_the_response_is_too_large(internet: Internet) -> None:
     internet.site.answers["/over"] = lambda answer: answer.send(200, b"x" * (LIMIT + 1))
     with pytest.raises(http.TooLarge, match="100,000 bytes"):
         internet.call("/over")
 
 
-def test_it_gives_up_when_the_answer_does_not_end(internet: Internet) -> None:
+def test_it_gives_up_when_the_response_does_not_end(internet: Internet) -> None:
     internet.site.answers["/endless"] = lambda answer: answer.drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 10_000)
     with pytest.raises(http.TooLarge):
         internet.call("/endless")
 
 
-def test_it_reads_gzip_when_the_answer_is_compressed(internet: Internet) -> None:
+def test_it_reads_gzip_when_the_response_is_compressed(internet: Internet) -> None:
     internet.site.answers["/gzip"] = lambda answer: answer.send(200, gzip.compress(b"hello"), content_encoding="gzip")
     assert internet.call("/gzip").body == b"hello"
 
 
-def test_it_decompresses_no_more_than_it_may_when_the_answer_is_a_bomb(internet: Internet) -> None:
+def test_it_stops_decompressing_at_the_limit_when_the_response_is_a_bomb(internet: Internet) -> None:
     bomb = gzip.compress(bytes(20_000_000))
     assert len(bomb) < LIMIT
     internet.site.answers["/bomb"] = lambda answer: answer.send(200, bomb, content_encoding="gzip")
@@ -719,7 +721,7 @@ def test_it_decompresses_no_more_than_it_may_when_the_answer_is_a_bomb(internet:
         tracemalloc.stop()
 
 
-def test_it_gives_up_when_what_follows_the_compressed_answer_does_not_end(internet: Internet) -> None:
+def test_it_gives_up_when_data_after_the_compressed_response_does_not_end(internet: Internet) -> None:
     start = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(b"hello")
     internet.site.answers["/tail"] = lambda answer: answer.drip(start, b"x" * 10_000)
     with pytest.raises(http.TooLarge):
@@ -727,14 +729,14 @@ def test_it_gives_up_when_what_follows_the_compressed_answer_does_not_end(intern
 
 
 @pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "deflate"])
-def test_it_refuses_an_answer_when_its_compression_is_not_gzip(internet: Internet, encoding: str) -> None:
+def test_it_refuses_a_response_when_its_compression_is_not_gzip(internet: Internet, encoding: str) -> None:
     internet.site.answers["/"] = lambda answer: answer.send(200, b"hello", content_encoding=encoding)
     with pytest.raises(http.FetchError, match="only gzip"):
         internet.call("/")
 
 
 @pytest.mark.parametrize("broken", [b"hello", gzip.compress(os.urandom(1000))[:-200]])
-def test_it_fails_when_the_compressed_answer_is_broken(internet: Internet, broken: bytes) -> None:
+def test_it_fails_when_the_compressed_response_is_broken(internet: Internet, broken: bytes) -> None:
     internet.site.answers["/"] = lambda answer: answer.send(200, broken, content_encoding="gzip")
     with pytest.raises(http.Unreachable):
         internet.call("/")
@@ -750,12 +752,12 @@ def test_it_fails_when_the_compressed_answer_is_broken(internet: Internet, broke
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
     ],
 )
-def test_it_ends_at_the_deadline_when_the_answer_drips(internet: Internet, first: bytes, drops: bytes) -> None:
+def test_it_ends_at_the_deadline_when_the_response_drips(internet: Internet, first: bytes, drops: bytes) -> None:
     internet.site.answers["/slow"] = lambda answer: answer.drip(first, drops)
     assert_timed_out(lambda: internet.call("/slow", deadline=0.1))
 
 
-def test_it_ends_at_the_deadline_when_each_redirect_takes_its_time(internet: Internet) -> None:
+def test_it_ends_at_the_deadline_when_each_redirect_is_slow(internet: Internet) -> None:
     def slow(answer: Answer) -> None:
         answer.server.closing.wait(0.06)
         answer.send(302, location="/slow")
@@ -765,12 +767,14 @@ def test_it_ends_at_the_deadline_when_each_redirect_takes_its_time(internet: Int
 
 
 @pytest.mark.parametrize("body", [None, b"x" * 20_000_000])
-def test_it_ends_at_the_deadline_when_the_server_says_and_reads_nothing(internet: Internet, body: bytes | None) -> None:
+def test_it_ends_at_the_deadline_when_the_server_neither_reads_nor_answers(
+    internet: Internet, body: bytes | None
+) -> None:
     internet.add("silent.example", internet.canary)
     assert_timed_out(lambda: internet.call("http://silent.example/", "POST", body=body, deadline=0.1))
 
 
-def test_it_ends_at_the_deadline_when_the_server_greets_nobody_with_tls(internet: Internet) -> None:
+def test_it_ends_at_the_deadline_when_the_server_starts_no_tls(internet: Internet) -> None:
     internet.add("silent.example", internet.canary, port=443)
     assert_timed_out(lambda: internet.call("https://silent.example/", deadline=0.1))
 
@@ -791,15 +795,15 @@ def test_it_ends_at_the_deadline_when_the_name_server_is_silent(internet: Intern
 
 def assert_timed_out(call: Callable[[], http.Response]) -> None:
     start = time.monotonic()
-    with pytest.raises(http.TimedOut, match="no complete answer in time"):
+    with pytest.raises(http.TimedOut, match="no complete response in time"):
         call()
     assert 0.05 < time.monotonic() - start < 2
 
 
-# --- What else goes wrong -------------------------------------------------------------------------------------------
+# --- Other errors ---------------------------------------------------------------------------------------------------
 
 
-def test_it_reads_the_answer_when_the_server_gives_it_before_the_request_is_sent(internet: Internet) -> None:
+def test_it_reads_the_response_when_it_comes_before_the_request_is_sent(internet: Internet) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer_early() -> None:
@@ -816,37 +820,37 @@ def test_it_reads_the_answer_when_the_server_gives_it_before_the_request_is_sent
         thread.join()
 
 
-def test_it_says_that_a_name_is_unknown_when_it_cannot_be_resolved(internet: Internet) -> None:
+def test_it_says_so_when_a_name_cannot_be_resolved(internet: Internet) -> None:
     def resolve(_host: str, _port: int) -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     client = http.Client(site_url(internet.site), False, resolve, internet.connect)
     request = http.Request("GET", client.locate("http://nowhere.example/"), {}, None)
-    with pytest.raises(http.Unreachable, match=r"No address is known for nowhere\.example"):
+    with pytest.raises(http.Unreachable, match=r"nowhere\.example cannot be resolved"):
         client.send(request, 5, LIMIT)
 
 
-def test_it_says_that_nobody_answers_when_the_connection_is_refused(internet: Internet) -> None:
+def test_it_says_so_when_the_connection_is_refused(internet: Internet) -> None:
     internet.names["example.org"] = [[PUBLIC]]
     internet.servers[PUBLIC, 80] = None
-    with pytest.raises(http.Unreachable, match=r"example\.org gave no proper answer: Connection refused"):
+    with pytest.raises(http.Unreachable, match=r"example\.org sent no valid response: Connection refused"):
         internet.call("http://example.org/")
 
 
 @pytest.mark.parametrize(
     "reply", [b"", b"SSH-2.0-sample\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello"]
 )
-def test_it_says_that_the_answer_is_not_proper_when_it_is_not_http(internet: Internet, reply: bytes) -> None:
+def test_it_says_that_the_response_is_invalid_when_it_is_not_http(internet: Internet, reply: bytes) -> None:
     def other(answer: Answer) -> None:
         answer.close_connection = True
         answer.wfile.write(reply)
 
     internet.site.answers["/"] = other
-    with pytest.raises(http.Unreachable, match=r"gave no proper answer: \w"):
+    with pytest.raises(http.Unreachable, match=r"sent no valid response: \w"):
         internet.call("/")
 
 
-def test_it_names_both_statuses_but_no_query_when_a_status_is_not_the_required_one(internet: Internet) -> None:
+def test_it_names_both_statuses_but_no_query_when_the_status_is_another(internet: Internet) -> None:
     response = internet.call("/none?key=s3cret")
     with pytest.raises(http.UnexpectedStatus, match=r"/none answered 404 instead of 200"):
         response.require(200)

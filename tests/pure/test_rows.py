@@ -1,4 +1,4 @@
-"""Which rows of a source are taken, and what is said of the others."""
+"""Which rows of a source can be loaded, and the reason for each dropped row."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -21,7 +21,7 @@ def parse_table(*rows: str):
     return parse(table(*rows), "csv", COLUMNS, START, END)
 
 
-def test_it_takes_each_number_of_a_row():
+def test_it_reads_each_number_of_a_row():
     parsed = parse_table(GOOD, "south,2026-03-01T06:00:00+02:00,-2,999.5")
     at = datetime(2026, 3, 1, 4, tzinfo=UTC)
     assert parsed.rows == 2
@@ -39,7 +39,7 @@ def test_it_reads_json_lines_as_it_reads_a_table():
     assert parse(lines, "jsonl", COLUMNS, START, END) == parse_table(GOOD)
 
 
-def test_it_takes_numbers_as_keys():
+def test_it_accepts_numbers_as_keys():
     lines = b"""{"station": 0, "at": "2026-03-01", "celsius": 1, "hPa": 2}"""
     assert [cell.key for cell in parse(lines, "jsonl", COLUMNS, START, END).cells] == ["0", "0"]
 
@@ -50,16 +50,16 @@ def test_it_takes_numbers_as_keys():
         (",2026-03-01T04:00:00Z,1,1", "'station' is empty, too long or unprintable"),
         (f"{'x' * 201},2026-03-01T04:00:00Z,1,1", "'station' is empty, too long or unprintable"),
         ("a\0b,2026-03-01T04:00:00Z,1,1", "'station' is empty, too long or unprintable"),
-        ("north,yesterday,1,1", "'at' is no time as ISO 8601 has it"),
-        ("north", "'at' is no time as ISO 8601 has it"),
-        ("north,2026-03-02T00:00:00Z,1,1", "'at' is outside of the window"),
-        ("north,2026-02-28T23:59:59Z,1,1", "'at' is outside of the window"),
-        ("north,0001-01-01T00:00:00+14:00,1,1", "'at' is outside of the window"),
-        ("north,2026-03-01T04:00:00Z,,1", "'celsius' is no number"),
-        ("north,2026-03-01T04:00:00Z,1,nan", "'hPa' is no number"),
-        ("north,2026-03-01T04:00:00Z,1,1e999", "'hPa' is no number"),
-        ("north,2026-03-01T04:00:00Z,one,1", "'celsius' is no number"),
-        ("last,2026-03-01T05:00:00+01:00,7,8", "its key and time stand in an earlier row"),
+        ("north,yesterday,1,1", "'at' is not an ISO 8601 time"),
+        ("north", "'at' is not an ISO 8601 time"),
+        ("north,2026-03-02T00:00:00Z,1,1", "'at' is outside the window"),
+        ("north,2026-02-28T23:59:59Z,1,1", "'at' is outside the window"),
+        ("north,0001-01-01T00:00:00+14:00,1,1", "'at' is outside the window"),
+        ("north,2026-03-01T04:00:00Z,,1", "'celsius' is not a number"),
+        ("north,2026-03-01T04:00:00Z,1,nan", "'hPa' is not a number"),
+        ("north,2026-03-01T04:00:00Z,1,1e999", "'hPa' is not a number"),
+        ("north,2026-03-01T04:00:00Z,one,1", "'celsius' is not a number"),
+        ("last,2026-03-01T05:00:00+01:00,7,8", "an earlier row has the same key and time"),
     ],
 )
 def test_it_drops_a_row_with_the_reason_when_it_cannot_be_loaded(row, reason):
@@ -75,14 +75,14 @@ def test_it_drops_a_row_with_the_reason_when_it_cannot_be_loaded(row, reason):
         ("7", "it is not a JSON object"),
         ('{"station": "\\ud800"}', "'station' is empty, too long or unprintable"),
         ('{"station": ["a"]}', "'station' is empty, too long or unprintable"),
-        ('{"station": "a"}', "'at' is no time as ISO 8601 has it"),
-        ('{"station": "a", "at": "2026-03-01", "celsius": true, "hPa": 1}', "'celsius' is no number"),
-        ('{"station": "a", "at": "2026-03-01", "celsius": NaN, "hPa": 1}', "'celsius' is no number"),
-        (f'{{"station": "a", "at": "2026-03-01", "celsius": 1{"0" * 400}, "hPa": 1}}', "'celsius' is no number"),
-        ('{"station": "a", "at": "2026-03-01", "celsius": [], "hPa": 1}', "'celsius' is no number"),
+        ('{"station": "a"}', "'at' is not an ISO 8601 time"),
+        ('{"station": "a", "at": "2026-03-01", "celsius": true, "hPa": 1}', "'celsius' is not a number"),
+        ('{"station": "a", "at": "2026-03-01", "celsius": NaN, "hPa": 1}', "'celsius' is not a number"),
+        (f'{{"station": "a", "at": "2026-03-01", "celsius": 1{"0" * 400}, "hPa": 1}}', "'celsius' is not a number"),
+        ('{"station": "a", "at": "2026-03-01", "celsius": [], "hPa": 1}', "'celsius' is not a number"),
     ],
 )
-def test_it_drops_a_line_with_the_reason_when_it_is_no_row(line, reason):
+def test_it_drops_a_line_with_the_reason_when_it_is_not_a_row(line, reason):
     good = '{"station": "north", "at": "2026-03-01", "celsius": 1, "hPa": 2}'
     parsed = parse(f"{line}\n{good}".encode(), "jsonl", COLUMNS, START, END)
     assert (len(parsed.cells), parsed.reasons) == (2, [f"row 1: {reason}"])
@@ -93,29 +93,32 @@ def test_it_drops_a_line_with_the_reason_when_it_is_no_row(line, reason):
     [
         (b"", "The source is empty"),
         (b" \n ", "The source is empty"),
-        (b"time\n", "needs one column 'station': it has time"),
-        (b"station,time\n", "needs one column 'at': it has station, time"),
+        (b"time\n", "needs exactly one column 'station', but its columns are: time"),
+        (b"station,time\n", "needs exactly one column 'at', but its columns are: station, time"),
         (
             table("north,2026-03-01,1,1").replace(b"celsius", b"hPa", 1),
-            "needs one column 'celsius'|needs one column 'hPa'",
+            "needs exactly one column 'celsius'|needs exactly one column 'hPa'",
         ),
-        (table("north,2026-03-01,12,5,1013"), "row 1: it has more cells than there are columns"),
-        (table("north,2026-03-01,1_0,1013"), "is no number"),
+        (table("north,2026-03-01,12,5,1013"), "row 1: it has more cells than columns"),
+        (table("north,2026-03-01,1_0,1013"), "is not a number"),
         (b"\xff\xfe\xfa", "not UTF-8"),
         (table('"north"x,2026-03-01,1,1'), r"not CSV: .* \(after line 1\)"),
-        (table("north,soon,1,1", "south,later,1,1"), "None of 2 rows can be taken; row 1: 'at' is no time"),
+        (
+            table("north,soon,1,1", "south,later,1,1"),
+            "None of 2 rows can be loaded; row 1: 'at' is not an ISO 8601 time",
+        ),
     ],
 )
-def test_it_refuses_a_source_of_which_nothing_can_be_taken(raw, sentence):
+def test_it_refuses_a_source_when_no_row_can_be_loaded(raw, sentence):
     with pytest.raises(UnreadableSourceError, match=sentence):
         parse(raw, "csv", COLUMNS, START, END)
 
 
-def test_it_takes_nothing_when_the_source_has_no_rows():
+def test_it_returns_no_rows_when_the_source_has_none():
     assert parse(table(), "csv", COLUMNS, START, END).rows == 0
 
 
 def test_it_stops_before_the_numbers_fill_the_memory(monkeypatch):
     monkeypatch.setattr(rows, "MOST_CELLS", 3)
-    with pytest.raises(UnreadableSourceError, match="over 3 numbers: choose a shorter window"):
+    with pytest.raises(UnreadableSourceError, match="more than 3 numbers: choose a shorter window"):
         parse(table(*[f"s{number},2026-03-01,1,1" for number in range(9)]), "csv", COLUMNS, START, END)
