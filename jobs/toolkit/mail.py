@@ -185,7 +185,7 @@ def _send(message: Message, address: str, deliveries: "DeliveryLog", server: smt
         deliveries.end(address, State.REFUSED, str(reply))
     except smtp.Deferred as reply:
         deliveries.undo(address)
-        deliveries.answers.append(str(reply))
+        deliveries.answers.append(str(reply)[:3])  # the code; the text may name the address
     except smtp.BrokeOff as reply:
         deliveries.end(address, State.SENDING, str(reply))
     except smtp.ServerError:
@@ -206,7 +206,7 @@ class DeliveryLog:
         mine = Delivery.objects.filter(run=self._run_id, message=self._message)
         self._rows = mine if execution else Delivery.objects.none()
         self.states = dict(self._rows.values_list("address", "state"))
-        self.answers: list[str] = []  # one for each deferred address
+        self.answers: list[str] = []  # why, for each deferred address
         self.rivals = 0  # addresses that another process took first
 
     def key(self, address: str) -> UUID:
@@ -259,7 +259,7 @@ def _summed_up(deliveries: DeliveryLog) -> dict[str, int]:
     log.info("%(sent)d sent, %(refused)d refused, %(in_doubt)d in doubt.", counts)
     if deliveries.answers:
         raise DeferredError(
-            f"The mail server deferred {len(deliveries.answers)} of the messages ({deliveries.answers[0][:3]}): give"
+            f"The mail server deferred {len(deliveries.answers)} of the messages ({deliveries.answers[0]}): give"
             " the schedule more attempts and a longer retry delay. No address gets a message twice."
         )
     if deliveries.states and not counts["sent"] and not deliveries.rivals:

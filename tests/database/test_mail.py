@@ -304,6 +304,21 @@ def test_it_tries_again_in_the_next_attempt_when_the_server_defers_an_address(po
     assert post.given == [ADA, CAT, BOB]
 
 
+def test_it_tries_again_in_the_next_attempt_when_another_process_gives_an_address_back(post, run):
+    key = uuid5(run.id, f"{MESSAGE.digest} {BOB}")
+
+    def take_bob() -> None:
+        in_thread(lambda: Delivery.objects.create(id=key, run=run, message=MESSAGE.digest, address=BOB))
+
+    def give_bob_back() -> None:
+        in_thread(lambda: Delivery.objects.filter(id=key).delete())
+
+    post.answers |= {("DATA", ADA): take_bob, ("DATA", CAT): give_bob_back}
+    with pytest.raises(mail.DeferredError, match=r"deferred 1 of the messages \(another process gave it back\)"):
+        attempt(run, ADA, BOB, CAT)
+    assert states() == {ADA: "sent", CAT: "sent"}
+
+
 def test_it_leaves_no_address_in_doubt_when_the_server_refuses_the_sender(post, run):
     post.answers["MAIL", ""] = "553 who are you"
     with pytest.raises(smtp.ServerError, match=r"sender: 553 who are you\. Check DEFAULT_FROM_EMAIL"):
