@@ -71,7 +71,8 @@ def claims(document: str, number: int) -> pytest.MarkDecorator:
 @contextmanager
 def cleaned_registries() -> Iterator[None]:
     """On exit, remove the tasks, resources and queries that were registered inside: no other test may find them."""
-    registries: list[Any] = [current_app.tasks, resources.registry, queries._queries]
+    apps = [app.tasks for app in _state._get_active_apps() if app.finalized]  # other tests may have made some
+    registries: list[Any] = [*apps, resources.registry, queries._queries]
     before, finalizers = [set(registry) for registry in registries], set(_state._on_app_finalizers)
     try:
         yield
