@@ -6,7 +6,7 @@ names. Forms parse it before saving, the claim before every run.
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from jobs.messages.arguments import check_fits
 from jobs.rules.errors import Invalid
@@ -65,11 +65,42 @@ class Message:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def message_of(schedule: Any, policy: Any) -> Message:
-    """The message of a schedule's next run. Raises `Invalid` with a sentence that says what to change.
+class ScheduleColumns(Protocol):
+    """The columns of a `PeriodicTask` that its messages are made of."""
 
-    `schedule` may be anything with the columns of a `PeriodicTask`, `policy` anything with those of a `Policy`.
-    """
+    @property
+    def task(self) -> str: ...
+    @property
+    def args(self) -> str: ...
+    @property
+    def kwargs(self) -> str: ...
+    @property
+    def headers(self) -> str: ...
+    @property
+    def queue(self) -> str | None: ...
+    @property
+    def exchange(self) -> str | None: ...
+    @property
+    def routing_key(self) -> str | None: ...
+    @property
+    def priority(self) -> int | None: ...
+
+
+class PolicyColumns(Protocol):
+    """The columns of a `Policy` that go into messages."""
+
+    @property
+    def soft_time_limit(self) -> int | None: ...
+    @property
+    def time_limit(self) -> int | None: ...
+    @property
+    def keep_result(self) -> bool | None: ...
+    @property
+    def options(self) -> dict[str, Any] | None: ...
+
+
+def message_of(schedule: ScheduleColumns, policy: PolicyColumns) -> Message:
+    """The message of a schedule's next run. Raises `Invalid` with a sentence that says what to change."""
     args = read(schedule.args, "Positional arguments", list)
     kwargs = read(schedule.kwargs, "Keyword arguments", dict)
     check_fits(schedule.task, args, kwargs)
@@ -99,7 +130,7 @@ def read(text: str | None, what: str, kind: type[Any]) -> Any:
     return value
 
 
-def _options(schedule: Any, policy: Any) -> dict[str, Any]:
+def _options(schedule: ScheduleColumns, policy: PolicyColumns) -> dict[str, Any]:
     headers = read(schedule.headers, "Message headers", dict)
     if taken := sorted(OWN_HEADERS.intersection(headers)):
         raise Invalid(f"Message headers must not set {', '.join(taken)}: these belong to Celery.")
