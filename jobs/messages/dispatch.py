@@ -6,8 +6,9 @@ others; `ledger.outbox` writes that down.
 A message is an ordinary Celery message with the run's id as its task id, so that routing, `inspect` and Flower work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from celery import current_app
@@ -32,26 +33,32 @@ class Published:
 
 def publish(runs: Sequence[Sendable]) -> Published:
     """Publish at most `BATCH` runs in one pipeline. Raises `BrokerUnavailableError` when the broker took none."""
-    published = Published()
+    published, unavailable = Published(), _broker_errors()
     try:
         with current_app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch(BATCH):  # type: ignore[attr-defined] # new in kombu 5.7
             envelopes = Envelopes(producer)
             for run in runs:
-                _publish_one(run, envelopes, published)
-    except (KombuError, *_broker_errors()) as error:  # type: ignore[misc] # kombu has no type hints
+                if error := try_to_publish(partial(envelopes.publish, run), unavailable):
+                    published.refused.append((run, str(error) or repr(error)))
+                else:
+                    published.sent.append(run)
+    except (KombuError, *unavailable) as error:  # type: ignore[misc] # kombu has no type hints
         raise BrokerUnavailableError(f"The broker takes no messages ({error}): runs wait in the ledger.") from error
     return published
 
 
-def _publish_one(run: Sendable, envelopes: Envelopes, published: Published) -> None:
+def try_to_publish(publish: Callable[[], object], passing: tuple[type[BaseException], ...]) -> Exception | None:
+    """Call `publish`; returns the error of a message that cannot be published, None of one that was.
+
+    A task's own router or serializer may raise anything, and no other run may wait for it. Raises errors of `passing`.
+    """
     try:
-        envelopes.publish(run)
-    except _broker_errors():
+        publish()
+    except passing:
         raise
-    except Exception as error:  # noqa: BLE001 - a task's own router or serializer: no other run must wait for it
-        published.refused.append((run, str(error) or repr(error)))
-    else:
-        published.sent.append(run)
+    except Exception as error:  # noqa: BLE001 - see above
+        return error
+    return None
 
 
 def _broker_errors() -> tuple[type[BaseException], ...]:

@@ -10,7 +10,7 @@ class Invalid(ValueError):  # noqa: N818 - describes the request
 
 
 @contextmanager
-def logged(log: logging.Logger, sentence: str, *args: object) -> Iterator[None]:
+def logged(log: logging.Logger, sentence: str, *args: object, level: int = logging.ERROR) -> Iterator[None]:
     """Run code that may raise anything; an error is logged with this sentence, and the caller goes on.
 
     For threads that must not end, and for receivers and listeners that must not stop each other.
@@ -18,4 +18,4 @@ def logged(log: logging.Logger, sentence: str, *args: object) -> Iterator[None]:
     try:
         yield
     except Exception:
-        log.exception(sentence, *args)
+        log.log(level, sentence, *args, exc_info=True)

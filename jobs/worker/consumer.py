@@ -17,6 +17,8 @@ from typing import Any
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 
+from jobs.rules.errors import logged
+
 log = logging.getLogger(__name__)
 
 AGAIN = 1.0  # seconds
@@ -26,10 +28,9 @@ class Consumer(CeleryConsumer):
     """The setting `worker_consumer` names it."""
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        try:
+        # Celery makes a new connection next, whether the lost one can be closed or not.
+        with logged(log, "A lost connection could not be closed.", level=logging.DEBUG):
             super().on_connection_error_after_connected(exc)
-        except Exception:  # whatever it is, the connection is lost anyway and a new one comes next
-            log.debug("A lost connection could not be closed.", exc_info=True)
 
     def cancel_active_requests(self) -> None:
         """A pool without processes cannot end what it executes. Celery's own raises that in the middle of the task."""

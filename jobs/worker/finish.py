@@ -13,6 +13,7 @@ from django.db import Error as DatabaseError
 
 from jobs.ledger import outcomes, steps
 from jobs.ledger.outcomes import LONGEST_REASON
+from jobs.messages.dispatch import try_to_publish
 from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Run, State, Step
 from jobs.rules.policies import LONGEST_COUNTDOWN
 from jobs.secrets import head, storable, tail
@@ -86,11 +87,7 @@ def retry(execution: Execution, args: Any, kwargs: Any, delay: timedelta, option
 def send_again(execution: Execution, publish: Callable[[], Any]) -> None:
     """Publish a step once more, as it asked for by `self.retry()`; it fails where that is not possible."""
     execution.write_log()
-    try:
-        publish()
-    except DatabaseError:
-        raise
-    except Exception as error:  # noqa: BLE001 - arguments, a router, the broker: Celery's own answer would be Reject
+    if error := try_to_publish(publish, (DatabaseError,)):  # at which Celery itself would reject the task
         fail(execution, error, "".join(format_exception(error)))
 
 

@@ -29,6 +29,17 @@ PURE = {"jobs.cache.resources", "jobs.toolkit.rows"}  # and all of `rules`
 NOT_PURE = {"django", "django_celery_beat", "django_celery_results", "environ", "kombu", "project", "psycopg", "redis"}
 
 
+# Where code that may raise anything is called, and how often.
+EDGES = {
+    "jobs.rules.errors": 1,  # `logged`: threads, receivers, listeners, closing
+    "jobs.cache.resources": 1,  # a load, whose error every waiting thread is given
+    "jobs.messages.dispatch": 1,  # a task's router or serializer
+    "jobs.beat.claim": 1,  # one schedule of a batch
+    "jobs.beat.scheduler": 1,  # a tick
+    "jobs.worker.consumer": 1,  # an acknowledgement
+    "jobs.worker.logs": 1,  # a line of log
+}
+
 # Written in pieces, or this file would be its own first find.
 MACHINE_PATHS = re.compile(r"(?<![\w.}>-])/(?:" + "|".join(["work", "root", "home", "Users"]) + r")/\w")
 
@@ -174,6 +185,12 @@ def test_it_publishes_runs_in_one_module():
 def test_it_ends_runs_in_one_module():
     ending = {name for name, path in modules().items() if re.search(r"\.(conclude|succeed)\(", path.read_text())}
     assert ending == {"jobs.ledger.outcomes"}
+
+
+def test_it_catches_every_error_at_the_named_edges_only():
+    broad = re.compile(r"except (Base)?Exception\b|except:")
+    caught = {name: len(broad.findall(path.read_text())) for name, path in modules().items()}
+    assert {name: number for name, number in caught.items() if number} == EDGES
 
 
 def test_it_writes_states_in_the_models_only():
