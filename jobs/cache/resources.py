@@ -157,7 +157,7 @@ class Resource(Generic[T]):
         finally:
             with _lock:
                 entry.users -= 1
-            self._let_go([entry])
+            self._close_unused([entry])
 
     def drop(self, version: int | None = None) -> None:
         """Forget all values, and those whose load is under way; what is loaded from now on is of that version."""
@@ -165,7 +165,7 @@ class Resource(Generic[T]):
             self.version = self.version if version is None else version
             self._loads.clear()
             dropped = [self._remove(key) for key in list(self._entries)]
-        self._let_go(dropped)
+        self._close_unused(dropped)
 
     def tally(self) -> Tally:
         with _lock:
@@ -178,9 +178,9 @@ class Resource(Generic[T]):
         while True:
             with _lock:
                 if entry := self._fresh(key):
-                    return self._hand_out(entry)
+                    return self._hit(entry)
                 load = self._loads.setdefault(key, _Load())
-            if entry := self._join(load, key):
+            if entry := self._wait_for(load, key):
                 return entry
 
     def _fresh(self, key: Key) -> Entry[T] | None:
@@ -190,22 +190,22 @@ class Resource(Generic[T]):
         self._entries.move_to_end(key)
         return entry
 
-    def _hand_out(self, entry: Entry[T]) -> Entry[T]:
+    def _hit(self, entry: Entry[T]) -> Entry[T]:
         entry.users += 1
         self._hits += 1
         return entry
 
-    def _join(self, load: _Load[T], key: Key) -> Entry[T] | None:
+    def _wait_for(self, load: _Load[T], key: Key) -> Entry[T] | None:
         """What this load brings; None where it was closed again before this thread came to it."""
         with load.lock:
             if load.error is not None:
                 raise load.error
             if load.entry is None:  # this thread is the first, or those before it were interrupted
-                return self._carry_out(load, key)
+                return self._run(load, key)
         with _lock:
-            return None if load.entry.closed else self._hand_out(load.entry)
+            return None if load.entry.closed else self._hit(load.entry)
 
-    def _carry_out(self, load: _Load[T], key: Key) -> Entry[T]:
+    def _run(self, load: _Load[T], key: Key) -> Entry[T]:
         try:
             entry = self._make(key)
         except SoftTimeLimitExceeded:  # says something of this job, nothing of the resource: the next in turn loads
@@ -221,7 +221,7 @@ class Resource(Generic[T]):
             entry.users = 1
             load.entry = entry
             dropped = self._keep(key, entry) if self._end(load, key) else []
-        self._let_go(dropped)
+        self._close_unused(dropped)
         if entry.size > self.limit_bytes:
             log.warning("%s: %d bytes exceed its limit_bytes, and are loaded for each use.", self.name, entry.size)
         return entry
@@ -232,7 +232,7 @@ class Resource(Generic[T]):
         try:
             return Entry(value, int(self.size(value)), began + self.ttl)
         except BaseException:  # nobody else will ever see it
-            self._let_go([Entry(value, 0, began)])
+            self._close_unused([Entry(value, 0, began)])
             raise
 
     def _end(self, load: _Load[T], key: Key) -> bool:
@@ -261,7 +261,7 @@ class Resource(Generic[T]):
         entry.kept = False
         return entry
 
-    def _let_go(self, entries: Iterable[Entry[T]]) -> None:
+    def _close_unused(self, entries: Iterable[Entry[T]]) -> None:
         """Close what nobody keeps and nobody uses; what is still in use comes here again when that is over."""
         if self.close is None:
             return

@@ -32,7 +32,7 @@ from jobs.cache.backend import JSON, Cache
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LET_ALONE = 5.0  # seconds for which a Redis that did not answer is not asked again
+RETRY_AFTER = 5.0  # seconds for which a Redis that did not answer is not asked again
 NOTHING = object()  # for None may be remembered
 
 
@@ -50,7 +50,7 @@ class Usage:
         return self.hits / asked if asked else None
 
 
-class AwayError(Exception):
+class UnavailableError(Exception):
     """Redis does not answer: go on without."""
 
 
@@ -66,13 +66,13 @@ def cached(name: str, seconds: int) -> Callable[[Callable[[], T]], Callable[[], 
             if connection.in_atomic_block:
                 return _checked(function())
             try:
-                key, value = _look(name)
-            except AwayError:
+                key, value = _find(name)
+            except UnavailableError:
                 return _checked(function())
             if value is not NOTHING:
                 return cast("T", value)
             result = function()
-            with suppress(AwayError), _cache() as cache:
+            with suppress(UnavailableError), _cache() as cache:
                 cache.set(key, result, seconds)
             return result
 
@@ -83,7 +83,7 @@ def cached(name: str, seconds: int) -> Callable[[Callable[[], T]], Callable[[], 
 
 def invalidate(name: str) -> None:
     """Serve no more what was computed up to now; inside a transaction, from when it is committed."""
-    transaction.on_commit(partial(_forget, name))
+    transaction.on_commit(partial(_delete, name))
 
 
 def usage(name: str) -> Usage | None:
@@ -91,7 +91,7 @@ def usage(name: str) -> Usage | None:
     try:
         with _cache() as cache:
             counts = cache.get_many([f"hits:{name}", f"misses:{name}"])
-    except AwayError:
+    except UnavailableError:
         return None
     return Usage(hits=counts.get(f"hits:{name}", 0), misses=counts.get(f"misses:{name}", 0))
 
@@ -102,8 +102,8 @@ def _checked(value: T) -> T:
     return value
 
 
-def _look(name: str) -> tuple[str, object]:
-    """Where the value stands now, and the value, or NOTHING. Raises AwayError."""
+def _find(name: str) -> tuple[str, object]:
+    """Where the value stands now, and the value, or NOTHING. Raises UnavailableError."""
     with _cache() as cache:
         token = cache.get_or_set(f"token:{name}", lambda: uuid4().hex, timeout=None)
         key = f"value:{name}:{token}"
@@ -112,11 +112,11 @@ def _look(name: str) -> tuple[str, object]:
     return key, value
 
 
-def _forget(name: str) -> None:
+def _delete(name: str) -> None:
     try:
         with _cache() as cache:
             cache.delete(f"token:{name}")
-    except AwayError:
+    except UnavailableError:
         log.warning("%s is served until it is too old: the cache is away.", name, extra={"action": "cache"})
 
 
@@ -125,14 +125,14 @@ _back_at = 0.0  # of the monotonic clock: until then Redis is not asked
 
 @contextmanager
 def _cache() -> Iterator[Cache]:
-    """The cache of this thread. Raises AwayError, at once if Redis has kept somebody waiting just now."""
+    """The cache of this thread. Raises UnavailableError, at once if Redis has kept somebody waiting just now."""
     global _back_at  # noqa: PLW0603 - one for all threads, which would wait one after the other
     if time.monotonic() < _back_at:
-        raise AwayError
+        raise UnavailableError
     try:
         yield cast("Cache", caches["default"])
     except exceptions.RedisError as error:
         if isinstance(error, exceptions.TimeoutError):
-            _back_at = time.monotonic() + LET_ALONE
+            _back_at = time.monotonic() + RETRY_AFTER
         log.warning("The cache is away, everything is computed: %s", error, extra={"action": "cache"})
-        raise AwayError from error
+        raise UnavailableError from error

@@ -72,19 +72,19 @@ class Child:
     def ended(self) -> bool:
         return self.process is not None and self.process.poll() is not None
 
-    def bury(self) -> str:
+    def reap(self) -> str:
         """Clear away what an ended process left, decide when to start the next one, and say so."""
-        code = self._forget()
+        code = self._kill_group()
         lived = time.monotonic() - self.started_at
-        self.put_off(FIRST_DELAY if lived >= HEALTHY or not self.delay else 2 * self.delay)
+        self.delay_restart(FIRST_DELAY if lived >= HEALTHY or not self.delay else 2 * self.delay)
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        return f"{self.name} {end}; starting it again in {self.delay:g} s. {self.last_words()}"
+        return f"{self.name} {end}; starting it again in {self.delay:g} s. {self.last_log_line()}"
 
-    def put_off(self, delay: float) -> None:
+    def delay_restart(self, delay: float) -> None:
         self.delay = min(delay, LONGEST_DELAY)
         self.start_at = time.monotonic() + self.delay
 
-    def last_words(self) -> str:
+    def last_log_line(self) -> str:
         """The last line of its log, in a sentence."""
         try:
             with self.log.open("rb") as log:
@@ -102,10 +102,10 @@ class Child:
             self.process.terminate()
             while not self.ended and time.monotonic() - asked_at < patience(self.patience):
                 time.sleep(LOOK)
-            self._forget()
+            self._kill_group()
         self.tidy()
 
-    def _forget(self) -> int:
+    def _kill_group(self) -> int:
         """Kill what is left of the process and its group, such as the pool of a dead worker. Returns its status."""
         process, self.process = self.process, None
         if process is None:
@@ -118,12 +118,12 @@ class Child:
 class Supervisor:
     """Starts children, keeps them alive, and stops all of them when its `with` block is left, however it is left.
 
-    SIGINT, SIGTERM, SIGHUP, and a `tell` that raises OSError because nobody reads any more, leave the block by
+    SIGINT, SIGTERM, SIGHUP, and a `report` that raises OSError because nobody reads any more, leave the block by
     KeyboardInterrupt at the next `pause`. A second signal hastens.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
         self.children: list[Child] = []
         self._asked = 0
         self._stopping = False
@@ -138,7 +138,7 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         self._stopping = True
         if self.children:
-            self.tell(f"Stopping {', '.join(child.name for child in reversed(self.children))}.")
+            self.report(f"Stopping {', '.join(child.name for child in reversed(self.children))}.")
         for child in reversed(self.children):
             child.stop(lambda seconds: min(seconds, HASTE) if self._asked > 1 else seconds)
         for number, handler in self._handlers.items():
@@ -149,10 +149,10 @@ class Supervisor:
         if self._asked > 1 and not self._stopping:  # something that never pauses hangs, such as a migration
             raise KeyboardInterrupt
 
-    def tell(self, line: str) -> None:
+    def report(self, line: str) -> None:
         # A closed terminal does not always send SIGHUP to more than the first process in it, which may be `make`.
         try:
-            self._tell(line)
+            self._report(line)
         except OSError:
             self._asked = max(self._asked, 1)
 
@@ -177,14 +177,14 @@ class Supervisor:
         deadline = time.monotonic() + READY
         while not answers():
             if child.ended or time.monotonic() > deadline:
-                raise SupervisorError(f"{child.name} did not start. {child.last_words()}")
+                raise SupervisorError(f"{child.name} did not start. {child.last_log_line()}")
             self.pause(LOOK)
 
-    def revive(self) -> None:
+    def restart(self) -> None:
         """Tell which children have ended, and start again those whose time has come."""
         for child in self.children:
             if child.ended:
-                self.tell(child.bury())
+                self.report(child.reap())
             if child.process is None and time.monotonic() >= child.start_at:
                 self._start_again(child)
 
@@ -192,8 +192,8 @@ class Supervisor:
         try:
             child.start()
         except (OSError, RuntimeError) as error:  # the disk is full, a folder is gone: it may come back
-            child.put_off(2 * child.delay)
-            self.tell(f"{child.name} cannot be started, trying again in {child.delay:g} s: {error}")
+            child.delay_restart(2 * child.delay)
+            self.report(f"{child.name} cannot be started, trying again in {child.delay:g} s: {error}")
 
 
 def _end_with_parent() -> None:

@@ -38,7 +38,7 @@ PORT_PATIENCE = 2.0  # a supervisor that was just killed leaves a web process th
 
 
 @dataclass(frozen=True)
-class Wish:
+class Options:
     """What was asked for: with `until`, an end after so many scheduled runs succeeded, within `deadline` seconds."""
 
     port: int
@@ -51,26 +51,26 @@ class Wish:
         return f"http://127.0.0.1:{self.port}"
 
 
-def run(wish: Wish, tell: Callable[[str], None], describe: Callable[[Run], str]) -> None:
-    """Run everything until a signal or the wish ends it, and `tell` what happens and `describe` what finishes.
+def run(options: Options, report: Callable[[str], None], describe: Callable[[Run], str]) -> None:
+    """Run everything until a signal or `options` end it; `report` takes the lines, `describe` renders finished runs.
 
     Raises SupervisorError or ServerError; then nothing that was started is left.
     """
-    os.environ.setdefault("SITE_URL", wish.address)  # for the children: settings were read without knowing the port
-    with _alone(settings.VAR_DIR), suppress(KeyboardInterrupt), Supervisor(tell) as supervisor:
-        _check_port(wish.port, supervisor)
+    os.environ.setdefault("SITE_URL", options.address)  # for the children: settings were read without knowing the port
+    with _alone(settings.VAR_DIR), suppress(KeyboardInterrupt), Supervisor(report) as supervisor:
+        _check_port(options.port, supervisor)
         _check_broker()
         _prepare_database()
         _start_server(supervisor)
-        if wish.demo:
+        if options.demo:
             _install_demo(supervisor)
         follower = Follower()
-        _start_children(wish, supervisor)
-        supervisor.tell(f"Punctual runs at {wish.address}/ (logs in {settings.VAR_DIR}/log; Ctrl-C stops it).")
-        _follow(wish, supervisor, follower, describe)
+        _start_children(options, supervisor)
+        supervisor.report(f"Punctual runs at {options.address}/ (logs in {settings.VAR_DIR}/log; Ctrl-C stops it).")
+        _follow(options, supervisor, follower, describe)
         return
-    if wish.until is not None:
-        raise SupervisorError(f"Stopped before {wish.until} scheduled runs had succeeded.")
+    if options.until is not None:
+        raise SupervisorError(f"Stopped before {options.until} scheduled runs had succeeded.")
 
 
 # --- Before anything is started -------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def _install_demo(supervisor: Supervisor) -> None:
         password = secrets.token_urlsafe(12)
         users.create_superuser("admin", password=password)
         hint = "(shown this once; `manage.py changepassword admin` sets another)"
-        supervisor.tell(f"Admin user: admin, password: {password} {hint}")
+        supervisor.report(f"Admin user: admin, password: {password} {hint}")
     demo.install()
 
 
@@ -161,16 +161,16 @@ def _start_server(supervisor: Supervisor) -> None:
         supervisor.wait_for(valkey, server.answers)
 
 
-def _start_children(wish: Wish, supervisor: Supervisor) -> None:
-    gunicorn = [sys.executable, "-m", "gunicorn", "project.wsgi", "--bind", f"127.0.0.1:{wish.port}"]
+def _start_children(options: Options, supervisor: Supervisor) -> None:
+    gunicorn = [sys.executable, "-m", "gunicorn", "project.wsgi", "--bind", f"127.0.0.1:{options.port}"]
     threads = ["--worker-class", "gthread", "--workers", "1", "--threads", "4"]
     celery = [sys.executable, "-m", "celery", "-A", "project"]
-    pool = ["--concurrency", "2", "--without-gossip", "--without-mingle", "--hostname", f"up-{wish.port}@%h"]
+    pool = ["--concurrency", "2", "--without-gossip", "--without-mingle", "--hostname", f"up-{options.port}@%h"]
     web = _child("web", [*gunicorn, *threads, "--graceful-timeout", "5", "--no-control-socket"], 10)
     supervisor.start(web)
     supervisor.start(_child("worker", [*celery, "worker", *pool], 20))
     supervisor.start(_child("beat", [*celery, "beat"], 10))
-    supervisor.wait_for(web, lambda: _web_answers(wish.port))
+    supervisor.wait_for(web, lambda: _web_answers(options.port))
 
 
 def _child(name: str, command: Sequence[str], patience: float) -> Child:
@@ -188,38 +188,38 @@ def _web_answers(port: int) -> bool:
         web.close()
 
 
-def _follow(wish: Wish, supervisor: Supervisor, follower: Follower, describe: Callable[[Run], str]) -> None:
-    """Keep the children alive and show what finishes until the wish is fulfilled; SupervisorError when it is not."""
-    deadline = time.monotonic() + wish.deadline
+def _follow(options: Options, supervisor: Supervisor, follower: Follower, describe: Callable[[Run], str]) -> None:
+    """Keep the children alive and show what finishes until `until` is reached; SupervisorError when it is not."""
+    deadline = time.monotonic() + options.deadline
     scheduled = Counter[str]()
     readable = True
-    while wish.until is None or scheduled[State.SUCCEEDED] < wish.until:
+    while options.until is None or scheduled[State.SUCCEEDED] < options.until:
         supervisor.pause(POLL)
-        supervisor.revive()
-        if wish.until is not None and time.monotonic() > deadline:
-            raise SupervisorError(_shortfall(wish, scheduled, supervisor.children))
+        supervisor.restart()
+        if options.until is not None and time.monotonic() > deadline:
+            raise SupervisorError(_shortfall(options, scheduled, supervisor.children))
         close_old_connections()
         try:
             news = follower.news()
         except DatabaseError as error:
             if readable:
-                supervisor.tell(f"The ledger cannot be read ({_brief(error)}); trying again.")
+                supervisor.report(f"The ledger cannot be read ({_brief(error)}); trying again.")
             readable = False
             continue
         readable = True
         for finished in news:
-            supervisor.tell(describe(finished))
+            supervisor.report(describe(finished))
         scheduled.update(finished.state for finished in news if finished.trigger == Trigger.SCHEDULE)
 
 
-def _shortfall(wish: Wish, scheduled: Counter[str], children: Sequence[Child]) -> str:
-    """Why the wish was not fulfilled, as far as is known."""
+def _shortfall(options: Options, scheduled: Counter[str], children: Sequence[Child]) -> str:
+    """Why `until` was not reached, as far as is known."""
     known = [f"{count} {state}" for state, count in sorted(scheduled.items())]
     with suppress(DatabaseError):
         active = Run.objects.active().filter(trigger=Trigger.SCHEDULE).values_list("state")
         known += [f"{count} {state}" for state, count in active.annotate(Count("id")).order_by("state")]
-    dead = [f"{child.name} is not running. {child.last_words()}" for child in children if child.process is None]
-    success = f"{scheduled[State.SUCCEEDED]} of {wish.until} scheduled runs succeeded within {wish.deadline:g} s"
+    dead = [f"{child.name} is not running. {child.last_log_line()}" for child in children if child.process is None]
+    success = f"{scheduled[State.SUCCEEDED]} of {options.until} scheduled runs succeeded within {options.deadline:g} s"
     return " ".join([f"Only {success} (runs: {', '.join(known) or 'none'}).", *dead])
 
 

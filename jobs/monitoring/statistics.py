@@ -40,7 +40,7 @@ def figures() -> dict[str, Any]:
     }
 
 
-def forget() -> None:
+def invalidate() -> None:
     """Somebody has changed schedules: whoever asks next gets new figures."""
     shared.invalidate(NAME)
 
@@ -54,7 +54,7 @@ def connect() -> None:
 
 
 def _on_change(**_: Any) -> None:
-    forget()
+    invalidate()
 
 
 def _by_state(runs: RunQuerySet, states: Collection[State]) -> dict[str, int]:

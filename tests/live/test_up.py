@@ -357,14 +357,14 @@ def test_it_restarts_ever_more_slowly_and_begins_anew_after_a_healthy_life(child
         delays = []
         for _ in range(9):
             it.process.wait()
-            supervisor.revive()
+            supervisor.restart()
             assert it.process is None
             delays.append(it.delay)
             it.start_at = time.monotonic()
-            supervisor.revive()
+            supervisor.restart()
         it.process.wait()
         it.started_at -= HEALTHY
-        supervisor.revive()
+        supervisor.restart()
     assert delays == [0.5, 1, 2, 4, 8, 16, LONGEST_DELAY, LONGEST_DELAY, LONGEST_DELAY]
     assert it.delay == FIRST_DELAY
     assert told[0] == f"it ended with status 3; starting it again in 0.5 s. The last line of {it.log}: last words"
@@ -375,10 +375,10 @@ def test_it_waits_before_it_restarts(child):
     with Supervisor(lambda _: None) as supervisor:
         supervisor.start(it)
         it.process.wait()
-        supervisor.revive()
-        supervisor.revive()
+        supervisor.restart()
+        supervisor.restart()
         assert it.process is None
-        eventually(lambda: supervisor.revive() or it.process)
+        eventually(lambda: supervisor.restart() or it.process)
         assert time.monotonic() >= it.start_at
 
 
@@ -416,7 +416,7 @@ def test_it_stops_when_nobody_reads_what_it_tells(child):
     it = child("exec sleep 60")
     with suppress(KeyboardInterrupt), Supervisor(to_nobody) as supervisor:
         supervisor.start(it)
-        supervisor.tell("hello?")
+        supervisor.report("hello?")
         supervisor.pause(0)
         pytest.fail("the pause went on")
     assert it.process is None

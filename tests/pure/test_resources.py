@@ -311,10 +311,10 @@ def test_it_closes_once_when_the_last_two_users_end_together():
     class Raced(Resource):
         """The first to give its value back is overtaken by the second, before it looks whether anybody is left."""
 
-        def _let_go(self, entries):
+        def _close_unused(self, entries):
             while rivals:
                 rivals.pop()()
-            super()._let_go(entries)
+            super()._close_unused(entries)
 
     rivals: list[Callable[[], object]] = []
     resource = Raced("handles", Handle, close=Handle.close)

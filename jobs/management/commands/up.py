@@ -35,11 +35,11 @@ class Command(BaseCommand):
         if not deadline > 0:
             sys.exit(f"--deadline {deadline} is over before it begins: choose a number of seconds above 0.")
         try:
-            up.run(up.Wish(port, demo, until, deadline), self.tell, describe)
+            up.run(up.Options(port, demo, until, deadline), self.report, describe)
         except (SupervisorError, ServerError) as error:
             sys.exit(str(error))
 
-    def tell(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Print a line at once. Raises OSError when nobody reads any more; what is printed then is lost."""
         try:
             self.stdout.write(printable(line))
