@@ -20,7 +20,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -229,11 +229,11 @@ class Resource(Generic[T]):
     def _make(self, key: Key) -> Entry[T]:
         began = self.clock()
         value = self.load(*key)
-        try:
-            return Entry(value, int(self.size(value)), began + self.ttl)
-        except BaseException:  # nobody else will ever see it
-            self._close_unused([Entry(value, 0, began)])
-            raise
+        with ExitStack() as on_error:  # without an entry, no other code would close the value
+            on_error.callback(self._close, value)
+            size = int(self.size(value))
+            on_error.pop_all()
+        return Entry(value, size, began + self.ttl)
 
     def _end(self, load: _Load[T], key: Key) -> bool:
         """Nobody joins this load any more. False: it began before an invalidation, and what it brought is not kept."""
@@ -270,10 +270,14 @@ class Resource(Generic[T]):
                 if entry.kept or entry.users or entry.closed:
                     continue
                 entry.closed = True
-            try:
-                self.close(entry.value)
-            except Exception:  # no job is to fail over what another one left
-                log.exception("%s: a dropped value could not be closed.", self.name)
+            self._close(entry.value)
+
+    def _close(self, value: T) -> None:
+        try:
+            if self.close:
+                self.close(value)
+        except Exception:  # a job must not fail over a value that another job left
+            log.exception("%s: a dropped value could not be closed.", self.name)
 
     def _inherit(self) -> None:
         """In a forked child: who loaded or counted is not here. Values stay shared, but for those to be closed."""
