@@ -309,10 +309,13 @@ LANGUAGE_CODE = "en"
 
 # --- Mail -----------------------------------------------------------------------------------------------------------
 
-# smtp+tls://user:password@host:587, or smtp+ssl:// or smtp://; with DEBUG on, mail is printed instead.
-globals().update(
-    read("email_url", "EMAIL_URL", environ.Env.email_url_config("consolemail://" if DEBUG else "smtp://localhost:25"))
-)
+# smtp+tls://user:password@host:587, or smtp+ssl:// or smtp://. With DEBUG on, the default prints mail instead.
+_mail: dict[str, Any] = read("email_url", "EMAIL_URL", email_url("consolemail://" if DEBUG else "smtp://localhost:25"))
+EMAIL_BACKEND = _mail["EMAIL_BACKEND"]
+EMAIL_HOST, EMAIL_PORT = _mail["EMAIL_HOST"], _mail["EMAIL_PORT"]
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _mail["EMAIL_HOST_USER"], _mail["EMAIL_HOST_PASSWORD"]
+EMAIL_USE_TLS, EMAIL_USE_SSL = _mail.get("EMAIL_USE_TLS", False), _mail.get("EMAIL_USE_SSL", False)
+EMAIL_FILE_PATH = _mail["EMAIL_FILE_PATH"]
 EMAIL_TIMEOUT = 30  # seconds that a mail server may take for an answer
 DEFAULT_FROM_EMAIL: str = read("str", "DEFAULT_FROM_EMAIL", "punctual@localhost")
 

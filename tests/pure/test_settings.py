@@ -210,3 +210,24 @@ def test_it_reads_a_database_url(outcomes):
     seen = outcomes(*({**COMPLETE, "DATABASE_URL": url} for url in expected))
     for url, outcome in zip(expected, seen, strict=True):
         assert expected[url].items() <= outcome["DATABASES"]["default"].items(), url
+
+
+def test_it_reads_an_email_url(outcomes):
+    smtp, plain = "django.core.mail.backends.smtp.EmailBackend", {"EMAIL_USE_TLS": False, "EMAIL_USE_SSL": False}
+    login = {"EMAIL_HOST": "h", "EMAIL_PORT": 587, "EMAIL_HOST_USER": "u", "EMAIL_HOST_PASSWORD": "p@ss"}
+    expected = {
+        "smtp+tls://u:p%40ss@h:587": {"EMAIL_BACKEND": smtp, **plain, "EMAIL_USE_TLS": True, **login},
+        "smtp+ssl://u:p%40ss@h:587": {"EMAIL_BACKEND": smtp, **plain, "EMAIL_USE_SSL": True, **login},
+        "smtp://u:p%40ss@h:587": {"EMAIL_BACKEND": smtp, **plain, **login},
+        "filemail:///srv/mail": {"EMAIL_BACKEND": smtp.replace("smtp", "filebased"), "EMAIL_FILE_PATH": "srv/mail"},
+        "": {"EMAIL_BACKEND": smtp, **plain, "EMAIL_HOST": "localhost", "EMAIL_PORT": 25, "EMAIL_HOST_USER": None},
+    }
+    seen = outcomes(*({**COMPLETE, "EMAIL_URL": url} for url in expected))
+    for url, outcome in zip(expected, seen, strict=True):
+        assert expected[url].items() <= outcome.items(), url
+
+
+def test_it_prints_mail_with_debug_on_unless_told_where(outcomes):
+    default, told = outcomes({**COMPLETE, "DEBUG": "true"}, {**COMPLETE, "DEBUG": "true", "EMAIL_URL": "smtp://h"})
+    assert default["EMAIL_BACKEND"] == "django.core.mail.backends.console.EmailBackend"
+    assert (told["EMAIL_BACKEND"], told["EMAIL_HOST"]) == ("django.core.mail.backends.smtp.EmailBackend", "h")
