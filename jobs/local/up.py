@@ -162,15 +162,22 @@ def _start_server(supervisor: Supervisor) -> None:
 
 
 def _start_children(options: Options, supervisor: Supervisor) -> None:
-    gunicorn = [sys.executable, "-m", "gunicorn", "project.wsgi", "--bind", f"127.0.0.1:{options.port}"]
+    gunicorn = [sys.executable, "-m", "gunicorn", _wsgi_application(), "--bind", f"127.0.0.1:{options.port}"]
     threads = ["--worker-class", "gthread", "--workers", "1", "--threads", "4"]
-    celery = [sys.executable, "-m", "celery", "-A", "project"]
+    celery = [sys.executable, "-m", "celery", "-A", str(current_app.main)]
     pool = ["--concurrency", "2", "--without-gossip", "--without-mingle", "--hostname", f"up-{options.port}@%h"]
     web = _child("web", [*gunicorn, *threads, "--graceful-timeout", "5", "--no-control-socket"], 10)
     supervisor.start(web)
     supervisor.start(_child("worker", [*celery, "worker", *pool], 20))
     supervisor.start(_child("beat", [*celery, "beat"], 10))
     supervisor.wait_for(web, lambda: _web_answers(options.port))
+
+
+def _wsgi_application() -> str:
+    """The setting WSGI_APPLICATION, or Django's own default for it, in gunicorn's notation."""
+    path = settings.WSGI_APPLICATION or "django.core.wsgi.get_wsgi_application()"
+    module, _, application = path.rpartition(".")
+    return f"{module}:{application}"
 
 
 def _child(name: str, command: Sequence[str], patience: float) -> Child:

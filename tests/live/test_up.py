@@ -19,7 +19,7 @@ import redis
 
 from jobs.local import embedded
 from jobs.local.supervisor import FIRST_DELAY, HEALTHY, LARGEST_LOG, LONGEST_DELAY, Child, Supervisor, SupervisorError
-from jobs.local.up import Follower
+from jobs.local.up import Follower, _wsgi_application
 from jobs.management.commands.up import describe, printable
 from jobs.models import Run, State, database_now
 from tests.making import make_run
@@ -208,6 +208,18 @@ def test_it_stops_what_it_has_started_when_asked_to_while_it_starts(servers, tmp
     assert "Stopped before 1 scheduled runs had succeeded." in up.lines
     assert "runs at" not in up.lines
     assert not processes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "argument"),
+    [
+        ("mysite.web.wsgi.application", "mysite.web.wsgi:application"),
+        (None, "django.core.wsgi:get_wsgi_application()"),
+    ],
+)
+def test_it_serves_the_wsgi_application_that_the_settings_name(settings, setting, argument):
+    settings.WSGI_APPLICATION = setting
+    assert _wsgi_application() == argument
 
 
 @linux
