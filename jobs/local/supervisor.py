@@ -1,9 +1,9 @@
-"""Do the processes that belong together live, and do they end together?
+"""How do several processes run and end together?
 
-Its one rule: whatever it starts ends with it, in the reverse of the order in which it was started, and nothing that a
-child started is left. A child that ends by itself is started again, ever more slowly.
-Limits: only Linux ends the children when the supervisor itself is killed; a worker then still finishes the jobs in
-hand. A job that outlasts the patience of a stop is killed: its run is rescued at the next start.
+Its one rule: every child ends with the supervisor, in reverse order of the start, and leaves no process behind. A child
+that ends by itself is restarted; the delay before each restart grows.
+Limits: when the supervisor itself is killed, its children end only on Linux, and the worker still finishes its running
+jobs. A stop kills a job that takes longer than its worker's patience; the next start rescues its run.
 """
 
 import ctypes
@@ -20,25 +20,25 @@ from types import FrameType
 from typing import Self
 
 # All in seconds.
-FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # between the end of a child and its next start
-HEALTHY = 60.0  # a child that lived this long begins again with the first delay
-READY = 60.0  # until a child must answer
-HASTE = 1.0  # what a child gets to end once the stop is hastened
-LOOK = 0.05  # between two looks at what is waited for
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # between the end of a child and its restart
+HEALTHY = 60.0  # after this lifetime a child's restart delay begins at FIRST_DELAY again
+READY = 60.0  # how long a child may take to answer
+HASTE = 1.0  # how long a child may take to end after a second signal
+LOOK = 0.05  # between two checks
 
-LARGEST_LOG = 1_000_000  # bytes; a larger log is begun anew at the next start
+LARGEST_LOG = 1_000_000  # bytes; the next start of a child truncates a larger log
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
-# Looked up before any fork: a forked child must take no lock that somebody else may have held.
+# Loaded before any fork: a forked child must not take a lock that another thread may have held.
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class SupervisorError(Exception):
-    """Starting or going on is not possible; the message says why, and what to do."""
+    """The supervisor cannot start or continue. The message says why and what to do."""
 
 
 @dataclass
 class Child:
-    """A process that is started again whenever it ends. `patience` is how many seconds its stop may take."""
+    """A process that is restarted when it ends. `patience`: how many seconds its stop may take."""
 
     name: str
     command: Sequence[str]
@@ -53,10 +53,10 @@ class Child:
     delay: float = 0
 
     def start(self) -> None:
-        """Start the process in a session of its own, so that a terminal's Ctrl-C reaches the supervisor only."""
+        """Start the process in a new session, so that Ctrl-C in a terminal reaches only the supervisor."""
         self.prepare()
-        begun_anew = self.log.exists() and self.log.stat().st_size > LARGEST_LOG
-        with self.log.open("wb" if begun_anew else "ab") as log:
+        truncate = self.log.exists() and self.log.stat().st_size > LARGEST_LOG
+        with self.log.open("wb" if truncate else "ab") as log:
             self.process = subprocess.Popen(  # noqa: S603 - no part of a command comes from outside
                 self.command,
                 cwd=self.folder,
@@ -64,7 +64,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - it calls nothing but the kernel
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - it only calls the kernel
             )
         self.started_at = time.monotonic()
 
@@ -73,12 +73,12 @@ class Child:
         return self.process is not None and self.process.poll() is not None
 
     def reap(self) -> str:
-        """Clear away what an ended process left, decide when to start the next one, and say so."""
+        """Kill the rest of an ended process's group and schedule the restart. Returns a sentence that reports it."""
         code = self._kill_group()
         lived = time.monotonic() - self.started_at
         self.delay_restart(FIRST_DELAY if lived >= HEALTHY or not self.delay else 2 * self.delay)
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        return f"{self.name} {end}; starting it again in {self.delay:g} s. {self.last_log_line()}"
+        return f"{self.name} {end}; restarting it in {self.delay:g} s. {self.last_log_line()}"
 
     def delay_restart(self, delay: float) -> None:
         self.delay = min(delay, LONGEST_DELAY)
@@ -96,7 +96,7 @@ class Child:
         return f"The last line of {self.log}: {last[:300]}"
 
     def stop(self, patience: Callable[[float], float]) -> None:
-        """Ask the process to end; after `patience` of its seconds, kill it and all that it started."""
+        """Terminate the process. Once it has ended, or after `patience(self.patience)` seconds, kill its group."""
         if self.process is not None:
             asked_at = time.monotonic()
             self.process.terminate()
@@ -106,7 +106,7 @@ class Child:
         self.tidy()
 
     def _kill_group(self) -> int:
-        """Kill what is left of the process and its group, such as the pool of a dead worker. Returns its status."""
+        """Kill the process and the rest of its group, such as the pool of a dead worker. Returns its exit status."""
         process, self.process = self.process, None
         if process is None:
             return 0
@@ -116,10 +116,10 @@ class Child:
 
 
 class Supervisor:
-    """Starts children, keeps them alive, and stops all of them when its `with` block is left, however it is left.
+    """Starts and restarts children, and stops them all at the end of its `with` block, also after an error.
 
-    SIGINT, SIGTERM, SIGHUP, and a `report` that raises OSError because nobody reads any more, leave the block by
-    KeyboardInterrupt at the next `pause`. A second signal hastens.
+    After SIGINT, SIGTERM or SIGHUP the next `pause` raises KeyboardInterrupt, which ends the block; likewise after a
+    `report` that raises OSError because its reader is gone. A second signal shortens the stop.
     """
 
     def __init__(self, report: Callable[[str], None]) -> None:
@@ -130,7 +130,7 @@ class Supervisor:
 
     def __enter__(self) -> Self:
         signals = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores SIGHUP; so do we
             signals.append(signal.SIGHUP)
         self._handlers = {number: signal.signal(number, self._ask) for number in signals}
         return self
@@ -146,25 +146,25 @@ class Supervisor:
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self._asked += 1
-        if self._asked > 1 and not self._stopping:  # something that never pauses hangs, such as a migration
+        if self._asked > 1 and not self._stopping:  # code that never pauses hangs, such as a migration
             raise KeyboardInterrupt
 
     def report(self, line: str) -> None:
-        # A closed terminal does not always send SIGHUP to more than the first process in it, which may be `make`.
+        # A closed terminal may send SIGHUP only to its first process, which may be `make`.
         try:
             self._report(line)
         except OSError:
             self._asked = max(self._asked, 1)
 
     def pause(self, seconds: float) -> None:
-        """Wait. Raises KeyboardInterrupt once a signal has asked for the end."""
+        """Wait. Raises KeyboardInterrupt after a signal."""
         if not self._asked:
             time.sleep(seconds)
         if self._asked:
             raise KeyboardInterrupt
 
     def start(self, child: Child) -> None:
-        """Start a child and care for it from now on. Raises SupervisorError, and what its `prepare` raises."""
+        """Start a child and supervise it from now on. Raises SupervisorError and any error of its `prepare`."""
         self.pause(0)
         self.children.append(child)
         try:
@@ -173,7 +173,7 @@ class Supervisor:
             raise SupervisorError(f"{child.name} cannot be started: {error}.") from error
 
     def wait_for(self, child: Child, answers: Callable[[], bool]) -> None:
-        """Return once the child answers. Raises SupervisorError when it ends before that, or takes too long."""
+        """Return once the child answers. Raises SupervisorError if it ends first or takes longer than READY."""
         deadline = time.monotonic() + READY
         while not answers():
             if child.ended or time.monotonic() > deadline:
@@ -181,7 +181,7 @@ class Supervisor:
             self.pause(LOOK)
 
     def restart(self) -> None:
-        """Tell which children have ended, and start again those whose time has come."""
+        """Report the children that have ended, and restart those whose delay is over."""
         for child in self.children:
             if child.ended:
                 self.report(child.reap())
@@ -191,12 +191,12 @@ class Supervisor:
     def _start_again(self, child: Child) -> None:
         try:
             child.start()
-        except (OSError, RuntimeError) as error:  # the disk is full, a folder is gone: it may come back
+        except (OSError, RuntimeError) as error:  # such as a full disk or a missing folder: that may pass
             child.delay_restart(2 * child.delay)
-            self.report(f"{child.name} cannot be started, trying again in {child.delay:g} s: {error}")
+            self.report(f"{child.name} cannot be started; trying again in {child.delay:g} s: {error}")
 
 
 def _end_with_parent() -> None:
-    """Between fork and exec: have Linux send SIGTERM when the parent dies, even by kill -9. Elsewhere: nothing."""
+    """Between fork and exec: let Linux send SIGTERM when the parent dies, even by kill -9. No effect elsewhere."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,8 +1,8 @@
-"""How does a whole Punctual run on one machine, from the first command to Ctrl-C?
+"""How does a complete Punctual run on one machine, from the first command to Ctrl-C?
 
-Its one rule: ask before starting. The folder, the port, the broker and the database are tried first, and the first
-that cannot be used ends it with one sentence. The ledger is only read, to say what finished.
-One supervisor for one VAR_DIR; what it starts is in jobs/supervisor.py's care.
+Its one rule: check before starting. It tries the folder, the port, the broker and the database first, and ends with one
+sentence at the first that cannot be used. It only reads the ledger, to report finished runs.
+Limits: one supervisor for each VAR_DIR. jobs/local/supervisor.py looks after the started processes.
 """
 
 import fcntl
@@ -34,12 +34,12 @@ from jobs.models import Run, State, Trigger
 
 # In seconds.
 POLL = 0.2
-PORT_PATIENCE = 2.0  # a supervisor that was just killed leaves a web process that is about to end
+PORT_PATIENCE = 2.0  # how long the web process of a killed supervisor may hold the port
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for: with `until`, an end after so many scheduled runs succeeded, within `deadline` seconds."""
+    """The options of `manage.py up`. `until`: end after so many succeeded scheduled runs, within `deadline` seconds."""
 
     port: int
     demo: bool = False
@@ -52,11 +52,11 @@ class Options:
 
 
 def run(options: Options, report: Callable[[str], None], describe: Callable[[Run], str]) -> None:
-    """Run everything until a signal or `options` end it; `report` takes the lines, `describe` renders finished runs.
+    """Run everything until a signal arrives or `options.until` is reached. `describe` turns a run into a line.
 
-    Raises SupervisorError or ServerError; then nothing that was started is left.
+    Raises SupervisorError or ServerError, after stopping every process that it started.
     """
-    os.environ.setdefault("SITE_URL", options.address)  # for the children: settings were read without knowing the port
+    os.environ.setdefault("SITE_URL", options.address)  # for the children: the settings did not know the port
     with _alone(settings.VAR_DIR), suppress(KeyboardInterrupt), Supervisor(report) as supervisor:
         _check_port(options.port, supervisor)
         _check_broker()
@@ -66,32 +66,32 @@ def run(options: Options, report: Callable[[str], None], describe: Callable[[Run
             _install_demo(supervisor)
         follower = Follower()
         _start_children(options, supervisor)
-        supervisor.report(f"Punctual runs at {options.address}/ (logs in {settings.VAR_DIR}/log; Ctrl-C stops it).")
+        supervisor.report(f"Punctual runs at {options.address}/ (logs: {settings.VAR_DIR}/log; Ctrl-C stops it).")
         _follow(options, supervisor, follower, describe)
         return
     if options.until is not None:
         raise SupervisorError(f"Stopped before {options.until} scheduled runs had succeeded.")
 
 
-# --- Before anything is started -------------------------------------------------------------------------------------
+# --- Checks before the start ----------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _alone(var: Path) -> Iterator[None]:
-    """Keep a second supervisor away from `var`. The lock ends with this process, however that ends."""
+    """Lock `var` against a second supervisor. The kernel releases the lock when this process ends."""
     try:
         (var / "log").mkdir(parents=True, exist_ok=True)
         lock = (var / "up.lock").open("a")
     except OSError as error:
         raise SupervisorError(
-            f"{var} cannot be written ({error.strerror}): set VAR_DIR to a folder that can."
+            f"{var} cannot be written ({error.strerror}): set VAR_DIR to a writable folder."
         ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise SupervisorError(
-                f"Punctual already runs on {var}: stop it, or set another VAR_DIR for this one."
+                f"Punctual already runs in {var}: stop it, or set another VAR_DIR for this one."
             ) from error
         yield
 
@@ -122,7 +122,7 @@ def _embedded_server() -> embedded.Valkey | None:
 def _check_broker() -> None:
     server = _embedded_server()
     if server is not None and embedded.broker_url(server.url) == settings.CELERY_BROKER_URL:
-        return  # it is not started yet; then it is waited for
+        return  # not started yet; `_start_server` waits for it
     try:
         with current_app.connection_for_write() as broker:
             broker.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
@@ -145,12 +145,12 @@ def _install_demo(supervisor: Supervisor) -> None:
     if not users.exists():
         password = secrets.token_urlsafe(12)
         users.create_superuser("admin", password=password)
-        hint = "(shown this once; `manage.py changepassword admin` sets another)"
+        hint = "(shown only once; `manage.py changepassword admin` sets a new one)"
         supervisor.report(f"Admin user: admin, password: {password} {hint}")
     demo.install()
 
 
-# --- What is started, and what is seen of it ------------------------------------------------------------------------
+# --- Starting and watching ------------------------------------------------------------------------------------------
 
 
 def _start_server(supervisor: Supervisor) -> None:
@@ -188,7 +188,7 @@ def _web_answers(port: int) -> bool:
     web = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         web.request("GET", "/healthz")
-        return web.getresponse().status < 500  # a refusal of this Host (ALLOWED_HOSTS) is an answer, too
+        return web.getresponse().status < 500  # also when ALLOWED_HOSTS refuses 127.0.0.1
     except (OSError, http.client.HTTPException):
         return False
     finally:
@@ -196,7 +196,7 @@ def _web_answers(port: int) -> bool:
 
 
 def _follow(options: Options, supervisor: Supervisor, follower: Follower, describe: Callable[[Run], str]) -> None:
-    """Keep the children alive and show what finishes until `until` is reached; SupervisorError when it is not."""
+    """Restart children and report finished runs until `until` is reached. Raises SupervisorError at the deadline."""
     deadline = time.monotonic() + options.deadline
     scheduled = Counter[str]()
     readable = True
@@ -220,7 +220,7 @@ def _follow(options: Options, supervisor: Supervisor, follower: Follower, descri
 
 
 def _shortfall(options: Options, scheduled: Counter[str], children: Sequence[Child]) -> str:
-    """Why `until` was not reached, as far as is known."""
+    """Why `until` was not reached: the runs by state, and the dead children."""
     known = [f"{count} {state}" for state, count in sorted(scheduled.items())]
     with suppress(DatabaseError):
         active = Run.objects.active().filter(trigger=Trigger.SCHEDULE).values_list("state")

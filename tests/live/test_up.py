@@ -1,4 +1,4 @@
-"""`make run` and `manage.py up` as people start them: what runs, what is restarted, what is left, what is refused."""
+"""`make run` and `manage.py up` as users start them: what do they run, restart, leave behind and refuse?"""
 
 import io
 import os
@@ -25,7 +25,7 @@ from jobs.models import Run, State, database_now
 from tests.making import make_run
 from tests.servers import ROOT
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="who is left is read from /proc, which only Linux has")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the test finds processes in /proc, which only Linux has")
 
 PARTS = ("beat", "worker", "gunicorn", "valkey-server")
 
@@ -45,12 +45,12 @@ def free_port() -> int:
 
 
 def processes(var: Path) -> dict[int, str]:
-    """The processes that live and were started for `var`, by the part they belong to."""
+    """The live processes that were started for `var`, each with the name of its part."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         if os.fsencode(var) in command + environment:
             words = {Path(word).name for word in re.split("[\0 ]", command.decode(errors="replace"))}
@@ -63,12 +63,12 @@ def part(var: Path, name: str) -> set[int]:
 
 
 def leader(var: Path, name: str) -> int:
-    """The process that the supervisor started, not what that one started in turn."""
+    """The process that the supervisor started itself, without its children."""
     return min(pid for pid in part(var, name) if os.getsid(pid) == pid)
 
 
 class Up:
-    """A `manage.py up` on `var`, with nothing of this process's environment but what every process needs."""
+    """A `manage.py up` in `var`. It inherits only PATH, HOME, LANG and TMPDIR from this process."""
 
     def __init__(self, workspace, var: Path, *arguments: str, **environment: str) -> None:
         self.var = var
@@ -113,7 +113,7 @@ class Up:
 
 @pytest.fixture(scope="module")
 def installed(servers, tmp_path_factory) -> Up:
-    """What a first `up --demo --until 3` left behind: an installation with runs, and what it said."""
+    """An installation with runs, and the output of the `up --demo --until 3` that made it."""
     up = Up(servers.workspace, tmp_path_factory.mktemp("up") / "var", "--demo", "--until", "3")
     assert up.ends() == 0, up.lines
     return up
@@ -131,7 +131,7 @@ def again(servers, installed) -> Iterator[Up]:
 
 @pytest.fixture
 def refused(servers, tmp_path) -> Callable[..., str]:
-    """What an `up` said that ended with status 1 in a sentence, and started nothing."""
+    """Runs an `up` that must end with status 1 and start nothing. Returns its one sentence."""
 
     def refuse(*arguments: str, var: Path = tmp_path / "var", **environment: str) -> str:
         up = Up(servers.workspace, var, *arguments, **environment)
@@ -159,14 +159,14 @@ def test_it_runs_until_enough_scheduled_runs_have_succeeded_and_leaves_nothing_b
 
 
 @linux
-def test_it_goes_on_where_it_was_and_stops_in_order_on_ctrl_c(again):
+def test_it_continues_its_installation_and_stops_in_order_on_ctrl_c(again):
     assert "password" not in again.lines
     again.says(r"succeeded")
     again.signal(signal.SIGINT)
     order = []
     while alive := set(processes(again.var).values()):
         order += [name for name in PARTS if name not in alive and name not in order]
-    order += [name for name in PARTS if name not in order]  # it may end before it is looked at again
+    order += [name for name in PARTS if name not in order]  # it may end between two checks
     assert order == list(PARTS)
     assert again.ends() == 0, again.lines
     assert "password" not in again.lines
@@ -174,10 +174,10 @@ def test_it_goes_on_where_it_was_and_stops_in_order_on_ctrl_c(again):
 
 
 @linux
-def test_it_restarts_what_was_killed_and_clears_away_its_processes(again, servers):
+def test_it_restarts_a_killed_child_and_kills_the_rest_of_its_processes(again, servers):
     pool = eventually(lambda: len(part(again.var, "worker")) >= 3 and part(again.var, "worker"))
     os.kill(leader(again.var, "worker"), signal.SIGKILL)
-    again.says(r"worker was killed by SIGKILL; starting it again in 0.5 s. The last line of \S+worker.log: \S")
+    again.says(r"worker was killed by SIGKILL; restarting it in 0.5 s. The last line of \S+worker.log: \S")
     os.kill(leader(again.var, "valkey-server"), signal.SIGKILL)
     again.says(r"valkey was killed by SIGKILL")
     eventually(lambda: len(part(again.var, "worker") - pool) >= 3 and part(again.var, "valkey-server"))
@@ -187,11 +187,11 @@ def test_it_restarts_what_was_killed_and_clears_away_its_processes(again, server
 
     second = Up(servers.workspace, again.var)
     assert second.ends() == 1
-    assert second.lines == f"Punctual already runs on {again.var}: stop it, or set another VAR_DIR for this one.\n"
+    assert second.lines == f"Punctual already runs in {again.var}: stop it, or set another VAR_DIR for this one.\n"
 
 
 @linux
-def test_it_leaves_no_process_when_it_is_killed_and_runs_again_at_once(again, servers):
+def test_it_leaves_no_process_when_it_is_killed_and_starts_again_at_once(again, servers):
     again.signal(signal.SIGKILL)
     again.ends()
     next_one = Up(servers.workspace, again.var, "--until", "1")
@@ -200,7 +200,7 @@ def test_it_leaves_no_process_when_it_is_killed_and_runs_again_at_once(again, se
 
 
 @linux
-def test_it_stops_what_it_has_started_when_asked_to_while_it_starts(servers, tmp_path):
+def test_it_stops_its_children_when_a_signal_arrives_during_the_start(servers, tmp_path):
     up = Up(servers.workspace, tmp_path, "--until", "1")
     eventually(lambda: part(tmp_path, "valkey-server"))
     up.signal(signal.SIGHUP)
@@ -223,14 +223,14 @@ def test_it_serves_the_wsgi_application_that_the_settings_name(settings, setting
 
 
 @linux
-def test_it_fails_with_what_it_knows_when_too_few_runs_succeed_in_time(servers, tmp_path):
+def test_it_fails_with_the_counts_when_too_few_runs_succeed_in_time(servers, tmp_path):
     up = Up(servers.workspace, tmp_path, "--until", "1", "--deadline", "0.1")
     assert up.ends() == 1
     assert up.lines.endswith("Only 0 of 1 scheduled runs succeeded within 0.1 s (runs: none).\n")
     assert not processes(tmp_path)
 
 
-# --- What is refused ------------------------------------------------------------------------------------------------
+# --- Refusals -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,20 +242,20 @@ def test_it_fails_with_what_it_knows_when_too_few_runs_succeed_in_time(servers, 
         ({"BROKER_URL": "carrier-pigeon://x"}, "The broker cannot be reached ('No such transport: carrier-pigeon')"),
     ],
 )
-def test_it_tells_in_a_sentence_what_cannot_be_used(refused, environment, sentence):
+def test_it_names_in_one_sentence_the_part_that_cannot_be_used(refused, environment, sentence):
     told = refused(**environment)
     assert told.startswith(sentence)
     assert "hidden" not in told
 
 
 @pytest.mark.parametrize("port", ["0", "70000"])
-def test_it_refuses_a_port_that_is_none(refused, port):
-    assert refused("--port", port) == f"--port {port} is no port: choose a number from 1 to 65535.\n"
+def test_it_refuses_an_invalid_port(refused, port):
+    assert refused("--port", port) == f"--port {port} is not a port: choose a number from 1 to 65535.\n"
 
 
 @pytest.mark.parametrize("deadline", ["0", "-1", "nan"])
-def test_it_refuses_a_deadline_that_is_over(refused, deadline):
-    assert refused("--deadline", deadline).endswith("is over before it begins: choose a number of seconds above 0.\n")
+def test_it_refuses_a_deadline_that_is_not_positive(refused, deadline):
+    assert refused("--deadline", deadline).endswith("is too short: choose a number of seconds above 0.\n")
 
 
 def test_it_refuses_a_port_in_use(refused):
@@ -269,11 +269,11 @@ def test_it_refuses_a_port_in_use(refused):
 def test_it_refuses_a_folder_that_cannot_be_written(refused, tmp_path, environment):
     (tmp_path / "file").touch()  # root may write anywhere, but not below a file
     told = refused(var=tmp_path / "file" / "var", **environment)
-    assert "cannot be written (Not a directory): set VAR_DIR to a folder that can." in told
+    assert "cannot be written (Not a directory): set VAR_DIR to a writable folder." in told
 
 
 @pytest.mark.parametrize("python", ["Python 3.9.2", "missing"])
-def test_it_refuses_a_wrong_python_and_makes_nothing(tmp_path, python):
+def test_it_refuses_a_wrong_python_and_creates_nothing(tmp_path, python):
     old = tmp_path / "old python"
     if python != "missing":
         pretend = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
@@ -308,7 +308,7 @@ def run_valkey(servers) -> Callable[[embedded.Valkey], subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("folder", ["var", "a folder that no URL can hold", "x" * 100])
-def test_it_keeps_what_its_server_was_told_and_leaves_no_socket(servers, run_valkey, tmp_path, folder):
+def test_it_keeps_the_data_of_its_server_and_leaves_no_socket(servers, run_valkey, tmp_path, folder):
     server = embedded.Valkey(tmp_path / folder)
     for found in (None, b"told"):
         process = run_valkey(server)
@@ -324,9 +324,9 @@ def test_it_keeps_what_its_server_was_told_and_leaves_no_socket(servers, run_val
     assert server.socket.parent == server.var or not server.socket.parent.exists()
 
 
-def test_it_clears_away_the_socket_of_a_killed_server(servers, run_valkey, tmp_path):
+def test_it_removes_the_socket_of_a_killed_server(servers, run_valkey, tmp_path):
     server = embedded.Valkey(tmp_path)
-    for _ in range(2):  # it starts where a socket was left, too
+    for _ in range(2):  # the second one starts beside the socket of the first
         process = run_valkey(server)
         process.kill()
         process.wait()
@@ -345,11 +345,11 @@ def test_it_refuses_a_second_server_on_the_same_data(servers, run_valkey, tmp_pa
     servers.workspace.forget(process)
 
 
-def test_it_refuses_a_socket_folder_that_somebody_else_made(tmp_path, monkeypatch):
+def test_it_refuses_a_socket_folder_of_another_user(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     server = embedded.Valkey(tmp_path / ("x" * 100))
     server.socket.parent.symlink_to(tmp_path)
-    with pytest.raises(embedded.ServerError, match="belongs to somebody else"):
+    with pytest.raises(embedded.ServerError, match="is not a folder of this user"):
         server.prepare()
 
 
@@ -358,11 +358,11 @@ def test_it_refuses_a_socket_folder_that_somebody_else_made(tmp_path, monkeypatc
 
 @pytest.fixture
 def child(tmp_path) -> Callable[..., Child]:
-    """A child that runs a shell command; it must be stopped by the test."""
+    """A child that runs a shell command. The test must stop it."""
     return lambda command, patience=10: Child("it", ["/bin/sh", "-c", command], tmp_path, tmp_path / "it.log", patience)
 
 
-def test_it_restarts_ever_more_slowly_and_begins_anew_after_a_healthy_life(child):
+def test_it_restarts_with_growing_delays_until_a_child_stays_healthy(child):
     it, told = child("echo last words; exit 3"), []
     with Supervisor(told.append) as supervisor:
         supervisor.start(it)
@@ -379,7 +379,7 @@ def test_it_restarts_ever_more_slowly_and_begins_anew_after_a_healthy_life(child
         supervisor.restart()
     assert delays == [0.5, 1, 2, 4, 8, 16, LONGEST_DELAY, LONGEST_DELAY, LONGEST_DELAY]
     assert it.delay == FIRST_DELAY
-    assert told[0] == f"it ended with status 3; starting it again in 0.5 s. The last line of {it.log}: last words"
+    assert told[0] == f"it ended with status 3; restarting it in 0.5 s. The last line of {it.log}: last words"
 
 
 def test_it_waits_before_it_restarts(child):
@@ -395,7 +395,7 @@ def test_it_waits_before_it_restarts(child):
 
 
 @linux
-def test_it_kills_a_stubborn_child_and_all_it_started_once_its_patience_is_over(child, tmp_path):
+def test_it_kills_a_stubborn_child_and_its_processes_after_its_patience(child, tmp_path):
     it = child(
         f"trap '' TERM; (trap '' TERM; while :; do sleep 9; done) & : {tmp_path}; while :; do sleep 9; done", 0.2
     )
@@ -407,7 +407,7 @@ def test_it_kills_a_stubborn_child_and_all_it_started_once_its_patience_is_over(
     eventually(lambda: not processes(tmp_path), deadline=5)
 
 
-def test_it_hastens_when_it_is_asked_twice(child):
+def test_it_stops_faster_after_a_second_signal(child):
     it, told = child("trap '' TERM; echo deaf; while :; do sleep 9; done", 20), []
     began_at = time.monotonic()
     with suppress(KeyboardInterrupt), Supervisor(told.append) as supervisor:
@@ -421,12 +421,12 @@ def test_it_hastens_when_it_is_asked_twice(child):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_it_stops_when_nobody_reads_what_it_tells(child):
-    def to_nobody(_line: str) -> None:
+def test_it_stops_when_the_reader_of_its_reports_is_gone(child):
+    def without_reader(_line: str) -> None:
         raise BrokenPipeError
 
     it = child("exec sleep 60")
-    with suppress(KeyboardInterrupt), Supervisor(to_nobody) as supervisor:
+    with suppress(KeyboardInterrupt), Supervisor(without_reader) as supervisor:
         supervisor.start(it)
         supervisor.report("hello?")
         supervisor.pause(0)
@@ -434,7 +434,7 @@ def test_it_stops_when_nobody_reads_what_it_tells(child):
     assert it.process is None
 
 
-def test_it_refuses_a_child_that_never_answers_because_it_has_ended(child):
+def test_it_refuses_a_child_that_ends_before_it_answers(child):
     it = child("echo no such thing >&2; exit 1")
     with Supervisor(lambda _: None) as supervisor:
         supervisor.start(it)
@@ -442,7 +442,7 @@ def test_it_refuses_a_child_that_never_answers_because_it_has_ended(child):
             supervisor.wait_for(it, lambda: False)
 
 
-def test_it_begins_a_log_anew_once_it_is_large(child):
+def test_it_truncates_a_large_log_at_the_next_start(child):
     it = child("echo new")
     for size, kept in ((LARGEST_LOG, True), (LARGEST_LOG + 1, False)):
         it.log.write_bytes(b"x" * size)
@@ -453,11 +453,11 @@ def test_it_begins_a_log_anew_once_it_is_large(child):
     it.stop(lambda seconds: seconds)
 
 
-# --- What it shows --------------------------------------------------------------------------------------------------
+# --- Output ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db
-def test_it_shows_each_finished_run_once_and_in_order_even_where_one_is_seen_late():
+def test_it_shows_each_finished_run_once_and_in_order_even_if_one_appears_late():
     now = database_now()
     make_run(state=State.SUCCEEDED, finished_at=now)
     follower = Follower()
@@ -471,7 +471,7 @@ def test_it_shows_each_finished_run_once_and_in_order_even_where_one_is_seen_lat
     assert follower.news() == []
 
 
-def test_it_shows_a_run_in_one_line_that_no_terminal_obeys(monkeypatch):
+def test_it_shows_a_run_in_one_line_without_control_characters(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
     moment = datetime(2026, 3, 1, 4, 5, 6, tzinfo=UTC)
     run = Run(

@@ -1,4 +1,4 @@
-"""`manage.py invalidate NAME ...`: every worker drops what it holds of these resources."""
+"""`manage.py invalidate NAME ...`: every worker drops its values of these resources."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -11,7 +11,7 @@ from jobs.worker.resources import UnknownResourceError
 
 
 class Command(BaseCommand):
-    help = "Has every worker drop what it holds of these resources, within seconds."
+    help = "Makes every worker drop its values of these resources within seconds."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("names", nargs="+", metavar="NAME", help="the name of a resource")
@@ -23,4 +23,4 @@ class Command(BaseCommand):
             resources.invalidate(*names, actor="manage.py invalidate")
         except UnknownResourceError as error:
             raise CommandError(str(error)) from error
-        self.stdout.write(f"Invalidated: {', '.join(names)}. Every worker drops what it holds within seconds.")
+        self.stdout.write(f"Invalidated: {', '.join(names)}. Every worker drops its values within seconds.")

@@ -1,4 +1,4 @@
-"""`manage.py up`: web, worker, beat and, where no other is set, a Valkey server, on this machine until Ctrl-C."""
+"""`manage.py up`: runs web, worker, beat and, unless REDIS_URL is set, a Valkey server on this machine until Ctrl-C."""
 
 import os
 import sys
@@ -17,11 +17,13 @@ from jobs.models import Run
 
 
 class Command(BaseCommand):
-    help = "Runs web, worker and beat, and shows each run that finishes. Logs and state are kept in VAR_DIR."
+    help = "Runs web, worker and beat, and prints each finished run. Keeps logs and state in VAR_DIR."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--port", type=int, default=8000, help="the port of the web process (default: 8000)")
-        parser.add_argument("--demo", action="store_true", help="make an admin user and demonstration schedules first")
+        parser.add_argument(
+            "--demo", action="store_true", help="create an admin user and demonstration schedules first"
+        )
         parser.add_argument("--until", type=int, metavar="N", help="end once N scheduled runs have succeeded")
         parser.add_argument(
             "--deadline", type=float, default=60, metavar="SECONDS", help="fail if --until takes longer (default: 60)"
@@ -29,23 +31,23 @@ class Command(BaseCommand):
 
     def handle(self, *, port: int, demo: bool, until: int | None, deadline: float, **_options: Any) -> None:
         if not 1 <= port <= 65535:
-            sys.exit(f"--port {port} is no port: choose a number from 1 to 65535.")
+            sys.exit(f"--port {port} is not a port: choose a number from 1 to 65535.")
         if until is not None and until < 1:
-            sys.exit(f"--until {until} can never be reached: choose 1 or more.")
+            sys.exit(f"--until {until} is too small: choose 1 or more.")
         if not deadline > 0:
-            sys.exit(f"--deadline {deadline} is over before it begins: choose a number of seconds above 0.")
+            sys.exit(f"--deadline {deadline} is too short: choose a number of seconds above 0.")
         try:
             up.run(up.Options(port, demo, until, deadline), self.report, describe)
         except (SupervisorError, ServerError) as error:
             sys.exit(str(error))
 
     def report(self, line: str) -> None:
-        """Print a line at once. Raises OSError when nobody reads any more; what is printed then is lost."""
+        """Print a line at once. Raises OSError when the reader is gone; later output is discarded."""
         try:
             self.stdout.write(printable(line))
             self.stdout.flush()
         except OSError:
-            with Path(os.devnull).open("w") as nowhere:  # or Python complains at its end that it cannot print
+            with Path(os.devnull).open("w") as nowhere:  # otherwise Python prints an error at exit
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
             raise
 
@@ -65,7 +67,7 @@ def length(time: timedelta) -> str:
 
 
 def printable(text: str) -> str:
-    """Names and reasons may hold what a terminal would obey, or cannot show."""
+    """Replace control characters, which a terminal would obey, and characters that it cannot show."""
     shown = "".join(character if character.isprintable() else " " for character in text)
     encoding = sys.stdout.encoding or "ascii"
     return shown.encode(encoding, "backslashreplace").decode(encoding)
