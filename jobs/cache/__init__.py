@@ -1,4 +1,4 @@
 """What is made once: for a process, a machine, or all of them?
 
-Resources stay in memory, mapped ones in a file, cached values in Redis.
+Resources stay in a process's memory, mapped resources in a file, cached values in Redis.
 """

@@ -1,9 +1,9 @@
-"""How does Django's cache keep values in Redis? As JSON, under keys of its own.
+"""How does Django's cache keep values in Redis? As JSON, under keys with the cache's prefix.
 
-Its one rule: what is read is what was written, whichever process and version of the code reads it; what JSON would
-bring back as something else is refused. Pickles would let whoever can write to Redis run code here.
+Its one rule: every process and every version of the code reads the value that was written; a value that JSON would
+change is refused. Pickles would let anyone who can write to Redis run code here.
 
-Redis is often the broker's, too: `clear()` takes away the cache's own keys, where Django's would empty the database.
+Redis is often the broker, too: `clear()` deletes only the cache's own keys; Django's would empty the database.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from django.core.cache.backends.redis import RedisCache
 from django.db.models import Model, QuerySet
 
-PATIENCE = 1.0  # seconds to wait for Redis: without a cache a page is slow, with one that is frozen it would hang
+PATIENCE = 1.0  # seconds to wait for Redis: a page without a cache is slow, one with a frozen cache would hang
 BATCH = 1000  # keys in one command
 
 ADVICE: dict[type | tuple[type, ...], str] = {
@@ -29,11 +29,11 @@ ADVICE: dict[type | tuple[type, ...], str] = {
 
 
 class NotJSONError(TypeError):
-    """What should be cached is not plain JSON. The message says what to pass instead."""
+    """The value is not plain JSON. The message says which value to pass instead."""
 
 
 class JSON:
-    """The form of values in Redis. A whole number stands there as Redis counts it."""
+    """The serializer of cached values. It writes a whole number so that Redis can increment it."""
 
     def dumps(self, value: Any) -> str:
         """Raises `NotJSONError`."""
@@ -43,8 +43,8 @@ class JSON:
             raise NotJSONError(f"This cannot be cached: {error}") from error
         if json.loads(text) != value:
             raise NotJSONError(
-                "This cannot be cached, for it would come back as something else: pass lists instead of tuples, and"
-                " dicts whose keys are text."
+                "This cannot be cached: it would come back as another value. Pass lists instead of tuples, and dicts"
+                " whose keys are text."
             )
         return text
 
@@ -53,18 +53,18 @@ class JSON:
 
 
 class Cache(RedisCache):
-    """Django's cache on Redis; its settings must name a KEY_PREFIX."""
+    """Django's cache on Redis. Its settings must have a KEY_PREFIX."""
 
     def __init__(self, server: Any, params: dict[str, Any]) -> None:
         client = {"serializer": JSON, "socket_connect_timeout": PATIENCE, "socket_timeout": PATIENCE}
         super().__init__(server, {**params, "OPTIONS": {**client, **params.get("OPTIONS", {})}})
 
     def count(self, key: str) -> int:
-        """Add one to a number, or to 0 where there is none; atomic, as `incr` is not. Returns the new number."""
+        """Add 1 to a number, or to 0 if the key is missing. Atomic, unlike `incr`. Returns the new number."""
         return int(self._cache.get_client(write=True).incr(self.make_and_validate_key(key)))
 
     def clear(self) -> None:
-        """Take away all that was cached, in whatever version, and nothing else."""
+        """Delete all cached values of every version, and no other keys."""
         client = self._cache.get_client(write=True)
         keys = client.scan_iter(match=f"{self.key_prefix}:*", count=BATCH)
         while some := list(islice(keys, BATCH)):

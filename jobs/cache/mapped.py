@@ -1,14 +1,14 @@
-"""How do all processes of a machine share one large table? As a file, which one of them builds and each one maps.
+"""How do all processes of a machine share one large table? As a file that one process builds and every process maps.
 
     atlas = MappedResource("atlas", write_atlas, settings.VAR_DIR / "resources")
     atlas.get()[offset : offset + 8]                           # a read-only memoryview
 
-Its one rule: what is mapped is whole. One process at a time builds, under another name; the file takes its place when
-it is complete and on disk. A builder that is killed leaves no lock, and nothing that anybody would map. Whoever uses a
-former file goes on with it: the system frees it when the last of them is done.
+Its one rule: every mapped file is complete. One process at a time builds, under another name; the file gets its final
+name once it is complete and on disk. A killed builder leaves no lock and no file that a process would map. A process
+that uses an older file keeps it: the system frees the file after its last user.
 
-Limits: systems with `flock`, a folder on a local disk. The file outlives restarts: give the resource another name when
-`build` changes its format. Each machine builds its own.
+Limits: needs `flock` and a folder on a local disk. The file outlives restarts: rename the resource when `build` changes
+the format. Each machine builds its own file.
 """
 
 import fcntl
@@ -24,21 +24,21 @@ from jobs.cache.resources import Entry, Resource
 
 
 class MappedResource(Resource[memoryview]):
-    """A table that `build` writes into the file whose path it is given; each version of it is a file in `folder`.
+    """A table that `build` writes to the path it receives; each version of the table is a file in `folder`.
 
-    `ttl` is in seconds and counts from the beginning of the build, in whichever process. `close` is none of its needs:
-    a mapping ends with the last reference to it.
+    `ttl` is in seconds and counts from the start of the build, also when another process built the file. It takes no
+    `close`: a mapping ends with the last reference to it.
     """
 
     def __init__(
         self, name: str, build: Callable[[Path], object], folder: Path, *, ttl: float = math.inf, preload: bool = False
     ) -> None:
-        super().__init__(name, build, ttl=ttl, preload=preload)  # type: ignore[arg-type] # for `_build` below, no other
+        super().__init__(name, build, ttl=ttl, preload=preload)  # type: ignore[arg-type] # only `_build` calls it
         self._folder = Path(folder) / name
 
     def _make(self, key: tuple[Hashable, ...]) -> Entry[memoryview]:
         if key:
-            raise TypeError(f"{self.name} is one table and has no keys: look up {key!r} in what get() returns.")
+            raise TypeError(f"{self.name} is one table and has no keys: call get() and look up {key!r} in the result.")
         with self._alone():
             path = self._folder / (self._newest() if self.version is None else str(self.version))
             if not path.exists() or _age(path) >= self.ttl:
@@ -49,14 +49,14 @@ class MappedResource(Resource[memoryview]):
 
     def _build(self, path: Path) -> None:
         unfinished, began = self._folder / "unfinished", time.time()
-        unfinished.unlink(missing_ok=True)  # of a builder that was killed
+        unfinished.unlink(missing_ok=True)  # left by a killed builder
         try:
             self.load(unfinished)
             if unfinished.exists():
                 with unfinished.open("rb") as file:
                     os.fsync(file.fileno())
             if not unfinished.exists() or not unfinished.stat().st_size:
-                raise ValueError(f"{self.name}: nothing was written into the file, and nothing cannot be mapped.")
+                raise ValueError(f"{self.name}: build wrote nothing to the file, and an empty file cannot be mapped.")
             os.utime(unfinished, (began, began))
             unfinished.replace(path)
         finally:
@@ -66,23 +66,23 @@ class MappedResource(Resource[memoryview]):
                 other.unlink()
 
     def _newest(self) -> str:
-        """Which file a process maps that does not look for versions: the workers' own, where there is one."""
+        """The file for a process that reads no versions: the newest one that the workers have built, if any."""
         versions = (int(file.name) for file in self._folder.iterdir() if file.name.isdecimal())
         return str(max(versions, default=0))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """While no other process of this machine is in here: the system ends the lock with its holder."""
+        """Lock the folder against the other processes of this machine. The lock ends with its process."""
         self._folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # to close it is not enough: a child forked meanwhile has it, too
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a child forked meanwhile holds it, too
             os.close(descriptor)
 
 
 def _age(path: Path) -> float:
-    """Seconds since the build of this file began; never below 0, though clocks are set back."""
+    """Seconds since the build of this file began; at least 0, even after the clock was set back."""
     return max(0.0, time.time() - path.stat().st_mtime)

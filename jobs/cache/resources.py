@@ -1,14 +1,14 @@
-"""How do the jobs of a process share what is expensive to make? It is loaded once, kept, and handed to each of them.
+"""How do the jobs of a process share a value that is expensive to load? It is loaded once and kept for all of them.
 
     prices = Resource("prices", load_prices, ttl=3600)         # prices.get()
-    rates = Resource("rates", load_rates_of, limit=50)         # rates.get("EUR") is load_rates_of("EUR"), made once
+    rates = Resource("rates", load_rates_of, limit=50)         # rates.get("EUR") calls load_rates_of("EUR") once
 
-Its one rule: nothing is taken from under a job. What is dropped, because newer entries need the room, because it is too
-old or because it was invalidated, lives until its last user is done with it. What has to be closed is therefore lent
-only: `with connections.use() as connection`.
+Its one rule: a value stays usable until its last user is done. A dropped value (newer entries needed its room, it
+expired, or it was invalidated) lives on while a job uses it. A value that must be closed is therefore only lent:
+`with connections.use() as connection`.
 
-Limits: jobs share the very object, so none may change it. The limits of entries and bytes hold for what is kept; what
-was dropped and is still in use comes on top. A load that never returns holds up whoever asks for the same key.
+Limits: jobs share the same object and must not change it. The limits of entries and bytes count kept values only;
+dropped values still in use come on top. A load that never returns blocks every caller that asks for the same key.
 """
 
 import logging
@@ -31,29 +31,29 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Key = tuple[Hashable, ...]
 
-NAME = re.compile(r"\A\w[\w.-]{0,99}\Z")  # names stand in rows, commands and the names of folders
-SAMPLES = (1_000, 50, 10)  # at most so many items stand for all of a container, by its depth; below the last: 3
+NAME = re.compile(r"\A\w[\w.-]{0,99}\Z")  # names appear in rows, commands and folder names
+SAMPLES = (1_000, 50, 10)  # items sampled from one container, by its depth; deeper ones: 3
 
-_lock = threading.RLock()  # guards the bookkeeping of all resources; never held while foreign code runs
+_lock = threading.RLock()  # guards the bookkeeping of all resources; never held while user code runs
 _hook: Callable[[], None] | None = None  # see `before_first_use`
 _unused: Callable[[], None] | None = None  # the same, until this process has used a resource
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What a resource holds in this process, and how often it was asked for since the process began."""
+    """The size of a resource in this process, and its hits and misses since the process began."""
 
     entries: int
     bytes: int
-    hits: int  # handed out without a load
-    misses: int  # loads that were asked for and came to an end
+    hits: int  # calls that needed no load of their own
+    misses: int  # completed loads, failed ones included
 
 
 def size_of(value: Any) -> int:
-    """About how many bytes of memory a value takes: its buffer, or itself and all that its containers hold.
+    """Estimates the memory of a value in bytes: its buffer, or the object and the contents of its containers.
 
-    Of a large container a sample stands for all, and what is met twice counts once. What hides its contents
-    (`__slots__`, most C extensions) counts with its surface only: give such a resource a `size` of its own.
+    It samples large containers and counts each object once. It cannot see into objects with `__slots__` and most C
+    extensions and counts only the object itself: pass your own `size` for such a resource.
     """
     if isinstance(nbytes := getattr(value, "nbytes", None), int):
         return nbytes
@@ -81,7 +81,7 @@ def _contents(value: Any) -> tuple[Collection[Any], ...]:
 
 @dataclass(slots=True)
 class Entry(Generic[T]):
-    """A loaded value, and who needs it."""
+    """A loaded value with its number of users."""
 
     value: T
     size: int  # bytes
@@ -93,7 +93,7 @@ class Entry(Generic[T]):
 
 @dataclass(slots=True)
 class _Load(Generic[T]):
-    """A load that is under way. Its lock is held by the thread that loads; those that wait for it come in turn."""
+    """A load in progress. The loading thread holds its lock; waiting threads acquire it one after another."""
 
     lock: threading.RLock = field(default_factory=threading.RLock)
     entry: Entry[T] | None = None
@@ -102,11 +102,11 @@ class _Load(Generic[T]):
 
 @dataclass(eq=False, repr=False)
 class Resource(Generic[T]):
-    """Values of one kind, each made by `load` from its key, and kept for all jobs of this process.
+    """Values of one kind, which `load` makes from their keys and all jobs of this process share.
 
-    Kept are at most `limit` entries and, by their `size`, `limit_bytes`; the least recently used go first. A value is
-    too old `ttl` seconds after its load began. `close` is called with what was dropped and is not used any more. With
-    `preload`, a worker loads the value without a key before it forks, so that its children begin with it.
+    It keeps at most `limit` entries and `limit_bytes` as measured by `size`, and drops the least recently used first. A
+    value expires `ttl` seconds after its load began. `close` receives each dropped value after its last use. With
+    `preload`, a worker loads the value without a key before it forks, so that its children start with it.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Resource(Generic[T]):
     preload: bool = False
     clock: Callable[[], float] = time.monotonic
 
-    version: int | None = field(default=None, init=False)  # of what is loaded from now on, where somebody counts
+    version: int | None = field(default=None, init=False)  # of new loads, once `drop` has set one
     _entries: OrderedDict[Key, Entry[T]] = field(default_factory=OrderedDict, init=False)
     _loads: dict[Key, _Load[T]] = field(default_factory=dict, init=False)
     _bytes: int = field(default=0, init=False)
@@ -129,28 +129,28 @@ class Resource(Generic[T]):
 
     def __post_init__(self) -> None:
         if not NAME.match(self.name):
-            raise ValueError(f"{self.name!r} cannot be a resource's name: take up to 100 letters, digits, . _ and -.")
+            raise ValueError(f"{self.name!r} cannot be a resource's name: use up to 100 letters, digits, . _ and -.")
         if not isinstance(self.limit, int) or self.limit < 1:
             raise ValueError(f"The limit of {self.name} is {self.limit!r}: it must be 1 entry or more.")
         for option in ("ttl", "limit_bytes"):
             if not isinstance(number := getattr(self, option), (int, float)) or not number >= 0:
-                raise ValueError(f"The {option} of {self.name} is {number!r}: it must be a number, and not below 0.")
+                raise ValueError(f"The {option} of {self.name} is {number!r}: it must be a number of 0 or more.")
         if not callable(self.load):
             raise TypeError(f"{self.name} needs a function that loads it, not {self.load!r}.")
         if self.preload and self.close:
-            raise ValueError(f"{self.name} has to be closed, so no process can leave it to another: no preload.")
+            raise ValueError(f"{self.name} has a close, so forked processes cannot share it: remove preload.")
         if registry.setdefault(self.name, self) is not self:
-            raise ValueError(f"There is a resource called {self.name} already: choose another name.")
+            raise ValueError(f"There is already a resource called {self.name}: choose another name.")
 
     def get(self, *key: Hashable) -> T:
-        """The value of this key, loaded if need be. Raises what `load` raises; that is not kept."""
+        """The value of this key, loaded if necessary. Raises the errors of `load`, which are not kept."""
         if self.close:
             raise TypeError(f"{self.name} is closed when it is dropped: write `with {self.name}.use() as value`.")
         return self._take(key).value
 
     @contextmanager
     def use(self, *key: Hashable) -> Iterator[T]:
-        """As `get`; the value is not closed before the end of the block, whatever becomes of its entry."""
+        """Like `get`, but the value stays open until the end of the block, even if its entry is dropped."""
         entry = self._take(key)
         try:
             yield entry.value
@@ -160,7 +160,7 @@ class Resource(Generic[T]):
             self._close_unused([entry])
 
     def drop(self, version: int | None = None) -> None:
-        """Forget all values, and those whose load is under way; what is loaded from now on is of that version."""
+        """Drop all values and the results of running loads. Later loads belong to `version`."""
         with _lock:
             self.version = self.version if version is None else version
             self._loads.clear()
@@ -172,7 +172,7 @@ class Resource(Generic[T]):
             return Tally(len(self._entries), self._bytes, self._hits, self._misses)
 
     def _take(self, key: Key) -> Entry[T]:
-        """The entry of this key, with one user more."""
+        """The entry of this key, with its users increased by one."""
         if _unused:
             _tell_of_first_use()
         while True:
@@ -196,11 +196,11 @@ class Resource(Generic[T]):
         return entry
 
     def _wait_for(self, load: _Load[T], key: Key) -> Entry[T] | None:
-        """What this load brings; None where it was closed again before this thread came to it."""
+        """The entry of this load, which this thread may execute itself. None if the entry is already closed again."""
         with load.lock:
             if load.error is not None:
                 raise load.error
-            if load.entry is None:  # this thread is the first, or those before it were interrupted
+            if load.entry is None:  # this thread is the first, or the earlier ones were interrupted
                 return self._run(load, key)
         with _lock:
             return None if load.entry.closed else self._hit(load.entry)
@@ -208,9 +208,9 @@ class Resource(Generic[T]):
     def _run(self, load: _Load[T], key: Key) -> Entry[T]:
         try:
             entry = self._make(key)
-        except SoftTimeLimitExceeded:  # says something of this job, nothing of the resource: the next in turn loads
+        except SoftTimeLimitExceeded:  # concerns this job, not the resource: the next waiting thread loads
             raise
-        except Exception as error:
+        except Exception as error:  # any error of the user's `load`: the waiting threads raise it, too
             load.error = error
             with _lock:
                 self._misses += 1
@@ -223,7 +223,7 @@ class Resource(Generic[T]):
             dropped = self._keep(key, entry) if self._end(load, key) else []
         self._close_unused(dropped)
         if entry.size > self.limit_bytes:
-            log.warning("%s: %d bytes exceed its limit_bytes, and are loaded for each use.", self.name, entry.size)
+            log.warning("%s: %d bytes exceed its limit_bytes and are loaded again for each use.", self.name, entry.size)
         return entry
 
     def _make(self, key: Key) -> Entry[T]:
@@ -236,14 +236,14 @@ class Resource(Generic[T]):
         return Entry(value, size, began + self.ttl)
 
     def _end(self, load: _Load[T], key: Key) -> bool:
-        """Nobody joins this load any more. False: it began before an invalidation, and what it brought is not kept."""
+        """Let no further thread wait for this load. False: it began before an invalidation; do not keep its entry."""
         if self._loads.get(key) is not load:
             return False
         del self._loads[key]
         return True
 
     def _keep(self, key: Key, entry: Entry[T]) -> list[Entry[T]]:
-        """Keep it, and return what had to give way."""
+        """Keep an entry. Returns the entries dropped for it."""
         now = self.clock()
         dropped = [self._remove(old) for old in list(self._entries) if self._entries[old].expires_at <= now]
         if entry.size > self.limit_bytes:
@@ -262,7 +262,7 @@ class Resource(Generic[T]):
         return entry
 
     def _close_unused(self, entries: Iterable[Entry[T]]) -> None:
-        """Close what nobody keeps and nobody uses; what is still in use comes here again when that is over."""
+        """Close entries that are neither kept nor used. An entry in use comes back here after its last use."""
         if self.close is None:
             return
         for entry in entries:
@@ -280,7 +280,7 @@ class Resource(Generic[T]):
             log.exception("%s: a dropped value could not be closed.", self.name)
 
     def _inherit(self) -> None:
-        """In a forked child: who loaded or counted is not here. Values stay shared, but for those to be closed."""
+        """In a forked child: reset loads and counts, which belong to the parent. Keep values that need no `close`."""
         self._loads.clear()
         self._hits = self._misses = 0
         if self.close:
@@ -290,13 +290,13 @@ class Resource(Generic[T]):
 
 
 registry: dict[str, Resource[Any]] = {}  # all resources of this process, by name
-_parents: list[Entry[Any]] = []  # what a parent process uses; to forget it might close a connection that is in use
+_parents: list[Entry[Any]] = []  # a parent's values; garbage collection could close a connection that the parent uses
 
 
 def before_first_use(hook: Callable[[], None]) -> None:
-    """Have `hook` called here, and in each process forked from here, before it hands out a value for the first time.
+    """Call `hook` before the first use of any resource, in this process and in each process forked from it.
 
-    Threads that come at the same time call it together, and each waits for its own call.
+    Concurrent threads may each call it; each waits for its own call.
     """
     global _hook, _unused  # noqa: PLW0603 - a process has one hook
     _hook = _unused = hook
@@ -317,5 +317,5 @@ def _in_child() -> None:
     _lock.release()
 
 
-# Held over the fork, so that no child begins with bookkeeping that another thread was in the middle of.
+# Held during the fork, so that no child starts with half-finished bookkeeping of another thread.
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_in_child)

@@ -1,17 +1,17 @@
-"""What may be remembered for a while, by every process? What a function returns that is `cached`.
+"""How do all processes share a computed value for a while? The function that computes it is `cached`.
 
     @cached("prices", seconds=30)
     def prices() -> dict[str, int]: ...
 
-    invalidate("prices")  # what it returned up to now is served no more
+    invalidate("prices")  # the cached value is no longer served
 
-Its one rule: what was computed from data of before an invalidation is not served after it, not even by a process that
-was still computing. Values stand under a random token of their name; an invalidation takes the token away, and whoever
-began under it stores where nobody looks.
+Its one rule: after an invalidation, no process serves a value computed from older data, even if the computation was
+still running. Each name has a random token, which is part of its value's key. An invalidation deletes the token; a
+process that began with the old token stores its value under a key that is never read again.
 
-Limits: inside a transaction everything is computed, as others must not see what it may undo. A Redis that is away
-breaks nothing: everything is computed, and an invalidation that it misses takes effect when the value is too old. One
-that is frozen keeps a process waiting for a second, once in six.
+Limits: inside a transaction the function always computes, as a rollback may undo its data. An unavailable Redis breaks
+nothing: every call computes, and a missed invalidation takes effect when the value expires. A frozen Redis delays a
+process by one second in every six.
 """
 
 import logging
@@ -32,32 +32,32 @@ from jobs.cache.backend import JSON, Cache
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-RETRY_AFTER = 5.0  # seconds for which a Redis that did not answer is not asked again
-NOTHING = object()  # for None may be remembered
+RETRY_AFTER = 5.0  # seconds without calls to Redis after a timeout
+NOTHING = object()  # None may be a cached value
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How often a value was asked for since the cache was emptied last: found, and computed anew."""
+    """Cache hits and misses of a name since the cache was last cleared."""
 
     hits: int
     misses: int
 
     @property
     def hit_rate(self) -> float | None:
-        """From 0 to 1; None before it was first asked for."""
+        """From 0 to 1; None before the first call."""
         asked = self.hits + self.misses
         return self.hits / asked if asked else None
 
 
 class UnavailableError(Exception):
-    """Redis does not answer: go on without."""
+    """Redis does not answer: continue without it."""
 
 
 def cached(name: str, seconds: int) -> Callable[[Callable[[], T]], Callable[[], T]]:
-    """Remember what a function returns, which must be plain JSON, for so many seconds or until `invalidate(name)`.
+    """Cache a function's result, which must be plain JSON, for `seconds` or until `invalidate(name)`.
 
-    Two processes that find nothing both compute. Raises `NotJSONError` for what cannot be remembered.
+    Two processes that miss at the same time both compute. Raises `NotJSONError` if the result is not plain JSON.
     """
 
     def decorate(function: Callable[[], T]) -> Callable[[], T]:
@@ -82,12 +82,12 @@ def cached(name: str, seconds: int) -> Callable[[Callable[[], T]], Callable[[], 
 
 
 def invalidate(name: str) -> None:
-    """Serve no more what was computed up to now; inside a transaction, from when it is committed."""
+    """Stop serving the current value of `name`; inside a transaction, once it is committed."""
     transaction.on_commit(partial(_delete, name))
 
 
 def usage(name: str) -> Usage | None:
-    """How often the value of that name was found; None while Redis is away."""
+    """The hits and misses of `name`; None while Redis is unavailable."""
     try:
         with _cache() as cache:
             counts = cache.get_many([f"hits:{name}", f"misses:{name}"])
@@ -97,13 +97,13 @@ def usage(name: str) -> Usage | None:
 
 
 def _checked(value: T) -> T:
-    """The value, if it could be remembered: what cannot be is refused everywhere, in tests too."""
+    """Returns the value if it is plain JSON. So a wrong type is refused even if it is not stored, as in tests."""
     JSON().dumps(value)
     return value
 
 
 def _find(name: str) -> tuple[str, object]:
-    """Where the value stands now, and the value, or NOTHING. Raises UnavailableError."""
+    """The current key of the value, and the value or NOTHING. Raises UnavailableError."""
     with _cache() as cache:
         token = cache.get_or_set(f"token:{name}", lambda: uuid4().hex, timeout=None)
         key = f"value:{name}:{token}"
@@ -117,16 +117,16 @@ def _delete(name: str) -> None:
         with _cache() as cache:
             cache.delete(f"token:{name}")
     except UnavailableError:
-        log.warning("%s is served until it is too old: the cache is away.", name, extra={"action": "cache"})
+        log.warning("%s is served until it expires: the cache is unavailable.", name, extra={"action": "cache"})
 
 
-_back_at = 0.0  # of the monotonic clock: until then Redis is not asked
+_back_at = 0.0  # monotonic time; no calls to Redis before it
 
 
 @contextmanager
 def _cache() -> Iterator[Cache]:
-    """The cache of this thread. Raises UnavailableError, at once if Redis has kept somebody waiting just now."""
-    global _back_at  # noqa: PLW0603 - one for all threads, which would wait one after the other
+    """The cache of this thread. Raises UnavailableError, without a call for RETRY_AFTER seconds after a timeout."""
+    global _back_at  # noqa: PLW0603 - shared, or each thread would wait for its own timeout
     if time.monotonic() < _back_at:
         raise UnavailableError
     try:
@@ -134,5 +134,5 @@ def _cache() -> Iterator[Cache]:
     except exceptions.RedisError as error:
         if isinstance(error, exceptions.TimeoutError):
             _back_at = time.monotonic() + RETRY_AFTER
-        log.warning("The cache is away, everything is computed: %s", error, extra={"action": "cache"})
+        log.warning("The cache is unavailable, values are computed: %s", error, extra={"action": "cache"})
         raise UnavailableError from error

@@ -1,4 +1,4 @@
-"""What is remembered in Redis: for how long, until which invalidation, and what happens while Redis is away."""
+"""Values cached in Redis: how long are they served, until which invalidation, and what if Redis is unavailable?"""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ DEADLINE = 20.0  # seconds
 
 
 class Counter:
-    """A function to be cached, which returns how often it was called."""
+    """A cached function that returns its number of calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -33,7 +33,7 @@ def counter() -> Counter:
     return Counter()
 
 
-def test_it_computes_once_and_counts_what_it_found(counter, redis):
+def test_it_computes_once_and_counts_hits_and_misses(counter, redis):
     assert usage("number") == Usage(hits=0, misses=0)
     assert usage("number").hit_rate is None
     assert [counter.remembered() for _ in range(4)] == [1, 1, 1, 1]
@@ -41,16 +41,16 @@ def test_it_computes_once_and_counts_what_it_found(counter, redis):
     assert usage("number").hit_rate == 0.75
 
 
-def test_it_remembers_for_all_processes_and_no_longer_than_it_was_told(counter, redis):
+def test_it_stores_values_in_redis_until_they_expire(counter, redis):
     counter.remembered()
     (key,) = redis.keys("punctual:1:value:number:*")
     assert redis.get(key) == b"1"
     assert 0 < redis.ttl(key) <= 60
-    redis.delete(key)  # as when its time is over
+    redis.delete(key)  # as Redis does when the value expires
     assert counter.remembered() == 2
 
 
-def test_it_remembers_nothing_as_well_as_something(redis):
+def test_it_caches_none_like_any_other_value(redis):
     calls = []
     nothing = cached("nothing", seconds=60)(lambda: calls.append(1))
     assert [nothing(), nothing()] == [None, None]
@@ -70,13 +70,13 @@ def test_it_counts_every_call_of_many_threads(counter, redis):
     assert usage("number") == Usage(hits=400, misses=1)
 
 
-def test_it_computes_anew_after_an_invalidation(counter, redis):
+def test_it_computes_again_after_an_invalidation(counter, redis):
     counter.remembered()
     invalidate("number")
     assert [counter.remembered(), counter.remembered()] == [2, 2]
 
 
-def test_it_never_serves_after_an_invalidation_what_was_read_before_it(redis):
+def test_it_never_serves_older_data_after_an_invalidation(redis):
     has_read, may_go_on = threading.Event(), threading.Event()
 
     @cached("titles", seconds=60)
@@ -103,7 +103,7 @@ def test_it_never_serves_after_an_invalidation_what_was_read_before_it(redis):
     assert titles() == ["new"]
 
 
-def test_it_invalidates_when_the_change_can_be_seen(counter, redis):
+def test_it_invalidates_when_the_transaction_commits(counter, redis):
     counter.remembered()
     with transaction.atomic():
         invalidate("number")
@@ -112,7 +112,7 @@ def test_it_invalidates_when_the_change_can_be_seen(counter, redis):
     assert counter.remembered() == 2
 
 
-def test_it_invalidates_nothing_when_the_change_is_undone(counter, redis):
+def test_it_invalidates_nothing_when_the_transaction_rolls_back(counter, redis):
     counter.remembered()
     with transaction.atomic():
         invalidate("number")
@@ -120,13 +120,13 @@ def test_it_invalidates_nothing_when_the_change_is_undone(counter, redis):
     assert counter.remembered() == 1
 
 
-def test_it_remembers_nothing_that_a_transaction_may_undo(counter, redis):
+def test_it_caches_nothing_inside_a_transaction(counter, redis):
     with transaction.atomic():
         assert [counter.remembered(), counter.remembered()] == [1, 2]
     assert counter.remembered() == 3
 
 
-def test_it_says_what_cannot_be_remembered_to_the_first_who_asks(redis):
+def test_it_refuses_a_result_that_is_not_json_at_the_first_call(redis):
     entry = FeedEntry.objects.create(feed="a", guid="a", title="a")
     with pytest.raises(NotJSONError, match="FeedEntry is not JSON, pass a dict of plain values"):
         cached("entry", seconds=60)(lambda: entry)()
@@ -137,11 +137,11 @@ def test_it_computes_while_redis_is_frozen_and_waits_for_it_once(counter, frozen
     invalidate("number")
     assert usage("number") is None
     told = [record.getMessage() for record in caplog.records if record.name == "jobs.cache.shared"]
-    assert len([line for line in told if line.startswith("The cache is away")]) == 1
-    assert told[-1] == "number is served until it is too old: the cache is away."
+    assert len([line for line in told if line.startswith("The cache is unavailable")]) == 1
+    assert told[-1] == "number is served until it expires: the cache is unavailable."
 
 
-def test_it_asks_again_when_its_connection_broke(counter, redis):
+def test_it_reconnects_after_a_broken_connection(counter, redis):
     counter.remembered()
     redis.client_kill_filter(_type="normal", skipme=True)
     invalidate("number")
@@ -149,15 +149,15 @@ def test_it_asks_again_when_its_connection_broke(counter, redis):
     assert [counter.remembered(), counter.remembered()] == [2, 2]
 
 
-def test_it_computes_while_redis_is_away(counter, settings, tmp_path):
-    default = settings.CACHES["default"] | {"LOCATION": [f"unix://{tmp_path}/nobody.sock?db=0"]}
+def test_it_computes_while_redis_is_down(counter, settings, tmp_path):
+    default = settings.CACHES["default"] | {"LOCATION": [f"unix://{tmp_path}/missing.sock?db=0"]}
     settings.CACHES = {"default": default}
     assert [counter.remembered(), counter.remembered()] == [1, 2]
     invalidate("number")
     assert usage("number") is None
 
 
-def test_it_clears_the_cache_and_leaves_the_broker_s_queue_alone(redis):
+def test_it_clears_the_cache_but_not_the_queue_of_the_broker(redis):
     run = run_now(make_schedule())
     cache.set_many({f"key{number}": number for number in range(2_500)})
     cache.set("other", 1, version=2)

@@ -1,4 +1,4 @@
-"""The form of cached values: plain JSON comes back as it was, all else is refused with a sentence that helps."""
+"""The serializer of cached values: plain JSON comes back unchanged, other values are refused with advice."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -16,11 +16,11 @@ ITSELF.append(ITSELF)
 @pytest.mark.parametrize(
     "value", [None, True, 0, -7, 2**70, 0.1, "", "ü\ud800", [], {}, [1, [2, {"a": None}]], {"a": 1}, State.RUNNING]
 )
-def test_it_gives_back_what_it_was_given(value):
+def test_it_returns_a_value_unchanged(value):
     assert JSON().loads(JSON().dumps(value).encode()) == value
 
 
-def test_it_writes_whole_numbers_as_redis_counts_them():
+def test_it_writes_whole_numbers_so_that_redis_can_increment_them():
     assert JSON().dumps(41) == "41"
 
 
@@ -35,14 +35,14 @@ def test_it_writes_whole_numbers_as_redis_counts_them():
         ({1, 2}, "set is not JSON, pass a sorted list"),
         (UUID(int=1), "UUID is not JSON, pass plain values"),
         (b"bytes", "bytes is not JSON, pass plain values"),
-        ((1, 2), "pass lists instead of tuples"),
+        ((1, 2), "Pass lists instead of tuples"),
         ({1: "one"}, "dicts whose keys are text"),
         ({(1, 2): "pair"}, "keys must be str"),
         (float("nan"), "not JSON compliant"),
         (ITSELF, "Circular reference"),
     ],
 )
-def test_it_refuses_what_would_come_back_as_something_else(value, advice):
+def test_it_refuses_a_value_that_would_come_back_changed(value, advice):
     with pytest.raises(NotJSONError) as refusal:
         JSON().dumps(value)
     assert advice in str(refusal.value)

@@ -1,4 +1,4 @@
-"""Mapped resources: one file for all processes of a machine, built by one of them, never seen before it is whole."""
+"""Mapped resources: one file for all processes of a machine, built by one process, mapped only when complete."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from jobs.cache.mapped import MappedResource
 from tests.forking import forks, in_child
 from tests.servers import ROOT
 
-# Each process of the test below: it says that it is there, waits for all the others, and maps the table.
+# Each process of the test below reports that it runs, waits for the other three, and maps the table.
 PROCESS = """
 import sys, time
 from pathlib import Path
@@ -25,7 +25,7 @@ folder, number = Path(sys.argv[1]), int(sys.argv[2])
 def build(path):
     with (folder / "built").open("a") as file:
         file.write("x")
-    until = time.monotonic() + 0.3  # long enough for another to build as well, if it could
+    until = time.monotonic() + 0.3  # long enough for another process to build, if it could
     while (folder / "built").read_text() == "x" and time.monotonic() < until:
         time.sleep(0.01)
     path.write_bytes(b"table")
@@ -39,7 +39,7 @@ print(bytes(table.get()).decode())
 
 
 class Builds:
-    """A `build` that writes its number, counted from 1, behind a letter."""
+    """A `build` that writes v1, v2, v3 and so on."""
 
     number = 0
 
@@ -58,7 +58,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "table").iterdir())
 
 
-def test_it_maps_what_was_built_for_reading_only(tmp_path):
+def test_it_maps_the_built_file_read_only(tmp_path):
     table = MappedResource("table", Builds(), tmp_path)
     view = table.get()
     assert bytes(view) == b"v1"
@@ -67,7 +67,7 @@ def test_it_maps_what_was_built_for_reading_only(tmp_path):
     assert (table.tally().bytes, files(tmp_path)) == (2, ["0"])
 
 
-def test_it_is_built_once_by_all_processes_of_a_machine(tmp_path):
+def test_it_is_built_once_for_all_processes_of_a_machine(tmp_path):
     command = [sys.executable, "-c", PROCESS, str(tmp_path)]
     processes = [
         subprocess.Popen([*command, str(number)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for number in range(4)
@@ -83,7 +83,7 @@ def test_it_is_shared_with_children(tmp_path):
     assert in_child(lambda: [bytes(table.get()).decode(), build.number]) == ["v1", 1]
 
 
-def test_it_goes_on_with_the_file_that_another_process_has_left(tmp_path):
+def test_it_uses_the_file_that_an_earlier_process_built(tmp_path):
     MappedResource("table", Builds(), tmp_path).get()
     resources.registry.clear()
     later = Builds()
@@ -91,7 +91,7 @@ def test_it_goes_on_with_the_file_that_another_process_has_left(tmp_path):
     assert not later.number
 
 
-def test_it_builds_another_version_and_leaves_the_former_to_who_uses_it(tmp_path):
+def test_it_builds_a_new_version_and_leaves_the_old_one_to_its_users(tmp_path):
     table = MappedResource("table", Builds(), tmp_path)
     former = table.get()
     table.drop(version=7)
@@ -108,7 +108,7 @@ def test_it_maps_the_same_file_again_when_only_this_process_dropped_it(tmp_path)
     assert build.number == 1
 
 
-def test_it_builds_anew_what_is_too_old(tmp_path):
+def test_it_builds_an_expired_file_again(tmp_path):
     table = MappedResource("table", build := Builds(), tmp_path, ttl=60)
     table.get()
     an_hour_ago = time.time() - 3600
@@ -118,7 +118,7 @@ def test_it_builds_anew_what_is_too_old(tmp_path):
     assert build.number == 2
 
 
-def test_it_counts_the_age_of_a_file_from_its_build_in_whichever_process(tmp_path):
+def test_it_counts_the_age_of_a_file_from_the_build_of_another_process(tmp_path):
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "0").write_bytes(b"built elsewhere")
     a_while_ago = time.time() - 50
@@ -132,7 +132,7 @@ def test_it_counts_the_age_of_a_file_from_its_build_in_whichever_process(tmp_pat
 
 
 @forks
-def test_it_never_maps_what_a_killed_builder_left(tmp_path):
+def test_it_never_maps_the_file_of_a_killed_builder(tmp_path):
     def build_and_die(path: Path) -> None:
         path.write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -153,7 +153,7 @@ def test_it_never_maps_what_a_killed_builder_left(tmp_path):
     assert files(tmp_path) == ["0"]
 
 
-def test_it_never_maps_what_a_failed_build_left(tmp_path):
+def test_it_never_maps_the_file_of_a_failed_build(tmp_path):
     def build(path: Path) -> None:
         path.write_bytes(b"half")
         raise OSError("No space left on device")
@@ -164,13 +164,13 @@ def test_it_never_maps_what_a_failed_build_left(tmp_path):
     assert files(tmp_path) == []
 
 
-def test_it_refuses_a_table_of_nothing(tmp_path):
+def test_it_refuses_an_empty_table(tmp_path):
     table = MappedResource("table", lambda path: path.touch(), tmp_path)
-    with pytest.raises(ValueError, match="nothing was written into the file"):
+    with pytest.raises(ValueError, match="build wrote nothing to the file"):
         table.get()
     assert files(tmp_path) == []
 
 
 def test_it_has_no_keys(tmp_path):
-    with pytest.raises(TypeError, match=r"is one table and has no keys: look up \('a',\)"):
+    with pytest.raises(TypeError, match=r"is one table and has no keys: call get\(\) and look up \('a',\)"):
         MappedResource("table", Builds(), tmp_path).get("a")

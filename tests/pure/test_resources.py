@@ -1,4 +1,4 @@
-"""Resources of one process: loaded once, kept within bounds, dropped when told, closed when nobody uses them."""
+"""Resources of one process: loaded once, kept within bounds, dropped on invalidation, closed after the last use."""
 
 import gc
 import itertools
@@ -20,7 +20,7 @@ from jobs.cache import resources
 from jobs.cache.resources import Resource, Tally, before_first_use, size_of
 from tests.forking import forks, in_child
 
-DEADLINE = 10.0  # seconds after which a thread that hangs is a failure
+DEADLINE = 10.0  # seconds; a thread that takes longer hangs
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def _names_of_this_test_only(monkeypatch):
 
 
 class Loads(list):
-    """A `load` that notes its keys; its values are numbers, counted from 1."""
+    """A `load` that records its keys and returns 1, 2, 3 and so on."""
 
     def __call__(self, *key: object) -> int:
         self.append(key)
@@ -39,7 +39,7 @@ class Loads(list):
 
 @dataclass
 class Handle:
-    """Something that has to be closed."""
+    """A value that must be closed. It records the threads that closed it."""
 
     closed: list[int] = field(default_factory=list)
 
@@ -48,7 +48,7 @@ class Handle:
 
 
 class AskedFor:
-    """A key that knows when so many threads have found nothing under it: each looks for a value, then for a load."""
+    """A key that sets `by_all` after so many threads found no value: each looks for an entry, then for a load."""
 
     def __init__(self, threads: int) -> None:
         self._looks_left = 2 * threads
@@ -62,12 +62,12 @@ class AskedFor:
 
 
 def together(threads: int, call: Callable[[], object]) -> list[object]:
-    """What `call` returned or raised in each of so many threads."""
+    """The results or errors of `call` in so many concurrent threads."""
 
     def outcome() -> object:
         try:
             return call()
-        except Exception as error:  # noqa: BLE001 - what was raised is looked at by the test
+        except Exception as error:  # noqa: BLE001 - the test inspects the error
             return error
 
     with ThreadPoolExecutor(threads) as pool:
@@ -75,7 +75,7 @@ def together(threads: int, call: Callable[[], object]) -> list[object]:
         return [future.result(DEADLINE) for future in futures]
 
 
-def test_it_loads_once_for_all_who_ask():
+def test_it_loads_once_for_all_callers():
     resource = Resource("numbers", Loads())
     assert [resource.get(), resource.get(), resource.get()] == [1, 1, 1]
     assert resource.tally() == Tally(entries=1, bytes=size_of(1), hits=2, misses=1)
@@ -87,7 +87,7 @@ def test_it_keeps_a_value_for_each_key():
     assert load == [("a",), ("b", 2)]
 
 
-def test_it_keeps_nothing_of_a_load_that_failed():
+def test_it_keeps_no_entry_of_a_failed_load():
     def load() -> int:
         loads.append(1)
         if len(loads) == 1:
@@ -105,7 +105,7 @@ def test_it_keeps_nothing_of_a_load_that_failed():
 # --- bounds ---------------------------------------------------------------------------------------------------------
 
 
-def test_it_drops_what_was_not_used_for_longest_when_there_are_too_many():
+def test_it_drops_the_least_recently_used_when_there_are_too_many_entries():
     resource = Resource("numbers", load := Loads(), limit=2)
     for key in ("a", "b", "a", "c", "a"):
         resource.get(key)
@@ -113,7 +113,7 @@ def test_it_drops_what_was_not_used_for_longest_when_there_are_too_many():
     assert resource.get("b") == 4
 
 
-def test_it_drops_what_was_not_used_for_longest_when_it_is_too_much():
+def test_it_drops_the_least_recently_used_when_there_are_too_many_bytes():
     resource = Resource("texts", lambda letter, times: letter * times, limit_bytes=10, size=len)
     for key in (("a", 4), ("b", 4), ("a", 4), ("c", 6)):
         resource.get(*key)
@@ -122,18 +122,18 @@ def test_it_drops_what_was_not_used_for_longest_when_it_is_too_much():
     assert resource.tally().hits == 2
 
 
-def test_it_hands_out_what_is_too_large_to_keep_and_drops_nothing_for_it(caplog):
+def test_it_returns_a_value_too_large_to_keep_and_drops_nothing_for_it(caplog):
     resource = Resource("texts", lambda times: "x" * times, limit_bytes=10, size=len)
     assert [len(resource.get(times)) for times in (3, 11, 11, 3)] == [3, 11, 11, 3]
     assert resource.tally() == Tally(entries=1, bytes=3, hits=1, misses=3)
     assert "texts: 11 bytes exceed its limit_bytes" in caplog.text
 
 
-def test_it_loads_anew_what_is_too_old():
+def test_it_loads_an_expired_value_again():
     now = [0.0]
 
     def load() -> float:
-        now[0] += 5  # its data are those of the beginning
+        now[0] += 5  # the data are as old as the start of the load
         return now[0]
 
     resource = Resource("times", load, ttl=60, clock=lambda: now[0])
@@ -145,7 +145,7 @@ def test_it_loads_anew_what_is_too_old():
     assert resource.tally().entries == 1
 
 
-def test_it_gives_room_back_that_old_values_take():
+def test_it_drops_expired_values_when_it_keeps_a_new_one():
     now = [0.0]
     resource = Resource("numbers", Loads(), ttl=60, clock=lambda: now[0])
     resource.get("old")
@@ -167,11 +167,11 @@ def test_it_gives_room_back_that_old_values_take():
     ],
     ids=["bytes", "buffer", "same again", "dict", "objects", "nested", "large"],
 )
-def test_it_knows_about_how_much_memory_a_value_takes(value, least, most):
+def test_it_estimates_the_memory_of_a_value(value, least, most):
     assert least <= size_of(value) <= most
 
 
-def test_it_counts_what_holds_itself_once():
+def test_it_counts_a_value_that_contains_itself_once():
     ring: list[object] = ["x" * 1000]
     ring.append(ring)
     assert 1000 <= size_of(ring) <= 1300
@@ -180,7 +180,7 @@ def test_it_counts_what_holds_itself_once():
 # --- threads --------------------------------------------------------------------------------------------------------
 
 
-def test_it_loads_once_when_many_threads_ask_at_the_same_time():
+def test_it_loads_once_for_many_concurrent_threads():
     def load(key: AskedFor) -> int:
         loads.append(1)
         key.by_all.wait(DEADLINE)
@@ -192,7 +192,7 @@ def test_it_loads_once_when_many_threads_ask_at_the_same_time():
     assert (resource.tally().hits, resource.tally().misses) == (7, 1)
 
 
-def test_it_raises_a_failure_in_every_thread_that_waits_for_the_load():
+def test_it_raises_the_error_of_a_load_in_every_waiting_thread():
     def load(key: AskedFor) -> int:
         loads.append(1)
         key.by_all.wait(DEADLINE)
@@ -206,7 +206,7 @@ def test_it_raises_a_failure_in_every_thread_that_waits_for_the_load():
     assert resource.get(key) == 2
 
 
-def test_it_loads_in_the_next_thread_when_the_job_that_loads_is_told_to_end():
+def test_it_loads_in_the_next_thread_when_the_loading_job_reaches_its_soft_time_limit():
     def load(key: AskedFor) -> int:
         loads.append(1)
         key.by_all.wait(DEADLINE)
@@ -221,13 +221,13 @@ def test_it_loads_in_the_next_thread_when_the_job_that_loads_is_told_to_end():
 
 
 def test_it_loads_different_keys_at_the_same_time():
-    both = threading.Barrier(2)  # breaks when one comes alone
+    both = threading.Barrier(2)  # breaks when only one arrives
     resource = Resource("numbers", lambda _: both.wait(DEADLINE))
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(resource.get, "ab")) == [0, 1]
 
 
-def test_it_never_lends_what_is_closed_however_threads_push_each_other_out():
+def test_it_never_lends_a_closed_value_when_threads_evict_each_others_entries():
     def use() -> None:
         start.wait(DEADLINE)
         for number in range(300):
@@ -248,14 +248,14 @@ def test_it_never_lends_what_is_closed_however_threads_push_each_other_out():
 # --- dropping and closing -------------------------------------------------------------------------------------------
 
 
-def test_it_loads_anew_what_was_invalidated():
+def test_it_loads_again_after_an_invalidation():
     resource = Resource("numbers", Loads())
     resource.get()
     resources.registry["numbers"].drop()
     assert resource.get() == 2
 
 
-def test_it_does_not_keep_what_was_invalidated_while_it_was_loaded():
+def test_it_does_not_keep_a_value_that_was_invalidated_during_its_load():
     def load() -> int:
         loads.append(1)
         if len(loads) == 1:
@@ -267,7 +267,7 @@ def test_it_does_not_keep_what_was_invalidated_while_it_was_loaded():
     assert [resource.get(), resource.get(), resource.get()] == [1, 2, 2]
 
 
-def test_it_waits_for_no_load_that_began_before_an_invalidation():
+def test_it_does_not_wait_for_a_load_that_began_before_an_invalidation():
     first, second = threading.Event(), threading.Event()
 
     def load() -> str:
@@ -288,7 +288,7 @@ def test_it_waits_for_no_load_that_began_before_an_invalidation():
     assert resource.get() == "new"
 
 
-def test_it_closes_what_it_drops():
+def test_it_closes_dropped_values():
     resource = Resource("handles", lambda _: Handle(), limit=1, close=Handle.close)
     with resource.use("a") as first:
         pass
@@ -298,7 +298,7 @@ def test_it_closes_what_it_drops():
     assert second.closed
 
 
-def test_it_closes_nothing_that_is_in_use():
+def test_it_does_not_close_a_value_in_use():
     resource = Resource("handles", lambda _: Handle(), limit=1, close=Handle.close)
     with resource.use("a") as first:
         with resource.use("a"), resource.use("b"):
@@ -309,7 +309,7 @@ def test_it_closes_nothing_that_is_in_use():
 
 def test_it_closes_once_when_the_last_two_users_end_together():
     class Raced(Resource):
-        """The first to give its value back is overtaken by the second, before it looks whether anybody is left."""
+        """The second user ends between the first user's end and its check for remaining users."""
 
         def _close_unused(self, entries):
             while rivals:
@@ -327,14 +327,14 @@ def test_it_closes_once_when_the_last_two_users_end_together():
         assert len(handle.closed) == 1
 
 
-def test_it_closes_what_is_too_large_to_keep_after_its_use():
+def test_it_closes_a_value_too_large_to_keep_after_its_use():
     resource = Resource("handles", Handle, limit_bytes=0, size=lambda _: 1, close=Handle.close)
     with resource.use() as handle:
         assert not handle.closed
     assert handle.closed
 
 
-def test_it_gives_a_value_back_when_the_job_fails():
+def test_it_releases_a_value_when_the_job_fails():
     resource = Resource("handles", Handle, close=Handle.close)
     with pytest.raises(OSError, match="away"), resource.use() as handle:
         raise OSError("away")
@@ -342,7 +342,7 @@ def test_it_gives_a_value_back_when_the_job_fails():
     assert handle.closed
 
 
-def test_it_fails_no_job_over_what_cannot_be_closed(caplog):
+def test_it_logs_an_error_of_close_and_fails_no_job(caplog):
     def close(handle: Handle) -> None:
         raise OSError("broken pipe")
 
@@ -353,7 +353,7 @@ def test_it_fails_no_job_over_what_cannot_be_closed(caplog):
     assert "broken pipe" in caplog.text
 
 
-def test_it_lends_only_what_has_to_be_closed():
+def test_it_refuses_get_for_values_that_must_be_closed():
     resource = Resource("handles", Handle, close=Handle.close)
     with pytest.raises(TypeError, match=r"with handles\.use\(\) as value"):
         resource.get()
@@ -363,23 +363,23 @@ def test_it_lends_only_what_has_to_be_closed():
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../a", ".a", "a/b", "a" * 101])
-def test_it_refuses_what_is_no_name(name):
+def test_it_refuses_an_invalid_name(name):
     with pytest.raises(ValueError, match="cannot be a resource's name"):
         Resource(name, Loads())
 
 
 def test_it_refuses_a_name_twice():
     first = Resource("numbers", Loads())
-    with pytest.raises(ValueError, match="There is a resource called numbers already"):
+    with pytest.raises(ValueError, match="There is already a resource called numbers"):
         Resource("numbers", Loads())
     assert resources.registry["numbers"] is first
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"limit": 0}, "must be 1 entry or more"), ({"preload": True, "close": print}, "no preload")],
+    [({"limit": 0}, "must be 1 entry or more"), ({"preload": True, "close": print}, "remove preload")],
 )
-def test_it_refuses_what_cannot_be_kept(options, sentence):
+def test_it_refuses_options_under_which_nothing_could_be_kept(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         Resource("numbers", Loads(), **options)
     assert "numbers" not in resources.registry
@@ -389,14 +389,14 @@ def test_it_refuses_what_cannot_be_kept(options, sentence):
 
 
 @forks
-def test_it_shares_with_a_child_what_was_loaded_before_the_fork():
+def test_it_shares_values_loaded_before_a_fork_with_the_child():
     resource = Resource("numbers", load := Loads())
     resource.get()
     assert in_child(lambda: [resource.get(), len(load), resource.tally().hits, resource.tally().misses]) == [1, 1, 1, 0]
 
 
 @forks
-def test_it_leaves_to_its_parent_what_has_to_be_closed():
+def test_it_leaves_values_that_must_be_closed_to_the_parent():
     def use_in_child() -> list[object]:
         with resource.use() as handle:
             mine = handle is not parents
@@ -412,7 +412,7 @@ def test_it_leaves_to_its_parent_what_has_to_be_closed():
 
 
 @forks
-def test_it_loads_in_a_child_that_was_forked_amid_a_load():
+def test_it_loads_in_a_child_that_was_forked_during_a_load():
     begun, go_on = threading.Event(), threading.Event()
     parent = os.getpid()
 
@@ -432,11 +432,11 @@ def test_it_loads_in_a_child_that_was_forked_amid_a_load():
 
 
 @forks
-def test_it_is_not_forked_amid_its_bookkeeping():
+def test_it_is_never_forked_during_its_bookkeeping():
     def keep_books() -> None:
         with resources._lock:
             busy.set()
-            never.wait(0.2)  # seconds in which a fork that does not wait for the lock would happen
+            never.wait(0.2)  # seconds; a fork that does not wait for the lock would happen now
 
     busy, never = threading.Event(), threading.Event()
     resource = Resource("numbers", Loads())
@@ -456,7 +456,7 @@ def test_it_calls_the_hook_before_the_first_use_in_each_process():
     assert in_child(lambda: [resource.get(), resource.get(), len(calls)]) == [1, 1, 2]
 
 
-def test_it_closes_what_cannot_be_measured():
+def test_it_closes_a_value_whose_size_cannot_be_measured():
     closed = []
     odd = Resource("odd", lambda: "value", close=closed.append, size=lambda _: 1 // 0)
     with pytest.raises(ZeroDivisionError), odd.use():
@@ -468,12 +468,12 @@ def test_it_closes_what_cannot_be_measured():
     "options",
     [{"ttl": timedelta(hours=1)}, {"ttl": math.nan}, {"ttl": -1}, {"limit_bytes": -1}, {"limit": 1.5}, {"limit": None}],
 )
-def test_it_refuses_options_that_mean_nothing(options):
+def test_it_refuses_invalid_numbers(options):
     with pytest.raises(ValueError, match="of options is"):
         Resource("options", lambda: 1, **options)
 
 
-def test_it_looks_at_few_of_many_nested_things():
+def test_it_samples_few_of_many_nested_objects():
     looked = itertools.count()
 
     class Number(int):
