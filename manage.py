@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The door for every management command. Configuration that cannot be read is told in one sentence, exit status 1."""
+"""The entry point for management commands. A configuration error prints one sentence and exits with status 1."""
 
 import os
 import sys
@@ -22,4 +22,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(130)  # as shells count an end by Ctrl-C; a traceback would tell nobody anything
+        sys.exit(130)  # the shells' status for Ctrl-C; a traceback would not help

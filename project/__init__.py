@@ -1,4 +1,4 @@
-"""The Django project: settings, the Celery application, URLs, and the doors of the two servers."""
+"""The Django project: settings, the Celery application, URLs, and the entry points for WSGI and ASGI servers."""
 
 from project.celery import app as celery_app
 

@@ -1,7 +1,7 @@
-"""The Celery application: every task of every installed app is a job, with nothing to import.
+"""The Celery application: every task of every installed app is a job, without an import of Punctual.
 
-Its one rule: whatever base class a task names, `jobs.worker.task.Job` stands in front of it, so the start guard cannot
-be lost by a subclass that forgets to call its parent.
+Its one rule: `jobs.worker.task.Job` comes before every base class that a task names. So a base class that does not call
+its parent cannot skip the start guard.
 """
 
 import logging.config
@@ -16,13 +16,13 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
 
 class Application(Celery):
-    # Resolved by name when the first task is made: Django is not ready when this module is imported.
+    # A name, resolved with the first task: Django is not ready when this module is imported.
     task_cls = "jobs.worker.task:Job"
 
-    def _task_from_fun(  # type: ignore[override] # what it does not read, it passes on
+    def _task_from_fun(  # type: ignore[override] # passes on all other arguments
         self, fun: Any, name: str | None = None, base: Any = None, **options: Any
     ) -> Any:
-        # Celery's own hook behind both `@app.task` and `@shared_task`; there is no public one that sees `base`.
+        # Celery's hook behind `@app.task` and `@shared_task`. No public hook receives `base`.
         return super()._task_from_fun(fun, name, base=self._as_job(base), **options)
 
     def register_task(self, task: Any, **options: Any) -> Any:
@@ -37,7 +37,7 @@ class Application(Celery):
         return self.subclass_with_self(symbol_by_name("jobs.worker.results:Result"))
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
-        """What a task of a run publishes is a step of that run; the members of a chord keep their results for it."""
+        """Publish a task. Inside a run it becomes a step of that run. The tasks of a chord keep their results."""
         if options.get("chord") is not None:
             options["ignore_result"] = False
         if self.current_worker_task:
@@ -51,14 +51,14 @@ class Application(Celery):
         if base is None or issubclass(base, self.Task):
             return base or self.Task
         attributes = {"abstract": True, "__module__": base.__module__}
-        if getattr(base, "Request", Task.Request) != Task.Request:  # its own, which Job's would stand in front of
+        if getattr(base, "Request", Task.Request) != Task.Request:  # keep the base's own class, which Job's would hide
             attributes["Request"] = base.Request
         return type(base.__name__, (self.Task, base), attributes)
 
 
 @signals.setup_logging.connect
 def configure_logging(**_: Any) -> None:
-    """Log as the settings say, in beat and workers as in the web process."""
+    """Configure logging from the settings in beat and workers, as Django does in the web process."""
     from django.conf import settings
 
     logging.config.dictConfig(settings.LOGGING)

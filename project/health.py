@@ -1,6 +1,6 @@
-"""Is this process alive? Answered before anything else, so that load balancers may ask by address and without HTTPS.
+"""Is this process alive? The first middleware answers, so that load balancers may ask by IP address and without HTTPS.
 
-Its one rule: it asks nothing of the database or the broker. A web process that can say so itself is not to be replaced.
+Its one rule: it does not check the database or the broker. A web process that answers needs no restart.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ PATH = "/healthz"
 
 
 def alive(get_response: Callable[[HttpRequest], HttpResponseBase]) -> Callable[[HttpRequest], HttpResponseBase]:
-    """Middleware, the first of all: the host name and the scheme of the question do not matter."""
+    """The first middleware: it answers for every host name and scheme."""
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
         if request.path == PATH:

@@ -1,9 +1,9 @@
-"""Every setting of Punctual, read from the environment or from `.env` beside manage.py, and typed here, nowhere else.
+"""Every setting of Punctual: read from the environment or from `.env` beside manage.py, and typed only here.
 
-Its one rule: a value that cannot be read stops the process with the variable's name. Any variable may be given as
-NAME_FILE instead, the path of a file that holds the value, so that secrets need not stand in the environment.
-With DEBUG off, nothing is guessed: SECRET_KEY, ALLOWED_HOSTS, DATABASE_URL and REDIS_URL must be there, or
-EMBEDDED=true must ask for SQLite and a Valkey server of our own in VAR_DIR.
+Its one rule: an invalid value stops the process with the variable's name. For any variable, NAME_FILE may give the path
+of a file that holds the value, so that secrets can stay out of the environment.
+With DEBUG off, SECRET_KEY, ALLOWED_HOSTS, DATABASE_URL and REDIS_URL are required. With EMBEDDED=true, SQLite and an
+embedded Valkey server in VAR_DIR replace the last two if they are not set.
 """
 
 import os
@@ -23,7 +23,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from jobs.local import embedded
 
-django_stubs_ext.monkeypatch()  # lets Django's generic classes name their model, which the type checker needs
+django_stubs_ext.monkeypatch()  # makes Django's generic classes subscriptable, for the type checker
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 environ.Env.read_env(os.environ.get("ENV_FILE", BASE_DIR / ".env"))
@@ -32,7 +32,7 @@ required = environ.Env.NOTSET
 
 
 def truth(text: str) -> bool:
-    """Stricter than django-environ, to which every word it does not know is false."""
+    """Stricter than django-environ, which reads every unknown word as false."""
     if text.lower() not in {"true", "yes", "on", "1", "false", "no", "off", "0"}:
         raise ValueError
     return text.lower() in {"true", "yes", "on", "1"}
@@ -70,7 +70,7 @@ def site(text: str) -> str:
 
 
 def email_url(text: str) -> dict[str, Any]:
-    """Stricter than django-environ, which ignores options it does not know: mail meant for TLS would go in clear."""
+    """Stricter than django-environ, which ignores unknown options: mail meant for TLS would go out unencrypted."""
     config: dict[str, Any] = environ.Env.email_url_config(text)
     if config.pop("OPTIONS", None):
         raise ValueError
@@ -78,14 +78,14 @@ def email_url(text: str) -> dict[str, Any]:
 
 
 def secret(text: str) -> str:
-    """Long enough to be masked wherever it stands, and text that can be sent."""
+    """A text long enough to be masked everywhere, and encodable as UTF-8."""
     if len(text.encode()) < 8:
         raise ValueError
     return text
 
 
 def result_backend(text: str) -> str:
-    """What Celery has a name for, or a class of a module that is there."""
+    """A backend that Celery knows by name, or a class of an installed module."""
     name = text.partition("://")[0].partition("+")[0]
     known = {*BACKEND_ALIASES, *entry_points(group="celery.result_backends").names}
     module, colon, _ = name.partition(":")
@@ -94,52 +94,54 @@ def result_backend(text: str) -> str:
     return text
 
 
-# How each kind of value is read, and what it must be. Lower case, for Django takes capitals for a setting.
+# How to read each kind of value, and how an error describes it. Lower case: Django treats capitals as settings.
 kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "str": (str, "text"),
     "bool": (truth, "true or false"),
     "count": (count, "a whole number above 0"),
     "float": (positive, "a number above 0"),
-    "list": (words, "words with commas between them"),
+    "list": (words, "a list separated by commas"),
     "site": (site, "the address of a site, such as https://punctual.example"),
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
-    "secret": (secret, "at least 8 characters of UTF-8"),
+    "secret": (secret, "UTF-8 text of at least 8 bytes"),
     "result_backend": (result_backend, "django-db, redis://host:6379/0 or another backend that Celery knows"),
     "email_url": (email_url, "like smtp+tls://user:password@host:587 (smtp+ssl://, smtp://) or consolemail://"),
 }
 
 
 def read(kind: str, name: str, default: Any = required) -> Any:
-    """The value of variable `name` as one of `kinds`, or its default; empty is unset. The value is never echoed."""
-    function, look = kinds[kind]
+    """The value of variable `name` as one of `kinds`. An unset or empty one gives the default. Errors never show it."""
+    function, description = kinds[kind]
     try:
         text = env.get(name, "").strip()  # the value in a file may end in a newline
     except (OSError, UnicodeDecodeError):
-        raise ImproperlyConfigured(f"{name}_FILE names a file that cannot be read: mend its path or rights.") from None
+        raise ImproperlyConfigured(
+            f"{name}_FILE names a file that cannot be read: check its path and permissions."
+        ) from None
     if not text and default is required:
-        raise ImproperlyConfigured(f"{name} is not set. Set it (or {name}_FILE), or DEBUG=true to develop.")
+        raise ImproperlyConfigured(f"{name} is not set. Set it (or {name}_FILE), or set DEBUG=true for development.")
     try:
         return function(text) if text else default
     except (ValueError, LookupError, OSError, ImportError, ImproperlyConfigured):
-        raise ImproperlyConfigured(f"{name} cannot be read: it must be {look}.") from None
+        raise ImproperlyConfigured(f"{name} is invalid: it must be {description}.") from None
 
 
-# --- What this process is -------------------------------------------------------------------------------------------
+# --- This installation ----------------------------------------------------------------------------------------------
 
-# Development mode: error pages with details, a generated SECRET_KEY, embedded parts. Never on a public address.
+# Development mode: detailed error pages, a generated SECRET_KEY, embedded servers. Never use it on a public address.
 DEBUG: bool = read("bool", "DEBUG", False)
-# Whether SQLite and an own Valkey server in VAR_DIR may stand in for DATABASE_URL and REDIS_URL.
+# Whether SQLite and an embedded Valkey server in VAR_DIR replace an unset DATABASE_URL and REDIS_URL.
 EMBEDDED: bool = read("bool", "EMBEDDED", DEBUG)
-# Where the embedded parts keep their state, and `manage.py up` its logs.
+# The folder for the state of the embedded servers and the logs of `manage.py up`.
 VAR_DIR = Path(read("str", "VAR_DIR", str(BASE_DIR / "var"))).absolute()
-# Signs sessions and tokens: at least 50 random characters, the same for every process.
+# Signs sessions and tokens: at least 50 random characters, the same in every process.
 SECRET_KEY: str = read("str", "SECRET_KEY", "" if DEBUG else required) or embedded.secret_key(VAR_DIR)
-# Host names the web process answers to, separated by commas.
+# The host names that the web process serves, separated by commas.
 ALLOWED_HOSTS: list[str] = read("list", "ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"] if DEBUG else required)
-# The address under which people and jobs reach the web process.
+# The address under which users and jobs reach the web process.
 SITE_URL: str = read("site", "SITE_URL", "http://127.0.0.1:8000")
-# Whether jobs may call private addresses, such as services of your own network. This site itself is always allowed.
+# Whether jobs may call private addresses, such as services in your network. Jobs may always call this site.
 HTTP_ALLOW_PRIVATE: bool = read("bool", "HTTP_ALLOW_PRIVATE", False)
 
 
@@ -148,31 +150,33 @@ def _job_secrets() -> dict[str, str]:
     for variable in filter(lambda name: name.startswith(prefix), os.environ):
         name = variable.removeprefix(prefix).removesuffix("_FILE")
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
-            raise ImproperlyConfigured(f"{variable} cannot be named by a job: write a word after {prefix}.")
+            raise ImproperlyConfigured(
+                f"{variable} is not a name for a secret: after {prefix}, write a letter, then letters, digits or _."
+            )
         if value := read("secret", f"{prefix}{name}", ""):
             found[name] = value
     return found
 
 
-# What arguments of jobs may name as secret:NAME: the values of all variables JOB_SECRET_NAME.
+# The values of all variables JOB_SECRET_NAME. Arguments of jobs refer to them as secret:NAME.
 JOB_SECRETS: dict[str, str] = _job_secrets()
-# Management commands that `jobs.run_command` may run: any that people with the right to edit schedules may run.
+# The management commands that `jobs.run_command` may run. Every user who may edit schedules can run them.
 RUN_COMMANDS: list[str] = read("list", "RUN_COMMANDS", ["check", "clearsessions"])
-# Where jobs and uploads keep their files; every process must reach it.
+# The folder for files of jobs and uploads. Every process needs access to it.
 MEDIA_ROOT = Path(read("str", "FILES_DIR", str(VAR_DIR / "files"))).absolute()
-FILE_UPLOAD_PERMISSIONS, FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o600, 0o700  # backups are among them
+FILE_UPLOAD_PERMISSIONS, FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o600, 0o700  # backups are stored there, too
 
 # --- Database -------------------------------------------------------------------------------------------------------
 
 SQLITE_OPTIONS = {
-    "transaction_mode": "IMMEDIATE",  # a writer waits for its turn at BEGIN instead of failing at its first write
+    "transaction_mode": "IMMEDIATE",  # a writer waits at BEGIN instead of failing at its first write
     "timeout": 20,  # seconds
     "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
 }
 POSTGRESQL_OPTIONS = {
     "connect_timeout": 5,  # seconds
-    # A server that vanished without a word (its machine died, a firewall forgot the connection) is noticed in half a
-    # minute. The kernel alone would let beat and workers wait for fifteen minutes, or for two hours.
+    # These detect a vanished server (its machine died, a firewall dropped the connection) in half a minute. The
+    # kernel's defaults would let beat and workers wait for fifteen minutes or two hours.
     "keepalives_idle": 15,  # seconds
     "keepalives_interval": 5,  # seconds
     "keepalives_count": 3,
@@ -186,22 +190,22 @@ def _database() -> dict[str, Any]:
     scheme = url.split("://", 1)[0]
     if scheme not in {"postgres", "postgresql", "sqlite"}:
         raise ImproperlyConfigured(
-            "DATABASE_URL cannot be read: it must look like postgres://user:password@host:5432/name or "
+            "DATABASE_URL is invalid: it must look like postgres://user:password@host:5432/name or "
             "sqlite:////absolute/path.sqlite3."
         )
-    # In memory, each process would have its own: good enough for commands that look at no data.
+    # Each process has its own database in memory: enough for commands that need no data.
     if scheme == "sqlite" and not url.startswith("sqlite:////") and url != "sqlite://:memory:":
         raise ImproperlyConfigured(
-            "DATABASE_URL needs an absolute path, after four slashes: sqlite:////srv/name.sqlite3."
+            "DATABASE_URL needs an absolute path after sqlite:///, such as sqlite:////srv/name.sqlite3."
         )
     try:
         config: dict[str, Any] = environ.Env.db_url_config(url)
     except ValueError:
         raise ImproperlyConfigured(
-            "DATABASE_URL cannot be read: check its port, and write / : @ # ? in a password as %2F %3A %40 %23 %3F."
+            "DATABASE_URL is invalid: check its port, and write / : @ # ? in a password as %2F %3A %40 %23 %3F."
         ) from None
     if not config["NAME"]:
-        raise ImproperlyConfigured("DATABASE_URL names no database: add /name at its end.")
+        raise ImproperlyConfigured("DATABASE_URL names no database: add /name at the end.")
     options = SQLITE_OPTIONS if scheme == "sqlite" else POSTGRESQL_OPTIONS
     config["OPTIONS"] = {**options, **config.get("OPTIONS", {})}
     return {"CONN_HEALTH_CHECKS": True, "CONN_MAX_AGE": 0 if scheme == "sqlite" else 60, **config}  # seconds
@@ -230,7 +234,7 @@ def _checked(name: str, url: str) -> str:
         usable = False
     if not usable:
         raise ImproperlyConfigured(
-            f"{name} cannot be read: it must look like redis://:password@host:6379/0, rediss://... or "
+            f"{name} is invalid: it must look like redis://:password@host:6379/0, rediss://... or "
             "unix:///path/to/socket?db=0."
         )
     return url
@@ -239,13 +243,13 @@ def _checked(name: str, url: str) -> str:
 # redis://[:password@]host:6379/0, rediss:// (TLS) or unix:///path/to/socket?db=0
 REDIS_URL = _checked("REDIS_URL", read("str", "REDIS_URL", embedded.redis_url(VAR_DIR) if EMBEDDED else required))
 
-# The broker, where it is not REDIS_URL: any address Celery knows (redis://, sentinel://, amqp://, sqs://).
+# The broker, if it differs from REDIS_URL: any address that Celery supports (redis://, sentinel://, amqp://, sqs://).
 CELERY_BROKER_URL: str = read("str", "BROKER_URL", embedded.broker_url(REDIS_URL))
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
-# A broker that answers with an error (out of memory, a replica after a failover, no rights) must not end a worker.
+# A broker's error (out of memory, a replica after a failover, no permission) must not end a worker.
 CELERY_BROKER_CHANNEL_ERROR_RETRY = True
-# A frozen or absent broker must not hang beat or web: nothing waits longer than this, in seconds, or tries twice.
+# A frozen or absent broker must not block beat or web: each call waits at most this long (seconds) and never retries.
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "socket_connect_timeout": 2,
     "socket_timeout": 5,
@@ -253,10 +257,10 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "max_retries": 0,
 }
 
-# Results are the exception: a task opts in with ignore_result=False, and its result lives for RESULT_EXPIRES seconds.
+# Results are off by default: a task opts in with ignore_result=False. Its result is kept for RESULT_EXPIRES seconds.
 CELERY_RESULT_BACKEND: str = read("result_backend", "RESULT_BACKEND", "django-db")
 if CELERY_RESULT_BACKEND == "django-db":
-    CELERY_RESULT_BACKEND = "jobs.worker.results:Backend"  # which masks secrets
+    CELERY_RESULT_BACKEND = "jobs.worker.results:Backend"  # masks secrets
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_RESULT_EXTENDED = True
 CELERY_RESULT_EXPIRES: int = read("count", "RESULT_EXPIRES", 3600)
@@ -266,42 +270,42 @@ CELERY_TASK_SERIALIZER = "json"
 CELERY_RESULT_SERIALIZER = "json"
 CELERY_BEAT_SCHEDULER = "jobs.beat:Scheduler"
 CELERY_WORKER_CONSUMER = "jobs.worker.consumer:Consumer"
-# The ledger, not the broker, remembers what a worker holds: acknowledge early, fetch little.
+# The ledger, not the broker, records which runs a worker holds: acknowledge messages early and prefetch few.
 CELERY_TASK_ACKS_LATE = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_REDIRECT_STDOUTS = False
-# Celery closes a worker's database connections before and after each task, unless it may keep them for so many tasks;
-# one that broke meanwhile is replaced when the next run starts.
+# How many tasks may share a database connection; by default Celery closes it before and after each task. A worker
+# replaces a broken connection when the next run starts.
 CELERY_DB_REUSE_MAX = 1000
 
-# How long, in seconds, a run stays with a process that gives no sign of life. A lost run is found within this and 5 s.
+# Seconds after which a run is lost if its process has stopped renewing its lease. Beat finds it within 5 s more.
 LEASE_SECONDS: float = read("float", "LEASE_SECONDS", 60.0)
 
-# How long, in seconds, a run that was cancelled has to clean up before its process is killed (in prefork workers).
+# Seconds that a cancelled run has to clean up before its process is killed (only in prefork workers).
 CANCEL_GRACE_SECONDS: float = read("float", "CANCEL_GRACE_SECONDS", 10.0)
 
-# Which version of your code this is, a commit or a tag: shown beside each beat and worker.
+# The version of your code, such as a commit or a tag. The admin shows it beside each beat and worker.
 CODE_VERSION: str = read("str", "CODE_VERSION", "")
 
-# How long, in seconds, a step of a run (a task of its chain, group or chord) may wait in the broker before it counts as
-# lost, and its run with it. Longer than the longest backlog of the queues that steps go to.
+# Seconds that a step of a run (a task of its chain, group or chord) may wait in the broker. After that the step and its
+# run count as lost. Make it longer than the longest backlog of the queues for steps.
 STEP_PATIENCE_SECONDS: float = read("float", "STEP_PATIENCE_SECONDS", 3600.0)
 
 # --- Cache ----------------------------------------------------------------------------------------------------------
 
-# Where values are remembered for a while by every process: as REDIS_URL, whose database it may share with the broker.
+# The Redis for cached values, with an address like REDIS_URL. It may share a database with the broker.
 CACHE_URL = _checked("CACHE_URL", read("str", "CACHE_URL", REDIS_URL))
 CACHES = {
     "default": {
         "BACKEND": "jobs.cache.backend.Cache",
-        "LOCATION": [CACHE_URL],  # a list, or Django would cut the address at its commas
+        "LOCATION": [CACHE_URL],  # a list, because Django splits text at commas
         "KEY_PREFIX": "punctual",
     }
 }
 
 # --- Time and language ----------------------------------------------------------------------------------------------
 
-# The zone of the admin, and of crontabs that name none: an IANA name such as Europe/Berlin. Stored times are UTC.
+# The time zone of the admin and the default of crontabs: an IANA name such as Europe/Berlin. Stored times are UTC.
 TIME_ZONE: str = read("zone", "TIME_ZONE", "UTC")
 USE_TZ = True
 CELERY_TIMEZONE = TIME_ZONE
@@ -316,7 +320,7 @@ EMAIL_HOST, EMAIL_PORT = _mail["EMAIL_HOST"], _mail["EMAIL_PORT"]
 EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _mail["EMAIL_HOST_USER"], _mail["EMAIL_HOST_PASSWORD"]
 EMAIL_USE_TLS, EMAIL_USE_SSL = _mail.get("EMAIL_USE_TLS", False), _mail.get("EMAIL_USE_SSL", False)
 EMAIL_FILE_PATH = _mail["EMAIL_FILE_PATH"]
-EMAIL_TIMEOUT = 30  # seconds that a mail server may take for an answer
+EMAIL_TIMEOUT = 30  # seconds that a mail server may take to answer
 DEFAULT_FROM_EMAIL: str = read("str", "DEFAULT_FROM_EMAIL", "punctual@localhost")
 
 # --- The web process ------------------------------------------------------------------------------------------------
@@ -368,9 +372,9 @@ STATIC_ROOT = VAR_DIR / "static"
 WHITENOISE_USE_FINDERS = DEBUG
 X_FRAME_OPTIONS = "DENY"
 
-# Whether the site is reached over HTTPS: redirects to it, HSTS and secure cookies. Off with DEBUG.
+# Whether users reach the site over HTTPS: redirects to it, HSTS and secure cookies. Off with DEBUG.
 HTTPS: bool = read("bool", "HTTPS", not DEBUG)
-# Whether a proxy in front sets X-Forwarded-Proto (and removes it from what clients send).
+# Whether a proxy in front sets X-Forwarded-Proto and removes it from clients' requests.
 BEHIND_PROXY: bool = read("bool", "BEHIND_PROXY", False)
 SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
@@ -380,7 +384,7 @@ CSRF_TRUSTED_ORIGINS = [SITE_URL] if SITE_URL.startswith("https://") else []
 
 # --- Logs -----------------------------------------------------------------------------------------------------------
 
-# DEBUG, INFO, WARNING or ERROR; for every process, whatever `celery --loglevel` says.
+# DEBUG, INFO, WARNING or ERROR, for every process. `celery --loglevel` has no effect.
 LOG_LEVEL: str = read("level", "LOG_LEVEL", "INFO")
 LOGGING = {
     "version": 1,

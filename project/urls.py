@@ -1,4 +1,4 @@
-"""Which address leads where: nearly all is in the admin. (`/healthz` is answered before, by project/health.py.)"""
+"""The URLs: nearly all pages are in the admin. The middleware in project/health.py answers `/healthz` earlier."""
 
 from django.contrib import admin
 from django.urls import path
@@ -8,7 +8,7 @@ from jobs.web import views
 
 admin.site.site_header = admin.site.site_title = "Punctual"
 admin.site.index_title = "Schedules and runs"
-admin.site.enable_nav_sidebar = False  # the lists need the width
+admin.site.enable_nav_sidebar = False  # the lists need the space
 
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),

@@ -1,4 +1,4 @@
-"""The door for WSGI servers (`gunicorn project.wsgi`)."""
+"""The entry point for WSGI servers (`gunicorn project.wsgi`)."""
 
 import os
 

@@ -1,10 +1,10 @@
-"""How are the runs doing, in a few figures? Computed at most every 30 seconds, for whoever asks.
+"""How are the runs doing, in a few figures? They are computed at most every 30 seconds and cached for all callers.
 
-Its one rule: what it costs follows what ran lately and how many schedules there are, never how long the ledger
-remembers: each question about runs has an index that leads to the recent ones.
+Its one rule: the cost depends on the recent runs and the number of schedules, never on the age of the ledger. Each
+query on runs uses an index that finds the recent ones.
 
-Limits: a schedule that was saved, deleted or changed in the admin shows at once; what beat, `QuerySet.update()` or SQL
-changed shows when the figures are too old.
+Limits: a schedule saved, deleted or changed in the admin shows at once. Changes by beat, `QuerySet.update()` or SQL
+show when the figures expire.
 """
 
 from collections.abc import Collection
@@ -22,14 +22,14 @@ from jobs.models.schedules import PAUSED
 from jobs.schedules.acts import acted
 
 NAME = "statistics"
-SECONDS = 30  # for which the figures are remembered
+SECONDS = 30  # lifetime of the figures in the cache
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
-SAMPLE = 10_000  # runs, the latest, that speak for an hour
+SAMPLE = 10_000  # the newest runs, as a sample of the hour
 
 
 @shared.cached(NAME, seconds=SECONDS)
 def figures() -> dict[str, Any]:
-    """Runs by state, schedules by condition, and how late runs started; plain JSON."""
+    """Runs by state, schedules by condition, and how late runs started, as plain JSON."""
     now = database_now()
     return {
         "generated_at": now.isoformat(),
@@ -41,12 +41,12 @@ def figures() -> dict[str, Any]:
 
 
 def invalidate() -> None:
-    """Somebody has changed schedules: whoever asks next gets new figures."""
+    """Call this after changing schedules: the next request computes new figures."""
     shared.invalidate(NAME)
 
 
 def connect() -> None:
-    """Listen to changes of schedules."""
+    """Invalidate the figures after each change of a schedule or policy."""
     for model in (PeriodicTask, Policy):
         for signal in (post_save, post_delete):
             signal.connect(_on_change, sender=model, dispatch_uid=f"jobs.monitoring.statistics.{model.__name__}")
@@ -58,13 +58,13 @@ def _on_change(**_: Any) -> None:
 
 
 def _by_state(runs: RunQuerySet, states: Collection[State]) -> dict[str, int]:
-    """How many are in each state (indexes run_active and run_finished)."""
+    """The number of runs in each state (indexes run_active and run_finished)."""
     counts = dict(runs.order_by().values_list("state").annotate(Count("pk")))
     return {state.value: counts.get(state, 0) for state in sorted(states)}
 
 
 def _lateness(since: datetime) -> dict[str, Any]:
-    """By how much scheduled runs that ended since then started late, at their first attempt (index run_finished)."""
+    """How late scheduled runs that ended since then started, first attempts only (index run_finished)."""
     ended = Run.objects.filter(finished_at__gt=since, trigger=Trigger.SCHEDULE, attempt=1, started_at__isnull=False)
     late = ended.order_by("-finished_at").values_list(F("started_at") - F("due_at"), flat=True)[:SAMPLE]
     seconds = sorted(length.total_seconds() for length in late)
@@ -72,12 +72,12 @@ def _lateness(since: datetime) -> dict[str, Any]:
 
 
 def _percentile(ordered: list[float], share: float) -> float | None:
-    """The smallest value that so large a share of all does not exceed."""
+    """The smallest value that at least this share of all values does not exceed."""
     return ordered[ceil(share * len(ordered)) - 1] if ordered else None
 
 
 def _schedules() -> dict[str, int]:
-    """How many there are in each condition; reads them all, but of each only a few columns."""
+    """The number of schedules in each condition. Reads a few columns of every schedule."""
     enabled = Q(schedule__enabled=True)
     conditions = {"paused": enabled & PAUSED, "flagged": enabled & ~Q(invalid_reason="")}
     counts = {name: Count("pk", filter=condition) for name, condition in conditions.items()}

@@ -46,7 +46,7 @@ def in_own_connection(call: Callable[[], object]) -> None:
 def test_it_stores_every_entry_when_a_feed_is_imported(web: Web) -> None:
     assert import_feed("/feed") == {"seen": 5, "new": 5}
     entry = FeedEntry.objects.get(guid="punctual-word-claim")
-    assert (entry.feed, entry.title) == ("/feed", "What a claim is")
+    assert (entry.feed, entry.title) == ("/feed", "Claim")
     assert entry.link == "https://example.org/punctual/words/claim"
     assert entry.published_at == datetime(2026, 11, 3, 9, tzinfo=UTC)
 

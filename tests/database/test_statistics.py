@@ -1,4 +1,4 @@
-"""The statistics: what they count, by which index, who may see them, and when they are new."""
+"""The statistics: which runs do they count, by which index, who may see them, and when are they new?"""
 
 import json
 import re
@@ -20,7 +20,7 @@ PAGE = "/statistics"
 SCHEDULES = reverse("admin:django_celery_beat_periodictask_changelist")
 
 
-def test_it_counts_runs_by_state_and_forgets_those_of_before_yesterday():
+def test_it_counts_runs_by_state_but_none_that_ended_over_a_day_ago():
     for state in (State.WAITING, State.RUNNING, State.RUNNING, State.FAILED, State.SUCCEEDED):
         make_run(state=state)
     make_run(state=State.FAILED, finished_at=database_now() - timedelta(days=1, seconds=1))
@@ -38,7 +38,7 @@ def test_it_counts_schedules_by_condition():
     assert statistics.figures()["schedules"] == {"total": 4, "enabled": 3, "paused": 1, "flagged": 1}
 
 
-def test_it_says_how_late_scheduled_runs_started_in_the_last_hour():
+def test_it_shows_how_late_scheduled_runs_started_in_the_last_hour():
     now = database_now()
     for late in range(1, 101):
         started = {"due_at": now - timedelta(seconds=late), "started_at": now}
@@ -51,13 +51,13 @@ def test_it_says_how_late_scheduled_runs_started_in_the_last_hour():
     assert statistics.figures()["late_by_seconds_in_1_hour"] == {"runs": 100, "p50": 50.0, "p95": 95.0}
 
 
-def test_it_says_nothing_of_lateness_where_nothing_ran():
+def test_it_shows_no_lateness_when_nothing_ran():
     assert statistics.figures()["late_by_seconds_in_1_hour"] == {"runs": 0, "p50": None, "p95": None}
 
 
-def test_it_reads_recent_runs_only_however_many_there_are():
+def test_it_reads_only_recent_runs_of_a_large_ledger():
     if connection.vendor == "sqlite":
-        pytest.skip("PostgreSQL says which index a query uses.")
+        pytest.skip("Only PostgreSQL names the index of a query here.")
     now = database_now()
     days = (now - timedelta(days=number / 10) for number in range(3_000))
     Run.objects.bulk_create(
@@ -87,7 +87,7 @@ def test_it_answers_staff_from_the_cache_and_shows_its_hit_rate(admin_client):
     assert json.loads(first.content)["generated_at"] == json.loads(second.content)["generated_at"]
 
 
-def test_it_lets_a_browser_keep_an_answer_and_ask_whether_it_still_holds(admin_client):
+def test_it_lets_a_browser_store_an_answer_and_revalidate_it(admin_client):
     first = admin_client.get(PAGE)
     assert first["Cache-Control"] == "private, max-age=0, must-revalidate"
     assert "Cookie" in first["Vary"]
@@ -97,13 +97,13 @@ def test_it_lets_a_browser_keep_an_answer_and_ask_whether_it_still_holds(admin_c
     assert (again.status_code, json.loads(again.content)["schedules"]["total"]) == (200, 1)
 
 
-def test_it_sends_away_who_is_not_staff(client):
+def test_it_redirects_non_staff_users_to_the_login_page(client):
     assert client.get(PAGE).url.startswith(reverse("admin:login"))
     client.force_login(User.objects.create_user("eve"))
     assert client.get(PAGE).url.startswith(reverse("admin:login"))
 
 
-def test_it_changes_nothing_for_whom_who_posts(admin_client):
+def test_it_refuses_post(admin_client):
     assert admin_client.post(PAGE).status_code == 405
 
 
@@ -112,7 +112,7 @@ def test_it_answers_while_redis_is_frozen(admin_client, frozen_broker):
     assert (answer["cache"], answer["schedules"]["total"]) == (None, 0)
 
 
-def test_it_is_new_whenever_a_schedule_or_policy_was_saved_or_deleted():
+def test_it_is_new_after_a_schedule_or_policy_is_saved_or_deleted():
     seen = [statistics.figures()["generated_at"]]
 
     def is_new() -> bool:
@@ -133,7 +133,7 @@ def test_it_is_new_whenever_a_schedule_or_policy_was_saved_or_deleted():
 
 
 @pytest.mark.parametrize("action", ["disable", "pause"])
-def test_it_is_new_when_schedules_were_changed_in_the_admin(admin_client, action):
+def test_it_is_new_after_schedules_are_changed_in_the_admin(admin_client, action):
     schedule = make_schedule()
     before = statistics.figures()["schedules"]
     fields = {"step": "1", "catch_up": "none"} if action == "pause" else {}

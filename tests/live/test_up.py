@@ -236,7 +236,7 @@ def test_it_fails_with_the_counts_when_too_few_runs_succeed_in_time(servers, tmp
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [
-        ({"DATABASE_URL": "nonsense"}, "Configuration: DATABASE_URL cannot be read"),
+        ({"DATABASE_URL": "nonsense"}, "Configuration: DATABASE_URL is invalid"),
         ({"DATABASE_URL": "postgres://me:hidden@127.0.0.1:1/x"}, "The database cannot be used (connection failed"),
         ({"REDIS_URL": "redis://:hidden@127.0.0.1:1/0"}, "The broker cannot be reached (Error 111"),
         ({"BROKER_URL": "carrier-pigeon://x"}, "The broker cannot be reached ('No such transport: carrier-pigeon')"),

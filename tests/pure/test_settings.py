@@ -1,6 +1,6 @@
-"""What the settings make of an environment: typed values, or one sentence that names the variable and never the value.
+"""The settings turn an environment into typed values, or into one sentence that names the variable but not the value.
 
-Cases are read one after another in a process that has nothing but their variables; the doors are real processes.
+One process reads all cases one after another, with only their variables. Tests of manage.py start real processes.
 """
 
 import json
@@ -22,7 +22,7 @@ COMPLETE = {
     "DATABASE_URL": f"postgres://user:{SECRET}@db.example:5432/punctual",
     "REDIS_URL": f"redis://:{SECRET}@redis.example:6379/0",
 }
-# Reads lines, each a list of environments, and answers with the settings each one gives, or how it was refused.
+# Reads lines, each a list of environments. Answers with the settings of each environment, or with its error.
 READER = """
 import json, os, runpy, sys, traceback, warnings
 import environ, jobs.local.embedded
@@ -89,7 +89,7 @@ BAD_VALUES = {
 
 @pytest.fixture(scope="module")
 def outcomes() -> Iterator[Callable[..., list[dict[str, Any]]]]:
-    """For each environment the settings by name, or `refused` with the sentence and `traceback` with all of it."""
+    """Returns for each environment its settings by name, or `refused` (the sentence) and `traceback`."""
     command = [sys.executable, "-c", READER]
     with subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True) as reader:
 
@@ -104,7 +104,7 @@ def outcomes() -> Iterator[Callable[..., list[dict[str, Any]]]]:
 
 @pytest.fixture
 def assert_refused(outcomes: Callable[..., list[dict[str, Any]]]) -> Callable[..., None]:
-    """Each of these values is refused, though all else is right, in a line that names its variable, and kept secret."""
+    """Asserts that each value alone is refused, in one line that names its variable and hides its secret."""
 
     def check(*cases: tuple[str, str]) -> None:
         seen = outcomes(*({**COMPLETE, name: value} for name, value in cases))
@@ -128,7 +128,7 @@ def test_it_names_the_variable_when_one_is_missing(outcomes):
         assert f"{missing} is not set" in outcome["refused"]
 
 
-def test_it_uses_embedded_parts_with_debug_off_only_where_asked(outcomes, tmp_path):
+def test_it_uses_embedded_servers_without_debug_only_if_embedded_is_on(outcomes, tmp_path):
     alone = {"SECRET_KEY": "x" * 50, "ALLOWED_HOSTS": "a.example", "VAR_DIR": str(tmp_path)}
     refused, seen = outcomes(alone, {**alone, "EMBEDDED": "true"})
     assert "DATABASE_URL is not set" in refused["refused"]
@@ -137,28 +137,28 @@ def test_it_uses_embedded_parts_with_debug_off_only_where_asked(outcomes, tmp_pa
     assert seen["DEBUG"] is False
 
 
-def test_it_refuses_a_database_url_that_it_cannot_read(assert_refused):
+def test_it_refuses_an_invalid_database_url(assert_refused):
     assert_refused(*(("DATABASE_URL", url) for url in BAD_DATABASE_URLS))
 
 
 @pytest.mark.parametrize("name", ["REDIS_URL", "CACHE_URL"])
-def test_it_refuses_a_redis_url_that_it_cannot_read(assert_refused, name):
+def test_it_refuses_an_invalid_redis_url(assert_refused, name):
     assert_refused(*((name, url) for url in [*BAD_REDIS_URLS, f"sentinel://:{SECRET}@redis:26379/0"]))
 
 
-def test_it_caches_beside_the_broker_unless_told_where(outcomes):
+def test_it_caches_beside_the_broker_unless_cache_url_is_set(outcomes):
     near, far = outcomes(COMPLETE, {**COMPLETE, "CACHE_URL": "unix:///run/cache.sock?db=1"})
     assert near["CACHES"]["default"]["LOCATION"] == [COMPLETE["REDIS_URL"]]
     assert far["CACHES"]["default"]["LOCATION"] == ["unix:///run/cache.sock?db=1"]
     assert far["REDIS_URL"] == COMPLETE["REDIS_URL"]
 
 
-def test_it_refuses_values_of_another_kind(assert_refused):
+def test_it_refuses_values_of_a_wrong_kind(assert_refused):
     assert_refused(*((name, value) for name, values in BAD_VALUES.items() for value in values))
 
 
 @pytest.mark.parametrize("url", [BAD_DATABASE_URLS[3], BAD_DATABASE_URLS[-1]])
-def test_it_ends_a_command_with_one_sentence(url):
+def test_it_ends_a_command_with_one_sentence_after_an_error(url):
     answer = manage("check", **{**COMPLETE, "DATABASE_URL": url})
     assert answer.returncode == 1
     assert answer.stdout == ""
@@ -167,7 +167,7 @@ def test_it_ends_a_command_with_one_sentence(url):
     assert SECRET not in answer.stderr
 
 
-def test_it_passes_the_checks_of_a_command_when_nothing_but_debug_is_set(tmp_path):
+def test_it_passes_the_system_checks_when_only_debug_is_set(tmp_path):
     answer = manage("check", DEBUG="true", VAR_DIR=str(tmp_path / "var"))
     assert answer.returncode == 0, answer.stderr
 
@@ -184,7 +184,7 @@ def test_it_reads_secrets_from_files(outcomes, tmp_path):
     assert seen["REDIS_URL"] == COMPLETE["REDIS_URL"]
 
 
-def test_it_needs_nothing_but_debug_to_develop(outcomes, tmp_path):
+def test_it_needs_only_debug_for_development(outcomes, tmp_path):
     variables = {"DEBUG": "true", "VAR_DIR": str(tmp_path / "a+b c?")}
     first, second = outcomes(variables, variables)
     assert len(first["SECRET_KEY"]) >= 50
@@ -194,7 +194,7 @@ def test_it_needs_nothing_but_debug_to_develop(outcomes, tmp_path):
     assert (first["EMBEDDED"], first["HTTPS"]) == (True, False)
 
 
-def test_it_takes_empty_for_unset_and_spaces_for_nothing(outcomes):
+def test_it_treats_empty_variables_as_unset_and_ignores_spaces_in_lists(outcomes):
     (seen,) = outcomes({**COMPLETE, "EMAIL_URL": "", "DEBUG": "", "ALLOWED_HOSTS": "a.example, b.example,"})
     assert (seen["DEBUG"], seen["ALLOWED_HOSTS"]) == (False, ["a.example", "b.example"])
 
@@ -227,7 +227,7 @@ def test_it_reads_an_email_url(outcomes):
         assert expected[url].items() <= outcome.items(), url
 
 
-def test_it_prints_mail_with_debug_on_unless_told_where(outcomes):
+def test_it_prints_mail_with_debug_unless_email_url_is_set(outcomes):
     default, told = outcomes({**COMPLETE, "DEBUG": "true"}, {**COMPLETE, "DEBUG": "true", "EMAIL_URL": "smtp://h"})
     assert default["EMAIL_BACKEND"] == "django.core.mail.backends.console.EmailBackend"
     assert (told["EMAIL_BACKEND"], told["EMAIL_HOST"]) == ("django.core.mail.backends.smtp.EmailBackend", "h")

@@ -1,5 +1,5 @@
-// A job may have a field for each of its arguments. Choosing it loads the page anew with those fields. A new schedule
-// keeps its name, description and timing; one that is there shows otherwise what is stored.
+// A job may have a form field for each argument. Choosing a job reloads the page with its fields. A new schedule keeps
+// its name, description and timing; an existing schedule shows its stored values again, except for the job.
 document.addEventListener("DOMContentLoaded", () => {
   const job = document.querySelector("#periodictask_form #id_regtask");
   if (!job) return;
