@@ -1,4 +1,4 @@
-# One image for web, worker, beat and every management command; docker-compose.yml says which is which.
+# One image for web, worker, beat and all management commands; docker-compose.yml sets the command of each.
 FROM python:3.13-slim-trixie
 
 ENV PYTHONDONTWRITEBYTECODE=1 \
@@ -8,7 +8,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
 WORKDIR /app
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin punctual \
     && install --directory --owner=punctual /app/files
-# pg_dump and pg_restore of the server's version, for `jobs.backup_database`.
+# pg_dump and pg_restore for `jobs.backup_database`, in the version of the server.
 RUN apt-get update && apt-get install --yes --no-install-recommends postgresql-client-17 && rm -rf /var/lib/apt/lists/*
 
 COPY requirements.txt ./
@@ -19,7 +19,7 @@ COPY project ./project
 COPY jobs ./jobs
 COPY templates ./templates
 
-# Settings that are read and thrown away: collecting files asks neither a database nor a broker, and keeps no key.
+# Placeholder settings: collectstatic uses neither a database nor a broker, and stores no key.
 RUN SECRET_KEY=thrown-away ALLOWED_HOSTS=localhost DATABASE_URL=postgres://localhost/none REDIS_URL=redis://localhost \
     python manage.py collectstatic --noinput
 

@@ -1,7 +1,7 @@
-"""Do docker-compose.yml and the Dockerfile still describe the production shape that the settings and the code expect?
+"""Do docker-compose.yml and the Dockerfile still match the settings and the code?
 
-Both are read, not run: what only an engine can show (an image that builds, a network that holds) is not claimed here.
-The health checks' commands are run for real in tests/live/test_servers.py.
+The tests only read both files. They do not show that the image builds or that the network isolates: that needs an
+engine. tests/live/test_servers.py runs the commands of the health checks.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|_KEY$")
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions, continued lines joined."""
+    """The Dockerfile's instructions, with continued lines joined."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     return [(word, rest) for word, _, rest in (line.strip().partition(" ") for line in text.splitlines()) if word]
 
@@ -38,7 +38,7 @@ def arguments_of(word: str) -> list[str]:
 
 
 def command_of(service: dict[str, Any]) -> list[str]:
-    """What a service of ours runs: its own command, else the image's."""
+    """The command of one of our services: its own, otherwise the image's."""
     (default,) = arguments_of("CMD")
     return service.get("command") or yaml.safe_load(default)
 
@@ -47,7 +47,7 @@ def assigned(text: str) -> dict[str, str]:
     return dict(re.findall(r"\b([A-Z][A-Z0-9_]*)=(\S+)", text))
 
 
-def test_it_has_the_parts_of_the_production_shape():
+def test_it_has_all_services_of_the_production_shape():
     kinds = [command_of(service)[:4] for service in OURS.values()]
     assert sum(command[0] == "gunicorn" for command in kinds) == 1
     assert kinds.count(["celery", "-A", "project", "worker"]) == 1
@@ -59,7 +59,7 @@ def test_it_has_the_parts_of_the_production_shape():
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_it_sets_variables_that_exist_and_all_that_are_needed(name):
+def test_it_sets_all_required_variables_and_no_unknown_ones(name):
     environment = OURS[name]["environment"]
     assert set(environment) <= settings_variables()
     assert set(environment) >= NEEDED
@@ -79,18 +79,18 @@ def test_it_has_no_default_for_a_secret():
             assert not SECRET.search(name) or value.startswith(f"${{{name}:?"), (name, value)
 
 
-def test_it_puts_nothing_secret_into_the_image():
+def test_it_puts_no_secret_into_the_image():
     for line in arguments_of("ENV") + arguments_of("ARG"):
         assert not any(SECRET.search(name) for name in assigned(line)), line
     (collect,) = [line for line in arguments_of("RUN") if "collectstatic" in line]
-    assert "DEBUG" not in collect  # with it, a key would be made and stay in the image
+    assert "DEBUG" not in collect  # DEBUG would generate a key and leave it in the image
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = {line.strip("!/") for line in ignored if line.startswith("!")}
     assert "*" in ignored
     assert not any(name.startswith((".", "var")) for name in allowed)
 
 
-def test_it_gives_the_image_only_settings_that_exist():
+def test_it_gives_the_image_no_unknown_settings():
     known = settings_variables() | {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
     for line in arguments_of("ENV"):
         assert set(assigned(line)) <= known, line
@@ -98,7 +98,7 @@ def test_it_gives_the_image_only_settings_that_exist():
     assert NEEDED <= set(assigned(collect)) <= known
 
 
-def test_it_copies_files_that_exist_and_enter_the_build():
+def test_it_copies_existing_files_of_the_build_context():
     allowed = {line.strip("!/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {Path(source).name for line in arguments_of("COPY") for source in shlex.split(line)[:-1]}
     assert copied == allowed
@@ -120,7 +120,7 @@ def test_it_does_not_run_as_root():
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_it_runs_commands_that_exist_with_options_that_exist(name):
+def test_it_runs_existing_commands_with_existing_options(name):
     command = command_of(OURS[name])
     if command[0] == "python":
         assert (ROOT / command[1]).exists()
@@ -142,7 +142,7 @@ def options_of_gunicorn() -> set[str]:
 
 
 @pytest.mark.parametrize("name", LASTING)
-def test_it_watches_restarts_and_limits_the_log_of_every_lasting_service(name):
+def test_it_gives_every_lasting_service_a_health_check_restarts_and_a_log_limit(name):
     service = LASTING[name]
     assert service["restart"] == "unless-stopped"
     assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
@@ -161,7 +161,7 @@ def test_it_starts_after_the_migrations(name):
     assert OURS["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
 
 
-def test_it_keeps_what_the_broker_and_the_database_hold():
+def test_it_stores_the_data_of_broker_and_database_on_volumes_in_a_private_network():
     words = " ".join(SERVICES["redis"]["command"])
     for option in ("--appendonly yes", "--appendfsync everysec", "--maxmemory-policy noeviction"):
         assert option in words
@@ -173,13 +173,13 @@ def test_it_keeps_what_the_broker_and_the_database_hold():
     assert COMPOSE["networks"]["data"] == {"internal": True}
 
 
-def test_it_asks_the_health_check_under_a_name_that_is_allowed():
+def test_it_checks_the_health_of_web_where_gunicorn_listens():
     web = next(service for service in OURS.values() if command_of(service)[0] == "gunicorn")
     assert "http://127.0.0.1:8000/healthz" in web["healthcheck"]["test"][-1]
     assert "--bind=0.0.0.0:8000" in command_of(web)
 
 
-def test_it_lets_jobs_end_before_a_worker_is_killed():
+def test_it_lets_jobs_finish_before_docker_kills_a_worker():
     (worker,) = [service for service in OURS.values() if "worker" in command_of(service)]
     assert worker["stop_signal"] == "SIGTERM"
     assert worker["stop_grace_period"] == "2m"
