@@ -1,5 +1,5 @@
-"""How fast is Punctual, and how fast is the stock part beside it? `make bench` runs them all and prints ratios.
+"""How fast is Punctual, compared with the stock parts? `make bench` runs all benchmarks and prints ratios.
 
-Its one rule: both parts work in the same run, on the same servers and rows, in turn, measured from outside by the same
-ruler. Figures are medians with the lowest and the highest: machines are noisy, so no test asserts a time.
+Its one rule: one run measures both parts in turn, on the same servers and rows, from outside and in the same way.
+Figures are medians with the lowest and the highest value. Machines are noisy, so no test asserts a time.
 """

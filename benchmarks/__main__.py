@@ -14,10 +14,12 @@ ALL = BEAT + WORKER + RESOURCES + FAN_OUT
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="make bench", description="Punctual beside the stock parts.")
-    parser.add_argument("--quick", action="store_true", help="little of everything, one round: a look, no measurement")
-    parser.add_argument("--only", choices=ALL, action="append", help="may be given several times")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
+    parser = argparse.ArgumentParser(prog="make bench", description="Compares Punctual with the stock parts.")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes and one round: a smoke test, not a measurement"
+    )
+    parser.add_argument("--only", choices=ALL, action="append", help="run only this benchmark; may be repeated")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measurements of each benchmark (default: 3)")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error("--rounds must be 1 or more")
@@ -26,7 +28,7 @@ def main() -> None:
 
 
 def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> None:
-    from django.db import connection  # late, as are those below: the environment must stand
+    from django.db import connection  # late, like the next imports: the environment must be set
 
     from benchmarks import beat, fan_out, resources, worker
 

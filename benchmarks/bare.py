@@ -1,4 +1,4 @@
-"""Celery without Punctual: what a worker does for a task of nobody's."""
+"""Celery without Punctual: a plain application with the same tasks."""
 
 import os
 
@@ -22,7 +22,7 @@ def answer() -> int:
 
 @app.task(name="tests.stamp")
 def stamp(path: str) -> None:
-    """Leave the time."""
+    """Write the current time to the file."""
     from tests.app.stamp import leave
 
     leave(path)

@@ -1,4 +1,4 @@
-"""The same settings without Punctual's app, and with Celery's own habit of connecting to the database for each task."""
+"""The same settings without Punctual's app, and with Celery's default of a new database connection for each task."""
 
 from tests.settings import *  # noqa: F403
 from tests.settings import CELERY_RESULT_BACKEND, INSTALLED_APPS

@@ -1,7 +1,7 @@
-"""Beat beside django-celery-beat's DatabaseScheduler: a burst, queries, idling, edits.
+"""How fast is beat, compared with django-celery-beat's DatabaseScheduler? A burst, queries, idling, edits.
 
-Two beats of Punctual are measured beside one, too. The stock scheduler is told of every change
-(`PeriodicTasks.update_changed()`), which Punctual finds by itself, and its bursts are watched only for `Size.watched`.
+The burst also compares two beats of Punctual with one. Only the stock scheduler gets a notice of every change
+(`PeriodicTasks.update_changed()`); Punctual finds changes by itself. The stock bursts are watched for `Size.watched`.
 """
 
 import time
@@ -27,18 +27,18 @@ from jobs.schedules import calendar
 
 TWO, STOCK = "Punctual, two beats", "django-celery-beat"
 SCHEDULERS = {OURS: "jobs.beat:Scheduler", STOCK: "django_celery_beat.schedulers:DatabaseScheduler"}
-QUEUE, PULSE, EDITED = "celery", "pulse", "edited"  # of the broker: the burst's, of a sign of life, of an edit
+QUEUE, PULSE, EDITED = "celery", "pulse", "edited"  # in the broker: for bursts, signs of life and edits
 EDITED_EVERY = 1  # second
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much of everything; times in seconds."""
+    """The sizes of the benchmarks; times in seconds."""
 
     schedules: int
     due: Sequence[int]
     edited: int
-    pulse: int  # how often a beat shows that it works
+    pulse: int  # interval of a beat's sign of life
     lead: int  # from the start of a beat to its burst
     watched: float  # how long the stock scheduler's burst is watched
     idle: float
@@ -50,22 +50,22 @@ QUICK = Size(schedules=300, due=(100,), edited=50, pulse=1, lead=7, watched=8, i
 
 
 class Beat:
-    """The measurements of one round each; the schedules are made before the first."""
+    """The beat benchmarks: each method measures one round. The constructor makes the schedules."""
 
     def __init__(self, ground: Ground, size: Size, figures: Figures) -> None:
         self._ground, self._size, self._figures = ground, size, figures
         self._make_schedules()
 
-    # --- the measurements -------------------------------------------------------------------------------------------
+    # --- measurements -----------------------------------------------------------------------------------------------
 
     def burst(self) -> None:
-        """Many crontabs due in one minute: how fast are they sent, how late, at what cost?"""
+        """Many crontabs are due in one minute: how fast and how late are they sent, and at what cost?"""
         for due in self._size.due:
             for who, beats in ((OURS, 1), (STOCK, 1), (TWO, 2)):
                 self._burst(f"{due:,} due in one minute", who, beats, due)
 
     def queries(self) -> None:
-        """Asked of the database for each run, counted in this process."""
+        """Database queries for each run, counted in this process."""
         due = self._size.due[0]
         for who, beat in ((OURS, self._our_tick), (STOCK, self._stock_ticks)):
             self._arrange(due)
@@ -75,7 +75,7 @@ class Beat:
             self._figures.note("queries", who, "for each run", queries.total() / sent)
 
     def idle(self) -> None:
-        """What a beat costs while nothing is due but its pulse."""
+        """The cost of a beat while only its pulse is due."""
         for who in (OURS, STOCK):
             with self._beats(who) as beats:
                 backends, before = _backends(), cpu(beats)
@@ -88,7 +88,7 @@ class Beat:
                 self._figures.note("idle", who, "MB", memory(beats))
 
     def edit(self) -> None:
-        """From a change until it takes effect: one schedule saved, and many changed by `update()`."""
+        """The time until a change takes effect: one saved schedule, and many changed by `update()`."""
         for who in (OURS, STOCK):
             with self._beats(who):
                 for _ in range(self._size.edits):
@@ -98,7 +98,7 @@ class Beat:
                 )
                 self._many().update(enabled=False)
 
-    # --- how --------------------------------------------------------------------------------------------------------
+    # --- steps ------------------------------------------------------------------------------------------------------
 
     def _burst(self, what: str, who: str, beats: int, due: int) -> None:
         at = self._arrange(due)
@@ -118,7 +118,7 @@ class Beat:
         self._figures.note(what, who, "CPU µs each", used / max(1, len(times)) * 1e6)
 
     def _arrivals(self, expected: int, since: float, patience: float) -> list[float]:
-        """When each message came into the queue."""
+        """The arrival time of each message in the queue."""
         times: list[float] = []
         while len(times) < expected and time.time() < since + patience:
             there = self._ground.broker.llen(QUEUE)
@@ -134,7 +134,7 @@ class Beat:
         return self._ground.broker.llen(QUEUE)
 
     def _stock_ticks(self, due: int) -> int:
-        """Only a few: its cost for each run is the same for the others."""
+        """Send only a few: the cost for each run does not depend on their number."""
         self._due(due).update(last_run_at=datetime.now(UTC) - timedelta(days=3))
         scheduler = DatabaseScheduler(app=current_app)
         scheduler._finalize.cancel()
@@ -144,7 +144,7 @@ class Beat:
         return self._ground.broker.llen(QUEUE)
 
     def _effect(self, change: Callable[[], float], who: str) -> float:
-        """Seconds from a change to the first message that it causes, beyond the interval of the schedule."""
+        """Seconds from a change to its first message, minus the interval of the schedule."""
         self._ground.broker.delete(EDITED)
         PeriodicTask.objects.filter(queue=EDITED).update(enabled=False)
         changed_at = change()
@@ -164,7 +164,7 @@ class Beat:
 
     @contextmanager
     def _beats(self, who: str, number: int = 1) -> Iterator[list[psutil.Process]]:
-        """Beats that have sent their first pulse, and a settled database."""
+        """Running beats that have sent their first pulse, on a vacuumed database."""
         self._clear()
         scheduler = SCHEDULERS.get(who, SCHEDULERS[OURS])
         command = ["celery", "-A", "project", "beat", "-S", scheduler, "--pidfile="]
@@ -172,10 +172,10 @@ class Beat:
             wait_for(lambda: bool(self._ground.broker.llen(PULSE)))
             yield processes
 
-    # --- the rows ---------------------------------------------------------------------------------------------------
+    # --- rows -------------------------------------------------------------------------------------------------------
 
     def _make_schedules(self) -> None:
-        """Crontabs none of which is due today, a pulse, and more to be switched on, of which one then shows it."""
+        """Make crontabs that are not due today, a pulse, and disabled schedules to enable, one of which sends then."""
         day = (datetime.now(UTC).day + 14) % 28 + 1
         crontabs = CrontabSchedule.objects.bulk_create(
             CrontabSchedule(minute=minute, hour=hour, day_of_month=day) for hour in range(24) for minute in range(60)
@@ -211,9 +211,9 @@ class Beat:
         return PeriodicTask.objects.filter(name__startswith="e", name__regex=r"^e\d+$")
 
     def _arrange(self, due: int) -> datetime:
-        """Let so many schedules be due at a moment, which is returned, as if none of them had ever been due before.
+        """Make so many schedules due at one moment, as if they had never been due before. Returns the moment.
 
-        It is the next full minute that leaves the lead; a quick look takes intervals, which need no full minute.
+        It is the next full minute after the lead. `--quick` uses intervals, which need no full minute.
         """
         self._clear()
         all_that_was_due = self._due(max(self._size.due))
@@ -237,7 +237,7 @@ def _count(queries: Counter[str], execute: Callable[..., Any], *statement: Any) 
 
 
 def _backends() -> list[psutil.Process]:
-    """The database's processes that serve others than this one; none where it runs on another machine."""
+    """The database's backend processes for clients other than this one. Empty if it runs on another machine."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"

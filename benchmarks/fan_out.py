@@ -1,7 +1,7 @@
-"""What does chunking save? The numbers of `jobs.fan_out`, checked in chunks and one by one, by two child processes.
+"""How much does chunking save? Two child processes check the numbers of `jobs.fan_out` in chunks and one by one.
 
-As runs, chunks of 100 (the job's own), chunks of 1,000 and one step for each number; and, without ledger or results,
-one `delay()` for each, as Celery does it alone. One step for each is measured on fewer numbers: it takes long enough.
+As runs: chunks of 100 (the job's default), chunks of 1,000, and one step for each number. Without ledger or results:
+plain Celery with one `delay()` for each number. One step for each number is slow, so it uses fewer numbers.
 """
 
 import time
@@ -21,7 +21,7 @@ from jobs.models import ACTIVE, Run, State
 
 QUEUE = "celery"
 LONGER, SINGLE, DELAYED = "chunks of 1,000", "one step for each", "one delay() for each"
-PATIENCE = 1_000.0  # seconds for any of them
+PATIENCE = 1_000.0  # seconds for each of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,16 @@ QUICK = Size(items=1_000, single=50)
 
 
 class FanOut:
-    """The measurement of one round."""
+    """The fan-out benchmark: its method measures one round."""
 
     def __init__(self, ground: Ground, size: Size, figures: Figures) -> None:
         self._ground, self._size, self._figures = ground, size, figures
 
     def fan_out(self) -> None:
-        """Many small things: how many in a second, with how many messages, at what cost?"""
+        """Many small items: how many per second, with how many messages, at what cost?"""
         quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
         with self._ground.running(["celery", "-A", "project", "worker", "--concurrency=2", *quiet]) as (worker,):
-            self._run(items=2, chunk=1)  # its children are there, with all that they import
+            self._run(items=2, chunk=1)  # starts the children and their imports
             family = [worker, *worker.children(recursive=True)]
             for who, items, work in (
                 (OURS, self._size.items, partial(self._run, chunk=100)),
@@ -55,7 +55,7 @@ class FanOut:
                 self._measure(who, items, work, family)
 
     def _measure(self, who: str, items: int, work: Callable[[int], int], family: Sequence[psutil.Process]) -> None:
-        """The time and the processor time that the work takes, which returns how many messages it took."""
+        """Measure time and CPU time of `work`, which returns its number of messages."""
         self._empty()
         start, before = time.time(), cpu(family)
         messages = work(items)

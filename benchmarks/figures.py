@@ -1,4 +1,4 @@
-"""Keeps what was measured, and prints it: medians with their range, and how the others compare with Punctual."""
+"""Keeps the measured values and prints them: medians with their range, and ratios to Punctual."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ OURS = "Punctual"
 
 
 class Figures:
-    """Values by what was measured, the name of the figure, and whose it is."""
+    """Values by benchmark, figure and contestant."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(dict))
@@ -17,7 +17,7 @@ class Figures:
         self._values[what][figure].setdefault(who, []).append(value)
 
     def print(self) -> None:
-        """Print what was noted since the last time."""
+        """Print the values noted since the last call."""
         for what, figures in self._values.items():
             print(f"\n{what}")
             for figure, values in figures.items():
@@ -27,7 +27,7 @@ class Figures:
 
 
 def _ratio(values: dict[str, list[float]], who: str) -> str:
-    """How many times the median of Punctual it is."""
+    """The ratio of a median to Punctual's median."""
     ours = median(values.get(OURS, [0]))
     return f" = {median(values[who]) / ours:.3g} x" if ours and who != OURS else ""
 

@@ -1,6 +1,6 @@
-"""The ground that a benchmark runs on: servers and a database of its own, with Django set up in this process.
+"""The environment of a benchmark: its own servers and database, with Django set up in this process.
 
-TEST_DATABASE_URL and TEST_REDIS_URL name other servers, as for tests. PostgreSQL writes to disk as it does by default.
+TEST_DATABASE_URL and TEST_REDIS_URL name other servers, as for tests. PostgreSQL writes to disk, as by default.
 """
 
 import os
@@ -16,13 +16,13 @@ import redis
 
 from tests.servers import ROOT, MissingServerError, Servers, Workspace, settle
 
-POLL = 0.002  # seconds between two looks
-PATIENCE = 120.0  # seconds that a process may take until it does its work
+POLL = 0.002  # seconds between two checks
+PATIENCE = 120.0  # seconds that a process may take to do its work
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Where a benchmark finds the broker, and starts its processes."""
+    """The broker of a benchmark, and the workspace and environment for its processes."""
 
     workspace: Workspace
     broker: redis.Redis
@@ -30,7 +30,7 @@ class Ground:
 
     @contextmanager
     def running(self, *commands: Sequence[str], env: dict[str, str] | None = None) -> Iterator[list[psutil.Process]]:
-        """Processes of these commands, killed in the end. What they wrote is shown where that end was an error."""
+        """Run these commands and kill them at the end of the block. After an error, print their output."""
         log = self.workspace.folder / f"bench-{time.monotonic_ns()}.log"
         children = [
             self.workspace.start(
@@ -52,7 +52,7 @@ class Ground:
 
 @contextmanager
 def ground() -> Iterator[Ground]:
-    """A ground that is removed in the end, with everything on it."""
+    """Create the environment. The end of the block removes everything in it."""
     workspace = Workspace()
     try:
         servers = Servers(workspace, "postgresql", durable=True)
@@ -83,7 +83,7 @@ def _database() -> Iterator[str]:
 
 
 def wait_for(what: Callable[[], bool], patience: float = PATIENCE) -> float:
-    """The moment (as `time.time()`) at which `what` first held. Raises TimeoutError."""
+    """Wait until `what` is true. Returns the time (as `time.time()`). Raises TimeoutError."""
     until = time.monotonic() + patience
     while not what():
         if time.monotonic() > until:
@@ -93,10 +93,10 @@ def wait_for(what: Callable[[], bool], patience: float = PATIENCE) -> float:
 
 
 def cpu(processes: Sequence[psutil.Process]) -> float:
-    """Seconds of processor time that they used so far."""
+    """The CPU time used so far, in seconds."""
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def memory(processes: Sequence[psutil.Process]) -> float:
-    """Megabytes that they hold."""
+    """The resident memory, in megabytes."""
     return sum(process.memory_info().rss for process in processes) / 1e6

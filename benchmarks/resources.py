@@ -1,7 +1,7 @@
-"""What does a large table cost that every task needs? Fetched by each, loaded by each process, or mapped by all.
+"""How much does a large table cost that every task needs? Each task fetches it, each process loads it, or all map it.
 
-For each way a worker with four processes. The first look-up of a process is told apart from the later ones: it loads.
-Memory is what the system would have back if the worker ended: what processes share counts once (PSS).
+Each way uses a worker with four processes. The first look-up of a process, which loads, is measured separately from the
+later ones. Memory is the amount that the end of the worker would free: memory shared by processes counts once (PSS).
 """
 
 import time
@@ -16,13 +16,13 @@ from benchmarks.ground import Ground, wait_for
 
 PROCESSES = 4
 REPLIES, QUEUE = "bench-replies", "celery"
-AT_ONCE = 8  # tasks that wait in the queue
+AT_ONCE = 8  # tasks waiting in the queue
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
     rows: int
-    look_ups: int  # of each process, at least
+    look_ups: int  # at least, in each process
     ways: Sequence[str]
 
 
@@ -31,14 +31,14 @@ QUICK = Size(2_000, 2, ways=("Redis", "Resource, preloaded", "MappedResource"))
 
 
 class Resources:
-    """The measurement of one round."""
+    """The resources benchmark: its method measures one round."""
 
     def __init__(self, ground: Ground, size: Size, figures: Figures) -> None:
         self._ground, self._size, self._figures = ground, size, figures
 
     def resources(self) -> None:
-        """Time of a look-up, and memory of the whole worker, for each way to have the table."""
-        from benchmarks import tables  # late: it reads the settings of the ground
+        """The time of a look-up and the memory of the whole worker, for each way to hold the table."""
+        from benchmarks import tables  # late: it reads the settings
 
         what = f"a table of {self._size.rows * tables.ROW.size / 1e6:,.1f} MB, {PROCESSES} processes"
         self._ground.broker.flushdb()
@@ -56,7 +56,7 @@ class Resources:
             self._figures.note(what, way, "MB", used / 1e6)
 
     def _times(self, way: str) -> list[list[float]]:
-        """Seconds of all look-ups in each process, in their order."""
+        """The seconds of all look-ups of each process, in order."""
         from benchmarks import tables
 
         sent = 0

@@ -1,6 +1,6 @@
-"""A table that tasks look something up in, held in several ways; each task tells how long its look-up took.
+"""A lookup table for tasks, held in several ways. Each task reports the duration of its look-up.
 
-A row is 48 bytes as a record, and several times that as objects of Python.
+A row takes 48 bytes as a record, and several times that as Python objects.
 """
 
 import os
@@ -21,23 +21,23 @@ Row = tuple[float, int, bytes]
 
 ROW = struct.Struct("<dq32s")
 KEY = "bench-table"
-BUSY = 0.02  # seconds that a task lasts besides, so that others come to each process
+BUSY = 0.02  # seconds that a task sleeps afterwards, so that every process gets tasks
 
 client = redis.Redis.from_url(settings.REDIS_URL)
 
 
 def make(rows: int) -> None:
-    """Put a table of so many rows into Redis."""
+    """Store a table with so many rows in Redis."""
     table = {number: (number * 1.5, number, f"article {number}".encode()) for number in range(rows)}
     client.set(KEY, pickle.dumps(table))
 
 
 def fetch() -> dict[int, Row]:
-    return pickle.loads(client.get(KEY))  # noqa: S301 - we wrote it ourselves
+    return pickle.loads(client.get(KEY))  # noqa: S301 - `make` wrote it
 
 
 def write(path: Path) -> None:
-    """The same table as records, one after the other."""
+    """Write the same table to a file, record after record."""
     with path.open("wb") as file:
         file.writelines(ROW.pack(*row) for row in fetch().values())
 

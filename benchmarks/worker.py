@@ -1,7 +1,7 @@
-"""What does the ledger cost a worker? Beside Celery without any history, and with django-celery-results' rows.
+"""How much does the ledger cost a worker, compared with Celery without history and with django-celery-results?
 
-The same task, which does nothing, on the same servers. A drain is timed by the length of the queue, between the first
-and the last twentieth; for every kind of history a worker with two children.
+All run the same no-op task on the same servers, each with a worker of two children. A drain is timed by the length of
+the queue, from its first to its last twentieth.
 """
 
 import time
@@ -39,13 +39,13 @@ QUICK = Size(drained=300, timed=10, results=200)
 
 
 class Worker:
-    """The measurements of one round each."""
+    """The worker benchmarks: each method measures one round."""
 
     def __init__(self, ground: Ground, size: Size, figures: Figures) -> None:
         self._ground, self._size, self._figures = ground, size, figures
 
     def drain(self) -> None:
-        """How many no-ops a worker gets through in a second."""
+        """The number of no-ops that a worker executes per second."""
         number = self._size.drained
         for who, app, fill in (
             (OURS, "project", self._send_runs),
@@ -64,7 +64,7 @@ class Worker:
             self._figures.note(f"draining {number:,} no-ops", who, "per second", 0.9 * number / (ended - started))
 
     def latency(self) -> None:
-        """From the sending of one job to an idle worker until its body starts."""
+        """The time from sending one job to an idle worker until its body starts."""
         path = self._ground.workspace.folder / "stamps"
         for who, app in ((OURS, "project"), (BARE, "benchmarks.bare")):
             self._empty()
@@ -75,7 +75,7 @@ class Worker:
             self._figures.note("from sending to start", who, "p99, ms", times[len(times) * 99 // 100] * 1000)
 
     def results(self) -> None:
-        """What results leave behind in Redis: one task in twenty opted in, beside all of them."""
+        """The load of results on Redis, if one task in twenty opts in or all do."""
         number = self._size.results
         for who, backend, every in (
             (OURS, "django-db", 20),
