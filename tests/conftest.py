@@ -1,7 +1,8 @@
-"""What tests are given: a real database made by the migrations, a real and empty Redis, and how to reach both.
+"""Fixtures for all tests: a real database made by the migrations, a real and empty Redis, and their addresses.
 
-Its one rule: a test in tests/pure starts nothing. A missing server is told in one sentence: the tests that need it
-are skipped; where REQUIRE_SERVERS is set (CI) or TEST_DATABASE_URL or TEST_REDIS_URL names the server, the run ends.
+Its one rule: a test in tests/pure starts no server. If a server is missing, the tests that need it are skipped, with
+one sentence. The run ends instead if REQUIRE_SERVERS is set (CI) or the server is that of TEST_DATABASE_URL or
+TEST_REDIS_URL.
 """
 
 import os
@@ -22,7 +23,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def servers(pytestconfig: pytest.Config) -> Servers:
-    """The servers of this run; they start when a database or `redis` is first asked for."""
+    """The servers of this run. Each starts when a test first needs a database or `redis`."""
     return pytestconfig.stash[SERVERS]
 
 
@@ -37,7 +38,7 @@ def _have(server: Callable[[], None], variable: str) -> None:
 
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(servers: Servers) -> None:
-    """pytest-django's hook before it makes the test database."""
+    """pytest-django's hook before it creates the test database."""
     _have(servers.have_database, "TEST_DATABASE_URL")
     if servers.database == "sqlite":
         # A file: other threads and processes cannot see a database in memory.
@@ -54,29 +55,29 @@ def redis_server(servers: Servers) -> Iterator[redis_client.Redis]:
 
 @pytest.fixture
 def redis(redis_server: redis_client.Redis) -> redis_client.Redis:
-    """A client of the run's Redis, whose database is empty as the test begins."""
+    """A client of the run's Redis, whose database is empty when the test begins."""
     redis_server.flushdb()
     return redis_server
 
 
 @pytest.fixture
 def frozen_broker(redis: redis_client.Redis) -> Iterator[None]:
-    """The run's Redis accepts connections and answers nothing, until the test is over."""
-    from jobs.cache import shared  # late: the environment must stand first
+    """The run's Redis accepts connections but does not answer until the test ends."""
+    from jobs.cache import shared  # late: the environment must be set first
 
     process = redis.info("server")["process_id"]
     try:
         os.kill(process, signal.SIGSTOP)
     except (ProcessLookupError, PermissionError):
-        pytest.skip("The Redis named by TEST_REDIS_URL is not this run's own, to be stopped at will.")
+        pytest.skip("This run did not start the Redis of TEST_REDIS_URL and cannot stop it.")
     yield
     os.kill(process, signal.SIGCONT)
-    shared._back_at = 0.0  # or the next tests would be told that it is away
+    shared._back_at = 0.0  # otherwise the next tests would find it unavailable
 
 
 @pytest.fixture
 def mortal_broker(servers: Servers) -> Iterator[MortalBroker]:
-    """A broker to `kill()` and `start()` again; it runs when the test begins."""
+    """A broker that the test may `kill()` and `start()` again. It runs when the test begins."""
     broker = MortalBroker(servers.workspace)
     broker.start()
     try:
@@ -87,7 +88,7 @@ def mortal_broker(servers: Servers) -> Iterator[MortalBroker]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _tasks() -> None:
-    """Known from the start: Celery sets logging up once more as it looks for them, and pytest would hear no more."""
+    """Load all tasks first: Celery configures logging again when it loads them, which would cut off caplog."""
     from jobs.messages.arguments import find_task  # late: models cannot be imported yet
 
     find_task("")
@@ -95,12 +96,12 @@ def _tasks() -> None:
 
 @pytest.fixture(autouse=True)
 def _empty_broker(request: pytest.FixtureRequest) -> None:
-    # Tests that touch the ledger may publish without saying so: none inherits another's messages.
+    # Any test that uses the ledger may publish messages. The next test must not find them.
     if request.path.parent.name in {"database", "live"}:
         request.getfixturevalue("redis")
 
 
 @pytest.fixture
 def environment(transactional_db: None, redis: redis_client.Redis, servers: Servers) -> dict[str, str]:
-    """The environment for processes that shall work on the database and the broker of this test."""
+    """The environment for processes that use the database and the broker of this test."""
     return {**os.environ, "DATABASE_URL": servers.database_url_for(connection.settings_dict["NAME"])}

@@ -1,4 +1,4 @@
-"""What does a forked child see? For tests of what must survive a fork."""
+"""What does a forked child see? A helper for tests of code that must survive a fork."""
 
 import json
 import os
@@ -9,13 +9,12 @@ import pytest
 
 HANGS_AFTER = 5  # seconds
 
-forks = pytest.mark.filterwarnings(
-    "ignore:.*fork.*:DeprecationWarning"
-)  # what a fork amid threads does is the question
+# These tests fork while threads run on purpose; Python warns of that.
+forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 def in_child(call: Callable[[], object]) -> object:
-    """What `call` returns in a forked process, as far as JSON can tell. Raises ValueError when it fails or hangs."""
+    """The result of `call` in a forked process, passed through JSON. Raises ValueError if the call fails or hangs."""
     read, write = os.pipe()
     child = os.fork()
     if not child:

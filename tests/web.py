@@ -1,4 +1,4 @@
-"""A web server on loopback that serves the pages a test gives it, and remembers what it was asked."""
+"""A web server on loopback that serves the pages of a test and records its requests."""
 
 import threading
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body or b"")
 
-    do_GET = do_POST = do_PUT = _answer  # noqa: N815 - http.server asks for these names
+    do_GET = do_POST = do_PUT = _answer  # noqa: N815 - http.server requires these names
 
     def log_message(self, *_: Any) -> None:
         pass
 
 
 class Web(ThreadingHTTPServer):
-    """Answers with `pages` under one `status`, and remembers what it was asked."""
+    """Answers with `pages` and one `status` for all of them, and records its requests."""
 
     def __init__(self, pages: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Answer)

@@ -1,4 +1,4 @@
-"""Do the benchmarks still run? What they measure is for people and quiet machines to judge."""
+"""Do the benchmarks still run? Their figures need a quiet machine and a reader."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from tests.servers import ROOT
 
 
 def _measure(*names: str) -> str:
-    """What a quick look prints."""
+    """The output of `--quick` for these benchmarks."""
     chosen = [argument for name in names for argument in ("--only", name)]
     command = [sys.executable, "-m", "benchmarks", "--quick", *chosen]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
@@ -30,7 +30,7 @@ def test_it_measures_workers_with_and_without_the_ledger(servers, redis):
     assert {"delay() beside Punctual", "django-celery-results"} < set(re.findall(r"; (\D+?) \d", figures["per second"]))
 
 
-def test_it_measures_each_way_to_have_a_large_table(servers, redis):
+def test_it_measures_each_way_to_hold_a_large_table(servers, redis):
     ways = r"Redis \S+ .*; Resource, preloaded \S+ .*; MappedResource \S+ .*"
     figures = re.findall(rf"^  (\S.+?)  +{ways}$", _measure("resources"), re.MULTILINE)
     assert figures == ["first look-up, s", "later look-ups, us", "MB"]
@@ -47,7 +47,7 @@ def test_it_measures_chunks_beside_single_tasks(servers, redis):
     }
 
 
-def test_it_refuses_a_measurement_that_does_not_exist():
+def test_it_refuses_an_unknown_benchmark():
     command = [sys.executable, "-m", "benchmarks", "--only", "everything"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2

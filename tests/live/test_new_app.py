@@ -1,4 +1,4 @@
-"""A user's new app: a folder with `tasks.py` and one line in INSTALLED_APPS, and its jobs can be scheduled."""
+"""A user's new app: with a folder, `tasks.py` and one line in INSTALLED_APPS its jobs can be scheduled."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def greet(path, name="world"):
 
 @pytest.fixture
 def new_app(tmp_path: Path) -> dict[str, str]:
-    """The environment of processes for which `greetings` is an installed app."""
+    """The environment of processes with `greetings` as an installed app."""
     app = tmp_path / "greetings"
     app.mkdir()
     (app / "__init__.py").touch()

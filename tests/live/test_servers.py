@@ -1,4 +1,4 @@
-"""The ground the other live tests stand on: real servers, and real processes that work on this test's data."""
+"""The basis of the other live tests: real servers, and real processes that use this test's data."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from django.db import connection
 from project.celery import app
 from tests.servers import ROOT
 
-# A test run that starts something and dies.
+# A test run that starts a process and dies.
 DOOMED = """
 import os, signal
 from tests.servers import Workspace
@@ -27,7 +27,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def test_it_works_on_the_database_that_was_asked_for(servers):
+def test_it_uses_the_chosen_database(servers):
     with connection.cursor() as cursor:
         cursor.execute("SELECT sqlite_version()" if servers.database == "sqlite" else "SHOW server_version_num")
         (version,) = cursor.fetchone()
@@ -36,14 +36,14 @@ def test_it_works_on_the_database_that_was_asked_for(servers):
     assert Path(connection.settings_dict["NAME"]).name.startswith("test_")
 
 
-def test_it_begins_with_an_empty_redis_where_another_test_left_something(redis, redis_server):
+def test_it_begins_with_an_empty_redis(redis, redis_server):
     assert redis.ping()
     assert redis.dbsize() == 0
     assert redis.info("server")["redis_version"] >= "6"
     redis.set("left", "behind")
 
 
-def test_it_begins_with_an_empty_redis_again(redis):
+def test_it_begins_with_an_empty_redis_after_another_test_wrote_to_it(redis):
     assert redis.dbsize() == 0
 
 
@@ -56,7 +56,7 @@ def test_it_reaches_a_live_worker_on_the_broker_of_the_test(processes):
     assert not worker.broken
 
 
-def test_it_tells_a_process_that_ended_by_itself_from_one_that_was_killed(processes):
+def test_it_distinguishes_a_process_that_ended_by_itself_from_a_killed_one(processes):
     worker = processes.start_worker("--concurrency=1")
     worker.signal(signal.SIGKILL)
     with pytest.raises(AssertionError, match=r"(?s)worker-0 ended by itself.* ready\."):
@@ -86,7 +86,7 @@ def test_it_leaves_nothing_behind_when_the_test_run_is_killed(eventually):
 
 
 def ask_health(environment: dict[str, str]) -> list[subprocess.Popen[bytes]]:
-    """The checks of the worker and of beat, side by side, as they run in their containers but for the time-out."""
+    """The health checks of worker and beat, side by side, as in their containers but with a shorter timeout."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     inside = {**environment, "HOSTNAME": socket.gethostname(), "PATH": path}
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 import redis
 
+from jobs.ledger.outcomes import Follower
 from jobs.local import embedded
 from jobs.local.supervisor import FIRST_DELAY, HEALTHY, LARGEST_LOG, LONGEST_DELAY, Child, Supervisor, SupervisorError
-from jobs.local.up import Follower, _wsgi_application
+from jobs.local.up import _wsgi_application
 from jobs.management.commands.up import describe, printable
 from jobs.models import Run, State, database_now
 from tests.making import make_run

@@ -21,13 +21,13 @@ each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: 
 
 
 def first_cells(text: str, heading: str) -> set[str]:
-    """The names in code type that open the rows of the table under a heading."""
+    """The names in backticks in the first column of the table under a heading."""
     section = text.split(f"\n## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
     rows = re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
-def test_it_keeps_the_documents_short_enough_to_be_read():
+def test_it_keeps_the_documents_short():
     assert len(README.splitlines()) <= 250
     assert len(ARCHITECTURE.splitlines()) <= 150
 
@@ -55,7 +55,7 @@ def test_it_names_every_state():
     assert set(re.findall(r"`(\w+)`", life)) == set(State.values)
 
 
-def test_it_draws_the_transitions_that_the_code_allows():
+def test_it_draws_the_allowed_transitions():
     drawn = set(re.findall(r"^    (\w+) --> (\w+)", ARCHITECTURE, re.MULTILINE))
     assert drawn == {(str(state), str(after)) for state, followers in TRANSITIONS.items() for after in followers}
 
@@ -67,7 +67,7 @@ def test_it_names_a_test_for_every_invariant():
         assert all((ROOT / path).is_file() for path in paths.split(", "))
 
 
-def test_it_shows_workflows_as_the_tests_run_them():
+def test_it_shows_the_workflows_that_the_tests_run():
     shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "workflows.md").read_text(), re.DOTALL)
     _, _, run = (ROOT / "tests" / "app" / "workflows.py").read_text().partition('"""\n\n')
     assert "\n\n".join(shown) == run
@@ -121,6 +121,6 @@ def exists(name: str) -> bool:
 
 
 @each_document
-def test_it_refers_to_files_that_exist(document):
+def test_it_refers_to_existing_files(document):
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
         assert (document.parent / target).is_file(), target

@@ -1,6 +1,6 @@
-"""Does the repository keep its shape: what lies where, what is locked, and which module may know which?
+"""Does the repository keep its shape: its files, its locked requirements, and its imports between modules?
 
-What counts is what git tracks: other files may lie in the folder. The order of the rooms stands in `jobs/__init__.py`.
+The tests look only at files that git tracks. `jobs/__init__.py` sets the order of the rooms.
 """
 
 import ast
@@ -40,20 +40,20 @@ EDGES = {
     "jobs.worker.logs": 1,  # a line of log
 }
 
-# Written in pieces, or this file would be its own first find.
+# Written in pieces, so that the pattern does not find itself.
 MACHINE_PATHS = re.compile(r"(?<![\w.}>-])/(?:" + "|".join(["work", "root", "home", "Users"]) + r")/\w")
 
 
 @cache
 def files() -> tuple[str, ...]:
-    """Every file that git tracks and that is there."""
+    """Every existing file that git tracks."""
     git = ["git", "-c", "safe.directory=*", "-C", str(ROOT)]
     listing = [*git, "ls-files", "-z", "--cached"]
     try:
         top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout
         listed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("This is not a git working tree: nothing says which files belong to it.")
+        pytest.skip("This is not a git working tree: its files are unknown.")
     if Path(top.strip()) != ROOT:
         pytest.skip(f"This copy lies inside another repository, {top.strip()}.")
     return tuple(name for name in listed.split("\0") if name and (ROOT / name).exists())
@@ -61,7 +61,7 @@ def files() -> tuple[str, ...]:
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every Python module of project/ and jobs/ but migrations, by its dotted name."""
+    """Every Python module of project/ and jobs/ except migrations, by its dotted name."""
     found = {}
     for path in [*ROOT.glob("project/**/*.py"), *ROOT.glob("jobs/**/*.py")]:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -71,20 +71,20 @@ def modules() -> dict[str, Path]:
 
 
 def imports_of(path: Path) -> set[str]:
-    """What a module imports anywhere in it, late imports too; of `from x import y` it is x.y where that is a module."""
+    """All imports of a module, late ones too. `from x import y` counts as x.y if that is a module."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path.relative_to(ROOT)} imports relatively: write the whole name."
+            assert not node.level, f"{path.relative_to(ROOT)} imports relatively: write the full name."
             members = {f"{node.module}.{alias.name}" for alias in node.names}
             names |= {member for member in members if member in modules()} or {str(node.module)}
     return names
 
 
 def rooms() -> list[str]:
-    """The rooms of the app, from the top down, as its docstring lists them."""
+    """The rooms of the app, in the order of its docstring."""
     return re.findall(r"^    (\w+)/?  ", (ROOT / "jobs" / "__init__.py").read_text(), flags=re.MULTILINE)
 
 
@@ -92,9 +92,9 @@ def room_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def test_it_holds_at_the_top_what_was_agreed():
+def test_it_has_only_the_agreed_files_at_the_top():
     tops = {name.partition("/")[0] for name in files()}
-    apps = {app.partition(".")[0] for app in settings.INSTALLED_APPS} - {"jobs", "tests"}  # yours, where you have any
+    apps = {app.partition(".")[0] for app in settings.INSTALLED_APPS} - {"jobs", "tests"}  # a user's own apps
     assert tops - MAY_COME - apps == FILES_AT_THE_TOP | FOLDERS_AT_THE_TOP
     assert {name for name in files() if name.startswith(".ci/")} == {".ci/run"}
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
@@ -111,7 +111,7 @@ def test_it_names_no_path_of_a_developers_machine():
     assert not found
 
 
-def test_it_would_find_a_path_of_a_developers_machine():
+def test_it_can_find_a_path_of_a_developers_machine():
     assert MACHINE_PATHS.search("see /" + "root/notes")
     assert MACHINE_PATHS.search("'/" + "home/me/punctual'")
     assert not MACHINE_PATHS.search("https://example.com/" + "work/1")
@@ -123,7 +123,7 @@ def test_it_locks_every_requirement_with_hashes(name):
         assert re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+( ; [^\\]+?)?( --hash=sha256:[0-9a-f]{64})+$", line), line
 
 
-def test_it_locks_all_that_was_asked_for_and_the_same_for_developers():
+def test_it_locks_every_requirement_and_the_same_versions_for_developers():
     locked, develop = (versions(f"requirements{suffix}.txt") for suffix in ("", "-dev"))
     assert locked.items() <= develop.items()
     for source, lock in (("requirements.in", locked), ("requirements-dev.in", develop)):
@@ -132,7 +132,7 @@ def test_it_locks_all_that_was_asked_for_and_the_same_for_developers():
 
 
 def requirements(name: str) -> list[str]:
-    """The requirements in a file, each with its hashes in one line, without comments."""
+    """The requirements of a file without comments, each with its hashes in one line."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / name).read_text(), flags=re.MULTILINE)
     joined = re.sub(r"\s*\\\n\s*", " ", text)
     return [line.strip() for line in joined.splitlines() if line.strip()]
@@ -146,12 +146,12 @@ def versions(name: str) -> dict[str, str]:
     return {normalised(line): line.split("==")[1].split()[0] for line in requirements(name)}
 
 
-def test_it_gives_every_module_a_room_and_names_no_other():
+def test_it_maps_every_room_and_no_other():
     assert sorted(rooms()) == sorted({room_of(module) for module in modules() if module.startswith("jobs.")} - {"apps"})
 
 
 @pytest.mark.parametrize("module", sorted(module for module in modules() if module.startswith("jobs.")))
-def test_it_imports_from_the_same_room_or_those_above(module):
+def test_it_imports_only_from_its_room_and_rooms_above(module):
     order = [*rooms(), "apps"]
     for imported in imports_of(modules()[module]):
         assert not imported.startswith("project"), f"{module} imports {imported}: the app must work in other projects."
@@ -159,20 +159,20 @@ def test_it_imports_from_the_same_room_or_those_above(module):
             assert order.index(room_of(imported)) <= order.index(room_of(module)), f"{module} imports {imported}."
 
 
-def test_it_has_no_circle_of_imports():
+def test_it_has_no_circular_imports():
     known = modules().keys()
     graph = {module: imports_of(path) & known - {module} for module, path in modules().items()}
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+    TopologicalSorter(graph).prepare()  # raises CycleError with the names of the modules
 
 
 @pytest.mark.parametrize("room", rooms())
-def test_it_opens_each_room_with_the_question_on_the_map(room):
+def test_it_opens_each_room_with_its_question_from_the_map(room):
     question = re.search(rf"^    {room}/?  +(.+?\?)", (ROOT / "jobs" / "__init__.py").read_text(), re.MULTILINE)[1]
     docstring = ast.get_docstring(ast.parse(modules()[f"jobs.{room}"].read_text()))
     assert docstring.lower().startswith(question.lower())
 
 
-def test_it_keeps_the_migrations_apart_from_the_code():
+def test_it_imports_no_code_in_migrations():
     for path in ROOT.glob("jobs/migrations/*.py"):
         assert not {name for name in imports_of(path) if name.partition(".")[0] in {"jobs", "project"}}, path
 
@@ -206,7 +206,7 @@ def test_it_keeps_pure_modules_pure(module):
     assert all(name.startswith("jobs.rules") for name in imported if name.startswith("jobs"))
 
 
-def test_it_imports_only_what_production_installs():
+def test_it_imports_only_packages_that_production_installs():
     providers = packages_distributions()
     installed = set(versions("requirements.txt"))
     for module, path in modules().items():
