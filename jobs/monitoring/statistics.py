@@ -3,8 +3,8 @@
 Its one rule: the cost depends on the recent runs and the number of schedules, never on the age of the ledger. Each
 query on runs uses an index that finds the recent ones.
 
-Limits: a schedule saved, deleted or changed in the admin shows at once. Changes by beat, `QuerySet.update()` or SQL
-show when the figures expire.
+Limits: a schedule that is saved, deleted or changed by an act (jobs/schedules/acts.py) shows at once. Changes by beat,
+`QuerySet.update()` or SQL show when the figures expire.
 """
 
 from collections.abc import Collection
@@ -40,13 +40,8 @@ def figures() -> dict[str, Any]:
     }
 
 
-def invalidate() -> None:
-    """Call this after changing schedules: the next request computes new figures."""
-    shared.invalidate(NAME)
-
-
 def connect() -> None:
-    """Invalidate the figures after each change of a schedule or policy."""
+    """Invalidate the figures after each saved or deleted schedule or policy, and after each act."""
     for model in (PeriodicTask, Policy):
         for signal in (post_save, post_delete):
             signal.connect(_on_change, sender=model, dispatch_uid=f"jobs.monitoring.statistics.{model.__name__}")
@@ -54,7 +49,7 @@ def connect() -> None:
 
 
 def _on_change(**_: Any) -> None:
-    invalidate()
+    shared.invalidate(NAME)
 
 
 def _by_state(runs: RunQuerySet, states: Collection[State]) -> dict[str, int]:
