@@ -27,6 +27,8 @@ from typing import Any, Generic, TypeVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
+from jobs.rules.errors import logged
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Key = tuple[Hashable, ...]
@@ -273,11 +275,10 @@ class Resource(Generic[T]):
             self._close(entry.value)
 
     def _close(self, value: T) -> None:
-        try:
+        # A job must not fail over a value that another job left.
+        with logged(log, "%s: a dropped value could not be closed.", self.name):
             if self.close:
                 self.close(value)
-        except Exception:  # a job must not fail over a value that another job left
-            log.exception("%s: a dropped value could not be closed.", self.name)
 
     def _inherit(self) -> None:
         """In a forked child: reset loads and counts, which belong to the parent. Keep values that need no `close`."""
