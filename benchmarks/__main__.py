@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from benchmarks.figures import Figures
 from benchmarks.ground import Ground, ground
 
-BEAT, WORKER = ("burst", "queries", "idle", "edit"), ("drain", "latency", "results")
+BEAT, WORKER = ("burst", "queries", "idle", "edit"), ("drain", "latency", "results", "statements")
 RESOURCES, FAN_OUT = ("resources",), ("fan_out",)
 ALL = BEAT + WORKER + RESOURCES + FAN_OUT
 

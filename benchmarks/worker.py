@@ -7,6 +7,7 @@ the queue, from its first to its last twentieth.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +21,7 @@ from benchmarks.ground import Ground, wait_for
 from jobs.ledger import outbox
 from jobs.ledger.new_runs import new_run
 from jobs.messages.message import Message
-from jobs.models import Run, State, bulk, database_now
+from jobs.models import Run, State, bulk, database_now, lease, new_run_id, runs
 
 BARE, RESULTS, PLAIN = "Celery without history", "django-celery-results", "delay() beside Punctual"
 QUEUE = "celery"
@@ -32,10 +33,11 @@ class Size:
     drained: int
     timed: int
     results: int
+    started: int
 
 
-FULL = Size(drained=20_000, timed=300, results=10_000)
-QUICK = Size(drained=300, timed=10, results=200)
+FULL = Size(drained=20_000, timed=300, results=10_000, started=2_000)
+QUICK = Size(drained=300, timed=10, results=200, started=20)
 
 
 class Worker:
@@ -97,13 +99,30 @@ class Worker:
             for figure, value in (("keys", keys), ("kB of memory", used / 1e3), ("commands each", commands / number)):
                 self._figures.note(f"{number:,} tasks", who, figure, value)
 
+    def statements(self) -> None:
+        """The CPU time of starting a run with a statement that is compiled once, and with one compiled each time."""
+        self._empty()
+        values = {"run_id": new_run_id(), "attempt": 1, "node": "bench", "pid": 1, "lease": lease()}
+
+        def compiled_each_time() -> None:
+            queryset, changes = runs._starting(**values)
+            queryset.update(**changes)
+
+        for who, start in ((OURS, partial(runs._START, **values)), ("compiled each time", compiled_each_time)):
+            start()
+            before = time.process_time()
+            for _ in range(self._size.started):
+                start()
+            spent = time.process_time() - before
+            self._figures.note("starting a run", who, "us of CPU", spent / self._size.started * 1e6)
+
     def _send_runs(self, number: int) -> None:
         for start in range(0, number, BATCH):
             now = database_now()
             size = min(BATCH, number - start)
-            runs = [new_run(None, "bench", Message("tests.nothing"), now, now) for _ in range(size)]
-            bulk.insert(Run, runs)
-            outbox.send(runs)
+            new = [new_run(None, "bench", Message("tests.nothing"), now, now) for _ in range(size)]
+            bulk.insert(Run, new)
+            outbox.send(new)
 
     def _time_one(self, who: str, path: Path) -> float:
         path.unlink(missing_ok=True)

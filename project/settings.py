@@ -8,6 +8,7 @@ embedded Valkey server in VAR_DIR replace the last two if they are not set.
 
 import os
 import re
+import sqlite3
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -168,6 +169,7 @@ FILE_UPLOAD_PERMISSIONS, FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o600, 0o700  # bac
 
 # --- Database -------------------------------------------------------------------------------------------------------
 
+OLDEST_SQLITE = (3, 35)  # the first with RETURNING, which says which runs an UPDATE has ended
 SQLITE_OPTIONS = {
     "transaction_mode": "IMMEDIATE",  # a writer waits at BEGIN instead of failing at its first write
     "timeout": 20,  # seconds
@@ -206,6 +208,10 @@ def _database() -> dict[str, Any]:
         ) from None
     if not config["NAME"]:
         raise ImproperlyConfigured("DATABASE_URL names no database: add /name at the end.")
+    if scheme == "sqlite" and sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise ImproperlyConfigured(
+            f"SQLite {sqlite3.sqlite_version} is too old: use a Python with SQLite 3.35 or newer, or PostgreSQL."
+        )
     options = SQLITE_OPTIONS if scheme == "sqlite" else POSTGRESQL_OPTIONS
     config["OPTIONS"] = {**options, **config.get("OPTIONS", {})}
     return {"CONN_HEALTH_CHECKS": True, "CONN_MAX_AGE": 0 if scheme == "sqlite" else 60, **config}  # seconds

@@ -30,6 +30,10 @@ def test_it_measures_workers_with_and_without_the_ledger(servers, redis):
     assert {"delay() beside Punctual", "django-celery-results"} < set(re.findall(r"; (\D+?) \d", figures["per second"]))
 
 
+def test_it_measures_a_statement_that_is_compiled_once(servers, redis):
+    assert re.search(r"^  us of CPU +Punctual \S+ .*; compiled each time \S+ ", _measure("statements"), re.MULTILINE)
+
+
 def test_it_measures_each_way_to_hold_a_large_table(servers, redis):
     ways = r"Redis \S+ .*; Resource, preloaded \S+ .*; MappedResource \S+ .*"
     figures = re.findall(rf"^  (\S.+?)  +{ways}$", _measure("resources"), re.MULTILINE)

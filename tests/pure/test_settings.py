@@ -231,3 +231,11 @@ def test_it_prints_mail_with_debug_unless_email_url_is_set(outcomes):
     default, told = outcomes({**COMPLETE, "DEBUG": "true"}, {**COMPLETE, "DEBUG": "true", "EMAIL_URL": "smtp://h"})
     assert default["EMAIL_BACKEND"] == "django.core.mail.backends.console.EmailBackend"
     assert (told["EMAIL_BACKEND"], told["EMAIL_HOST"]) == ("django.core.mail.backends.smtp.EmailBackend", "h")
+
+
+def test_it_refuses_an_sqlite_without_returning():
+    code = "import sqlite3; sqlite3.sqlite_version_info = (3, 34, 1); import project.settings"
+    environment = {**ENVIRONMENT, **COMPLETE, "DATABASE_URL": "sqlite:////srv/name.sqlite3"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert "use a Python with SQLite 3.35 or newer, or PostgreSQL" in done.stderr
