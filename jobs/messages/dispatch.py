@@ -8,7 +8,7 @@ A message is an ordinary Celery message with the run's id as its task id, so tha
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from celery import current_app
@@ -61,6 +61,7 @@ def try_to_publish(publish: Callable[[], object], passing: tuple[type[BaseExcept
     return None
 
 
+@cache
 def _broker_errors() -> tuple[type[BaseException], ...]:
     """Errors of an unavailable broker; kombu counts KeyError among them, which a message may cause as well."""
     connection = current_app.connection_for_write()
