@@ -13,6 +13,7 @@ Limits: a secret that stands alone, without a word such as `password` beside it,
 import json
 import re
 from functools import cache
+from traceback import format_exception_only
 from urllib.parse import quote
 
 from django.conf import settings
@@ -67,6 +68,11 @@ def head(text: str, longest: int) -> str:
 def tail(text: str, longest: int) -> str:
     """The same of its end."""
     return mask(storable(text[-2 * longest :]))[-longest:]
+
+
+def in_one_line(error: BaseException, longest: int) -> str:
+    """An error as the ledger shows it, masked; also one whose own text cannot be made."""
+    return head(format_exception_only(error)[-1].strip(), longest)
 
 
 def storable(text: str) -> str:

@@ -15,8 +15,10 @@ from celery import current_app
 from kombu.exceptions import KombuError, OperationalError
 
 from jobs.messages.envelope import Envelopes, Sendable
+from jobs.secrets import in_one_line
 
 BATCH = 500  # messages per pipeline
+LONGEST_REASON = 500  # characters
 
 
 class BrokerUnavailableError(Exception):
@@ -38,10 +40,11 @@ def publish(runs: Sequence[Sendable]) -> Published:
         with current_app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch(BATCH):  # type: ignore[attr-defined] # new in kombu 5.7
             envelopes = Envelopes(producer)
             for run in runs:
-                if error := try_to_publish(partial(envelopes.publish, run), unavailable):
-                    published.refused.append((run, str(error) or repr(error)))
-                else:
+                error = try_to_publish(partial(envelopes.publish, run), unavailable)
+                if error is None:
                     published.sent.append(run)
+                else:
+                    published.refused.append((run, in_one_line(error, LONGEST_REASON)))
     except (KombuError, *unavailable) as error:  # type: ignore[misc] # kombu has no type hints
         raise BrokerUnavailableError(f"The broker takes no messages ({error}): runs wait in the ledger.") from error
     return published

@@ -6,7 +6,7 @@ and notes the others as fenced.
 
 from collections.abc import Callable
 from datetime import timedelta
-from traceback import format_exception, format_exception_only
+from traceback import format_exception
 from typing import Any
 
 from django.db import Error as DatabaseError
@@ -16,7 +16,7 @@ from jobs.ledger.outcomes import LONGEST_REASON
 from jobs.messages.dispatch import try_to_publish
 from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Run, State, Step
 from jobs.rules.policies import LONGEST_COUNTDOWN
-from jobs.secrets import head, storable, tail
+from jobs.secrets import in_one_line, storable, tail
 from jobs.worker.context import Execution
 
 UNDONE = "its replacement was rolled back with the transaction"
@@ -54,7 +54,7 @@ def _end_step(execution: Execution, state: State, reason: str) -> None:
 def fail(execution: Execution, exception: BaseException, text: str) -> None:
     """The body of a run or step raised; `text` is its traceback."""
     execution.write_news()
-    _fail(execution, _sentence(exception), _described(exception, text))
+    _fail(execution, in_one_line(exception, LONGEST_REASON), _described(exception, text))
 
 
 def _fail(execution: Execution, reason: str, error: dict[str, str]) -> None:
@@ -87,14 +87,11 @@ def retry(execution: Execution, args: Any, kwargs: Any, delay: timedelta, option
 def send_again(execution: Execution, publish: Callable[[], Any]) -> None:
     """Publish a step once more, as it asked for by `self.retry()`; it fails where that is not possible."""
     execution.write_log()
-    if error := try_to_publish(publish, (DatabaseError,)):  # at which Celery itself would reject the task
+    error = try_to_publish(publish, (DatabaseError,))
+    if error is not None:  # Celery itself would reject the task
         fail(execution, error, "".join(format_exception(error)))
 
 
 def _described(exception: BaseException, text: str) -> dict[str, str]:
     kind = storable(type(exception).__name__)[:LONGEST_NAME]
     return {"error_class": kind, "error_text": tail(text, LONGEST_ERROR_TEXT)}
-
-
-def _sentence(exception: BaseException) -> str:
-    return head(format_exception_only(exception)[-1].strip(), LONGEST_REASON)

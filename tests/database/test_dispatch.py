@@ -214,3 +214,29 @@ def test_it_sends_each_run_once_with_many_senders_at_once(redis):
     ids = [message["headers"]["id"] for message in messages(redis)]
     assert len(ids) == len(set(ids)) == 40
     assert Run.objects.filter(state=State.QUEUED, sends=1).count() == 40
+
+
+class OddError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OddError(), "OddError: <exception str() failed>"), (ValueError("password=hunter2"), "ValueError: password=***")],
+)
+def test_it_lets_no_run_wait_for_one_whose_router_raises_what_it_likes(redis, monkeypatch, error, reason):
+    def route(name: str, *_: object, **__: object) -> None:
+        if name == "tests.note":
+            raise error
+
+    monkeypatch.setattr(current_app.amqp.router, "routes", (route,))
+    bad, good = make_run(task="tests.note", args=["x"]), make_run()
+    outbox.send([bad, good])
+    bad.refresh_from_db()
+    assert (bad.state, Run.objects.get(id=good.id).state) == (State.FAILED, State.QUEUED)
+    assert bad.reason.startswith("could not be sent: ")
+    assert bad.reason.endswith(reason)
