@@ -15,7 +15,7 @@
 The doors, which parse, call one function and render:
     tasks/        which jobs can people schedule without writing code?
     admin/        what do people see and do in Django's admin?
-    web/          what does the site answer beside the admin?
+    web/          what does the site serve besides the admin?
     management/   what can be done in a shell?
 
 Each room opens with its question. `apps` connects the receivers. Migrations import nothing from here.

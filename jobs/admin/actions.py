@@ -1,8 +1,8 @@
-"""What people can do with the schedules they ticked in the list.
+"""Which actions can an admin user apply to the selected schedules?
 
-Its one rule: an action parses what it was told, calls one act (`schedules.acts`, `ledger.requests`, `ledger.backfills`)
-and shows what became of it. One that needs words, dates or a preview answers with a page first; the form on that page
-comes back to the same address, so that permissions, filters and the choice of rows are Django's to check again.
+Its one rule: an action parses the request, calls one act (`schedules.acts`, `ledger.requests`, `ledger.backfills`) and
+reports the result. An action that needs a reason, dates or a preview first answers with a form. The form posts to the
+address of the list, so Django checks permissions, filters and selected rows again.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
 from jobs.schedules import acts
 
-NAMED = 10  # schedules, or due moments, that a page names; of the others it says how many there are
+NAMED = 10  # schedules or due moments that a page lists; it counts the rest
 
 Schedules = QuerySet[PeriodicTask]
 ScheduleAdmin = admin.ModelAdmin[PeriodicTask]
@@ -41,27 +41,27 @@ class PauseForm(forms.Form):
         required=False,
         max_length=acts.LONGEST_REASON,
         widget=AdminTextInputWidget,
-        help_text="Stands in the ledger beside every moment that is not run.",
+        help_text="Recorded with every due moment that the pause skips.",
     )
     until = forms.SplitDateTimeField(
-        required=False, widget=AdminSplitDateTime, help_text="Empty: until somebody resumes it."
+        required=False, widget=AdminSplitDateTime, help_text="Empty: until a user resumes the schedule."
     )
     catch_up = forms.ChoiceField(
-        label="Afterwards",
+        label="After the pause",
         choices=CATCH_UP_CHOICES,
         initial=CatchUp.NONE.value,
-        help_text="What to do then with the moments that were due during the pause.",
+        help_text="What to do with the moments that were due during the pause.",
     )
 
 
 class SkipForm(forms.Form):
     moments = forms.IntegerField(
-        label="How many",
+        label="Due moments",
         min_value=0,
         max_value=acts.MOST_SKIPPED,
         initial=1,
         widget=AdminIntegerFieldWidget,
-        help_text="How many of the next due moments to skip; 0: none, whatever was said before.",
+        help_text="How many of the next due moments to skip. Replaces the earlier number; 0 skips none.",
     )
 
 
@@ -73,12 +73,12 @@ class BackfillForm(forms.ModelForm[Backfill]):
         widgets = dict.fromkeys(("start", "end"), AdminSplitDateTime) | {"at_once": AdminIntegerFieldWidget}
 
     def __init__(self, schedule: PeriodicTask, request: HttpRequest) -> None:
-        told = request.POST if "step" in request.POST else None
-        super().__init__(told, instance=Backfill(schedule=schedule))
+        data = request.POST if "step" in request.POST else None
+        super().__init__(data, instance=Backfill(schedule=schedule))
         self.preview: backfills.Preview | None = None
 
     def clean(self) -> dict[str, Any]:
-        """Find out what it would do: what cannot be computed is refused before anything is previewed."""
+        """Compute the preview; a backfill that cannot be computed is an error of the form."""
         data = super().clean() or {}
         if not self.errors:
             for name in self._meta.fields or ():
@@ -91,13 +91,13 @@ class BackfillForm(forms.ModelForm[Backfill]):
 
     @property
     def fingerprint(self) -> str:
-        """What a preview was made of; another one needs a preview of its own."""
+        """The values of this form. A preview counts only for the values that it was computed from."""
         return " ".join(str(self.cleaned_data.get(name)) for name in self.fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What an action asks before it acts; `hidden` fields and `buttons` are pairs of a name and a value."""
+    """A form that an action shows before it acts; `hidden` fields and `buttons` are pairs of a name and a value."""
 
     action: str
     verb: str
@@ -116,13 +116,13 @@ def run_now(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None
 
 
 def show_requested(request: HttpRequest, runs: Sequence[Run]) -> None:
-    """Say what became of runs that were just requested: they are queued, or wait for the broker."""
-    waiting = set(Run.objects.filter(id__in=[run.id for run in runs], state=State.WAITING).values_list("id", flat=True))
-    if queued := [run for run in runs if run.id not in waiting]:
+    """Report the state of runs that were just requested: queued, or waiting for the broker."""
+    unsent = set(Run.objects.filter(id__in=[run.id for run in runs], state=State.WAITING).values_list("id", flat=True))
+    if queued := [run for run in runs if run.id not in unsent]:
         messages.success(request, f"{_names(queued)} {'is' if len(queued) == 1 else 'are'} queued.")
-    if left := [run for run in runs if run.id in waiting]:
-        waits, them = ("waits", "it") if len(left) == 1 else ("wait", "them")
-        sentence = f"{_names(left)} {waits} in the ledger. Beat sends {them} as soon as the broker takes messages."
+    if waiting := [run for run in runs if run.id in unsent]:
+        are, them = ("is", "it") if len(waiting) == 1 else ("are", "them")
+        sentence = f"{_names(waiting)} {are} waiting. Beat sends {them} as soon as the broker accepts messages."
         messages.warning(request, sentence)
 
 
@@ -133,12 +133,12 @@ def _names(runs: Sequence[Run]) -> str:
 
 @admin.action(description="Enable", permissions=["change"])
 def enable(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
-    _report(request, acts.enable(queryset, Actor.of_user(request.user)), "enabled")
+    _report(request, acts.enable(queryset, Actor.of_user(request.user)), "is enabled", "are enabled")
 
 
 @admin.action(description="Disable", permissions=["change"])
 def disable(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
-    _report(request, acts.disable(queryset, Actor.of_user(request.user)), "disabled")
+    _report(request, acts.disable(queryset, Actor.of_user(request.user)), "is disabled", "are disabled")
 
 
 @admin.action(description="Pause …", permissions=["change"])
@@ -146,10 +146,11 @@ def pause(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -
     form = PauseForm(request.POST if "step" in request.POST else None)
     if form.is_valid():
         try:
-            _report(request, acts.pause(queryset, Actor.of_user(request.user), **form.cleaned_data), "paused")
+            number = acts.pause(queryset, Actor.of_user(request.user), **form.cleaned_data)
         except Invalid as error:
             form.add_error("until", str(error))
         else:
+            _report(request, number, "is paused", "are paused")
             return None
     return _ask(schedules, request, queryset, Page("pause", "Pause", form, [("do", "Pause")]))
 
@@ -157,28 +158,29 @@ def pause(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -
 @admin.action(description="Resume", permissions=["change"])
 def resume(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
     if number := acts.resume(queryset, Actor.of_user(request.user)):
-        _report(request, number, "resumed")
+        _report(request, number, "was resumed", "were resumed")
     else:
-        messages.warning(request, "None of these is paused.")
+        messages.warning(request, "None of the selected schedules is paused.")
 
 
 @admin.action(description="Skip the next …", permissions=["change"])
 def skip_next(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> HttpResponse | None:
     form = SkipForm(request.POST if "step" in request.POST else None)
     if not form.is_valid():
-        page = Page("skip_next", "Skip due moments of", form, [("do", "Skip them")])
+        page = Page("skip_next", "Skip due moments of", form, [("do", "Skip")])
         return _ask(schedules, request, queryset, page)
     moments = form.cleaned_data["moments"]
     number = acts.skip_next(queryset, Actor.of_user(request.user), moments)
-    _report(request, number, f"told to skip {counted(moments, 'due moment', 'due moments')}")
+    skipped = {0: "no due moment", 1: "the next due moment"}.get(moments, f"the next {moments:,} due moments")
+    _report(request, number, f"will skip {skipped}", f"will each skip {skipped}")
     return None
 
 
 @admin.action(description="Backfill …", permissions=["change"])
 def backfill(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> HttpResponse | None:
-    """Ask for a range, show what it means, and only then do it; sent twice, it is done once."""
+    """Ask for a range, show a preview, then create the runs; the same request twice creates them once."""
     if queryset.count() != 1:
-        messages.error(request, "Choose one schedule to backfill.")
+        messages.error(request, "Nothing was backfilled: select exactly one schedule.")
         return None
     form = BackfillForm(queryset.get(), request)
     previewed = form.is_valid() and request.POST.get("previewed") == form.fingerprint
@@ -190,7 +192,7 @@ def backfill(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedules
     if form.preview:
         hidden.append(("previewed", form.fingerprint))
         number = len(form.preview.moments)
-        buttons += [("do", f"Run {counted(number, 'time', 'times')}")] * bool(number)
+        buttons += [("do", f"Create {counted(number, 'run', 'runs')}")] * bool(number)
     page = Page("backfill", "Backfill", form, buttons, hidden, _shown(form.preview))
     return _ask(schedules, request, queryset, page)
 
@@ -205,37 +207,41 @@ def _id_of(request: HttpRequest) -> UUID:
 def _shown(preview: backfills.Preview | None) -> dict[str, Any] | None:
     if preview is None:
         return None
-    number, left_alone = len(preview.moments), preview.left_alone
-    sentence = f"It would run {counted(number, 'time', 'times')}"
-    if left_alone:
-        sentence += f", and leave {counted(left_alone, 'due moment', 'due moments')} of this range alone"
+    number = len(preview.moments)
+    sentence = f"This backfill would create {counted(number, 'run', 'runs')}."
+    if preview.left_alone:
+        left_out = counted(preview.left_alone, "due moment", "due moments")
+        why = "because of runs that exist or may have been deleted, or because beat has not decided yet"
+        sentence += f" It would leave out {left_out}, {why}."
     rows = [moment(due_at) for due_at in preview.moments[:NAMED]]
     if number > NAMED:
         rows += ["…", moment(preview.moments[-1])]
-    return {"sentence": f"{sentence}.", "moments": rows}
+    return {"sentence": sentence, "moments": rows}
 
 
-def _backfill(request: HttpRequest, asked: Backfill) -> None:
+def _backfill(request: HttpRequest, backfill: Backfill) -> None:
     try:
-        number = backfills.backfill(asked, Actor.of_user(request.user))
+        number = backfills.backfill(backfill, Actor.of_user(request.user))
     except Invalid as error:  # the schedule has changed since the preview
         messages.error(request, f"Nothing was backfilled: {error}")
         return
     if not number:
-        messages.info(request, "This backfill was requested before, and is done once.")
+        messages.info(request, "Nothing was backfilled: this request has already created its runs.")
         return
-    address = f"{reverse('admin:jobs_run_changelist')}?backfill__id__exact={asked.id}"
-    sentence = f"“{asked.schedule.name}” runs {counted(number, 'time', 'times')}, {asked.at_once} at once:"
-    messages.success(request, format_html('{} <a href="{}">show its runs</a>.', sentence, address))
+    address = f"{reverse('admin:jobs_run_changelist')}?backfill__id__exact={backfill.id}"
+    sentence = (
+        f"Created {counted(number, 'run', 'runs')} of “{backfill.schedule.name}”, at most {backfill.at_once} at a time:"
+    )
+    messages.success(request, format_html('{} <a href="{}">show the runs</a>.', sentence, address))
 
 
-def _report(request: HttpRequest, number: int, what: str) -> None:
+def _report(request: HttpRequest, number: int, one: str, many: str) -> None:
     level = messages.SUCCESS if number else messages.WARNING
-    messages.add_message(request, level, f"{counted(number, 'schedule is', 'schedules are')} {what}.")
+    messages.add_message(request, level, f"{counted(number, f'schedule {one}', f'schedules {many}')}.")
 
 
 def _ask(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedules, page: Page) -> HttpResponse:
-    """Answer with the page. What was chosen in the list goes along, hidden, and comes back with the form."""
+    """Answer with the form of an action; hidden fields carry the selected rows to the next request."""
     chosen = [(ACTION_CHECKBOX_NAME, pk) for pk in request.POST.getlist(ACTION_CHECKBOX_NAME)]
     across = request.POST.get("select_across", "0")
     number, names = queryset.count(), list(queryset.values_list("name", flat=True)[:NAMED])

@@ -1,4 +1,4 @@
-"""What the ready-made jobs keep: feed entries, deliveries of mail, measurements. People look at it."""
+"""The rows that the ready-made jobs store: feed entries, deliveries of mail, measurements. Read-only."""
 
 from django.contrib import admin
 from django.urls import reverse
@@ -20,7 +20,7 @@ class FeedEntryAdmin(ReadOnlyAdmin, GuardedAdmin):
 
 @admin.register(Delivery)
 class DeliveryAdmin(ReadOnlyAdmin, GuardedAdmin):
-    list_display = ("address", "outcome", "reason", "begun", "id", "of")
+    list_display = ("address", "outcome", "reason", "begun", "id", "run_link")
     fields = list_display
     list_filter = (("state", KnownChoices),)
     search_fields = ("=id", "=address")
@@ -33,13 +33,13 @@ class DeliveryAdmin(ReadOnlyAdmin, GuardedAdmin):
         colours = {Delivery.State.SENT: "succeeded", Delivery.State.REFUSED: "failed"}
         return state(colours.get(Delivery.State(delivery.state), "lost"), delivery.get_state_display())
 
-    @admin.display(description="begun", ordering="begun_at")
+    @admin.display(description="started", ordering="begun_at")
     def begun(self, delivery: Delivery) -> str:
         return moment(delivery.begun_at)
 
-    @admin.display(description="by")
-    def of(self, delivery: Delivery) -> str:
-        return format_html('<a href="{}">run</a>', reverse("admin:jobs_run_change", args=[delivery.run_id]))
+    @admin.display(description="run")
+    def run_link(self, delivery: Delivery) -> str:
+        return format_html('<a href="{}">show</a>', reverse("admin:jobs_run_change", args=[delivery.run_id]))
 
 
 @admin.register(Measurement)

@@ -1,4 +1,4 @@
-"""How do moments, lengths of time, shares and states look to a person? Nothing here asks the database."""
+"""How do the pages show moments, durations, percentages and states? Makes no queries."""
 
 from datetime import datetime, timedelta
 
@@ -10,7 +10,7 @@ NOTHING = "–"
 
 
 def state(name: str, label: str = "") -> SafeString:
-    """A state in its colour; `label` says it in other words."""
+    """A state in its colour; `label` replaces its name."""
     return format_html('<span class="state state-{}">{}</span>', name, label or name)
 
 
@@ -22,7 +22,7 @@ def moment(when: datetime | None) -> str:
 
 
 def between(start: datetime | None, end: datetime | None) -> str:
-    """A length of time as people say it."""
+    """A duration: `1.50 s` below a minute, then `0:01:30`."""
     if start is None or end is None:
         return NOTHING
     seconds = (end - start).total_seconds()
@@ -32,10 +32,10 @@ def between(start: datetime | None, end: datetime | None) -> str:
 
 
 def counted(number: int, one: str, many: str) -> str:
-    """`1 run`, `2 runs`: the number with the word that goes with it."""
+    """`1 run`, `2 runs`: a number with its noun."""
     return f"{number:,} {one if number == 1 else many}"
 
 
-def share(part: int, whole: int) -> str:
-    """`97.5 %`: a part of a whole that may be nothing."""
+def percentage(part: int, whole: int) -> str:
+    """`97.5 %`; a dash if the whole is 0."""
     return f"{100 * part / whole:.1f} %" if whole else NOTHING

@@ -1,4 +1,4 @@
-"""Files that people upload and jobs make: to be fetched, given to a job and taken away, never edited."""
+"""Stored files: users upload, download and delete them, and start jobs for them, but never edit them."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from jobs.models import StoredFile
 from jobs.models.audit import Actor
 from jobs.toolkit import files
 
-MOST_AT_ONCE = 100  # files for which an action starts runs
+MOST_AT_ONCE = 100  # files for which one action starts runs
 
 
 class UploadForm(forms.ModelForm[StoredFile]):
@@ -43,9 +43,9 @@ def make_thumbnails(_: admin.ModelAdmin[StoredFile], request: HttpRequest, query
 
 
 def _start_runs(job: str, request: HttpRequest, queryset: QuerySet[StoredFile]) -> None:
-    """Write down a run of the job for each of the files, and show where its outcome will stand."""
+    """Start a run of the job for each file, and link to the runs."""
     if queryset.count() > MOST_AT_ONCE:
-        messages.error(request, f"Choose at most {MOST_AT_ONCE} files at once.")
+        messages.error(request, f"No run was started: select at most {MOST_AT_ONCE} files.")
         return
     rows = list(queryset)
     arguments = ({"file": str(row.pk)} for row in rows)
@@ -74,7 +74,7 @@ class StoredFileAdmin(GuardedAdmin):
         return False
 
     def has_run_permission(self, request: HttpRequest) -> bool:
-        """Who may let a job work on a file, though nobody may edit it."""
+        """Whether the user may start runs for files."""
         return request.user.has_perm("jobs.add_run")
 
     def get_fields(self, _request: HttpRequest, obj: StoredFile | None = None) -> Any:
@@ -95,22 +95,22 @@ class StoredFileAdmin(GuardedAdmin):
 
     @admin.display(description="size", ordering="size")
     def size_(self, row: StoredFile) -> str:
-        return "is being written" if row.size is None else filesizeformat(row.size)
+        return "incomplete" if row.size is None else filesizeformat(row.size)
 
-    @admin.display(description="made", ordering="created_at")
+    @admin.display(description="created", ordering="created_at")
     def made(self, row: StoredFile) -> str:
         return moment(row.created_at)
 
-    @admin.display(description="by")
+    @admin.display(description="created by")
     def run(self, row: StoredFile) -> str:
         if row.run_id is None:
-            return "a person"
+            return "a user or code"
         return format_html('<a href="{}">run</a>', reverse("admin:jobs_run_change", args=[row.run_id]))
 
-    @admin.display(description="fetch")
+    @admin.display(description="download")
     def address(self, row: StoredFile) -> str:
         if row.size is None:
             return NOTHING
         if row.kind == StoredFile.Kind.BACKUP:
-            return f"no link; it lies in FILES_DIR as {row.file.name}"
+            return f"no link, because a backup contains secrets: copy {row.file.name} from FILES_DIR"
         return format_html('<a href="{}">{}</a>', files.link(row), row.name)

@@ -1,4 +1,4 @@
-"""What an admin page does not do: edit what is written down, filter as was not offered, count for ever."""
+"""Which requests do the admin pages refuse? Edits of read-only rows, and filters and rows that no page offers."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ from jobs.admin.display import NOTHING
 
 
 class GuardedAdmin(admin.ModelAdmin[Any]):
-    """A list that filters by what it offers (`list_filter`) or pages link to (`linked_by`), and by nothing else."""
+    """Filters a list only by its own filters (`list_filter`) and by those that pages link to (`linked_by`)."""
 
     empty_value_display = NOTHING
     linked_by: tuple[str, ...] = ()
 
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:  # noqa: ARG002 - Django's names
-        """Others end as 400: a bad pattern or year would reach the database and end as 500."""
+        """Refuse any other filter with 400: a bad pattern or year would fail in the database, with 500."""
         return lookup in {*self.linked_by, *map(_parameter, self.list_filter)}
 
     def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:  # type: ignore[override] # None, too
@@ -29,13 +29,13 @@ class GuardedAdmin(admin.ModelAdmin[Any]):
             for key in request.POST.getlist(ACTION_CHECKBOX_NAME):
                 self.opts.pk.run_validators(self.opts.pk.to_python(key))
         except ValidationError:
-            messages.error(request, "Some of these rows cannot exist: choose them from the list.")
+            messages.error(request, "Some of the selected rows do not exist: select rows in the list.")
             return HttpResponseRedirect(request.get_full_path())
         return super().response_action(request, queryset)
 
 
 class ReadOnlyAdmin:
-    """What the ledger or a job wrote: people look at it, nobody edits it here."""
+    """Rows that the ledger or a job writes: users cannot add, edit or delete them here."""
 
     def has_add_permission(self, *_: Any, **__: Any) -> bool:
         return False
@@ -48,7 +48,7 @@ class ReadOnlyAdmin:
 
 
 class CappedPaginator(Paginator[Any]):
-    """Counts no further than the pages anybody would turn: counting a million rows takes longer than reading a page."""
+    """Counts at most `CAP` rows: counting a million rows takes longer than reading a page."""
 
     CAP = 10_000
 
@@ -59,7 +59,7 @@ class CappedPaginator(Paginator[Any]):
 
 
 class KnownChoices(admin.ChoicesFieldListFilter):
-    """Filters by a value of the column, and sends away whoever asks for another."""
+    """Filters by the choices of the column, and refuses other values."""
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
         if self.lookup_val and not set(self.lookup_val) <= {value for value, _ in self.field.flatchoices}:
@@ -67,8 +67,8 @@ class KnownChoices(admin.ChoicesFieldListFilter):
         return super().queryset(request, queryset)
 
 
-def _parameter(offered: Any) -> str:
-    """What a filter is called in an address."""
-    if isinstance(offered, type):
-        return str(getattr(offered, "parameter_name", ""))
-    return f"{offered if isinstance(offered, str) else offered[0]}__exact"
+def _parameter(filter_: Any) -> str:
+    """The name of a filter in an address."""
+    if isinstance(filter_, type):
+        return str(getattr(filter_, "parameter_name", ""))
+    return f"{filter_ if isinstance(filter_, str) else filter_[0]}__exact"

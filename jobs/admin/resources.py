@@ -1,6 +1,6 @@
-"""Resources: which version of each is the present one, and what the workers hold of it.
+"""Resources: the current version of each, and how much of it the workers hold.
 
-Read-only; a resource may be invalidated by those who may change resources.
+Read-only. Users who may change resources can invalidate them.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from django.db.models import Count, OuterRef, QuerySet, Subquery, Sum
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 
-from jobs.admin.display import NOTHING, counted, moment, share
+from jobs.admin.display import NOTHING, counted, moment, percentage
 from jobs.admin.guard import GuardedAdmin, ReadOnlyAdmin
 from jobs.models import Holding, ResourceVersion
 from jobs.models.audit import Actor
@@ -24,7 +24,7 @@ def invalidate(_: admin.ModelAdmin[ResourceVersion], request: HttpRequest, query
     chosen = ResourceVersion.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
     resources.invalidate(*(row.name for row in chosen), actor=Actor.of_user(request.user))
     number = counted(len(chosen), "resource is", "resources are")
-    messages.success(request, f"{number} invalidated: every worker drops what it holds within seconds.")
+    messages.success(request, f"{number} invalidated: every worker drops the values within seconds.")
 
 
 class HoldingInline(ReadOnlyAdmin, admin.TabularInline[Holding, ResourceVersion]):
@@ -35,7 +35,7 @@ class HoldingInline(ReadOnlyAdmin, admin.TabularInline[Holding, ResourceVersion]
     extra = 0
 
     def has_view_permission(self, request: HttpRequest, _: Any = None) -> bool:
-        """It is a part of the resource's page: whoever may see the resource may see who holds it."""
+        """The holdings are part of the resource's page, and need the same permission."""
         return any(request.user.has_perm(f"jobs.{may}_resourceversion") for may in ("view", "change"))
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Holding]:
@@ -47,7 +47,7 @@ class HoldingInline(ReadOnlyAdmin, admin.TabularInline[Holding, ResourceVersion]
 
     @admin.display(description="hit rate")
     def hit_rate(self, holding: Holding) -> str:
-        return share(holding.hits, holding.hits + holding.misses)
+        return percentage(holding.hits, holding.hits + holding.misses)
 
 
 @admin.register(ResourceVersion)
@@ -63,7 +63,7 @@ class ResourceAdmin(ReadOnlyAdmin, GuardedAdmin):
     ordering = ("name",)
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Who may invalidate, though nobody may edit."""
+        """Whether the user may invalidate resources."""
         return request.user.has_perm("jobs.change_resourceversion")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ResourceVersion]:
@@ -95,7 +95,7 @@ class ResourceAdmin(ReadOnlyAdmin, GuardedAdmin):
 
     @admin.display(description="hit rate")
     def hit_rate(self, resource: Any) -> str:
-        return share(self.hits(resource), self.hits(resource) + self.misses(resource))
+        return percentage(self.hits(resource), self.hits(resource) + self.misses(resource))
 
     @admin.display(description="version", ordering="number")
     def version(self, resource: ResourceVersion) -> int:
@@ -105,6 +105,6 @@ class ResourceAdmin(ReadOnlyAdmin, GuardedAdmin):
     def invalidated(self, resource: ResourceVersion) -> str:
         return moment(resource.invalidated_at)
 
-    @admin.display(description="by")
+    @admin.display(description="invalidated by")
     def by(self, resource: ResourceVersion) -> str:
         return resource.invalidated_by or NOTHING

@@ -1,10 +1,11 @@
-"""What happened, and what was asked for: runs with their attempts and steps, backfills, nodes, entries, mail.
+"""Runs with their attempts and steps, backfills, and nodes.
 
-All of it is read-only; a run may be retried, which makes a new one, or cancelled, by those who may change runs.
+All of them are read-only. Users who may change runs can cancel them, or retry them, which creates new runs.
 """
 
 from typing import Any
 
+from django.conf import settings
 from django.contrib import admin, messages
 from django.db.models import Count, Exists, OuterRef, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
@@ -39,7 +40,7 @@ class AttemptInline(ReadOnlyAdmin, admin.TabularInline[Attempt, Run]):
 def retry(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Run]) -> None:
     requested = requests.retry(queryset, Actor.of_user(request.user))
     for run, why in requested.refused:
-        messages.error(request, f"“{run}” is not retried: {why}.")
+        messages.error(request, f"“{run}” was not retried: {why}.")
     show_requested(request, requested.runs)
 
 
@@ -50,13 +51,14 @@ def cancel(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Ru
     if cancelled.asked:
         messages.warning(
             request,
-            f"{counted(cancelled.asked, 'run is', 'runs are')} asked to end. A job may take seconds to clean up; a"
-            " prefork worker then ends it by force. In other workers it may go on, but its end no longer counts.",
+            f"{counted(cancelled.asked, 'running run was', 'running runs were')} asked to end. A job has"
+            f" {settings.CANCEL_GRACE_SECONDS:g} s to clean up; then a prefork worker kills its process. Other workers"
+            " cannot stop the job: the ledger gives the run up, and later changes by the job do not count.",
         )
     if cancelled.ended:
-        messages.success(request, f"{counted(cancelled.ended, 'run is', 'runs are')} cancelled before it started.")
+        messages.success(request, f"{counted(cancelled.ended, 'unstarted run was', 'unstarted runs were')} cancelled.")
     if not any(cancelled):
-        messages.info(request, "All of these runs were over.")
+        messages.info(request, "No run was cancelled: all selected runs have ended.")
 
 
 @admin.register(Run)
@@ -66,11 +68,11 @@ class RunAdmin(ReadOnlyAdmin, GuardedAdmin):
     actions = (retry, cancel)
     fieldsets = (
         (None, {"fields": ("outcome", "why", "schedule", "due", "late_by", "took", "progress")}),
-        ("Asked for", {"fields": ("trigger", "actor", "parent", "backfill")}),
-        ("What", {"fields": ("task", "args", "kwargs", "queue", "priority", "options")}),
-        ("Life", {"fields": ("attempt", "sends", "queued", "started", "finished", "expires", "worker", "id")}),
+        ("Request", {"fields": ("trigger", "actor", "parent", "backfill")}),
+        ("Message", {"fields": ("task", "args", "kwargs", "queue", "priority", "options")}),
+        ("Timeline", {"fields": ("attempt", "sends", "queued", "started", "finished", "expires", "worker", "id")}),
         ("Error", {"fields": ("error_class", "error")}),
-        ("Inside", {"fields": ("steps", "log")}),
+        ("Steps and log", {"fields": ("steps", "log")}),
     )
     list_display = ("schedule_name", "outcome", "why", "due", "late_by", "took", "attempt", "trigger", "worker")
     list_filter = (("state", KnownChoices), ("trigger", KnownChoices))
@@ -80,12 +82,12 @@ class RunAdmin(ReadOnlyAdmin, GuardedAdmin):
     show_full_result_count = False
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Who may retry and cancel, though nobody may edit."""
+        """Whether the user may retry and cancel runs."""
         return request.user.has_perm("jobs.change_run")
 
     @admin.display(description="progress")
     def progress(self, run: Run) -> str:
-        """How many of its steps are over, and what the task tells itself."""
+        """How many of its steps ended, and the progress that the task reports."""
         parts = []
         if steps := list(run.steps.filter(attempt=run.attempt).values_list("state", "following")):
             over = sum(step not in UNDER_WAY and step != Step.State.EXPECTED for step, _ in steps)
@@ -97,7 +99,7 @@ class RunAdmin(ReadOnlyAdmin, GuardedAdmin):
 
     @admin.display(description="steps")
     def steps(self, run: Run) -> str:
-        """The first of them: a run may have thousands."""
+        """The first steps of the latest attempt: a run may have thousands."""
         steps = run.steps.filter(attempt=run.attempt).order_by("started_at")[:SHOWN]
         lines = (
             (state(step.state), step.task, between(step.started_at, step.finished_at), step.worker) for step in steps
@@ -127,7 +129,7 @@ class RunAdmin(ReadOnlyAdmin, GuardedAdmin):
     def took(self, run: Run) -> str:
         return between(run.started_at, run.finished_at)
 
-    @admin.display(description="why")
+    @admin.display(description="reason")
     def why(self, run: Run) -> str:
         if run.state == State.WAITING and run.not_before is None:
             return "waits for an earlier run to end"
@@ -158,8 +160,8 @@ class RunAdmin(ReadOnlyAdmin, GuardedAdmin):
 
 @admin.register(Backfill)
 class BackfillAdmin(ReadOnlyAdmin, GuardedAdmin):
-    list_display = ("schedule_name", "from_", "until", "which", "progress", "at_once", "actor", "asked")
-    fields = ("schedule", "from_", "until", "which", "progress", "at_once", "actor", "asked")
+    list_display = ("schedule_name", "from_", "until", "which", "progress", "at_once", "actor", "requested")
+    fields = ("schedule", "from_", "until", "which", "progress", "at_once", "actor", "requested")
     list_select_related = ("schedule",)
     ordering = ("-created_at",)
 
@@ -183,21 +185,21 @@ class BackfillAdmin(ReadOnlyAdmin, GuardedAdmin):
     def until(self, backfill: Backfill) -> str:
         return moment(backfill.end)
 
-    @admin.display(description="asked for", ordering="created_at")
-    def asked(self, backfill: Backfill) -> str:
+    @admin.display(description="requested", ordering="created_at")
+    def requested(self, backfill: Backfill) -> str:
         return moment(backfill.created_at)
 
     @admin.display(description="runs")
     def progress(self, backfill: Any) -> SafeString:
         address = reverse("admin:jobs_run_changelist")
-        text = f"{backfill.over} of {backfill.total} over"
+        text = f"{backfill.over} of {backfill.total} ended"
         return format_html('<a href="{}?backfill__id__exact={}">{}</a>', address, backfill.pk, text)
 
 
 @admin.register(Node)
 class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
     list_display = (
-        *("name", "kind", "condition", "seen", "runs"),
+        *("name", "kind", "status", "seen", "runs"),
         *("queues", "concurrency", "resources", "version", "started"),
     )
     fields = list_display
@@ -209,8 +211,8 @@ class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
         nodes: QuerySet[Node] = super().get_queryset(request).annotate(is_live=live)
         return nodes
 
-    @admin.display(description="condition")
-    def condition(self, node: Any) -> SafeString:
+    @admin.display(description="status")
+    def status(self, node: Any) -> SafeString:
         if node.stopped_at:
             return format_html("{} at {}", state("skipped", "stopped"), moment(node.stopped_at))
         return state("succeeded", "live") if node.is_live else state("lost", "silent")
@@ -219,13 +221,13 @@ class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
     def seen(self, node: Node) -> str:
         return moment(node.seen_at)
 
-    @admin.display(description="since", ordering="started_at")
+    @admin.display(description="started", ordering="started_at")
     def started(self, node: Node) -> str:
         return moment(node.started_at)
 
-    @admin.display(description="runs now")
+    @admin.display(description="running now")
     def runs(self, node: Node) -> str:
-        """What executes there, by the ledger: a node is told of what it does by nobody else."""
+        """The runs and steps that the node executes, according to the ledger."""
         mine = {"state": "running", "node": node.name}
         runs = list(Run.objects.active().filter(lease_until__isnull=False, **mine)[:SHOWN])
         steps = [step.task for step in Step.objects.filter(**mine)[:SHOWN]]
@@ -233,7 +235,7 @@ class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
 
     @admin.display(description="resources")
     def resources(self, node: Node) -> str:
-        """What its processes hold together."""
+        """The resources that its processes hold, with the sum of their sizes."""
         held = Holding.objects.live().filter(node=node.name).values("resource").order_by("resource")
         sums = held.annotate(total=Sum("bytes"), processes=Count("pid"))
         texts = (

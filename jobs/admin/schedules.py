@@ -1,4 +1,4 @@
-"""Schedules with their policies, and the rows that say when they are due."""
+"""Schedules with their policies, and the intervals, crontabs, solar events and clocked moments they refer to."""
 
 import json
 from datetime import datetime
@@ -28,16 +28,18 @@ from jobs.rules.policies import Rule, foresee
 from jobs.schedules import calendar
 from jobs.schedules.check import check
 
-SHOWN = 5  # coming due moments
+SHOWN = 5  # upcoming due moments
 ARGUMENTS = "Arguments"
-TIMING = {*calendar.KINDS, "start_time", "expires", "enabled"}  # what decides whether there is anything to come
-# What beat counts down while a person edits: compared with what the page showed, not with what the row has now.
+TIMING = {*calendar.KINDS, "start_time", "expires", "enabled"}  # the fields that decide whether it is ever due
+# Beat counts these down while a user edits, so the form compares them with the values that the page showed.
 COUNTED_DOWN = {"remaining_runs", "skip_next"}
+BEING_COMPUTED = "being computed"  # beat adds a missing policy within seconds
+NO_FURTHER_RUNS = "no further runs"
 LAST_RUN = ("state", "reason", "due_at", "started_at", "finished_at")
 
 
 class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat has no type hints
-    job: Any = None  # a typed one, where the page has a field for each of its arguments
+    job: Any = None  # a typed job, if the page has a field for each of its arguments
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,22 +49,22 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
         elif self.job:
             self.initial["regtask"] = self.job.name
         self.initial |= {f"{typed.PREFIX}{name}": value for name, value in self._stored.items()}
-        if "enabled" in self.fields:  # compared with what the page showed: a limited schedule switches itself off
+        if "enabled" in self.fields:  # beat may disable a limited schedule meanwhile
             self.fields["enabled"].show_hidden_initial = True
 
     def _clean_json(self, field: str) -> str:
-        """Not the parent's, which stumbles over deep nesting: `message_of` reads it all in clean()."""
+        """The parent fails on deeply nested JSON; here `message_of` checks it, in clean()."""
         return str(self.cleaned_data[field])
 
     def clean_expire_seconds(self) -> int | None:
         seconds: int | None = self.cleaned_data["expire_seconds"]
         if seconds == 0:
-            raise ValidationError("Give at least 1. Empty: no limit.")
+            raise ValidationError("Enter at least 1, or leave this empty for no limit.")
         return seconds
 
     def clean(self) -> dict[str, Any]:
-        """Refuse what could never run, with the reason."""
-        self.cleaned_data.setdefault("task", "")  # the parent's clean() stumbles where the field itself was refused
+        """Refuse a schedule that could never run, with the reason."""
+        self.cleaned_data.setdefault("task", "")  # the parent's clean() fails without it
         data: dict[str, Any] = super().clean()
         data["headers"] = data.get("headers") or "{}"  # the column takes no empty value
         if model := self.job and model_of(self.job):
@@ -70,7 +72,7 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
             self.instance.args, self.instance.kwargs = "[]", json.dumps(given, ensure_ascii=False)
             data |= {"args": self.instance.args, "kwargs": self.instance.kwargs}
             if self.errors:
-                return data  # they stand beside their fields
+                return data  # shown beside their fields
         columns = {column.name for column in PeriodicTask._meta.fields}
         schedule = PeriodicTask(**{name: data[name] for name in columns & data.keys()})
         try:
@@ -81,7 +83,7 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
 
 
 class TimingForm(forms.ModelForm[Any]):
-    """For the rows that say when: refuses what never comes, however the stock validators like it."""
+    """Refuses a timing that is never due, even if the validators of django-celery-beat accept it."""
 
     def clean(self) -> dict[str, Any]:
         data: dict[str, Any] = super().clean() or {}
@@ -104,33 +106,33 @@ class PolicyForm(forms.ModelForm[Policy]):
         data: dict[str, Any] = super().clean() or {}
         soft, hard = data.get("soft_time_limit"), data.get("time_limit")
         if soft and hard and soft >= hard:
-            self.add_error("soft_time_limit", f"Give less than the time limit of {hard} s, or nobody is asked to end.")
+            self.add_error("soft_time_limit", f"Enter less than {hard} s: at the time limit the process is killed.")
         return data
 
     def clean_remaining_runs(self) -> int | None:
         remaining: int | None = self.cleaned_data["remaining_runs"]
         if remaining == 0 and "remaining_runs" in self.changed_data:
-            raise ValidationError("Give at least 1, or disable the schedule. Empty: no limit.")
+            raise ValidationError("Enter at least 1, or disable the schedule. Leave this empty for no limit.")
         return remaining
 
     def save(self, commit: bool = True) -> Policy:
-        """Write what the person changed and nothing else: beat moves the other columns meanwhile."""
+        """Write only the columns that the user changed: beat may have moved the others meanwhile."""
         if commit and self.changed_data:
             self.instance.save(update_fields=[name for name in self.changed_data if name in self.cleaned_data])
         return self.instance
 
 
 class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
-    """A part of the schedule's page: whoever may see or change the schedule may see or change its policy."""
+    """The policy, on the page of its schedule; the permissions for the schedule apply."""
 
     model = Policy
     form = PolicyForm
     can_delete = False
-    readonly_fields = ("due_next", "condition", "origin")
+    readonly_fields = ("due_next", "status", "origin")
     fieldsets = (
         (None, {"fields": readonly_fields}),
-        ("When it is due", {"fields": ("overlap", "catch_up", "catch_up_window", "catch_up_cap", "jitter")}),
-        ("How often", {"fields": ("skip_next", "remaining_runs", "pause_after_failures")}),
+        ("Due moments", {"fields": ("overlap", "catch_up", "catch_up_window", "catch_up_cap", "jitter")}),
+        ("Limits", {"fields": ("skip_next", "remaining_runs", "pause_after_failures")}),
         (
             "Each run",
             {
@@ -155,31 +157,37 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
     def has_add_permission(self, request: HttpRequest, _: Any = None) -> bool:
         return request.user.has_perm("django_celery_beat.add_periodictask")
 
-    @admin.display(description="due next")
+    @admin.display(description="next due")
     def due_next(self, policy: Policy) -> str:
+        if policy._state.adding:
+            return BEING_COMPUTED if policy.schedule_id else NOTHING
         zone = getattr(policy.schedule.crontab, "timezone", None)
         rule = Rule.of(policy, one_off=policy.schedule.one_off)
-        coming = [_coming(due_at, reason, zone) for due_at, reason in foresee(rule, calendar.upcoming(policy, SHOWN))]
-        if not coming:
-            return "nothing to come"
-        return format_html_join(mark_safe("<br>"), "{}", ((line,) for line in coming))
+        upcoming = [
+            _upcoming_moment(due_at, reason, zone) for due_at, reason in foresee(rule, calendar.upcoming(policy, SHOWN))
+        ]
+        if not upcoming:
+            return NO_FURTHER_RUNS
+        return format_html_join(mark_safe("<br>"), "{}", ((line,) for line in upcoming))
 
-    @admin.display(description="condition")
-    def condition(self, policy: Policy) -> str:
-        return _condition(policy) or "as it should be"
+    @admin.display(description="status")
+    def status(self, policy: Policy) -> str:
+        if policy._state.adding:
+            return NOTHING
+        return _problem(policy) or ("ok" if policy.schedule.enabled else "disabled")
 
-    @admin.display(description="comes from")
+    @admin.display(description="source")
     def origin(self, policy: Policy) -> str:
         if not policy.entry:
-            return "the admin, or code"
+            return "the admin, a fixture or a script"
         return (
-            "CELERY_BEAT_SCHEDULE. When its entry there changes, so does this schedule; when the entry is gone, the"
-            " schedule is deleted. Whether it is enabled or paused is for people to say."
+            "CELERY_BEAT_SCHEDULE, or add_periodic_task in code. When beat starts, it applies changes of its entry, and"
+            " deletes the schedule if the entry is gone. Changes never enable, disable, pause or resume the schedule."
         )
 
 
-class ConditionFilter(admin.SimpleListFilter):
-    title = "condition"
+class StatusFilter(admin.SimpleListFilter):
+    title = "status"
     parameter_name = "condition"
 
     def lookups(self, _request: HttpRequest, _schedules: Any) -> list[tuple[str, str]]:
@@ -217,14 +225,14 @@ class ScheduleAdmin(GuardedAdmin):
         *(actions.pause, actions.resume, actions.skip_next, actions.backfill),
     )
     list_display = ("name", "enabled", "when", "next_due", "last_outcome", "lateness", "duration", "runs")
-    list_filter = ("enabled", ConditionFilter)
+    list_filter = ("enabled", StatusFilter)
     list_select_related = ("policy", *calendar.KINDS)
     search_fields = ("name", "task")
     ordering = ("name",)
     fieldsets = (
         (None, {"fields": ("name", "regtask", "task", "enabled", "description")}),
         (ARGUMENTS, {"fields": ("args", "kwargs")}),
-        ("When", {"fields": ("interval", "crontab", "solar", "clocked", "start_time", "expires", "one_off")}),
+        ("Timing", {"fields": ("interval", "crontab", "solar", "clocked", "start_time", "expires", "one_off")}),
         ("Message", {"fields": ("expire_seconds", "queue", "priority", "exchange", "routing_key", "headers")}),
     )
 
@@ -241,24 +249,24 @@ class ScheduleAdmin(GuardedAdmin):
         names = typed.names(typed.form_for(self.form, task)) if task else ["args", "kwargs"]
         fields = {title: list(options["fields"]) for title, options in self.fieldsets} | {ARGUMENTS: names}
         if obj and not self.has_change_permission(request, obj):
-            fields[None].remove("regtask")  # a way to choose, and nothing to be seen
+            fields[None].remove("regtask")  # a list to choose from: it shows no value
         return [(title, {"fields": shown}) for title, shown in fields.items()]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        """An entry of the settings is known by its name: under another one it would be installed once more."""
+        """A schedule from the settings keeps its name: beat would install its entry again under the old one."""
         names = super().get_readonly_fields(request, obj)
         return [*names, "name"] if obj and Policy.objects.filter(schedule=obj).exclude(entry="").exists() else names
 
     def _typed_job(self, request: HttpRequest, schedule: PeriodicTask | None) -> Any:
-        """The job whose arguments have a field each on this page; None where they are given as JSON."""
+        """The job, if this page has a field for each of its arguments; None if it takes them as JSON."""
         may = self.has_change_permission(request, schedule) if schedule else self.has_add_permission(request)
-        asked = request.POST if request.method == "POST" else request.GET
-        name = asked.get("regtask") or asked.get("task") or (schedule.task if schedule else "")
+        data = request.POST if request.method == "POST" else request.GET
+        name = data.get("regtask") or data.get("task") or (schedule.task if schedule else "")
         task = find_task(name)
         if not may or task is None or model_of(task) is None:
             return None
         if request.method == "POST":
-            return task if typed.MARK in asked else None
+            return task if typed.MARK in data else None
         can_be_shown = (
             schedule is None
             or schedule.task != name
@@ -267,7 +275,7 @@ class ScheduleAdmin(GuardedAdmin):
         return task if can_be_shown else None
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        """A schedule that was switched off while somebody edited something else stays off."""
+        """A schedule that was disabled while a user edited other fields stays disabled."""
         if change and "enabled" not in form.changed_data:
             obj.enabled = PeriodicTask.objects.values_list("enabled", flat=True).get(pk=obj.pk)
         super().save_model(request, obj, form, change)
@@ -289,15 +297,15 @@ class ScheduleAdmin(GuardedAdmin):
     def next_due(self, schedule: PeriodicTask) -> str:
         policy: Policy | None = getattr(schedule, "policy", None)
         if policy is None:
-            return "known in a few seconds"
-        due = moment(policy.next_due_at) if policy.next_due_at else "nothing to come"
-        condition = _condition(policy)
-        return format_html("{} {}", due, condition) if condition else due
+            return BEING_COMPUTED
+        due = moment(policy.next_due_at) if policy.next_due_at else NO_FURTHER_RUNS
+        problem = _problem(policy)
+        return format_html("{} {}", due, problem) if problem else due
 
     @admin.display(description="last outcome")
     def last_outcome(self, schedule: Any) -> str:
         if not schedule.last_state:
-            return "has not been due yet"
+            return "no run yet"
         return format_html("{} {}", state(schedule.last_state), schedule.last_reason)
 
     @admin.display(description="late by")
@@ -315,13 +323,13 @@ class ScheduleAdmin(GuardedAdmin):
 
 
 def _without_backfills(found: tuple[Any, Any, set[str], Any]) -> Any:
-    """Who may delete a schedule may delete its backfills with it, though nobody may delete one alone."""
+    """Deleting a schedule deletes its backfills, and needs no further permission for them."""
     rows, counts, needed, protected = found
     return rows, counts, needed - {str(Backfill._meta.verbose_name)}, protected
 
 
-def _condition(policy: Policy) -> str:
-    """Why the schedule does not run at present, if there is a reason."""
+def _problem(policy: Policy) -> str:
+    """Why the schedule does not run now: it cannot, or it is paused; empty if neither."""
     if policy.invalid_reason:
         return format_html("{} {}", state("flagged", "cannot run"), policy.invalid_reason)
     if policy.pause and policy.pause.covers(timezone.now()):
@@ -329,12 +337,12 @@ def _condition(policy: Policy) -> str:
     return ""
 
 
-def _coming(due_at: datetime, reason: str, zone: ZoneInfo | None) -> SafeString:
-    """A due moment in the site's zone, in the schedule's where that is another one, and what speaks against its run."""
+def _upcoming_moment(due_at: datetime, reason: str, zone: ZoneInfo | None) -> SafeString:
+    """A due moment in the site's zone, also in the schedule's zone if it differs, and why it will not run then."""
     local = (
         f" = {due_at.astimezone(zone):%Y-%m-%d %H:%M:%S} {zone}"
         if zone and str(zone) != timezone.get_current_timezone_name()
         else ""
     )
-    against = format_html(" {} {}", state("skipped", "skipped:"), reason) if reason else ""
-    return format_html("{}{}{}", moment(due_at), local, against)
+    skipped = format_html(" {} {}", state("skipped", "will not run then:"), reason) if reason else ""
+    return format_html("{}{}{}", moment(due_at), local, skipped)

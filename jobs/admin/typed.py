@@ -1,7 +1,7 @@
-"""Which fields does the page of a schedule have for the arguments of its job? One for each, where the job is typed.
+"""Which fields does the page of a schedule have for the arguments of its job? One for each, if the job is typed.
 
-Its one rule: what nobody touched stays as it is stored, or is not stored at all and follows the job's default. What the
-fields could not show as it is (names too many, items with line breaks) is shown as JSON instead, as for other jobs.
+Its one rule: an argument that the user did not edit stays as stored; without a stored value it follows the job's
+default. If fields cannot show the stored arguments (unknown names, items with line breaks), the page takes JSON.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from jobs.messages import arguments, message
 from jobs.rules.errors import Invalid
 
 PREFIX = "argument_"
-MARK = "arguments_of"  # the hidden field that says for which job the page was made
+MARK = "arguments_of"  # the hidden field with the name of the job that the page was made for
 
 
 class TextField(forms.CharField):
-    """A text of several lines, whose ends are those of Unix, whatever browsers send."""
+    """A text of several lines; the line breaks of browsers become those of Unix."""
 
     widget = forms.Textarea(attrs={"rows": 6})
 
@@ -27,7 +27,7 @@ class TextField(forms.CharField):
 
 
 class LinesField(forms.CharField):
-    """A list of texts, one on each line."""
+    """A list of texts, one per line."""
 
     widget = forms.Textarea(attrs={"rows": 4})
 
@@ -55,12 +55,12 @@ def form_for(base: type[forms.ModelForm[Any]], task: Any) -> type[forms.ModelFor
 
 
 def names(form: type[forms.ModelForm[Any]]) -> list[str]:
-    """The names of the fields that `form_for` has made."""
+    """The names of the fields that `form_for` made."""
     return [name for name in form.base_fields if name.startswith(PREFIX) or name == MARK]
 
 
 def stored_of(task: Any, args: str, kwargs: str) -> dict[str, Any] | None:
-    """The arguments that a schedule has, by their names; None where the fields could not show them as they are."""
+    """The arguments of a schedule, by name; None if the fields cannot show them unchanged."""
     model = arguments.model_of(task) if task else None
     if model is None:
         return None
@@ -73,7 +73,7 @@ def stored_of(task: Any, args: str, kwargs: str) -> dict[str, Any] | None:
 
 
 def read(form: forms.Form, model: type[BaseModel], stored: dict[str, Any]) -> dict[str, Any]:
-    """The arguments as they were filled in, or `stored` before. What does not fit is told beside its field."""
+    """The edited arguments, and the unedited ones as `stored`. Adds each error to the form, beside its field."""
     given: dict[str, Any] = {}
     for name in model.model_fields:
         field, value = f"{PREFIX}{name}", form.cleaned_data.get(f"{PREFIX}{name}")
@@ -97,7 +97,7 @@ def _fits_lines(items: list[Any]) -> bool:
 
 
 def _resolved(schema: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one argument without references; of a choice between it and null, `nullable` is left."""
+    """The schema of one argument with its references resolved; a choice between it and null becomes `nullable`."""
     if found := schema.get("$ref"):
         schema = {**whole["$defs"][found.rpartition("/")[2]], **schema}
     kinds = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
@@ -153,7 +153,7 @@ def _boolean(schema: dict[str, Any], options: dict[str, Any]) -> forms.Field:
 
 
 def _lines(_: dict[str, Any], options: dict[str, Any]) -> forms.Field:
-    return LinesField(**{**options, "help_text": f"{options['help_text']} One on each line.".strip()})
+    return LinesField(**{**options, "help_text": f"{options['help_text']} One per line.".strip()})
 
 
 def _json(_: dict[str, Any], options: dict[str, Any]) -> forms.Field:
@@ -161,7 +161,7 @@ def _json(_: dict[str, Any], options: dict[str, Any]) -> forms.Field:
     return forms.JSONField(decoder=message.Decoder, widget=forms.Textarea(attrs={"rows": 4}), **options)
 
 
-# By type, or by a format that the job gives: `Field(json_schema_extra={"format": "multi-line"})`.
+# By type, or by the format that the job sets: `Field(json_schema_extra={"format": "multi-line"})`.
 FIELDS: dict[str, Callable[[dict[str, Any], dict[str, Any]], forms.Field]] = {
     "integer": _integer,
     "number": _number,

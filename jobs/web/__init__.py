@@ -1,1 +1,1 @@
-"""What does the site answer beside the admin? Doors: parse, call one function, render."""
+"""What does the site serve besides the admin? Each view parses, calls one function and renders."""

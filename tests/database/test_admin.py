@@ -1,4 +1,4 @@
-"""The admin: it shows what the ledger says, refuses what could never run, and acts only for those who may."""
+"""The admin shows the ledger, refuses schedules that could never run, and checks permissions before it acts."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -28,14 +28,14 @@ RUNS = reverse("admin:jobs_run_changelist")
 
 
 def text(response) -> str:
-    """The page as a person reads it."""
+    """The visible text of a page."""
     assert response.status_code == 200
     body = re.sub(r"(?s)<style.*?</style>|<script.*?</script>|<[^>]+>", " ", response.content.decode())
     return re.sub(r"\s+", " ", unescape(body))
 
 
 def act(client, name: str, *schedules, **fields):
-    """Choose an action for the ticked schedules; with `fields`, send the form of the page that it answers with."""
+    """Apply an action to the schedules; with `fields`, submit the form that the action shows."""
     data = {"action": name, "_selected_action": [schedule.pk for schedule in schedules]}
     return client.post(SCHEDULES, data | fields | ({"step": "1"} if fields else {}), follow=True)
 
@@ -50,7 +50,7 @@ def page_of(client, schedule: PeriodicTask) -> str:
 
 
 def form(schedule: PeriodicTask | None = None, **fields) -> dict[str, object]:
-    """What a browser sends for the form of a schedule."""
+    """The form data that a browser sends for a schedule."""
     policy = {"TOTAL_FORMS": 1, "INITIAL_FORMS": 1 if schedule else 0, "MIN_NUM_FORMS": 0, "MAX_NUM_FORMS": 1}
     policy |= {"0-overlap": "skip", "0-catch_up": "latest", "0-catch_up_window": "1 00:00:00", "0-max_attempts": 1}
     policy |= {"0-retry_delay": "00:00:30", "0-rerun_if_lost": "on", "0-keep_result": "unknown"}
@@ -63,7 +63,7 @@ def form(schedule: PeriodicTask | None = None, **fields) -> dict[str, object]:
 
 @pytest.fixture
 def viewer(client):
-    """A client of somebody who may look at schedules and runs, and no more."""
+    """A client whose user may only view schedules and runs."""
     user = User.objects.create_user("eve", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename__in=["view_periodictask", "view_run"]))
     client.force_login(user)
@@ -81,15 +81,28 @@ def test_it_shows_when_a_schedule_is_due_and_how_its_last_run_ended(admin_client
     assert "failed ValueError: no 2.00 s 4.50 s" in page
 
 
-def test_it_says_what_was_never_due_and_what_cannot_run(admin_client):
+def test_it_says_when_a_schedule_has_no_run_yet_or_cannot_run(admin_client):
     make_schedule("fresh")
     make_schedule("bad", cron={"day_of_month": "31", "month_of_year": "2"})
     page = text(admin_client.get(SCHEDULES))
-    assert "has not been due yet" in page
+    assert "no run yet" in page
     assert f"cannot run {Policy.objects.exclude(invalid_reason='').get().invalid_reason}" in page
 
 
-def test_it_asks_the_database_as_often_for_many_schedules_as_for_one(admin_client, django_assert_num_queries):
+def test_it_says_that_a_missing_policy_is_being_computed(admin_client):
+    interval = make_schedule("other").interval
+    [schedule] = PeriodicTask.objects.bulk_create([PeriodicTask(name="new", task="tests.nothing", interval=interval)])
+    assert "being computed no run yet" in text(admin_client.get(SCHEDULES))
+    assert "Next due: being computed Status: –" in page_of(admin_client, schedule)
+    assert "Next due: – Status: –" in text(admin_client.get(NEW))
+
+
+def test_it_says_whether_a_schedule_without_problems_is_enabled(admin_client):
+    assert "Status: ok" in page_of(admin_client, make_schedule("on"))
+    assert "Next due: no further runs Status: disabled" in page_of(admin_client, make_schedule("off", enabled=False))
+
+
+def test_it_makes_as_many_queries_for_many_schedules_as_for_one(admin_client, django_assert_num_queries):
     for number in range(3):
         make_run(make_schedule(f"s{number}"), State.SUCCEEDED)
     admin_client.get(SCHEDULES)
@@ -101,7 +114,7 @@ def test_it_asks_the_database_as_often_for_many_schedules_as_for_one(admin_clien
         admin_client.get(SCHEDULES)
 
 
-def test_it_shows_the_ledger_and_lets_nobody_change_it(admin_client):
+def test_it_shows_runs_and_refuses_every_edit(admin_client):
     schedule = make_schedule("nightly")
     run = make_run(schedule, State.SKIPPED, count=3, reason="overlap: still running")
     page = text(admin_client.get(RUNS))
@@ -134,7 +147,7 @@ def test_it_filters_runs_by_known_states_only(admin_client, value, shown):
     assert ("nightly" in page) is shown
 
 
-def test_it_makes_a_schedule_with_its_policy(admin_client):
+def test_it_creates_a_schedule_with_its_policy(admin_client):
     make_schedule("other")
     interval = PeriodicTask.objects.get().interval_id
     fields = form(interval=interval, **{"policy-0-overlap": "allow", "policy-0-max_attempts": 4})
@@ -145,7 +158,7 @@ def test_it_makes_a_schedule_with_its_policy(admin_client):
     assert policy.next_due_at > database_now()
 
 
-def test_it_changes_a_policy_and_leaves_the_next_due_moment_alone(admin_client):
+def test_it_keeps_the_next_due_moment_when_a_policy_is_edited(admin_client):
     schedule = make_schedule()
     before = Policy.objects.get()
     address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
@@ -174,10 +187,10 @@ def test_it_changes_a_policy_and_leaves_the_next_due_moment_alone(admin_client):
         ({"interval": ""}, "exactly one"),
         ({"start_time_0": "x", "start_time_1": "y"}, "Enter a valid date"),
         ({"expire_seconds": "-1"}, "greater than or equal to 0"),
-        ({"expire_seconds": "0"}, "Give at least 1"),
+        ({"expire_seconds": "0"}, "Enter at least 1, or leave this empty"),
         ({"expires_0": "2020-01-01", "expires_1": "10:00"}, "It would never run"),
         ({"expires_0": "2020-01-01", "expires_1": "10:00", "enabled": ""}, None),
-        ({"policy-0-soft_time_limit": "9", "policy-0-time_limit": "9"}, "less than the time limit of 9 s"),
+        ({"policy-0-soft_time_limit": "9", "policy-0-time_limit": "9"}, "Enter less than 9 s: at the time limit"),
         ({"priority": "999"}, "less than or equal to 255"),
         ({"policy-0-max_attempts": "0"}, "greater than or equal to 1"),
         ({"policy-0-retry_delay": "-1 00:00:00"}, "greater than or equal to"),
@@ -185,7 +198,7 @@ def test_it_changes_a_policy_and_leaves_the_next_due_moment_alone(admin_client):
         ({"policy-0-time_limit": "0"}, "greater than or equal to 1"),
     ],
 )
-def test_it_refuses_what_could_never_run_with_a_sentence(admin_client, fields, sentence):
+def test_it_says_why_it_refuses_a_schedule_that_could_never_run(admin_client, fields, sentence):
     make_schedule("other")
     interval = PeriodicTask.objects.get().interval_id
     page = text(admin_client.post(NEW, form(**{"interval": interval, **fields}), follow=True))
@@ -194,14 +207,14 @@ def test_it_refuses_what_could_never_run_with_a_sentence(admin_client, fields, s
         assert sentence in page
 
 
-def test_it_lets_a_schedule_be_edited_whose_time_is_over(admin_client):
+def test_it_accepts_edits_of_a_schedule_whose_time_is_over(admin_client):
     past = ClockedSchedule.objects.create(clocked_time=database_now() - timedelta(days=1))
     page = text(admin_client.post(NEW, form(clocked=past.pk, one_off="on"), follow=True))
     assert "It would never run: all of its time is over." in page
     over = PeriodicTask.objects.create(name="over", task="tests.nothing", clocked=past, one_off=True)
     address = reverse("admin:django_celery_beat_periodictask_change", args=[over.pk])
     fields = form(over, name="over", clocked=past.pk, one_off="on", description="it has run")
-    fields |= {"initial-enabled": "True"}  # what the page showed
+    fields |= {"initial-enabled": "True"}  # the value that the page showed
     assert "was changed successfully" in text(admin_client.post(address, fields, follow=True))
 
 
@@ -215,14 +228,14 @@ def test_it_lets_a_schedule_be_edited_whose_time_is_over(admin_client):
         ({"timezone": "Mars/Phobos"}, "Select a valid choice"),
     ],
 )
-def test_it_refuses_a_crontab_that_never_comes(admin_client, fields, sentence):
+def test_it_refuses_a_crontab_that_is_invalid_or_never_due(admin_client, fields, sentence):
     every = dict.fromkeys(("minute", "hour", "day_of_month", "month_of_year", "day_of_week"), "*")
     page = text(admin_client.post(NEW_CRONTAB, {**every, "timezone": "UTC", **fields}))
     assert sentence in page.split("Please correct the error")[1]
     assert not CrontabSchedule.objects.exists()
 
 
-def test_it_lists_a_crontab_that_was_written_past_the_form(admin_client):
+def test_it_lists_an_invalid_crontab_that_was_created_without_the_form(admin_client):
     CrontabSchedule.objects.bulk_create([CrontabSchedule(day_of_week="-1")])
     assert "* * * * -1" in text(admin_client.get(reverse("admin:django_celery_beat_crontabschedule_changelist")))
     address = reverse("admin:django_celery_beat_crontabschedule_change", args=[CrontabSchedule.objects.get().pk])
@@ -230,7 +243,7 @@ def test_it_lists_a_crontab_that_was_written_past_the_form(admin_client):
 
 
 @pytest.mark.parametrize(("every", "period"), [("0", "days"), ("1", "microseconds"), ("1000000000", "days")])
-def test_it_refuses_an_interval_that_cannot_be_kept(admin_client, every, period):
+def test_it_refuses_an_interval_that_is_too_short_or_too_long(admin_client, every, period):
     page = text(admin_client.post(NEW_INTERVAL, {"every": every, "period": period}))
     assert "Please correct the error" in page
     assert not IntervalSchedule.objects.exists()
@@ -246,40 +259,41 @@ def test_it_refuses_an_interval_that_cannot_be_kept(admin_client, every, period)
         ({}, "This field is required"),
     ],
 )
-def test_it_refuses_an_event_of_the_sun_that_cannot_be_computed(admin_client, fields, sentence):
+def test_it_refuses_a_solar_event_that_cannot_be_computed(admin_client, fields, sentence):
     assert sentence in text(admin_client.post(NEW_SOLAR, fields))
     assert not SolarSchedule.objects.exists()
 
 
-def test_it_makes_an_event_of_the_sun_and_a_moment(admin_client):
+def test_it_creates_a_solar_event_and_a_clocked_moment(admin_client):
     admin_client.post(NEW_SOLAR, {"event": "sunset", "latitude": "52.5", "longitude": "13.4"})
     admin_client.post(NEW_CLOCKED, {"clocked_time_0": "2031-01-01", "clocked_time_1": "04:00"})
     assert (SolarSchedule.objects.count(), ClockedSchedule.objects.count()) == (1, 1)
     assert "Enter a valid date" in text(admin_client.post(NEW_CLOCKED, {"clocked_time_0": "x", "clocked_time_1": "y"}))
 
 
-def test_it_shows_the_next_due_moments_in_both_zones_with_what_speaks_against_them(admin_client):
+def test_it_shows_the_next_due_moments_in_both_zones_and_why_some_will_not_run(admin_client):
     cron = {"minute": "0", "hour": "4", "timezone": "Asia/Kathmandu"}
     schedule = make_schedule(cron=cron, policy={"skip_next": 1, "remaining_runs": 2})
     policy = Policy.objects.get()
     first, *_ = calendar.upcoming(policy, 1)
     Policy.objects.all().pause(by="ada", reason="audit", until=first + timedelta(days=1, hours=1))
     page = page_of(admin_client, schedule)
-    shown = page.split("Due next:")[1].split("Condition:")[0]
+    shown = page.split("Next due:")[1].split("Status:")[0]
     days = [first + timedelta(days=number) for number in range(4)]
     for day in days:
         next_day = day + timedelta(days=1)
         assert f"{day:%Y-%m-%d} 22:15:00 = {next_day:%Y-%m-%d} 04:00:00 Asia/Kathmandu" in shown
     assert f"{days[0] + timedelta(days=4):%Y-%m-%d} 22:15" not in shown  # two runs are left
+    assert shown.count("will not run then:") == 2
     assert shown.index("by hand") < shown.index("paused by ada") < shown.index(f"{days[2]:%Y-%m-%d} 22:15")
-    assert "Condition: paused by ada until" in page
+    assert "Status: paused by ada until" in page
     assert "audit" in page
 
 
 def test_it_says_where_a_schedule_comes_from_and_why_it_cannot_run(admin_client):
     schedule = make_schedule(cron={"day_of_month": "31", "month_of_year": "2"}, policy={"entry": "x"})
     page = page_of(admin_client, schedule)
-    assert "nothing to come" in page
+    assert "Next due: no further runs" in page
     assert f"cannot run {Policy.objects.get().invalid_reason}" in page
     assert "CELERY_BEAT_SCHEDULE" in page
 
@@ -288,7 +302,7 @@ def test_it_says_where_a_schedule_comes_from_and_why_it_cannot_run(admin_client)
     ("condition", "shown"),
     [("paused", "tired"), ("flagged", "broken"), ("settings", "installed"), ("", "plain"), ("x", "plain")],
 )
-def test_it_finds_schedules_by_their_condition(admin_client, condition, shown):
+def test_it_filters_schedules_by_status(admin_client, condition, shown):
     for name in ("tired", "broken", "installed", "plain"):
         make_schedule(name)
     Policy.objects.filter(schedule__name="tired").pause(by="ada")
@@ -304,7 +318,7 @@ def test_it_finds_schedules_by_their_condition(admin_client, condition, shown):
     assert len(found) == (4 if shown == "plain" else 1)
 
 
-def test_it_leaves_alone_what_beat_counted_down_while_a_person_edited(admin_client):
+def test_it_keeps_the_numbers_that_beat_counted_down_while_a_user_edited(admin_client):
     schedule = make_schedule(policy={"skip_next": 3, "remaining_runs": 3})
     address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
     shown = admin_client.get(address).content.decode()
@@ -318,14 +332,14 @@ def test_it_leaves_alone_what_beat_counted_down_while_a_person_edited(admin_clie
     assert (policy.skip_next, policy.remaining_runs, policy.jitter) == (2, 1, timedelta(seconds=5))
 
 
-def test_it_refuses_a_limit_of_no_runs_but_keeps_one_that_is_used_up(admin_client):
+def test_it_refuses_a_limit_of_zero_runs_but_keeps_one_that_is_used_up(admin_client):
     schedule = make_schedule(policy={"remaining_runs": 4})
     address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
     fields = form(schedule, name="it", interval=schedule.interval_id)
     page = text(
         admin_client.post(address, fields | {"policy-0-remaining_runs": 0, "initial-policy-0-remaining_runs": 4})
     )
-    assert "Give at least 1, or disable the schedule" in page
+    assert "Enter at least 1, or disable the schedule" in page
     Policy.objects.update(remaining_runs=0)
     used_up = {"policy-0-remaining_runs": 0, "initial-policy-0-remaining_runs": 0}
     assert "was changed successfully" in text(admin_client.post(address, fields | used_up, follow=True))
@@ -333,8 +347,8 @@ def test_it_refuses_a_limit_of_no_runs_but_keeps_one_that_is_used_up(admin_clien
 
 def test_it_pauses_with_a_reason_until_a_date_and_resumes(admin_client):
     schedule, other = make_schedule("nightly"), make_schedule("other")
-    asked = text(act(admin_client, "pause", schedule))
-    assert "Pause 1 schedule" in asked
+    page = text(act(admin_client, "pause", schedule))
+    assert "Pause 1 schedule" in page
     assert not Policy.objects.paused().exists()
     fields = {"reason": "audit", "until_0": "2099-01-01", "until_1": "06:00", "catch_up": "latest"}
     assert "1 schedule is paused." in text(act(admin_client, "pause", schedule, **fields))
@@ -342,11 +356,11 @@ def test_it_pauses_with_a_reason_until_a_date_and_resumes(admin_client):
     assert (policy.schedule, policy.paused_by, policy.pause_reason) == (schedule, "admin", "audit")
     assert (policy.paused_until, policy.pause_catch_up) == (datetime(2099, 1, 1, 6, tzinfo=UTC), "latest")
     assert "paused by admin until 2099-01-01 06:00:00 UTC: audit" in text(admin_client.get(SCHEDULES))
-    assert "1 schedule is resumed." in text(act(admin_client, "resume", schedule, other))
+    assert "1 schedule was resumed." in text(act(admin_client, "resume", schedule, other))
     assert not Policy.objects.paused().exists()
     assert history(schedule) == ["Paused.", "Resumed."]
     assert history(other) == []
-    assert "None of these is paused." in text(act(admin_client, "resume", other))
+    assert "None of the selected schedules is paused." in text(act(admin_client, "resume", other))
 
 
 @pytest.mark.parametrize(
@@ -361,31 +375,34 @@ def test_it_pauses_with_a_reason_until_a_date_and_resumes(admin_client):
         ({"reason": "no catch-up said"}, "This field is required"),
     ],
 )
-def test_it_asks_again_for_a_pause_that_cannot_be_meant(admin_client, fields, sentence):
+def test_it_shows_the_form_again_when_a_pause_is_invalid(admin_client, fields, sentence):
     assert sentence in text(act(admin_client, "pause", make_schedule(), **fields))
     assert not Policy.objects.paused().exists()
 
 
-def test_it_skips_as_many_due_moments_as_it_is_told(admin_client):
+def test_it_skips_the_given_number_of_due_moments(admin_client):
     schedules = [make_schedule(f"s{number}") for number in range(3)]
-    assert "How many" in text(act(admin_client, "skip_next", *schedules[:2]))
+    assert "How many of the next due moments" in text(act(admin_client, "skip_next", *schedules[:2]))
     page = text(act(admin_client, "skip_next", *schedules[:2], moments=2))
-    assert "2 schedules are told to skip 2 due moments." in page
+    assert "2 schedules will each skip the next 2 due moments." in page
     assert list(Policy.objects.order_by("pk").values_list("skip_next", flat=True)) == [2, 2, 0]
     for wrong in (-1, "x", 10**9, ""):
-        assert "How many" in text(act(admin_client, "skip_next", *schedules, moments=wrong))
+        assert "How many of the next due moments" in text(act(admin_client, "skip_next", *schedules, moments=wrong))
     assert history(schedules[0]) == ["Told to skip 2 due moments."]
+    for moments, skipped in ((1, "the next due moment"), (0, "no due moment")):
+        page = text(act(admin_client, "skip_next", schedules[0], moments=moments))
+        assert f"1 schedule will skip {skipped}." in page
 
 
-def test_it_acts_on_every_page_of_what_was_found(admin_client):
+def test_it_acts_on_all_pages_of_a_search_when_the_user_selects_all(admin_client):
     for number in range(3):
         make_schedule(f"wanted{number}")
     first = make_schedule("other")
-    asked = admin_client.post(
+    form_page = admin_client.post(
         SCHEDULES + "?q=wanted", {"action": "pause", "select_across": 1, "_selected_action": first.pk}
     )
-    assert "Pause 3 schedules" in text(asked)
-    hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.content.decode()))
+    assert "Pause 3 schedules" in text(form_page)
+    hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form_page.content.decode()))
     admin_client.post(SCHEDULES + "?q=wanted", {**hidden, "catch_up": "none"})
     assert Policy.objects.paused().count() == 3
     assert not Policy.objects.paused().filter(schedule=first).exists()
@@ -409,31 +426,33 @@ def hidden_of(response) -> dict[str, str]:
     )
 
 
-def test_it_previews_a_backfill_and_does_it_once(admin_client):
+def test_it_previews_a_backfill_and_creates_its_runs_once(admin_client):
     schedule = make_schedule("hourly", cron={"minute": "30"})
     previewed = act(admin_client, "backfill", schedule, **backfill_fields(preview="Preview"))
-    assert "It would run 12 times. " in text(previewed)
-    assert "Run 12 times" in previewed.content.decode()
+    assert "This backfill would create 12 runs. " in text(previewed)
+    assert "Create 12 runs" in previewed.content.decode()
     assert not Backfill.objects.exists()
-    fields = backfill_fields(do="Run 12 times", **hidden_of(previewed))
-    assert "“hourly” runs 12 times, 2 at once: show its runs" in text(act(admin_client, "backfill", schedule, **fields))
-    assert "This backfill was requested before" in text(act(admin_client, "backfill", schedule, **fields))
+    fields = backfill_fields(do="Create 12 runs", **hidden_of(previewed))
+    page = text(act(admin_client, "backfill", schedule, **fields))
+    assert "Created 12 runs of “hourly”, at most 2 at a time: show the runs" in page
+    page = text(act(admin_client, "backfill", schedule, **fields))
+    assert "Nothing was backfilled: this request has already created its runs." in page
     assert Run.objects.filter(trigger=Trigger.BACKFILL, actor="admin").count() == 12
-    asked = Backfill.objects.get()
-    assert (asked.at_once, asked.actor) == (2, "admin")
+    request = Backfill.objects.get()
+    assert (request.at_once, request.actor) == (2, "admin")
     page = text(admin_client.get(reverse("admin:jobs_backfill_changelist")))
-    assert "0 of 12 over" in page
-    shown = text(admin_client.get(RUNS, {"backfill__id__exact": asked.pk}))
+    assert "0 of 12 ended" in page
+    shown = text(admin_client.get(RUNS, {"backfill__id__exact": request.pk}))
     assert "12 runs" in shown
     assert "waits for an earlier run to end" in shown
     assert len(history(schedule)) == 1
 
 
-def test_it_previews_again_what_was_changed_after_the_preview(admin_client):
+def test_it_previews_a_backfill_again_when_the_form_changed(admin_client):
     schedule = make_schedule("hourly", cron={"minute": "30"})
     previewed = act(admin_client, "backfill", schedule, **backfill_fields(preview="Preview"))
-    fields = backfill_fields(do="Run 12 times", **hidden_of(previewed)) | {"which": "all"}
-    assert "It would run 12 times" in text(act(admin_client, "backfill", schedule, **fields))
+    fields = backfill_fields(do="Create 12 runs", **hidden_of(previewed)) | {"which": "all"}
+    assert "This backfill would create 12 runs" in text(act(admin_client, "backfill", schedule, **fields))
     assert not Run.objects.exists()
 
 
@@ -447,28 +466,28 @@ def test_it_previews_again_what_was_changed_after_the_preview(admin_client):
         ({"start_0": ""}, "This field is required"),
         ({"at_once": 0}, "greater than or equal to 1"),
         ({"which": "some"}, "Select a valid choice"),
-        ({"request": "x", "previewed": "y", "do": "Run"}, "It would run"),
+        ({"request": "x", "previewed": "y", "do": "Create"}, "This backfill would create"),
     ],
 )
-def test_it_asks_again_for_a_backfill_that_cannot_be_meant(admin_client, fields, sentence):
+def test_it_shows_the_form_again_when_a_backfill_is_invalid_or_without_preview(admin_client, fields, sentence):
     schedule = make_schedule("hourly", cron={"minute": "30"})
     assert sentence in text(act(admin_client, "backfill", schedule, **backfill_fields(**fields)))
     assert not Run.objects.exists()
 
 
-def test_it_says_that_there_is_nothing_to_backfill_and_why_a_schedule_cannot_be(admin_client):
+def test_it_says_why_a_schedule_cannot_be_backfilled_or_has_nothing_to_backfill(admin_client):
     never = make_schedule("never", cron={"day_of_month": "31", "month_of_year": "2"})
     assert "month" in text(act(admin_client, "backfill", never, **backfill_fields()))
     hourly = make_schedule("hourly", cron={"minute": "30"})
     fields = backfill_fields(end_1=backfill_fields()["start_1"], end_0=backfill_fields()["start_0"])
     fields["end_1"] = f"{fields['start_1'][:3]}10"
     page = act(admin_client, "backfill", hourly, **fields)
-    assert "It would run 0 times" in text(page)
+    assert "This backfill would create 0 runs." in text(page)
     assert 'name="do"' not in page.content.decode()
-    assert "Choose one schedule" in text(act(admin_client, "backfill", never, hourly))
+    assert "select exactly one schedule" in text(act(admin_client, "backfill", never, hourly))
 
 
-def test_it_runs_a_schedule_now_for_the_person_who_asked(admin_client, redis, django_capture_on_commit_callbacks):
+def test_it_runs_a_schedule_now_and_records_the_user(admin_client, redis, django_capture_on_commit_callbacks):
     schedule = make_schedule("nightly", enabled=False)
     with django_capture_on_commit_callbacks(execute=True):
         response = act(admin_client, "run_now", schedule)
@@ -479,10 +498,10 @@ def test_it_runs_a_schedule_now_for_the_person_who_asked(admin_client, redis, dj
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_keeps_a_run_for_later_while_the_broker_is_frozen(admin_client, frozen_broker):
+def test_it_keeps_a_run_waiting_when_the_broker_does_not_answer(admin_client, frozen_broker):
     page = text(act(admin_client, "run_now", make_schedule("nightly")))
     assert Run.objects.get().state == State.WAITING
-    assert "“nightly” waits in the ledger. Beat sends it as soon as the broker takes messages." in page
+    assert "“nightly” is waiting. Beat sends it as soon as the broker accepts messages." in page
 
 
 def test_it_says_why_a_schedule_cannot_run_now(admin_client):
@@ -491,7 +510,7 @@ def test_it_says_why_a_schedule_cannot_run_now(admin_client):
     assert not Run.objects.exists()
 
 
-def test_it_switches_many_schedules_and_fires_none(admin_client):
+def test_it_enables_and_disables_many_schedules_without_starting_runs(admin_client):
     schedules = [make_schedule(f"s{number}", enabled=False) for number in range(5)]
     assert "5 schedules are enabled" in text(act(admin_client, "enable", *schedules))
     assert Policy.objects.filter(next_due_at__gt=database_now()).count() == 5
@@ -504,10 +523,10 @@ def test_it_switches_many_schedules_and_fires_none(admin_client):
     ("action", "fields"),
     [
         *(("run_now", {}), ("enable", {}), ("disable", {}), ("resume", {}), ("pause", {"catch_up": "none"})),
-        *(("skip_next", {"moments": 3}), ("backfill", {"which": "all", "at_once": 1, "do": "Run"})),
+        *(("skip_next", {"moments": 3}), ("backfill", {"which": "all", "at_once": 1, "do": "Create"})),
     ],
 )
-def test_it_lets_nobody_act_who_may_only_look(viewer, action, fields):
+def test_it_refuses_every_action_of_a_user_who_may_only_view(viewer, action, fields):
     schedule = make_schedule(enabled=action != "enable")
     Policy.objects.all().pause(by="ada") if action == "resume" else None
     assert "it" in text(viewer.get(SCHEDULES))
@@ -520,7 +539,7 @@ def test_it_lets_nobody_act_who_may_only_look(viewer, action, fields):
     assert not Backfill.objects.exists()
 
 
-def test_it_shows_a_policy_to_whoever_may_see_the_schedule_and_lets_them_change_nothing(viewer):
+def test_it_shows_the_policy_read_only_to_a_user_who_may_only_view(viewer):
     schedule = make_schedule(policy={"overlap": "queue_one"})
     assert "let one wait for the end of the earlier run" in page_of(viewer, schedule)
     address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
@@ -529,14 +548,14 @@ def test_it_shows_a_policy_to_whoever_may_see_the_schedule_and_lets_them_change_
     assert Policy.objects.get().overlap == "queue_one"
 
 
-def test_it_keeps_the_stock_actions_that_bypass_the_ledger_away(admin_client):
+def test_it_offers_no_stock_action_that_bypasses_the_ledger(admin_client):
     make_schedule()
     page = admin_client.get(SCHEDULES).content.decode()
     ours = {"run_now", "enable", "disable", "pause", "resume", "skip_next", "backfill"}
     assert set(re.findall(r'<option value="(\w+)"', page)) == {"delete_selected", *ours}
 
 
-def test_it_removes_schedules_and_keeps_their_runs(admin_client):
+def test_it_deletes_schedules_and_keeps_their_runs(admin_client):
     schedule = make_schedule("nightly")
     make_run(schedule, State.SUCCEEDED)
     data = {"action": "delete_selected", "_selected_action": [schedule.pk], "post": "yes"}
@@ -545,7 +564,7 @@ def test_it_removes_schedules_and_keeps_their_runs(admin_client):
     assert Run.objects.get().schedule_name == "nightly"
 
 
-def test_it_removes_a_schedule_that_was_backfilled(admin_client):
+def test_it_deletes_a_schedule_that_was_backfilled(admin_client):
     schedule = make_schedule("hourly", cron={"minute": "30"})
     Backfill.objects.create(schedule=schedule, start=database_now(), end=database_now(), actor="ada")
     data = {"action": "delete_selected", "_selected_action": [schedule.pk], "post": "yes"}
@@ -553,9 +572,9 @@ def test_it_removes_a_schedule_that_was_backfilled(admin_client):
     assert not PeriodicTask.objects.exists()
 
 
-def test_it_leaves_a_schedule_off_that_went_off_while_a_person_edited(admin_client):
+def test_it_keeps_a_schedule_disabled_that_beat_disabled_while_a_user_edited(admin_client):
     schedule = make_schedule()
-    PeriodicTask.objects.update(enabled=False)  # by its last run, meanwhile
+    PeriodicTask.objects.update(enabled=False)  # as beat does after its last run
     address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
     fields = form(schedule, name="it", interval=schedule.interval_id, description="new")
     admin_client.post(address, fields | {"initial-enabled": "True"})
@@ -568,14 +587,14 @@ def test_it_leaves_a_schedule_off_that_went_off_while_a_person_edited(admin_clie
 
 @pytest.mark.parametrize("page", [SCHEDULES, RUNS, NODES, BACKFILLS])
 @pytest.mark.parametrize("query", ["name__regex=(", "task=%00", "due_at__year=0", "kwargs__x__regex=(", "id=x", "x=y"])
-def test_it_sends_away_who_filters_by_what_nobody_offered(admin_client, page, query):
+def test_it_refuses_a_filter_that_the_page_does_not_offer(admin_client, page, query):
     make_run(make_schedule())
     assert admin_client.get(f"{page}?{query}").status_code in {302, 400}
 
 
 @pytest.mark.parametrize(("page", "action"), [(SCHEDULES, "pause"), (SCHEDULES, "run_now"), (RUNS, "retry")])
 @pytest.mark.parametrize("key", ["abc", "9" * 40, "\x00", "", "-1"])
-def test_it_survives_rows_that_cannot_be(admin_client, page, action, key):
+def test_it_shows_the_list_again_when_the_selected_rows_do_not_exist(admin_client, page, action, key):
     response = admin_client.post(page, {"action": action, "_selected_action": [key]}, follow=True)
     assert response.status_code == 200
     assert not Run.objects.exists()
@@ -594,14 +613,14 @@ def page_of_run(client, run: Run) -> str:
 
 @pytest.fixture
 def operator(client):
-    """A client of somebody who may look at runs and change them, which is to retry and cancel."""
+    """A client whose user may view runs, and change them: retry and cancel."""
     user = User.objects.create_user("ada", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename__in=["view_run", "change_run"]))
     client.force_login(user)
     return client
 
 
-def test_it_retries_a_run_as_a_new_one_that_names_it(operator, redis, django_capture_on_commit_callbacks):
+def test_it_retries_a_run_as_a_new_run_that_names_the_first(operator, redis, django_capture_on_commit_callbacks):
     schedule = make_schedule("nightly")
     failed = make_run(schedule, State.FAILED, args=[7], queue="slow", due_at=database_now() - timedelta(days=1))
     with django_capture_on_commit_callbacks(execute=True):
@@ -617,7 +636,7 @@ def test_it_retries_a_run_as_a_new_one_that_names_it(operator, redis, django_cap
 @pytest.mark.parametrize(
     ("state", "columns", "sentence"),
     [
-        (State.RUNNING, {}, "is not retried: it is still running."),
+        (State.RUNNING, {}, "was not retried: it is still running."),
         (State.SKIPPED, {"count": 3}, "it stands for 3 due moments: backfill their range instead."),
         (State.LOST, {"task": "tests.gone"}, "no job is named 'tests.gone' any more."),
     ],
@@ -628,28 +647,28 @@ def test_it_says_why_a_run_cannot_be_retried(operator, state, columns, sentence)
     assert Run.objects.count() == 1
 
 
-def test_it_cancels_what_waits_at_once_and_asks_what_runs(operator):
+def test_it_cancels_unstarted_runs_and_asks_running_ones_to_end(operator):
     runs = [make_run(state=state) for state in (State.WAITING, State.QUEUED, State.RUNNING, State.SUCCEEDED)]
     page = text(act_on_runs(operator, "cancel", *runs))
-    assert "2 runs are cancelled before it started." in page
-    assert "1 run is asked to end." in page
+    assert "2 unstarted runs were cancelled." in page
+    assert "1 running run was asked to end. A job has 10 s to clean up" in page
     for run in runs:
         run.refresh_from_db()
     assert [run.state for run in runs] == [State.CANCELLED, State.CANCELLED, State.RUNNING, State.SUCCEEDED]
     assert runs[0].reason == runs[2].cancel_reason == "cancelled: by ada"
     assert "was asked to end; cancelled: by ada" in page_of_run(operator, runs[2])
-    assert "All of these runs were over." in text(act_on_runs(operator, "cancel", runs[3]))
+    assert "No run was cancelled: all selected runs have ended." in text(act_on_runs(operator, "cancel", runs[3]))
 
 
 @pytest.mark.parametrize("action", ["retry", "cancel"])
-def test_it_lets_nobody_retry_or_cancel_who_may_only_look(viewer, action):
+def test_it_refuses_retry_and_cancel_to_a_user_who_may_only_view(viewer, action):
     failed, waiting = make_run(state=State.FAILED), make_run()
     act_on_runs(viewer, action, failed, waiting)
     assert Run.objects.count() == 2
     assert Run.objects.filter(state=State.WAITING).get() == waiting
 
 
-def test_it_shows_what_a_run_does(operator):
+def test_it_shows_the_progress_steps_and_log_of_a_run(operator):
     run = make_run(state=State.RUNNING, progress_done=1200, progress_total=5000, progress_message="rows")
     for number, state in enumerate((Step.State.SUCCEEDED, Step.State.RUNNING, Step.State.EXPECTED)):
         Step.objects.create(id=number, run=run, attempt=1, task=f"shop.step{number}", state=state, following=number)
@@ -662,7 +681,7 @@ def test_it_shows_what_a_run_does(operator):
     assert "attempt 1 first line <b>" in page
 
 
-def test_it_shows_which_nodes_live_and_what_they_run(admin_client):
+def test_it_shows_the_status_of_each_node_and_its_runs(admin_client):
     make_run(make_schedule("nightly"), State.RUNNING, node="celery@here", pid=7)
     Node.objects.create(name="celery@here", kind="worker", pid=1, queues="celery, slow", version="abc123")
     Node.objects.create(name="celery@gone", kind="worker", pid=2, seen_at=database_now() - timedelta(hours=1))
@@ -673,7 +692,7 @@ def test_it_shows_which_nodes_live_and_what_they_run(admin_client):
     assert "beat@here Beat stopped at" in page
 
 
-def test_it_lets_nobody_rename_what_comes_from_the_settings(admin_client):
+def test_it_keeps_the_name_of_a_schedule_from_the_settings(admin_client):
     schedule = make_schedule("installed")
     Policy.objects.update(entry="x")
     address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])

@@ -150,6 +150,13 @@ def test_it_shows_files_only_to_users_with_the_permission(client):
     assert client.get(NEW).status_code == 403
 
 
+def test_it_shows_a_file_as_incomplete_until_it_is_written(admin_client):
+    StoredFile.objects.filter(id=keep().id).update(size=None)
+    page = admin_client.get(FILES).content.decode()
+    assert "incomplete" in page
+    assert "/files/" not in page
+
+
 def test_it_stores_no_run_for_a_file_made_outside_a_run():
     assert context.current() is None
     assert keep().run_id is None
@@ -159,7 +166,7 @@ def test_it_gives_no_link_to_a_backup(client, settings, admin_client):
     row = keep(kind=Kind.BACKUP)
     assert client.get(files.link(row).removeprefix(settings.SITE_URL)).status_code == 404
     page = admin_client.get(FILES).content.decode()
-    assert f"no link; it lies in FILES_DIR as {row.file.name}" in page
+    assert f"no link, because a backup contains secrets: copy {row.file.name} from FILES_DIR" in page
     assert "/files/" not in page
 
 

@@ -328,7 +328,7 @@ def test_it_shows_beside_a_node_what_its_processes_hold(admin_client):
 def test_it_invalidates_for_the_person_who_asks(somebody, prices):
     client = somebody("view_resourceversion", "change_resourceversion")
     page = text(act(client, "prices"))
-    assert "1 resource is invalidated: every worker drops what it holds within seconds." in page
+    assert "1 resource is invalidated: every worker drops the values within seconds." in page
     row = ResourceVersion.objects.get(name="prices")
     assert (row.number, row.invalidated_by) == (1, "ada")
     assert LogEntry.objects.get(object_id="prices").get_change_message() == "Invalidated."
