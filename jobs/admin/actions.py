@@ -116,14 +116,21 @@ def run_now(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None
 
 
 def show_requested(request: HttpRequest, runs: Sequence[Run]) -> None:
-    """Report the state of runs that were just requested: queued, or waiting for the broker."""
-    unsent = set(Run.objects.filter(id__in=[run.id for run in runs], state=State.WAITING).values_list("id", flat=True))
-    if queued := [run for run in runs if run.id not in unsent]:
-        messages.success(request, f"{_names(queued)} {'is' if len(queued) == 1 else 'are'} queued.")
-    if waiting := [run for run in runs if run.id in unsent]:
-        are, them = ("is", "it") if len(waiting) == 1 else ("are", "them")
-        sentence = f"{_names(waiting)} {are} waiting. Beat sends {them} as soon as the broker accepts messages."
-        messages.warning(request, sentence)
+    """Report the state of runs that were just requested: queued, waiting for the broker, or failed."""
+    found = Run.objects.filter(id__in=[run.id for run in runs], state__in=[State.WAITING, State.FAILED])
+    unsent = {key: (state, reason) for key, state, reason in found.values_list("id", "state", "reason")}
+    by_state: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        by_state.setdefault(unsent.get(run.id, (State.QUEUED, "")), []).append(run)
+    for (state, reason), group in by_state.items():
+        are, them = ("is", "it") if len(group) == 1 else ("are", "them")
+        if state == State.FAILED:
+            messages.error(request, f"{_names(group)} failed: {reason}")
+        elif state == State.WAITING:
+            sentence = f"{_names(group)} {are} waiting. Beat sends {them} as soon as the broker accepts messages."
+            messages.warning(request, sentence)
+        else:
+            messages.success(request, f"{_names(group)} {are} queued.")
 
 
 def _names(runs: Sequence[Run]) -> str:

@@ -504,6 +504,14 @@ def test_it_keeps_a_run_waiting_when_the_broker_does_not_answer(admin_client, fr
     assert "“nightly” is waiting. Beat sends it as soon as the broker accepts messages." in page
 
 
+@pytest.mark.django_db(transaction=True)
+def test_it_says_that_a_retry_failed_when_its_message_cannot_be_made(admin_client):
+    failed = make_run(make_schedule("nightly"), State.FAILED, options={"serializer": "none"})
+    page = text(act_on_runs(admin_client, "retry", failed))
+    assert "“nightly” failed: could not be sent: " in page
+    assert "queued." not in page
+
+
 def test_it_says_why_a_schedule_cannot_run_now(admin_client):
     schedule = make_schedule("nightly", task="tests.gone")
     assert "“nightly” cannot run: No job is named" in text(act(admin_client, "run_now", schedule))
