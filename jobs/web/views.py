@@ -1,4 +1,4 @@
-"""What does the site serve beside the admin? A stored file to anyone with its link, and the statistics to staff.
+"""What does the site serve besides the admin? A stored file to anyone with its link, and the statistics to staff.
 
 Its one rule: a view parses, calls one function and renders. Browsers may store the statistics but must revalidate them
 with each request, so that an invalidation reaches them, too; unchanged ones are answered with 304.
