@@ -47,15 +47,15 @@ def _start_runs(job: str, request: HttpRequest, queryset: QuerySet[StoredFile]) 
     if queryset.count() > MOST_AT_ONCE:
         messages.error(request, f"No run was started: select at most {MOST_AT_ONCE} files.")
         return
-    rows = list(queryset)
-    arguments = ({"file": str(row.pk)} for row in rows)
-    runs = requests.run_job_each(job, arguments, Actor.of_user(request.user)).runs
-    show_requested(request, runs)
-    addresses = (
-        (reverse("admin:jobs_run_change", args=[run.pk]), row.name) for row, run in zip(rows, runs, strict=True)
-    )
+    names = {str(row.pk): row.name for row in queryset}
+    requested = requests.run_job_each(job, ({"file": key} for key in names), Actor.of_user(request.user))
+    for arguments, why in requested.refused:
+        messages.error(request, f"“{names[arguments['file']]}” has no run: {why}")
+    show_requested(request, requested.runs)
+    addresses = ((reverse("admin:jobs_run_change", args=[run.pk]), names[run.kwargs["file"]]) for run in requested.runs)
     links = format_html_join(", ", '<a href="{}">{}</a>', addresses)
-    messages.info(request, format_html("Runs of {}: {}", job, links))
+    if links:
+        messages.info(request, format_html("Runs of {}: {}", job, links))
 
 
 @admin.register(StoredFile)
