@@ -1,6 +1,6 @@
 """What is kept?
 
-The ledger and what belongs to it: runs, steps, policies, nodes, resources, what ready-made jobs keep.
+The ledger and its companions: runs, steps, policies, nodes, resources, and the rows of ready-made jobs.
 """
 
 from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile

@@ -1,4 +1,4 @@
-"""Who did what? The person or program that asks for something, and the note of what was done to a row."""
+"""Who did what? The actor behind a request, and the entry in a row's history."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from jobs.models.runs import LONGEST_ACTOR, LONGEST_NAME
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks: by name in the ledger, and by user in the history of a row where it is one."""
+    """The person or program behind a request. The ledger records the name; the history of a row needs a user."""
 
     name: str
     user_id: int | None = None
 
     @classmethod
     def of(cls, asking: "Actor | str") -> "Actor":
-        """An actor, also of a plain name, as the ledger can hold it."""
+        """The actor itself, or one made of a plain name, cut to the ledger's length."""
         return asking if isinstance(asking, Actor) else cls(asking[:LONGEST_ACTOR])
 
     @classmethod
     def of_user(cls, user: Any) -> "Actor":
-        """The user of a request."""
+        """The user of an HTTP request as an actor."""
         return cls(user.get_username()[:LONGEST_ACTOR], user.pk)
 
 
 def note(actor: Actor, model: type[Model], rows: Iterable[tuple[Any, str]], what: str) -> None:
-    """Write a sentence into the history of these rows, each a primary key and a name. Only users have a history."""
+    """Add a sentence to the history of these rows, each a primary key and a name. Without a user, do nothing."""
     if actor.user_id is None:
         return
     kind = {

@@ -1,8 +1,8 @@
-"""Writes many rows in one statement: what Django's own bulk methods do, at a fraction of their cost for wide tables.
+"""Writes many rows in one statement, like Django's bulk methods, at a fraction of their cost for wide tables.
 
-Its one rule: a row is any object that has the columns as attributes, and nothing but the writing happens: no signals,
-no validation, no return of what was written. PostgreSQL takes each column as one array, or as one value where all rows
-agree; SQLite, which has no arrays, takes the rows one by one through one prepared statement.
+Its one rule: it only writes, without signals, validation or returned rows. A row is any object that has the columns as
+attributes. PostgreSQL gets each column as one array, or as one value if all rows agree; SQLite, which has no arrays,
+gets the rows one by one through one prepared statement.
 """
 
 import json
@@ -16,9 +16,9 @@ from django.db.models.sql import UpdateQuery
 
 
 def insert(model: type[Model], rows: Sequence[Any]) -> int:
-    """Insert these rows; columns they do not have get the field's default. Returns how many were inserted.
+    """Insert these rows; missing columns get the field's default. Returns how many were inserted.
 
-    A row that would break a unique constraint is left out.
+    Skips each row that would violate a unique constraint.
     """
     if not rows:
         return 0
@@ -50,14 +50,14 @@ def update(model: type[Model], rows: Sequence[Any], names: Collection[str]) -> N
 
 
 def update_query(queryset: QuerySet[Any], values: Mapping[str, Any]) -> Any:
-    """What `queryset.update(**values)` would execute."""
+    """The query that `queryset.update(**values)` would execute."""
     query: Any = queryset.query.chain(UpdateQuery)
     query.add_update_values(dict(values))
     return query
 
 
 def update_returning(queryset: QuerySet[Any], values: Mapping[str, Any], *columns: str) -> list[Any]:
-    """As `queryset.update(**values)`; returns these columns of each row that it changed."""
+    """Like `queryset.update(**values)`, but returns these columns of each changed row."""
     try:
         sql, params = update_query(queryset, values).get_compiler(connection=connection).as_sql()
     except EmptyResultSet:
@@ -68,12 +68,12 @@ def update_returning(queryset: QuerySet[Any], values: Mapping[str, Any], *column
 
 
 def returning(sql: str, *columns: str) -> str:
-    """An UPDATE that gives these columns of the rows it changes."""
+    """The UPDATE statement, extended to return these columns of the changed rows."""
     return f"{sql} RETURNING {', '.join(map(_name, columns))}"
 
 
 def _source(rows: Sequence[Any], fields: Sequence[Field[Any, Any]]) -> tuple[str, list[Any]]:
-    """A subquery that yields the rows with these columns, and the values it takes."""
+    """A subquery that yields these columns of the rows, and its parameters."""
     selected, arrays, single_values, array_values = [], [], [], []
     for field in fields:
         values, column = _values(rows, field), _name(field.column)
@@ -91,12 +91,12 @@ def _source(rows: Sequence[Any], fields: Sequence[Field[Any, Any]]) -> tuple[str
 
 
 def _values(rows: Sequence[Any], field: Field[Any, Any]) -> list[Any]:
-    """The column of all rows; a single value where they agree."""
+    """The values of one column; a single value if all rows agree."""
     if not hasattr(rows[0], field.attname):
         values = [field.get_default()]
     else:
         values = [getattr(row, field.attname) for row in rows]
-    if isinstance(field, JSONField):  # compared as text: to Python 1, 1.0 and true are the same
+    if isinstance(field, JSONField):  # compared as text: in Python, 1, 1.0 and True are equal
         values = [None if value is None else json.dumps(value) for value in values]
     return values[:1] if values.count(values[0]) == len(values) else values
 

@@ -1,15 +1,15 @@
-"""What the ready-made jobs keep."""
+"""The rows of the ready-made jobs: feed entries, stored files and deliveries of mail."""
 
 from uuid import uuid4
 
 from django.db import models
 from django.db.models.functions import Now
 
-LONGEST_ADDRESS = 400  # characters; longer than any mail address may be, so that what is cut is none
+LONGEST_ADDRESS = 400  # characters; longer than any valid mail address, so only invalid ones are cut
 
 
 class FeedEntry(models.Model):
-    """An entry of an RSS or Atom feed, brought by `jobs.import_feed`."""
+    """An entry of an RSS or Atom feed, imported by `jobs.import_feed`."""
 
     feed = models.CharField(max_length=500, help_text="The address of the feed.")
     guid = models.CharField(max_length=500)
@@ -27,7 +27,7 @@ class FeedEntry(models.Model):
 
 
 class StoredFile(models.Model):
-    """A file in Django's default storage, uploaded or made by a run. `toolkit.files` makes and removes it."""
+    """A file in Django's default storage, uploaded or made by a run. `toolkit.files` creates and deletes it."""
 
     class Kind(models.TextChoices):
         UPLOAD = "upload"
@@ -38,10 +38,10 @@ class StoredFile(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.UPLOAD)
-    name = models.CharField(max_length=200, help_text="What it is called when somebody fetches it.")
+    name = models.CharField(max_length=200, help_text="The name under which it is downloaded.")
     file = models.FileField()
     content_type = models.CharField(max_length=100, default="application/octet-stream")
-    size = models.BigIntegerField(null=True, help_text="In bytes; empty until the whole of it is there.")
+    size = models.BigIntegerField(null=True, help_text="In bytes; empty until the file is complete.")
     run_id = models.UUIDField(null=True, db_index=True, help_text="The run that made it.")
     created_at = models.DateTimeField(auto_now_add=True, db_index=True)
 
@@ -50,7 +50,7 @@ class StoredFile(models.Model):
 
 
 class Delivery(models.Model):
-    """What became of a message of a run to one address. `toolkit.mail` writes it before it sends, and afterwards."""
+    """A run's message to one address, and its outcome. `toolkit.mail` writes it before and after the sending."""
 
     class State(models.TextChoices):
         SENDING = "sending", "in doubt"
@@ -59,10 +59,10 @@ class Delivery(models.Model):
 
     id = models.UUIDField(primary_key=True, editable=False, help_text="The left part of its Message-ID.")
     run = models.ForeignKey("jobs.Run", models.CASCADE, related_name="deliveries")
-    message = models.CharField(max_length=64, help_text="A digest of what makes it the same message.")
+    message = models.CharField(max_length=64, help_text="A digest of the message's name, or of its content.")
     address = models.CharField(max_length=LONGEST_ADDRESS)
     state = models.CharField(max_length=10, choices=State.choices, default=State.SENDING)
-    reason = models.CharField(max_length=200, blank=True, help_text="What the mail server said.")
+    reason = models.CharField(max_length=200, blank=True, help_text="Why the address was refused.")
     begun_at = models.DateTimeField(db_default=Now(), db_index=True)
 
     class Meta:

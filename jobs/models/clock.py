@@ -8,7 +8,7 @@ from django.utils import timezone
 
 
 def database_now() -> datetime:
-    """The database's clock, which decides; SQLite's is this machine's."""
+    """The time of the database's clock; with SQLite, of this machine's clock."""
     if connection.vendor == "sqlite":
         return timezone.now()
     with connection.cursor() as cursor:
@@ -18,5 +18,5 @@ def database_now() -> datetime:
 
 
 def lease() -> timedelta:
-    """How long an executing process owns its run without a sign of life."""
+    """How long a process owns the run that it executes, unless it renews the lease."""
     return timedelta(seconds=settings.LEASE_SECONDS)

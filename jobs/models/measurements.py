@@ -1,4 +1,4 @@
-"""Numbers that `jobs.etl` has loaded. For each window, the table holds what the source held when it was last asked."""
+"""Numbers that `jobs.etl` has loaded. For each window, the table holds the rows of the source at the last load."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -15,7 +15,7 @@ BATCH = 2_000  # rows in one statement
 class MeasurementQuerySet(models.QuerySet["Measurement"]):
     @transaction.atomic
     def replace(self, dataset: str, start: str, end: str, rows: Iterator[dict[str, Any]]) -> tuple[int, int]:
-        """Let the window hold these rows and no others; returns how many were written, and how many removed."""
+        """Replace all rows of the window by these; returns how many were written, and how many removed."""
         now = _alone_with(dataset)
         new = (Measurement(dataset=dataset, loaded_at=now, **row) for row in rows)
         written = 0
@@ -28,7 +28,7 @@ class MeasurementQuerySet(models.QuerySet["Measurement"]):
 
 
 def _alone_with(dataset: str) -> datetime:
-    """The moment from which on nobody else writes this dataset in this transaction; SQLite has one writer anyway."""
+    """Lock the dataset until the transaction ends; returns the time. SQLite has only one writer anyway."""
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"measurements {dataset}"])
@@ -39,11 +39,11 @@ class Measurement(models.Model):
     """A number at a moment, loaded by `jobs.etl` from a column of its source."""
 
     dataset = models.CharField(max_length=200)
-    key = models.CharField(max_length=200, help_text="What was measured: a station, a shop, a sensor.")
+    key = models.CharField(max_length=200, help_text="The subject of the measurement: a station, a shop, a sensor.")
     at = models.DateTimeField()
-    column = models.CharField(max_length=200, help_text="The column of the source that it stood in.")
+    column = models.CharField(max_length=200, help_text="The column of the source that it comes from.")
     value = models.FloatField()
-    loaded_at = models.DateTimeField(help_text="When the source was last seen to hold it.")
+    loaded_at = models.DateTimeField(help_text="When the source last contained it.")
 
     objects = MeasurementQuerySet.as_manager()
 

@@ -1,4 +1,4 @@
-"""The processes that make up this installation, as they tell of themselves."""
+"""The beats and workers of this installation, known by their heartbeats."""
 
 from datetime import timedelta
 
@@ -6,18 +6,18 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
-# A node that has said nothing for so long is taken for dead; it speaks every `nodes.EVERY` seconds.
+# After this long without a heartbeat a node counts as silent; it sends one every `nodes.EVERY` seconds.
 SILENT_AFTER = timedelta(seconds=60)
 
 
 class NodeQuerySet(models.QuerySet["Node"]):
     def live(self) -> "NodeQuerySet":
-        """Those that spoke lately and did not say goodbye."""
+        """Nodes that sent a heartbeat recently and have not stopped."""
         return self.filter(Q(stopped_at=None), seen_at__gt=Now() - SILENT_AFTER)
 
 
 class Node(models.Model):
-    """A beat or a worker, known by its heartbeat. One that stopped said goodbye; one that was killed fades."""
+    """A beat or a worker, known by its heartbeat. One that stops in order is marked; one that is killed goes silent."""
 
     class Kind(models.TextChoices):
         BEAT = "beat"
@@ -25,9 +25,11 @@ class Node(models.Model):
 
     name = models.CharField(max_length=200, primary_key=True)
     kind = models.CharField(max_length=10, choices=Kind.choices)
-    queues = models.CharField(max_length=500, blank=True, help_text="What it takes messages from.")
-    concurrency = models.CharField(max_length=100, blank=True, help_text="Its pool, and how many runs at a time.")
-    version = models.CharField(max_length=100, help_text="Of the code it runs.")
+    queues = models.CharField(max_length=500, blank=True, help_text="The queues that it consumes.")
+    concurrency = models.CharField(
+        max_length=100, blank=True, help_text="Its pool, and how many runs it executes at a time."
+    )
+    version = models.CharField(max_length=100, help_text="The version of its code.")
     pid = models.PositiveIntegerField()
     started_at = models.DateTimeField(db_default=Now())
     seen_at = models.DateTimeField(db_default=Now(), db_index=True)

@@ -1,9 +1,9 @@
-"""A statement that Django compiles once and that is executed many times, each time with other values.
+"""Statements that Django compiles once and that a process executes many times, each time with other values.
 
 Starting and ending a run are one statement each. Compiled each time, a statement takes about five times the CPU
 (`python -m benchmarks --only statements`).
 
-The statement is Django's own, for either database; a `Slot` marks each place that takes a value of the execution.
+The SQL is Django's own, for either database; a `Slot` marks each place for a value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from jobs.models.bulk import returning, update_query
 
 
 class Slot(Expression):
-    """A place in a statement; its value comes with each execution."""
+    """A placeholder in a statement; each execution gives its value."""
 
     def __init__(self, name: str, output_field: "Field[Any, Any]") -> None:
         super().__init__(output_field=output_field)
@@ -28,7 +28,7 @@ class Slot(Expression):
 
 class _Statement:
     def __init__(self, make: Callable[..., Any], fields: "Mapping[str, Field[Any, Any]]") -> None:
-        """`make` is given a `Slot` for each of `fields`, by name."""
+        """`make` gets a `Slot` for each of `fields`, by name."""
         self._make, self._fields = make, fields
         self._sql, self._params = "", cast("Sequence[Any]", ())
 
@@ -44,7 +44,7 @@ class _Statement:
 
 
 class Update(_Statement):
-    """Changes the rows of the queryset that `make` returns with the values it returns beside it."""
+    """An UPDATE. `make` returns the queryset to update and the new values."""
 
     def __call__(self, **values: Any) -> int:
         """Execute it; returns how many rows were changed."""
@@ -57,14 +57,14 @@ class Update(_Statement):
 
 
 class UpdateReturning(Update):
-    """The same, and tells which rows were changed: one of their columns each."""
+    """An UPDATE that also returns one column of each changed row."""
 
     def __init__(self, make: Callable[..., Any], fields: "Mapping[str, Field[Any, Any]]", column: str) -> None:
         super().__init__(make, fields)
         self._column = column
 
     def rows(self, **values: Any) -> list[Any]:
-        """Execute it; returns the column of each changed row."""
+        """Execute it; returns that column of each changed row."""
         with connection.cursor() as cursor:
             self._execute(cursor, values)
             return [row[0] for row in cursor.fetchall()]
@@ -75,7 +75,7 @@ class UpdateReturning(Update):
 
 
 class Exist(_Statement):
-    """Tells whether the queryset that `make` returns has any row."""
+    """Checks whether the queryset that `make` returns has any row."""
 
     def __call__(self, **values: Any) -> bool:
         with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""Resources: which version of each is the present one, and what every process holds of it, as it tells itself."""
+"""Resources: the current version of each, and the holdings that every process reports."""
 
 from datetime import timedelta
 
@@ -9,12 +9,12 @@ from django.db.models.functions import Now
 from jobs.cache.resources import NAME
 from jobs.models.runs import LONGEST_NAME
 
-# A process that has told nothing of what it holds for so long is taken for gone; a living one repeats it each minute.
+# After this long without a report a process counts as gone; a live one reports at least every minute.
 GONE_AFTER = timedelta(minutes=3)
 
 
 class ResourceVersion(models.Model):
-    """Written when a process first uses the resource; each invalidation raises the number."""
+    """The current version of a resource, created when a process first uses it. Each invalidation raises the number."""
 
     name = models.CharField(max_length=100, primary_key=True, validators=[RegexValidator(NAME)])
     number = models.PositiveBigIntegerField(default=0)
@@ -30,12 +30,12 @@ class ResourceVersion(models.Model):
 
 class HoldingQuerySet(models.QuerySet["Holding"]):
     def live(self) -> "HoldingQuerySet":
-        """Those of processes that told of them lately."""
+        """Holdings of processes that reported recently."""
         return self.filter(seen_at__gt=Now() - GONE_AFTER)
 
 
 class Holding(models.Model):
-    """What one process holds of a resource, and how often it was asked for since the process began."""
+    """The entries of a resource that one process holds, and its hits and misses since the process began."""
 
     resource = models.ForeignKey(ResourceVersion, models.CASCADE, related_name="holdings", db_index=False)
     node = models.CharField(max_length=LONGEST_NAME, help_text="The worker that the process belongs to.")

@@ -1,10 +1,11 @@
-"""Runs with their attempts, and the one way in which a run changes its state.
+"""Runs with their attempts, and the only way to change the state of a run.
 
-Its one rule: every change of state goes through `RunQuerySet.move`, one conditional UPDATE whose loser changes nothing
-and is told so. Terminal rows never change. The database's clock decides; rows hold UTC.
+Its one rule: every change of state goes through `RunQuerySet.move` or `conclude`, one conditional UPDATE. The loser of
+a race changes nothing, and its return value says so. A terminal state never changes. The database's clock decides;
+rows hold UTC.
 
-A run's `attempt` number is its fencing token: start and finish name it, every return to `waiting` after a start raises
-it, so neither a repeated message nor a process that wakes after its rescue finds anything to change.
+A run's `attempt` number is its fencing token: start and finish name it, and every return to `waiting` after a start
+raises it. So a repeated message changes nothing, and neither does a process that wakes up after its rescue.
 """
 
 import secrets
@@ -23,18 +24,18 @@ from jobs.models import bulk
 from jobs.models.clock import lease
 from jobs.models.prepared import Update, UpdateReturning
 
-# How long a sender has a run to itself; after this the outbox offers it again.
+# How long a sender has a run to itself; after that, the outbox offers it again.
 SENDING = timedelta(seconds=5)
-LONGEST_ACTOR = 150  # characters; as Django names users
+LONGEST_ACTOR = 150  # characters, like Django's user names
 LONGEST_NAME = 200  # characters
-LONGEST_ERROR_TEXT = 20_000  # characters; the end of a traceback says most
-LONGEST_LOG = 100_000  # characters of each attempt; the latest are kept
+LONGEST_ERROR_TEXT = 20_000  # characters; the end of the traceback is kept
+LONGEST_LOG = 100_000  # characters per attempt; the latest are kept
 
 
 def new_run_id() -> UUID:
     """A random id that sorts by time (UUID version 7, RFC 9562), so that new rows stay together in the index.
 
-    The twelve bits after the millisecond are its fraction: what is made together is listed in the order of its making.
+    Twelve more bits hold the fraction of the millisecond, so that ids sort by time within a millisecond, too.
     """
     milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
     fraction = nanoseconds * 4096 // 1_000_000
@@ -42,7 +43,7 @@ def new_run_id() -> UUID:
 
 
 class RunIdField(models.UUIDField):  # type: ignore[type-arg] # generic for the type checker only
-    """A UUID from `new_run_id` unless another is given. Migrations know it as Django's own field, without a default."""
+    """A UUID, by default from `new_run_id`. Migrations see Django's own field, without a default."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"default": new_run_id, **options})
@@ -64,7 +65,7 @@ class State(models.TextChoices):
     SKIPPED = "skipped"
 
 
-# Which state may follow which. A state without followers is terminal; `skipped` is given at the claim only.
+# The states that may follow each state. A state without followers is terminal; only the claim creates skipped runs.
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.WAITING: frozenset({State.QUEUED, State.RUNNING, State.FAILED, State.CANCELLED, State.EXPIRED}),
     State.QUEUED: frozenset({State.WAITING, State.RUNNING, State.CANCELLED, State.EXPIRED}),
@@ -84,7 +85,7 @@ class Trigger(models.TextChoices):
 
 
 class Ended(NamedTuple):
-    """A run that has just come to its end."""
+    """A run that has just ended."""
 
     run: UUID
     schedule: int | None
@@ -93,47 +94,48 @@ class Ended(NamedTuple):
 
 class RunQuerySet(models.QuerySet["Run"]):
     def active(self) -> "RunQuerySet":
-        """Runs that are not over (index run_active)."""
+        """Unfinished runs (index run_active)."""
         return self.filter(state__in=ACTIVE)
 
     def of_schedule(self, schedule: int) -> "RunQuerySet":
-        """Its runs, the latest first (index run_recent)."""
+        """The runs of a schedule, latest first (index run_recent)."""
         return self.filter(schedule=schedule).order_by("-due_at")
 
     def waiting_turn(self) -> "RunQuerySet":
-        """Runs that wait for another one to end (index run_held)."""
+        """Runs that wait until another run ends (index run_held)."""
         return self.filter(state=State.WAITING, not_before__isnull=True)
 
     def to_send(self, now: datetime) -> "RunQuerySet":
-        """The outbox: runs to hand to Celery now, because nobody did or because nothing came of it (run_to_send)."""
+        """The outbox: unstarted runs to send to Celery now, for the first time or again (index run_to_send)."""
         return self.filter(state__in=UNSTARTED, not_before__lte=now).order_by("not_before")
 
     def carried(self) -> "RunQuerySet":
-        """Running runs whose own body is over: they end with their steps (run_lease)."""
+        """Running runs whose own body is over: they end with their last step (index run_lease)."""
         return self.filter(state=State.RUNNING, lease_until=None)
 
     def overdue(self, now: datetime) -> "RunQuerySet":
-        """Unstarted runs that came too late to be of use (run_expires)."""
+        """Unstarted runs whose expiry has passed (index run_expires)."""
         return self.filter(state__in=UNSTARTED, expires_at__lte=now)
 
     def orphaned(self, now: datetime) -> "RunQuerySet":
-        """Running runs whose process gave no sign of life for a whole lease (run_lease)."""
+        """Running runs whose lease has run out because their process did not renew it (index run_lease)."""
         return self.filter(state=State.RUNNING, lease_until__lte=now).order_by("lease_until")
 
     def move(self, expected: Collection[State], to: State, **changes: Any) -> int:
-        """Change the state of these runs where it is still one of `expected`; returns how many were changed.
+        """Change the state of the runs whose state is still one of `expected`; returns how many it changed.
 
-        0 for a single run means that another process was first: a value, not an error. `ledger.outcomes` ends runs.
+        For a single run, 0 means that another process was first: a value, not an error. It refuses terminal states:
+        `ledger.outcomes` ends runs.
         """
         if to in TERMINAL:
-            raise ValueError(f"A run becomes {to} through ledger.outcomes, which tells those who listen.")
+            raise ValueError(f"A run becomes {to} only through ledger.outcomes, which calls the listeners.")
         moving, values = self._moving(expected, to, **changes)
         return moving.update(**values)
 
     def conclude(self, expected: Collection[State], to: State, **changes: Any) -> "list[Ended]":
-        """Give these runs a terminal state where theirs is still one of `expected`; returns the runs it ended.
+        """Give a terminal state to the runs whose state is still one of `expected`; returns the runs it ended.
 
-        For `ledger.outcomes` alone.
+        Only `ledger.outcomes` may call it.
         """
         ended = bulk.update_returning(*self._ending(expected, to, **changes), "id", "schedule_id")
         return [Ended(UUID(str(run)), schedule, to) for run, schedule in ended]
@@ -148,11 +150,11 @@ class RunQuerySet(models.QuerySet["Run"]):
         return self._moving(expected, to, **changes, finished_at=Now(), lease_until=None)
 
     def start(self, run_id: UUID, attempt: int, node: str, pid: int) -> bool:
-        """Take an attempt for this process; False when it was taken, expired, cancelled or rescued before."""
+        """Claim an attempt for this process; False if it was already started, expired, cancelled or rescued."""
         return bool(_START(run_id=run_id, attempt=attempt, node=node, pid=pid, lease=lease()))
 
     def succeed(self, run_id: UUID, attempt: int) -> "list[Ended]":
-        """`conclude` for a run with nothing to note but its success: most runs, so it is compiled once."""
+        """Like `conclude`, for a success without other changes: most runs end so, and the statement is prepared."""
         return [Ended(run_id, schedule, State.SUCCEEDED) for schedule in _SUCCEED.rows(run_id=run_id, attempt=attempt)]
 
 
@@ -174,7 +176,7 @@ _SUCCEED = UpdateReturning(_succeeding, _ATTEMPT, "schedule_id")
 
 
 class Executed(models.Model):
-    """A row that a process of a worker executes, or has executed."""
+    """A row that a worker process executes or has executed."""
 
     node = models.CharField(max_length=LONGEST_NAME, blank=True, help_text="The worker.")
     pid = models.PositiveIntegerField(null=True, help_text="Its process.")
@@ -184,17 +186,17 @@ class Executed(models.Model):
 
     @property
     def worker(self) -> str:
-        """The worker and its process, for people; empty before the start."""
+        """The worker and its process as text; empty before the start."""
         return worker_text(self.node, self.pid)
 
 
 def worker_text(node: str, pid: int | None) -> str:
-    """A worker and its process in one text."""
+    """A worker and its process as one text."""
     return f"{node} ({pid})" if node and pid else node
 
 
 class Run(Executed):
-    """One occurrence, or one request, and its whole life. Its id is the id of its Celery task."""
+    """One due moment or one request, and its whole life. Its id is the id of its Celery task."""
 
     id = RunIdField(primary_key=True, editable=False)
     schedule = models.ForeignKey(PeriodicTask, models.SET_NULL, null=True, related_name="runs", db_index=False)
@@ -204,39 +206,40 @@ class Run(Executed):
     kwargs = models.JSONField(default=dict)
     queue = models.CharField(max_length=LONGEST_NAME, blank=True)
     priority = models.PositiveSmallIntegerField(null=True)
-    options = models.JSONField(default=dict, help_text="Further options of the message, as apply_async takes them.")
+    options = models.JSONField(default=dict, help_text="Other options of the message, as for apply_async.")
 
     trigger = models.CharField(max_length=20, choices=Trigger.choices, default=Trigger.SCHEDULE)
     key = models.CharField(
-        max_length=LONGEST_NAME, null=True, help_text="Of requests with the same key only the first makes a run."
+        max_length=LONGEST_NAME, null=True, help_text="Only the first request with a key makes a run."
     )
-    actor = models.CharField(max_length=LONGEST_ACTOR, blank=True, help_text="Who asked for it, where a person did.")
+    actor = models.CharField(max_length=LONGEST_ACTOR, blank=True, help_text="Who requested it; empty: its schedule.")
     backfill = models.ForeignKey("jobs.Backfill", models.SET_NULL, null=True, related_name="runs", db_index=False)
     parent = models.ForeignKey(
         "self", models.SET_NULL, null=True, db_index=False, help_text="The run that this one repeats."
     )
     due_at = models.DateTimeField()
     last_due_at = models.DateTimeField(
-        help_text="Differs from due_at where one row stands for a stretch of skipped ones."
+        help_text="The last due moment of this row; it differs from due_at for a stretch of skipped moments."
     )
-    count = models.PositiveIntegerField(default=1, help_text="How many due moments this row stands for.")
+    count = models.PositiveIntegerField(default=1, help_text="The number of due moments in this row.")
     not_before = models.DateTimeField(
         null=True,
-        help_text="Unstarted runs are handed to Celery when this moment has come; empty: when another run has ended.",
+        help_text="When an unstarted run is sent to Celery, or sent again; empty: after an earlier run has ended.",
     )
     expires_at = models.DateTimeField(null=True)
 
     state = models.CharField(max_length=10, choices=State.choices, default=State.WAITING)
     reason = models.TextField(blank=True, help_text="Why it is in this state, in one sentence.")
     attempt = models.PositiveSmallIntegerField(default=1)
-    sends = models.PositiveSmallIntegerField(default=0, help_text="How often this attempt was handed to Celery.")
+    sends = models.PositiveSmallIntegerField(default=0, help_text="How often this attempt was sent to Celery.")
     queued_at = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     lease_until = models.DateTimeField(
-        null=True, help_text="When its process is taken for dead unless it gives a sign of life; empty: steps carry it."
+        null=True,
+        help_text="When its process counts as dead unless it renews the lease; empty: it waits for its steps.",
     )
-    cancel_reason = models.TextField(blank=True, help_text="Why it was asked to end; empty: it was not.")
+    cancel_reason = models.TextField(blank=True, help_text="Why it was asked to end; empty if it was not.")
     progress_done = models.PositiveBigIntegerField(default=0)
     progress_total = models.PositiveBigIntegerField(null=True)
     progress_message = models.CharField(max_length=LONGEST_NAME, blank=True)
@@ -286,9 +289,9 @@ class Run(Executed):
     def return_to_waiting(
         self, outcome: "Attempt.Outcome", delay: timedelta, *, among: RunQuerySet | None = None, **changes: Any
     ) -> bool:
-        """End this attempt without ending the run: keep it as an `Attempt`, wait `delay`, then run the next one.
+        """End this attempt but not the run: record an `Attempt`, and start the next one after `delay`.
 
-        False when the run is no longer running in this attempt, was asked to end, or is not one `among` these.
+        Returns False if the run is no longer running in this attempt, was asked to end, or is not in `among`.
         """
         mine = (Run.objects.all() if among is None else among).filter(
             id=self.id, attempt=self.attempt, cancel_reason=""
@@ -315,7 +318,7 @@ class Run(Executed):
 
 
 class Attempt(Executed):
-    """An execution that did not end its run."""
+    """An attempt that is over but did not end its run."""
 
     class Outcome(models.TextChoices):
         FAILED = "failed"
@@ -340,13 +343,13 @@ class Attempt(Executed):
 
     @classmethod
     def fence(cls, run_id: UUID, number: int) -> None:
-        """Note that the process of an attempt that was lost was alive after all, and changed nothing."""
+        """Mark a lost attempt as fenced: its process was alive after all, but could change nothing."""
         lost = cls.objects.filter(run=run_id, number=number, outcome=cls.Outcome.LOST)
         lost.update(outcome=cls.Outcome.FENCED)
 
 
 class RunLog(models.Model):
-    """What an attempt of a run logged, itself and in its steps; the latest of it."""
+    """The latest log lines of an attempt and of its steps."""
 
     run = models.ForeignKey(Run, models.CASCADE, related_name="logs", db_index=False)
     attempt = models.PositiveSmallIntegerField()
@@ -360,7 +363,7 @@ class RunLog(models.Model):
 
     @classmethod
     def append(cls, run_id: UUID, attempt: int, text: str) -> None:
-        """Add to the log of an attempt; of more than `LONGEST_LOG` characters the oldest go."""
+        """Append to the log of an attempt; beyond `LONGEST_LOG` characters, the oldest are dropped."""
         log = cls.objects.filter(run=run_id, attempt=attempt)
         longer = {"text": Right(Concat(F("text"), Value(text)), LONGEST_LOG)}
         if log.update(**longer):
@@ -368,12 +371,12 @@ class RunLog(models.Model):
         try:
             with transaction.atomic():
                 cls.objects.create(run_id=run_id, attempt=attempt, text=text[-LONGEST_LOG:])
-        except IntegrityError:  # a step of it, in another process, was faster
+        except IntegrityError:  # another process, with a step of this attempt, was faster
             log.update(**longer)
 
 
 class Effect(models.Model):
-    """Something that a run does once, however often it is started: `once(key)` makes the row, or finds it."""
+    """Something that a run does once in all its attempts: `once(key)` creates the row or finds it."""
 
     run = models.ForeignKey(Run, models.CASCADE, related_name="effects", db_index=False)
     key = models.CharField(max_length=LONGEST_NAME)

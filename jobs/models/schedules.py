@@ -1,4 +1,4 @@
-"""What a schedule does beyond being due: its policy, pauses and backfills."""
+"""Policies of schedules, with their pauses, and backfills."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +13,7 @@ from django_celery_beat.models import PeriodicTask
 from jobs.models.runs import ENDED_BY_ITSELF, LONGEST_ACTOR, Run, State, Trigger
 from jobs.rules import policies
 
-LONGEST = timedelta(days=3650)  # of any length of time in a policy
+LONGEST = timedelta(days=3650)  # the limit of every duration in a policy
 
 CATCH_UP_CHOICES = [
     (policies.CatchUp.NONE.value, "run none of them"),
@@ -23,24 +23,24 @@ CATCH_UP_CHOICES = [
 
 
 PAUSED = Q(paused_at__isnull=False, paused_until__isnull=True) | Q(paused_until__gt=Now())
-# What a pause held back is due again; the next claim decides about it anew.
+# The moments that a pause held back are due again; the next claim decides about them.
 NOTHING_HELD_BACK: dict[str, Any] = {"next_due_at": Coalesce("owed_from", "next_due_at"), "owed_from": None}
 
 
 class PolicyQuerySet(models.QuerySet["Policy"]):
     def due(self, now: datetime) -> "PolicyQuerySet":
-        """Schedules with a due moment, the longest waiting first (index policy_next_due)."""
+        """Schedules with a due moment, the earliest first (index policy_next_due)."""
         return self.filter(next_due_at__lte=now).order_by("next_due_at")
 
     def paused(self) -> "PolicyQuerySet":
-        """Schedules whose pause is not over."""
+        """Schedules that are paused now."""
         return self.filter(PAUSED)
 
     def pause(self, by: str, reason: str = "", until: datetime | None = None, catch_up: str = "none") -> int:
-        """Run nothing that falls due from now on until `until` (None: until `resume`); returns how many were paused.
+        """Run no moment that is due from now until `until` (None: until `resume`); returns how many were paused.
 
-        `catch_up`, one of `policies.CatchUp`, says which of the moments that pass meanwhile are run afterwards.
-        A pause that is on goes on with the new words.
+        `catch_up`, one of `policies.CatchUp`, says which of these moments run afterwards. Pausing again keeps the
+        start of the pause and replaces the rest.
         """
         return self.update(
             paused_at=Case(When(PAUSED, then=F("paused_at")), default=Now()),
@@ -52,16 +52,16 @@ class PolicyQuerySet(models.QuerySet["Policy"]):
         )
 
     def resume(self) -> int:
-        """End the pause now: of what was due meanwhile runs what the pause said, and nothing else starts early."""
+        """End the pause now. Its catch-up decides which moments of the pause run; nothing else starts early."""
         return self.paused().update(paused_until=Now(), **NOTHING_HELD_BACK)
 
     def pause_if_failing(self) -> bool:
-        """Pause this one schedule if as many of its runs failed in a row as its policy allows; says whether it did."""
+        """Pause this one schedule if its runs have failed as often in a row as its policy allows; returns whether."""
         policy = self.filter(pause_after_failures__isnull=False).first()
         if policy is None:
             return False
         last = Run.objects.of_schedule(policy.pk).filter(trigger=Trigger.SCHEDULE, state__in=ENDED_BY_ITSELF)
-        if policy.paused_at is not None:  # what failed before a person resumed it is forgiven
+        if policy.paused_at is not None:  # failures before the end of its last pause do not count
             last = last.filter(finished_at__gt=policy.paused_until or policy.paused_at)
         states = list(last.values_list("state", flat=True)[: policy.pause_after_failures])
         if len(states) < (policy.pause_after_failures or 0) or State.SUCCEEDED in states:
@@ -71,74 +71,76 @@ class PolicyQuerySet(models.QuerySet["Policy"]):
 
 
 class Policy(models.Model):
-    """What a schedule does beyond being due, and when it is due next. One row for each `PeriodicTask`."""
+    """The rules for a schedule's due moments and runs, and when it is due next. One row for each `PeriodicTask`."""
 
     schedule = models.OneToOneField(PeriodicTask, models.CASCADE, primary_key=True, related_name="policy")
-    next_due_at = models.DateTimeField(null=True, editable=False, help_text="Empty: nothing to come.")
-    timing = models.TextField(editable=False, default="", help_text="What next_due_at was computed from, as a Spec.")
-    timing_since = models.DateTimeField(null=True, editable=False, help_text="When the present timing took effect.")
-    fingerprint = models.TextField(editable=False, default="", help_text="The schedule's columns behind `timing`.")
+    next_due_at = models.DateTimeField(null=True, editable=False, help_text="Empty: no further runs.")
+    timing = models.TextField(editable=False, default="", help_text="The timing behind next_due_at, as a Spec.")
+    timing_since = models.DateTimeField(null=True, editable=False, help_text="When the current timing took effect.")
+    fingerprint = models.TextField(
+        editable=False, default="", help_text="The schedule's timing columns behind `timing`."
+    )
     former = models.JSONField(
-        editable=False, null=True, help_text="Timings before the present one of which moments are still owed."
+        editable=False, null=True, help_text="Earlier timings whose due moments beat has not claimed yet."
     )
     owed_from = models.DateTimeField(
-        null=True, editable=False, help_text="The first moment that a pause holds back, to be decided when it is over."
+        null=True, editable=False, help_text="The first due moment that a pause holds back until it is over."
     )
     stretch = models.UUIDField(
-        null=True, editable=False, help_text="The row of the moments that were skipped last, while they are."
+        null=True, editable=False, help_text="The latest run, if it is a row of skipped moments that may still grow."
     )
     forgotten_until = models.DateTimeField(
-        null=True, editable=False, help_text="Runs that were due until then may have been deleted; they count as done."
+        null=True, editable=False, help_text="Runs due up to this moment may have been deleted; they count as done."
     )
     invalid_reason = models.TextField(
-        editable=False, default="", help_text="Why this schedule cannot run; empty: it can."
+        editable=False, default="", help_text="Why this schedule cannot run; empty if it can."
     )
     entry = models.TextField(
         editable=False,
         default="",
-        help_text="Its entry in CELERY_BEAT_SCHEDULE as last installed; empty: not from there.",
+        help_text="Its entry in CELERY_BEAT_SCHEDULE, as last installed; empty if it has none.",
     )
     options = models.JSONField(
-        editable=False, null=True, help_text="Further options of its messages, as apply_async takes them."
+        editable=False, null=True, help_text="Other options of its messages, as for apply_async."
     )
 
     overlap = models.CharField(
         max_length=20,
         choices=[
             (policies.Overlap.SKIP.value, "skip the new run"),
-            (policies.Overlap.QUEUE_ONE.value, "let one wait for the end of the earlier run"),
-            (policies.Overlap.ALLOW.value, "run them side by side"),
+            (policies.Overlap.QUEUE_ONE.value, "let one run wait until the earlier run ends"),
+            (policies.Overlap.ALLOW.value, "run both at the same time"),
             (policies.Overlap.CANCEL_PREVIOUS.value, "cancel the earlier run"),
         ],
         default=policies.Overlap.SKIP.value,
-        help_text="What to do when it is due while an earlier run is not over.",
+        help_text="What to do if it is due while an earlier run is unfinished.",
     )
     catch_up = models.CharField(
         max_length=20,
         choices=CATCH_UP_CHOICES,
         default=policies.CatchUp.LATEST.value,
-        help_text="What to do with moments that were missed while nothing was running.",
+        help_text="What to do with due moments that were missed, such as during an outage.",
     )
     catch_up_window = models.DurationField(
         default=timedelta(days=1),
         validators=[MinValueValidator(timedelta(0)), MaxValueValidator(LONGEST)],
-        help_text="Moments missed longer ago than this are not caught up (days hh:mm:ss).",
+        help_text="Missed moments older than this are not caught up (days hh:mm:ss).",
     )
     catch_up_cap = models.PositiveSmallIntegerField(
-        "catch-up at most",
+        "catch-up limit",
         default=100,
         validators=[MinValueValidator(1), MaxValueValidator(policies.MOST_CAUGHT_UP)],
-        help_text="Where all are run: no more than this many of them, the latest.",
+        help_text="If all of them run: at most this many, the latest ones.",
     )
     jitter = models.DurationField(
         default=timedelta(0),
         validators=[MinValueValidator(timedelta(0)), MaxValueValidator(LONGEST)],
-        help_text="Start each run up to this much later, at random, but before the next one is due (hh:mm:ss).",
+        help_text="Delay each run at random by up to this, but not beyond the next due moment (hh:mm:ss).",
     )
     remaining_runs = models.PositiveIntegerField(
         null=True,
         blank=True,
-        help_text="Switch the schedule off after this many further runs; skipped and manual ones do not count.",
+        help_text="Disable the schedule after this many more runs; skipped and manual ones do not count.",
     )
     skip_next = models.PositiveIntegerField(default=0, help_text="How many of the next due moments to skip.")
     pause_after_failures = models.PositiveSmallIntegerField(
@@ -148,7 +150,7 @@ class Policy(models.Model):
         help_text="Pause after this many failed runs in a row. Empty: never.",
     )
     paused_at = models.DateTimeField(null=True, editable=False)
-    paused_until = models.DateTimeField(null=True, editable=False, help_text="Empty: until somebody resumes it.")
+    paused_until = models.DateTimeField(null=True, editable=False, help_text="Empty: until it is resumed.")
     paused_by = models.CharField(max_length=150, editable=False, default="")
     pause_reason = models.CharField(max_length=500, editable=False, default="")
     pause_catch_up = models.CharField(
@@ -157,31 +159,31 @@ class Policy(models.Model):
     max_attempts = models.PositiveSmallIntegerField(
         default=1,
         validators=[MinValueValidator(1), MaxValueValidator(100)],
-        help_text="How often a run is tried in all when it fails.",
+        help_text="How many attempts a failing run gets in all.",
     )
     retry_delay = models.DurationField(
         default=timedelta(seconds=30),
         validators=[MinValueValidator(timedelta(0)), MaxValueValidator(LONGEST)],
-        help_text="How long to wait before the second attempt (hh:mm:ss); doubles with each further one.",
+        help_text="The wait before the second attempt (hh:mm:ss); it doubles with each further attempt.",
     )
     rerun_if_lost = models.BooleanField(
         default=True,
-        help_text="Start a run again when its process died. Off: it runs at most once and ends as lost.",
+        help_text="Start a run again if its process died. Off: it ends as lost and is not started again.",
     )
     soft_time_limit = models.PositiveIntegerField(
         null=True,
         blank=True,
         validators=[MinValueValidator(1)],
-        help_text="Seconds after which a run is asked to end: SoftTimeLimitExceeded is raised in it. Empty: no limit.",
+        help_text="Seconds after which SoftTimeLimitExceeded is raised in the job. Empty: no limit.",
     )
     time_limit = models.PositiveIntegerField(
         null=True,
         blank=True,
         validators=[MinValueValidator(1)],
-        help_text="Seconds after which a run is ended by force. Empty: no limit.",
+        help_text="Seconds after which the process of the job is killed. Empty: no limit.",
     )
     keep_result = models.BooleanField(
-        null=True, help_text="Whether the return value is kept. Unknown: the task's choice."
+        null=True, help_text="Whether to keep the return value. Unknown: the task decides."
     )
 
     objects = PolicyQuerySet.as_manager()
@@ -205,32 +207,32 @@ class Policy(models.Model):
 
     @classmethod
     def of(cls, run: Run) -> "Policy":
-        """The policy of the run's schedule as it is now; the defaults for a run whose schedule is gone."""
+        """The current policy of the run's schedule; the defaults if the schedule was deleted."""
         return getattr(run.schedule, "policy", None) or cls()
 
     @property
     def pause(self) -> policies.Pause | None:
-        """The pause that is on, or was on last; None before the first."""
+        """The current or the last pause; None before the first."""
         return policies.Pause.of(self)
 
 
 class Backfill(models.Model):
-    """A person's request to run what a schedule was due for in a range of time, a few runs at once."""
+    """A person's request to run the due moments of a schedule in a time range, a few at a time."""
 
     class Which(models.TextChoices):
-        MISSING = "missing", "what has not run"
-        FAILED = "failed", "what has not run or failed"
-        ALL = "all", "everything, also what succeeded"
+        MISSING = "missing", "moments that have not run"
+        FAILED = "failed", "moments that have not run or have failed"
+        ALL = "all", "all moments, even if they succeeded"
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     schedule = models.ForeignKey(PeriodicTask, models.CASCADE, related_name="backfills")
-    start = models.DateTimeField(help_text="The first moment of the range.")
-    end = models.DateTimeField(help_text="The moment after the range.")
+    start = models.DateTimeField(help_text="The start of the range.")
+    end = models.DateTimeField(help_text="The end of the range; a moment due exactly then is not included.")
     which = models.CharField(max_length=10, choices=Which.choices, default=Which.MISSING)
     at_once = models.PositiveSmallIntegerField(
         default=1,
         validators=[MinValueValidator(1), MaxValueValidator(1000)],
-        help_text="How many of its runs may be under way at the same time.",
+        help_text="How many of its runs may be queued or running at the same time.",
     )
     actor = models.CharField(max_length=LONGEST_ACTOR)
     created_at = models.DateTimeField(db_default=Now())

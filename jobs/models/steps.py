@@ -1,4 +1,4 @@
-"""Steps: the tasks that a run sets off while it executes, each of which it waits for."""
+"""Steps: the tasks that a run sends while it executes. The run waits for all of them."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,19 +12,19 @@ from jobs.models.runs import LONGEST_NAME, Executed, Run
 
 class StepQuerySet(models.QuerySet["Step"]):
     def under_way(self) -> "StepQuerySet":
-        """Steps that a worker executes or is about to execute."""
+        """Queued and running steps."""
         return self.filter(state__in=UNDER_WAY)
 
     def move(self, expected: Collection[str], to: str, **changes: Any) -> int:
-        """Change the state of these steps where it is still one of `expected`; returns how many were changed.
+        """Change the state of the steps whose state is still one of `expected`; returns how many it changed.
 
-        0 for a single step means that another process was first: a value, not an error.
+        For a single step, 0 means that another process was first: a value, not an error.
         """
         moving, values = self.moving(expected, to, **changes)
         return moving.update(**values)
 
     def moving(self, expected: Collection[str], to: str, **changes: Any) -> "tuple[StepQuerySet, dict[str, Any]]":
-        """What `move` updates, and with which values."""
+        """The steps that `move` updates, and the new values."""
         for state in expected:
             if to not in STEP_TRANSITIONS[Step.State(state)]:
                 raise ValueError(f"A step never goes from {state} to {to}.")
@@ -35,7 +35,7 @@ class StepQuerySet(models.QuerySet["Step"]):
         return self.filter(state__in=expected), {"state": to, **changes}
 
     def enlist(self, step: "Step") -> None:
-        """Write down a step that is about to be published. Under an id that is sent again it begins anew."""
+        """Save a step that is about to be published. A step that is sent again under its id starts anew."""
         columns = {name: getattr(step, name) for name in ("run_id", "attempt", "task", "following", "lease_until")}
         begins_anew = {state for state, following in STEP_TRANSITIONS.items() if step.state in following}
         if not self.filter(id=step.id).move(begins_anew, step.state, **columns):
@@ -43,10 +43,10 @@ class StepQuerySet(models.QuerySet["Step"]):
 
 
 class Step(Executed):
-    """A child task of a run: of a chain, a group, a chord, or simply called inside it."""
+    """A child task of a run: part of a chain, a group or a chord, or sent singly."""
 
     class State(models.TextChoices):
-        EXPECTED = "expected"  # a chord's body, until the chord's header is through
+        EXPECTED = "expected"  # the body of a chord, until all its members are done
         QUEUED = "queued"
         RUNNING = "running"
         SUCCEEDED = "succeeded"
@@ -59,8 +59,10 @@ class Step(Executed):
     attempt = models.PositiveSmallIntegerField(help_text="The attempt of the run that it belongs to.")
     task = models.CharField(max_length=LONGEST_NAME)
     state = models.CharField(max_length=10, choices=State.choices)
-    following = models.PositiveSmallIntegerField(default=0, help_text="How many tasks its chain has after it.")
-    lease_until = models.DateTimeField(null=True, help_text="When it is taken for lost unless something happens.")
+    following = models.PositiveSmallIntegerField(default=0, help_text="How many tasks follow it in its chain.")
+    lease_until = models.DateTimeField(
+        null=True, help_text="When it counts as lost unless it starts or renews the lease."
+    )
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     error_class = models.CharField(max_length=LONGEST_NAME, blank=True)
@@ -81,8 +83,8 @@ class Step(Executed):
 UNDER_WAY = frozenset({Step.State.QUEUED, Step.State.RUNNING})
 OVER = frozenset({Step.State.SUCCEEDED, Step.State.FAILED, Step.State.CANCELLED, Step.State.LOST})
 
-# Which state may follow which. A step that is sent again under its id begins anew: by a retry, in place of itself, or
-# with the next attempt of its run.
+# The states that may follow each state. A step that is sent again under its id starts anew: by a retry, by a
+# replacement, or by the next attempt of its run.
 STEP_TRANSITIONS: dict[Step.State, frozenset[Step.State]] = {
     Step.State.EXPECTED: frozenset({Step.State.QUEUED, Step.State.CANCELLED}),
     Step.State.QUEUED: OVER - {Step.State.SUCCEEDED} | {Step.State.EXPECTED, Step.State.QUEUED, Step.State.RUNNING},

@@ -549,7 +549,7 @@ def test_it_refuses_every_action_of_a_user_who_may_only_view(viewer, action, fie
 
 def test_it_shows_the_policy_read_only_to_a_user_who_may_only_view(viewer):
     schedule = make_schedule(policy={"overlap": "queue_one"})
-    assert "let one wait for the end of the earlier run" in page_of(viewer, schedule)
+    assert "let one run wait until the earlier run ends" in page_of(viewer, schedule)
     address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
     fields = form(schedule, name="it", interval=schedule.interval_id, **{"policy-0-overlap": "allow"})
     assert viewer.post(address, fields).status_code == 403

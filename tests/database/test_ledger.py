@@ -1,4 +1,4 @@
-"""The state machine: what may follow what, and that nothing else can happen to a row."""
+"""The state machine: which state may follow which, and no other change of a row is possible."""
 
 import threading
 from datetime import timedelta
@@ -35,23 +35,23 @@ def test_it_moves_only_along_the_legal_transitions(before, after):
     assert run.state == (after if after in TRANSITIONS.get(before, ()) else before)
 
 
-def test_it_ends_no_run_past_those_who_listen():
+def test_it_refuses_to_end_a_run_without_calling_the_listeners():
     with pytest.raises(ValueError, match=r"through ledger\.outcomes"):
         Run.objects.filter(id=make_run(state=State.RUNNING).id).move({State.RUNNING}, State.FAILED)
 
 
-def test_it_knows_terminal_states_as_those_without_followers():
+def test_it_treats_states_without_followers_as_terminal():
     assert {"succeeded", "failed", "cancelled", "lost", "expired", "skipped"} == TERMINAL
     assert not any(TERMINAL & set(TRANSITIONS.get(state, ())) for state in TERMINAL)
 
 
-def test_it_leaves_a_run_alone_that_somebody_else_moved_first():
+def test_it_leaves_a_run_alone_that_another_process_moved_first():
     run = make_run(state=State.CANCELLED)
     assert Run.objects.filter(id=run.id).move({State.WAITING, State.QUEUED}, State.RUNNING) == 0
     assert not Run.objects.start(run.id, 1, "celery@here", 1)
 
 
-def test_it_notes_the_end_and_gives_back_the_lease_when_a_run_is_over():
+def test_it_records_the_end_and_clears_the_lease_when_a_run_ends():
     run = make_run(state=State.RUNNING)
     assert outcomes.finish(run.id, 1, State.SUCCEEDED)
     run.refresh_from_db()
@@ -59,12 +59,12 @@ def test_it_notes_the_end_and_gives_back_the_lease_when_a_run_is_over():
     assert run.lease_until is None
 
 
-def test_it_refuses_a_run_that_is_over_without_an_end():
+def test_it_refuses_a_run_that_is_over_without_finished_at():
     with pytest.raises(IntegrityError):
         make_run(state=State.FAILED, finished_at=None)
 
 
-def test_it_refuses_a_second_run_of_one_occurrence():
+def test_it_refuses_a_second_run_of_one_due_moment():
     schedule = make_schedule()
     first = make_run(schedule)
     with pytest.raises(IntegrityError):
@@ -77,18 +77,18 @@ def test_it_starts_an_attempt_once_however_often_the_message_comes():
 
 
 @pytest.mark.parametrize("attempt", [0, 1, 3])
-def test_it_does_not_start_another_attempt_than_the_run_is_in(attempt):
+def test_it_starts_only_the_current_attempt_of_a_run(attempt):
     run = make_run(state=State.QUEUED, attempt=2)
     assert not Run.objects.start(run.id, attempt, "celery@here", 1)
 
 
 @pytest.mark.parametrize(("seconds", "starts"), [(-1, False), (60, True)])
-def test_it_does_not_start_what_came_too_late(seconds, starts):
+def test_it_starts_no_expired_run(seconds, starts):
     run = make_run(state=State.QUEUED, expires_at=database_now() + timedelta(seconds=seconds))
     assert Run.objects.start(run.id, 1, "celery@here", 1) is starts
 
 
-def test_it_gives_a_lease_by_the_clock_of_the_database():
+def test_it_sets_the_lease_by_the_database_clock():
     run = make_run(state=State.QUEUED)
     before = database_now()
     Run.objects.start(run.id, 1, "celery@here", 1)
@@ -97,7 +97,7 @@ def test_it_gives_a_lease_by_the_clock_of_the_database():
     assert 59.9 <= left <= 65
 
 
-def test_it_refuses_the_finish_of_a_process_that_woke_after_its_rescue():
+def test_it_rejects_the_end_by_a_process_that_wakes_after_its_rescue():
     run = make_run(make_schedule(), state=State.RUNNING)
     assert run.return_to_waiting(Attempt.Outcome.LOST, timedelta(0), reason="lost")
     assert Run.objects.start(run.id, 2, "celery@there", 2)
@@ -111,15 +111,15 @@ def test_it_refuses_the_finish_of_a_process_that_woke_after_its_rescue():
 @pytest.mark.parametrize(
     "end",
     [
-        lambda held: fail(held, ValueError("too late"), ""),
-        lambda held: retry(held, [], {}, timedelta(0), {}),
+        lambda execution: fail(execution, ValueError("too late"), ""),
+        lambda execution: retry(execution, [], {}, timedelta(0), {}),
     ],
 )
-def test_it_notes_any_end_of_a_process_that_woke_after_its_rescue(end, max_attempts):
+def test_it_marks_a_lost_attempt_as_fenced_when_its_process_wakes_and_ends(end, max_attempts):
     run = make_run(make_schedule(policy={"max_attempts": max_attempts}), state=State.RUNNING)
-    with inside(run) as held:
+    with inside(run) as execution:
         assert run.return_to_waiting(Attempt.Outcome.LOST, timedelta(0), reason="lost")
-    end(held)
+    end(execution)
     run.refresh_from_db()
     assert (run.state, run.attempt) == (State.WAITING, 2)
     assert run.attempts.get().outcome == Attempt.Outcome.FENCED
@@ -133,7 +133,7 @@ def test_it_notes_any_end_of_a_process_that_woke_after_its_rescue(end, max_attem
         (State.QUEUED, 2, State.QUEUED),
     ],
 )
-def test_it_gives_up_what_has_not_started_when_its_message_expires(state, attempt, left):
+def test_it_cancels_only_an_unstarted_attempt_when_its_message_expires(state, attempt, left):
     run = make_run(state=state, attempt=attempt)
     request = Context({"id": str(run.id), ATTEMPT_HEADER: 1})
     revoked.add(str(run.id))  # as Celery does before it sends the signal
@@ -143,7 +143,7 @@ def test_it_gives_up_what_has_not_started_when_its_message_expires(state, attemp
     assert str(run.id) not in revoked
 
 
-def test_it_keeps_the_attempt_that_did_not_end_the_run():
+def test_it_records_an_attempt_that_did_not_end_its_run():
     run = make_run(state=State.RUNNING)
     error = {"reason": "ValueError: no", "error_text": "Traceback"}
     assert run.return_to_waiting(Attempt.Outcome.FAILED, timedelta(hours=1), **error)
@@ -155,7 +155,7 @@ def test_it_keeps_the_attempt_that_did_not_end_the_run():
     assert run.not_before > database_now() + timedelta(minutes=59)
 
 
-def test_it_returns_an_attempt_to_waiting_once():
+def test_it_returns_a_run_to_waiting_once_per_attempt():
     run = make_run(state=State.RUNNING)
     tries = [run.return_to_waiting(Attempt.Outcome.LOST, timedelta(0), reason="lost") for _ in range(2)]
     assert tries == [True, False]
@@ -170,7 +170,7 @@ def test_it_makes_ids_that_sort_by_time():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_starts_one_of_many_workers_that_hold_the_same_message():
+def test_it_starts_a_run_in_one_of_many_workers_with_the_same_message():
     run = make_run(state=State.QUEUED)
     barrier, wins = threading.Barrier(8), []
 
@@ -193,7 +193,7 @@ def test_it_counts_a_run_as_active_until_it_is_over():
     assert set(Run.objects.active().values_list("state", flat=True)) == set(ACTIVE)
 
 
-def test_it_repeats_no_run_that_was_asked_to_end_meanwhile():
+def test_it_starts_no_further_attempt_of_a_run_that_was_asked_to_end():
     run = make_run(state=State.RUNNING)
     outcomes.cancel(Run.objects.filter(id=run.id), "by ada")
     assert not run.return_to_waiting(Attempt.Outcome.FAILED, timedelta(0), reason="bad")

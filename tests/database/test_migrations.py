@@ -1,10 +1,12 @@
-"""A database made by a former version migrates and goes on."""
+"""A database of a former version can be migrated, and its runs continue."""
 
 from collections.abc import Iterator
+from io import StringIO
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.core.management import call_command
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def migrate(name: str) -> Any:
-    """Bring the database to that migration; returns its models."""
+    """Migrate the database to that migration; returns its models."""
     executor = MigrationExecutor(connection)
     executor.migrate([("jobs", name)])
     return MigrationExecutor(connection).loader.project_state([("jobs", name)]).apps
@@ -33,7 +35,7 @@ def former() -> Iterator[Any]:
 WORKERS = {"celery@here (7)": ("celery@here", 7), "a (b) c (12)": None, "": ("", None), "w": ("w", None)}
 
 
-def test_it_takes_the_worker_of_each_run_apart(former):
+def test_it_splits_the_worker_of_each_run_into_node_and_pid(former):
     now = timezone.now()
     run_model = former.get_model("jobs", "Run")
     due = {"due_at": now, "last_due_at": now, "schedule_name": "it", "task": "tests.nothing"}
@@ -49,7 +51,7 @@ def test_it_takes_the_worker_of_each_run_apart(former):
         assert [(row.node, row.pid) for row in rows if expected] == [expected] * 3 * bool(expected)
 
 
-def test_it_goes_on_with_the_runs_of_a_former_version(former):
+def test_it_continues_the_runs_of_a_former_version(former):
     now = timezone.now()
     due = {"due_at": now, "last_due_at": now, "schedule_name": "it", "task": "tests.nothing", "lease_until": now}
     run = former.get_model("jobs", "Run").objects.create(id=uuid4(), state="running", worker="celery@here (7)", **due)
@@ -58,3 +60,9 @@ def test_it_goes_on_with_the_runs_of_a_former_version(former):
     rescued = Run.objects.get(id=run.id)
     assert (rescued.state, rescued.attempt) == (State.WAITING, 2)
     assert rescued.attempts.get().worker == "celery@here (7)"
+
+
+def test_it_runs_no_sql_for_new_help_texts_and_labels():
+    call_command("sqlmigrate", "jobs", "0007_plain_words", stdout=(out := StringIO()))
+    statements = [line for line in out.getvalue().splitlines() if line and not line.startswith("--")]
+    assert statements == ["BEGIN;", "COMMIT;"]

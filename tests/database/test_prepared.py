@@ -1,4 +1,4 @@
-"""A prepared statement does what Django's own would do, for other values than it was made with, too."""
+"""A prepared statement does the same as Django's own, with new values in each execution."""
 
 from datetime import timedelta
 from uuid import uuid4
@@ -43,7 +43,7 @@ def _lending(run_id, lease):
     return Run.objects.filter(id=run_id), {"lease_until": Now() + lease}
 
 
-def test_it_takes_lengths_of_time_as_each_database_stores_them():
+def test_it_converts_durations_for_each_database():
     lend, run = Update(_lending, {"run_id": UUIDField(), "lease": DurationField()}), make_run()
     for seconds in (60, 3600):
         lend(run_id=run.id, lease=timedelta(seconds=seconds))
@@ -51,7 +51,7 @@ def test_it_takes_lengths_of_time_as_each_database_stores_them():
         assert abs(run.lease_until - database_now() - timedelta(seconds=seconds)) < timedelta(seconds=30)
 
 
-def test_it_tells_which_rows_it_changed():
+def test_it_returns_a_column_of_each_changed_row():
     schedule = make_schedule()
     update = UpdateReturning(_marking, FIELDS | {"node": CharField()}, "schedule_id")
     assert update.rows(run_id=make_run(schedule).id, attempt=1, node="w") == [schedule.pk]

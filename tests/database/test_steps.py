@@ -1,4 +1,4 @@
-"""Steps of a run: who may start one, what an end changes, and when a run waits for none of them."""
+"""Steps of a run: when one may start, how it ends, and when a run no longer waits for its steps."""
 
 from datetime import timedelta
 from itertools import product
@@ -29,7 +29,7 @@ def test_it_moves_a_step_only_along_the_legal_transitions(before, after):
 
 
 @pytest.mark.parametrize("before", Step.State)
-def test_it_begins_anew_under_an_id_that_is_sent_again(before):
+def test_it_restarts_a_step_that_is_sent_again_under_its_id(before):
     step = make_step(run := make_run(state=State.RUNNING, attempt=2), before)
     later = database_now() + timedelta(hours=1)
     columns = {"task": "tests.other", "following": 3, "lease_until": later}
@@ -58,7 +58,7 @@ def test_it_starts_a_step_once():
 @pytest.mark.parametrize(
     "changes", [{"cancel_reason": "enough"}, {"attempt": 2}, {"state": State.FAILED, "finished_at": database_now}]
 )
-def test_it_starts_no_step_that_its_run_needs_no_longer(changes):
+def test_it_starts_no_step_that_its_run_no_longer_needs(changes):
     step = make_step(run := make_run(state=State.RUNNING))
     values = {name: value() if callable(value) else value for name, value in changes.items()}
     Run.objects.filter(id=run.id).update(**values)
@@ -75,7 +75,7 @@ def test_it_starts_no_step_of_another_run_or_attempt():
 
 
 @pytest.mark.parametrize("changes", [{}, {"error_class": "ValueError"}])
-def test_it_ends_a_step_that_runs_and_no_other(changes):
+def test_it_ends_only_running_steps(changes):
     running = make_step(run := make_run(state=State.RUNNING), Step.State.RUNNING)
     sent_again = make_step(run, id="b")
     for step in (running, sent_again):
@@ -89,7 +89,7 @@ def test_it_ends_a_step_that_runs_and_no_other(changes):
 
 @pytest.mark.parametrize("state", Step.State)
 @pytest.mark.parametrize("carried", [True, False])
-def test_it_knows_a_run_as_over_when_its_body_is_and_no_step_is_under_way(state, carried):
+def test_it_considers_a_run_over_when_its_body_is_and_no_step_is_queued_or_running(state, carried):
     run = make_run(state=State.RUNNING, **({"lease_until": None} if carried else {}))
     make_step(run, state)
     make_step(run, Step.State.RUNNING, id="of the attempt before", attempt=0)
