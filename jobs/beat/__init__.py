@@ -1,6 +1,6 @@
 """What does a tick do?
 
-It claims due moments, sends runs, releases those that wait and rescues those whose process died.
+It claims due moments, sends runs, releases waiting runs and rescues runs whose process died.
 """
 
 from jobs.beat.scheduler import Scheduler

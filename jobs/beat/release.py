@@ -1,7 +1,7 @@
 """When may a run start that waits for another one to end?
 
-Its one rule: runs that are held form groups, those of a schedule and those of each backfill; a group never has more
-runs under way than it may. Whoever releases locks the schedule's policy first, so two beats never release too many.
+Its one rule: waiting runs form groups, one for each schedule and one for each backfill; a group never has more
+unfinished released runs than it may. Beat locks the schedule's policy first, so two beats never release too many.
 """
 
 from datetime import datetime
@@ -15,7 +15,7 @@ from jobs.models import UNSTARTED, Backfill, Policy, Run, State, database_now
 
 
 def release() -> int:
-    """Let every held run start that may, the oldest of its group first; returns how many. For the outbox to send."""
+    """Release every run whose turn has come, the oldest of its group first; returns how many. The outbox sends them."""
     now = database_now()
     waiting = Run.objects.waiting_turn()
     orphans = waiting.filter(schedule=None)
@@ -28,7 +28,7 @@ def _release(schedule: int, backfill: UUID | None, now: datetime) -> int:
     with transaction.atomic():
         mine = Policy.objects.filter(pk=schedule).select_related("schedule")
         policy = mine.select_for_update(of=("self",), skip_locked=True).first()
-        if policy is None:  # somebody else is at it
+        if policy is None:  # another transaction has locked it
             return 0
         group = Run.objects.active().filter(schedule=schedule, backfill=backfill)
         room = _room(backfill) - group.exclude(id__in=group.waiting_turn()).count()
@@ -41,7 +41,7 @@ def _release(schedule: int, backfill: UUID | None, now: datetime) -> int:
 def _expires_at(seconds: int | None, now: datetime) -> datetime | None:
     try:
         return expires_at(seconds, now)
-    except OverflowError:  # beyond every calendar it never comes
+    except OverflowError:  # a moment after the year 9999 never comes
         return None
 
 

@@ -1,7 +1,7 @@
-"""What becomes of runs that nobody will finish: their process died, or they waited too long.
+"""What happens to runs whose process died, or that waited too long?
 
-Its one rule: it decides by the ledger alone, by leases and moments that have passed by the database's clock. Any beat
-may do it at any time, also two at once: each change is conditional, and the loser finds nothing left to do.
+Its one rule: it decides by the ledger alone, by leases and expiries that have passed by the database's clock. Any beat
+may do it at any time, even two at once: each change is conditional, and the loser changes nothing.
 """
 
 import logging
@@ -20,9 +20,9 @@ BATCH = 500
 
 
 def rescue() -> int:
-    """End or restart every run whose lease ran out, or that of one of its steps, and expire what waited too long.
+    """End or restart every run whose lease, or a step's lease, has run out, and expire runs that waited too long.
 
-    Returns how many were changed.
+    Returns how many runs it changed.
     """
     now = database_now()
     orphans = Run.objects.orphaned(now)
@@ -31,11 +31,11 @@ def rescue() -> int:
 
 
 def _rescue_by_steps(now: datetime) -> int:
-    """A run is lost with any of its steps: whoever executed that is dead, or its message is gone."""
+    """A run is lost with any of its steps: the process of the step died, or its message is gone."""
     lost = Step.objects.under_way().filter(lease_until__lte=now)
     rescued = 0
     for step in lost.select_related("run__schedule__policy")[:BATCH]:
-        with transaction.atomic():  # a lost step whose run went on would look like a success
+        with transaction.atomic():  # a lost step without a lost run would look like a success
             rescued += _rescue_by_step(step, lost)
     return rescued
 
@@ -43,14 +43,14 @@ def _rescue_by_steps(now: datetime) -> int:
 def _rescue_by_step(step: Step, lost: StepQuerySet) -> bool:
     if not lost.filter(id=step.id).move(UNDER_WAY, Step.State.LOST):
         return False
-    there = f"{step.worker} gave no sign of life" if step.worker else "no worker started it"
-    reason = f"lost: step {step.task}, {there} until {step.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+    what = f"{step.worker} did not renew its lease" if step.worker else "no worker started it"
+    reason = f"lost: step {step.task}, {what} by {step.lease_until:%Y-%m-%d %H:%M:%S} UTC"
     running = Run.objects.filter(state=State.RUNNING)
     return step.attempt == step.run.attempt and _rescue(step.run, running, reason)
 
 
 def _settle() -> int:
-    """Runs that wait for nothing any more, because whoever ended their last step died on it; and the cancelled ones."""
+    """End the runs whose last step ended in a process that then died, and the cancelled runs that wait for steps."""
     over, cancelled = list(steps.over()[:BATCH]), list(Run.objects.carried().exclude(cancel_reason="")[:BATCH])
     for run in cancelled:
         steps.cancel(run.id, run.attempt)
@@ -60,14 +60,14 @@ def _settle() -> int:
 
 
 def _expire(overdue: RunQuerySet) -> int:
-    if not overdue.exists():  # a look is cheaper than an UPDATE of nothing, which makes SQLite's other writers wait
+    if not overdue.exists():  # cheaper than an UPDATE of no rows, for which SQLite's other writers would wait
         return 0
-    why = "expired: no worker started it in the time its schedule gives it"
+    why = "expired: no worker started it in the time that its schedule allows"
     return outcomes.end(overdue, UNSTARTED, State.EXPIRED, reason=why)
 
 
 def _silent(run: Run) -> str:
-    return f"lost: {run.worker} gave no sign of life until {run.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+    return f"lost: {run.worker} did not renew its lease by {run.lease_until:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _rescue(run: Run, among: RunQuerySet, reason: str) -> bool:

@@ -1,8 +1,8 @@
-"""The beat: wakes when something is due and calls, in order, what has to happen. It decides and stores nothing itself.
+"""When does beat wake up, and what does it call, in which order? It decides and stores nothing itself.
 
-Its one rule: no tick ever ends it. The database or the broker away means that the next tick comes a little later;
-nothing is lost, because due moments wait in `Policy.next_due_at` and claimed ones in the ledger. Any number of beats
-may run at once. Nothing is saved at shutdown, so a signal can interrupt it anywhere.
+Its one rule: no failed tick ends beat. If the database or the broker is unavailable, the next tick comes a little
+later; nothing is lost, because due moments wait in `Policy.next_due_at` and claimed ones in the ledger. Any number of
+beats may run at once. Beat saves nothing at shutdown, so a signal can interrupt it anywhere.
 """
 
 import logging
@@ -25,18 +25,18 @@ from jobs.schedules import calendar, entries
 
 log = logging.getLogger(__name__)
 
-LONGEST_SLEEP = 1.0  # seconds; a run that a person asked for waits no longer, even if its sender died
+LONGEST_SLEEP = 1.0  # seconds; so beat soon finds a requested run whose sender died
 SHORTEST_SLEEP = 0.005
-LOCKED_SLEEP = 0.1
-HELD_SLEEP = 0.2  # while a run waits for another one to end
-LOOK_EVERY = 1.5  # seconds between looks for changes that no signal told of
-SWEEP_EVERY = 300.0  # seconds between looks at everything, should a look ever have missed something
+STILL_DUE_SLEEP = 0.1  # after a pass that left due work behind
+WAITING_TURN_SLEEP = 0.2  # while a run waits for another one to end
+CHANGES_EVERY = 1.5  # seconds between searches for changes that sent no signal
+SWEEP_EVERY = 300.0  # seconds between comparisons of all schedules, in case a search missed a change
 RESCUE_EVERY = 2.0  # seconds
-LONGEST_BACKOFF = 15.0  # seconds between ticks while the database is away
+LONGEST_BACKOFF = 15.0  # seconds between ticks while the database is unavailable
 
 
 class Scheduler(beat.Scheduler):
-    """For `celery beat` (CELERY_BEAT_SCHEDULER or `-S jobs.beat.scheduler:Scheduler`) and `celery worker -B`."""
+    """For `celery beat` (CELERY_BEAT_SCHEDULER or `-S jobs.beat:Scheduler`) and `celery worker -B`."""
 
     max_interval: float = LONGEST_SLEEP  # type: ignore[assignment] # seconds need not be whole
 
@@ -47,19 +47,19 @@ class Scheduler(beat.Scheduler):
         self._done_at: dict[str, float] = {}
         self._installed = False
         self._name = nodes.beat_name()
-        self._looked: object = None
-        self._told_at: object = None
+        self._changes_mark: object = None
+        self._last_notice: object = None
 
     def setup_schedule(self) -> None:
-        """Nothing is loaded: the schedules stay in the database."""
+        """Load nothing: the schedules stay in the database."""
 
     def tick(self, *_: Any, **__: Any) -> float:
         """One pass; returns the seconds until the next."""
         try:
             pause = self._pass()
-        except Exception as error:  # noqa: BLE001 - beat never exits: whatever this was, other schedules are due
-            if end := _asked_to_end(error):
-                raise end from None
+        except Exception as error:  # noqa: BLE001 - beat never exits: other schedules are due
+            if requested := _requested_exit(error):
+                raise requested from None
             return self._back_off(error)
         self._failures = 0
         return pause
@@ -68,21 +68,21 @@ class Scheduler(beat.Scheduler):
         close_old_connections()
         self._install()
         if self._is_time_for("sweep", SWEEP_EVERY):
-            self._looked = None
-        if self._is_time_for("look", LOOK_EVERY) or self._was_told():
-            self._looked = calendar.look(self._looked)
-        if self._is_time_for("node", nodes.EVERY):
-            nodes.tell(self._name, kind=Node.Kind.BEAT)
+            self._changes_mark = None
+        if self._is_time_for("changes", CHANGES_EVERY) or self._was_notified():
+            self._changes_mark = calendar.find_changes(self._changes_mark)
+        if self._is_time_for("heartbeat", nodes.EVERY):
+            nodes.heartbeat(self._name, kind=Node.Kind.BEAT)
         if self._is_time_for("rescue", RESCUE_EVERY):
             rescue.rescue()
-        agenda = _Agenda.look()
+        agenda = _Agenda.read()
         if agenda.has_work:
             self._send_due()
-            agenda = _Agenda.look()
+            agenda = _Agenda.read()
         return agenda.pause(self.max_interval)
 
     def _install(self) -> None:
-        """Once, in the first pass that reaches the database."""
+        """Install CELERY_BEAT_SCHEDULE once, in the first pass that reaches the database."""
         if self._installed:
             return
         for name, reason in entries.install(self.app).refused.items():
@@ -90,15 +90,15 @@ class Scheduler(beat.Scheduler):
         self._installed = True
         nodes.at_exit(self._name)
 
-    def _was_told(self) -> bool:
-        """Whether somebody called django-celery-beat's `PeriodicTasks.update_changed()` after a change in bulk."""
-        told_at = PeriodicTasks.last_change()
-        news = bool(told_at != self._told_at)
-        self._told_at = told_at
-        return news
+    def _was_notified(self) -> bool:
+        """Whether django-celery-beat's `PeriodicTasks.update_changed()` was called, for example after a bulk change."""
+        notice = PeriodicTasks.last_change()
+        is_new = bool(notice != self._last_notice)
+        self._last_notice = notice
+        return is_new
 
     def _send_due(self) -> None:
-        """Claim first, whatever the broker does: a moment is written down when it is due, and sent when that works."""
+        """Claim first, even if the broker is unavailable: a due moment is recorded at once and sent when possible."""
         try:
             for runs in claim.claim_due():
                 outbox.send(runs)
@@ -124,8 +124,8 @@ class Scheduler(beat.Scheduler):
         return pause
 
 
-def _asked_to_end(error: BaseException | None) -> BaseException | None:
-    """The end that a signal asked for: what tidied up after it, such as a rollback, may have failed in its place."""
+def _requested_exit(error: BaseException | None) -> BaseException | None:
+    """The exit that a signal requested: an error of the cleanup after it, such as a rollback, may have replaced it."""
     while error is not None and not isinstance(error, (SystemExit, KeyboardInterrupt)):
         error = error.__context__
     return error
@@ -133,15 +133,15 @@ def _asked_to_end(error: BaseException | None) -> BaseException | None:
 
 @dataclass(frozen=True, slots=True)
 class _Agenda:
-    """What there is to do and when, by the database's clock: all that an idle tick asks."""
+    """The work to do and its times, by the database's clock: the only queries of an idle tick."""
 
     now: datetime
     next_due_at: datetime | None
     next_send_at: datetime | None
-    holds_runs: bool
+    has_waiting_turn: bool
 
     @classmethod
-    def look(cls) -> "_Agenda":
+    def read(cls) -> "_Agenda":
         return cls(
             database_now(),
             Policy.objects.aggregate(at=Min("next_due_at"))["at"],
@@ -151,11 +151,12 @@ class _Agenda:
 
     @property
     def has_work(self) -> bool:
-        return self.holds_runs or any(moment <= self.now for moment in (self.next_due_at, self.next_send_at) if moment)
+        moments = (self.next_due_at, self.next_send_at)
+        return self.has_waiting_turn or any(moment <= self.now for moment in moments if moment)
 
     def pause(self, longest: float) -> float:
         """Seconds until there is something to do."""
         waits = [(moment - self.now).total_seconds() for moment in (self.next_due_at, self.next_send_at) if moment]
-        wait = min([longest, *waits, *([HELD_SLEEP] if self.holds_runs else [])])
-        # What is still due is locked by somebody, or has more moments than a pass takes: look soon, but do not spin.
-        return max(wait, SHORTEST_SLEEP) if wait > 0 else LOCKED_SLEEP
+        wait = min([longest, *waits, *([WAITING_TURN_SLEEP] if self.has_waiting_turn else [])])
+        # Work that is still due is locked elsewhere, or is more than one pass takes: try again soon, but do not spin.
+        return max(wait, SHORTEST_SLEEP) if wait > 0 else STILL_DUE_SLEEP

@@ -1,7 +1,7 @@
-"""Which beats and workers are there? Each tells of itself every few seconds, and says goodbye when it stops.
+"""Which beats and workers are there? Each sends a heartbeat every few seconds, and is marked as stopped at its end.
 
-Its one rule: a heartbeat is news and nothing else. No decision about a run depends on it (leases decide), so a node
-that cannot reach the database loses nothing but its place in a list.
+Its one rule: heartbeats only inform people. No decision about a run depends on them (leases decide), so a node that
+cannot reach the database only appears as silent.
 """
 
 import atexit
@@ -22,44 +22,44 @@ from jobs.models import Node
 
 log = logging.getLogger(__name__)
 
-EVERY = 10.0  # seconds
-FORGOTTEN_AFTER = timedelta(days=1)
+EVERY = 10.0  # seconds between heartbeats
+DELETED_AFTER = timedelta(days=1)  # without a heartbeat
 _worker_over = threading.Event()
-_told: set[tuple[str, int]] = set()  # nodes of this process whose facts are written
+_registered: set[tuple[str, int]] = set()  # the nodes of this process that have a row
 
 
 def beat_name() -> str:
-    """What a beat is called: two on one machine differ by their process."""
+    """The name of this beat; two beats on one machine differ by their process id."""
     return f"beat@{socket.gethostname()} ({os.getpid()})"[:200]
 
 
-def tell(name: str, **facts: Any) -> None:
-    """Say that this node lives. Raises `django.db.Error` when the ledger cannot be reached."""
+def heartbeat(name: str, **facts: Any) -> None:
+    """Record that this node lives, the first time with its facts. Raises `django.db.Error`."""
     known = Node.objects.filter(name=name, pid=os.getpid(), stopped_at=None)
-    if (name, os.getpid()) in _told and known.update(seen_at=Now()):
+    if (name, os.getpid()) in _registered and known.update(seen_at=Now()):
         return
-    _told.add((name, os.getpid()))
-    Node.objects.filter(seen_at__lt=Now() - FORGOTTEN_AFTER).delete()
+    _registered.add((name, os.getpid()))
+    Node.objects.filter(seen_at__lt=Now() - DELETED_AFTER).delete()
     facts |= {"version": settings.CODE_VERSION, "pid": os.getpid()}
     facts |= {"started_at": Now(), "seen_at": Now(), "stopped_at": None}
     node = Node(name=name, **facts)
     Node.objects.bulk_create([node], update_conflicts=True, unique_fields=["name"], update_fields=list(facts))
 
 
-def goodbye(name: str) -> None:
-    """Say that this node stops; where the ledger cannot be reached, it will fade instead."""
+def mark_stopped(name: str) -> None:
+    """Record that this node stops. If the database is unavailable, the node becomes silent instead."""
     with suppress(Error), closing(connection):
         Node.objects.filter(name=name, pid=os.getpid()).update(stopped_at=Now())
 
 
 def at_exit(name: str) -> None:
-    """Say goodbye when this process ends, if it does in order. Not in a signal handler: that may interrupt a query."""
-    atexit.register(_goodbye_of, os.getpid(), name)
+    """Mark the node as stopped when this process exits in order; in a signal handler that could interrupt a query."""
+    atexit.register(_mark_stopped_by, os.getpid(), name)
 
 
-def _goodbye_of(pid: int, name: str) -> None:
-    if os.getpid() == pid:  # a forked child ends without its parent
-        goodbye(name)
+def _mark_stopped_by(pid: int, name: str) -> None:
+    if os.getpid() == pid:  # else a forked child exits, and its parent lives on
+        mark_stopped(name)
 
 
 def _on_worker_ready(sender: Any, **_: Any) -> None:
@@ -71,16 +71,16 @@ def _on_worker_ready(sender: Any, **_: Any) -> None:
     }
     _worker_over.clear()
     at_exit(sender.hostname)
-    threading.Thread(target=_keep_telling, args=(sender.hostname, facts), name="node", daemon=True).start()
+    threading.Thread(target=_keep_beating, args=(sender.hostname, facts), name="node", daemon=True).start()
 
 
-def _keep_telling(name: str, facts: dict[str, Any]) -> None:
+def _keep_beating(name: str, facts: dict[str, Any]) -> None:
     while True:
         try:
             with closing(connection):
-                tell(name, **facts)
+                heartbeat(name, **facts)
         except Error:
-            log.info("%s cannot tell that it lives.", name, exc_info=True)
+            log.info("%s could not send a heartbeat to the database.", name, exc_info=True)
         if _worker_over.wait(EVERY):
             return
 

@@ -1,7 +1,7 @@
-"""What can be done to schedules? Enable, disable, pause, resume, skip: one function each, for every door.
+"""What can people do to schedules? Enable, disable, pause, resume, skip: one function each, for every door.
 
-Its one rule: an act takes who asks, checks, locks, changes and notes, in one transaction; a door checks the permission,
-parses, calls and renders. No act lets a schedule run: only a due moment does.
+Its one rule: an act gets the actor, then checks, locks, changes and records, in one transaction; a door checks the
+permission, parses, calls and renders. No act starts a run: only a due moment does.
 """
 
 from collections.abc import Callable
@@ -19,22 +19,22 @@ from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
 from jobs.schedules import calendar
 
-LONGEST_PAUSE = timedelta(days=36525)  # a pause that is meant to end later has no end
+LONGEST_PAUSE = timedelta(days=36525)  # a longer pause should have no end
 LONGEST_REASON = 500  # characters
 MOST_SKIPPED = 10_000  # due moments
 
 Schedules = QuerySet[PeriodicTask]
 
-acted = Signal()  # sent once an act on schedules is committed
+acted = Signal()  # sent after an act on schedules is committed
 
 
 def enable(schedules: Schedules, actor: Actor) -> int:
-    """Let these schedules be due from now on; returns how many there are."""
+    """Enable these schedules from now on; returns how many there are."""
     return _act(schedules, actor, "enabled", partial(_switch, enabled=True))
 
 
 def disable(schedules: Schedules, actor: Actor) -> int:
-    """Let these schedules be due no more; returns how many there are. Their runs go on."""
+    """Disable these schedules; returns how many there are. Their unfinished runs continue."""
     return _act(schedules, actor, "disabled", partial(_switch, enabled=False))
 
 
@@ -47,7 +47,7 @@ def pause(
 ) -> int:
     """Pause these schedules until a moment, or until they are resumed; returns how many there are.
 
-    Pausing again replaces the reason, the end and what is caught up. Raises `Invalid`.
+    Pausing again replaces the reason, the end and the catch-up. Raises `Invalid`.
     """
     if until and not timedelta(0) < until - database_now() < LONGEST_PAUSE:
         raise Invalid("Choose a moment in the next hundred years, or none.")
@@ -59,13 +59,13 @@ def pause(
 
 
 def resume(schedules: Schedules, actor: Actor) -> int:
-    """End the pause of those that are paused; returns how many these are."""
+    """Resume the paused ones among these schedules; returns how many were paused."""
     paused = schedules.filter(policy__in=Policy.objects.paused())
     return _act(paused, actor, "resumed", lambda chosen: _policies(chosen).resume())
 
 
 def skip_next(schedules: Schedules, actor: Actor, moments: int) -> int:
-    """Skip so many of the next due moments, instead of those chosen before; returns how many schedules there are.
+    """Skip this many of the next due moments, replacing an earlier choice; returns how many schedules there are.
 
     Raises `Invalid`.
     """
@@ -77,9 +77,9 @@ def skip_next(schedules: Schedules, actor: Actor, moments: int) -> int:
 
 def _act(schedules: Schedules, actor: Actor, what: str, change: Callable[[Schedules], object]) -> int:
     chosen: Schedules = PeriodicTask.objects.filter(pk__in=list(schedules.values_list("pk", flat=True)))
-    calendar.refresh(chosen)  # or one that was made a moment ago would have no policy
+    calendar.refresh(chosen)  # a schedule that was created a moment ago may have no policy yet
     with transaction.atomic():
-        # Locked in one order, or two people who act on the same rows could wait for each other.
+        # Locked in a fixed order, so that two acts on the same rows cannot deadlock.
         number = len(list(chosen.select_for_update().order_by("pk").values_list("pk", flat=True)))
         change(chosen)
         note(actor, PeriodicTask, chosen.values_list("pk", "name"), f"{what[0].upper()}{what[1:]}.")

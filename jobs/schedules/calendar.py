@@ -1,10 +1,10 @@
-"""When is a schedule due next? Joins django-celery-beat's rows to `occurrences`, and notices every change of them.
+"""When is a schedule due next? Turns django-celery-beat's rows into timings, and detects every change of them.
 
-Its one rule: `Policy.next_due_at` is computed when the timing changes, from that moment on, so nothing ever fires
-because it was edited, enabled or resumed. A moment that was already due then stays due, under the timing it had.
+Its one rule: `Policy.next_due_at` is computed when the timing changes, from that moment on. So nothing fires because
+a schedule was edited, enabled or resumed. A moment that was already due stays due, under its former timing.
 
-A saved row is noticed in its own transaction. `QuerySet.update()`, `bulk_create`, fixtures and plain SQL send no
-signal: the next `look` compares the fingerprint of each timing that was written, inside the database.
+A saved row is detected in its own transaction. `QuerySet.update()`, `bulk_create`, fixtures and plain SQL send no
+signal: the next `find_changes` compares the fingerprints of the timings that were written, inside the database.
 """
 
 from datetime import datetime, timedelta
@@ -37,13 +37,13 @@ from jobs.rules.solar import Solar
 KINDS = {"interval": IntervalSchedule, "crontab": CrontabSchedule, "solar": SolarSchedule, "clocked": ClockedSchedule}
 SCHEDULES = (PeriodicTask, *KINDS.values())
 CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
-# What reading a row raises that was written past every check: a date of no calendar, a zone that does not exist.
+# The errors of reading a row that bypassed every check: an impossible date, an unknown time zone.
 UNREADABLE = (DataError, ValidationError, ArithmeticError, LookupError, ValueError)
-# Changed schedules that are taken at a time, so that memory stays bounded after a bulk load.
+# Changed schedules per pass, so that memory stays bounded after a bulk load.
 BATCH = 2000
 COMPUTED = ("next_due_at", "timing", "timing_since", "fingerprint", "former", "invalid_reason")
 
-# Every column that has a say in when a schedule is due.
+# All columns that decide when a schedule is due.
 TIMING_COLUMNS = (
     *("enabled", "start_time", "expires", "one_off", "interval__every", "interval__period", "clocked__clocked_time"),
     *(f"crontab__{field}" for field in (*CRONTAB_FIELDS, "timezone")),
@@ -52,21 +52,21 @@ TIMING_COLUMNS = (
 
 
 def _fingerprint() -> Func:
-    """All timing columns as one text, made by the database; flat, as SQLite cannot parse a nested Concat of so many."""
+    """All timing columns as one text, built by the database; flat, as SQLite cannot parse so many nested Concats."""
     columns = (Coalesce(Cast(F(column), TextField()), Value("")) for column in TIMING_COLUMNS)
     return Func(*columns, template="(%(expressions)s)", arg_joiner=" || '|' || ", output_field=TextField())
 
 
 def changed(schedules: QuerySet[PeriodicTask]) -> QuerySet[PeriodicTask]:
-    """Those whose timing is not the one their `next_due_at` was computed from, by primary key."""
+    """Schedules whose timing differs from the one behind their `next_due_at`, by primary key."""
     annotated: QuerySet[PeriodicTask] = schedules.annotate(fingerprint=_fingerprint())
     return annotated.exclude(policy__fingerprint=F("fingerprint")).select_related(*KINDS).order_by("pk")
 
 
 def refresh(schedules: QuerySet[PeriodicTask], *, wait: bool = True) -> int:
-    """Compute `next_due_at` of the changed ones among `schedules`; returns how many there were, also of those left.
+    """Compute `next_due_at` of the changed ones among `schedules`; returns how many had changed, even if skipped.
 
-    A policy that somebody else has locked is waited for, or left for another time where `wait` is off.
+    It waits for policies that another transaction has locked or, with `wait` off, skips them until another time.
     """
     total, last = 0, 0
     while stale := list(changed(schedules).filter(pk__gt=last).values_list("pk", flat=True)[:BATCH]):
@@ -80,7 +80,7 @@ def refresh(schedules: QuerySet[PeriodicTask], *, wait: bool = True) -> int:
 
 
 def _renew_or_flag(schedules: QuerySet[PeriodicTask], pk: int, *, wait: bool) -> None:
-    """One row that cannot even be read must not keep the others from being noticed."""
+    """Refresh one schedule, or flag it if its row cannot be read, so that it blocks no other schedule."""
     try:
         _renew(changed(schedules).in_bulk([pk]), wait=wait)
     except UNREADABLE as error:
@@ -91,14 +91,14 @@ def _renew_or_flag(schedules: QuerySet[PeriodicTask], pk: int, *, wait: bool) ->
 
 
 def sweep() -> int:
-    """Find every change that no signal told of; returns how many schedules had one."""
+    """Compare all schedules and refresh the changed ones; returns how many had changed."""
     return refresh(PeriodicTask.objects.all(), wait=False)
 
 
-def look(since: Any = None) -> Any:
-    """Refresh what was written since the look that returned `since`, whoever wrote it and how (None: everything).
+def find_changes(since: Any = None) -> Any:
+    """Refresh the schedules that were written, in any way, since the call that returned the mark `since` (None: all).
 
-    Returns what to give to the next look; `since` itself where something was found, as somebody may have had it locked.
+    Returns the mark for the next call: `since` itself after a change, because its policy may have been locked.
     """
     now, written = _written(since)
     found = sweep() if since is None else refresh(PeriodicTask.objects.filter(written), wait=False) if written else 0
@@ -106,10 +106,10 @@ def look(since: Any = None) -> Any:
 
 
 def _written(since: Any) -> tuple[Any, Q]:
-    """A mark of this moment, and which schedules were written since another one; with neither, no condition.
+    """A mark of this moment, and a condition for the schedules written since an earlier one; empty if there are none.
 
-    PostgreSQL notes in each row the number of the transaction that wrote it. New is what was written by a transaction
-    that may have been running at the mark, or is younger. SQLite knows nothing of it: everything is compared.
+    PostgreSQL stores in each row the number of the transaction that wrote it. A row is new if that transaction is
+    younger than the mark, or may have been running at the mark. SQLite stores no such number: all rows are new.
     """
     if connection.vendor == "sqlite":
         return None, Q(pk__isnull=False)
@@ -137,7 +137,7 @@ def _renew(schedules: dict[int, Any], *, wait: bool) -> None:
 
 
 def _compute(policy: Policy, schedule: Any, now: datetime) -> None:
-    """Set what follows from the timing. What was due under the timing before stays due, and is remembered with it."""
+    """Set the columns that follow from the timing. A moment that is already due stays due, with its former timing."""
     owed_from = policy.owed_from or policy.next_due_at
     is_owed = owed_from is not None and owed_from <= now
     if is_owed:
@@ -156,7 +156,7 @@ def _compute(policy: Policy, schedule: Any, now: datetime) -> None:
 
 
 def _grid_from(before: str, schedule: Any) -> datetime | None:
-    """Where the grid of an interval began that stays as long as it was: other edits do not shift it."""
+    """The start of the interval's grid if its length is unchanged, so that other edits do not shift it; else None."""
     former = from_text(before).timing if before else None
     if not isinstance(former, Interval) or schedule.interval is None:
         return None
@@ -164,14 +164,14 @@ def _grid_from(before: str, schedule: Any) -> datetime | None:
 
 
 def upcoming(policy: Policy, count: int) -> list[datetime]:
-    """The next due moments of a schedule, whatever its pause says; none where it is disabled or cannot be computed."""
+    """The next due moments of a schedule, paused or not; none if it is disabled or cannot be computed."""
     if not policy.timing:
         return []
     return list(islice(occurrences(from_text(policy.timing), database_now(), FOREVER), count))
 
 
 def previous(policy: Policy, moment: datetime) -> datetime | None:
-    """The last due moment before `moment` under the present timing; None where there is none within eight years."""
+    """The last due moment before `moment` under the current timing; None if there is none within eight years."""
     try:
         spec = from_text(policy.timing) if policy.timing else spec_of(policy.schedule, policy.timing_since or moment)
     except Invalid:
@@ -183,7 +183,7 @@ def previous(policy: Policy, moment: datetime) -> datetime | None:
 
 
 def spec_of(schedule: PeriodicTask, since: datetime) -> Spec:
-    """The calendar's view of a schedule whose timing took effect at `since`. Raises `Invalid` with the reason."""
+    """The timing of a schedule that took effect at `since`, with start and end. Raises `Invalid` with the reason."""
     kinds = [kind for kind in KINDS if getattr(schedule, f"{kind}_id") is not None]
     if len(kinds) != 1:
         raise Invalid("Choose exactly one of interval, crontab, solar or clocked.")
@@ -192,7 +192,7 @@ def spec_of(schedule: PeriodicTask, since: datetime) -> Spec:
 
 
 def timing_of(row: Any, grid_from: datetime) -> Timing:
-    """The calendar's view of a row of one of `KINDS`. Raises `Invalid` with the reason."""
+    """The timing in a row of one of `KINDS`. Raises `Invalid` with the reason."""
     kind = next(kind for kind, model in KINDS.items() if isinstance(row, model))
     if kind == "interval":
         return Interval(_length(row), grid_from)
@@ -208,13 +208,13 @@ def _length(interval: IntervalSchedule) -> timedelta:
         return timedelta(**{interval.period: interval.every})
     except (TypeError, OverflowError) as error:
         raise Invalid(
-            f"An interval of {interval.every} {interval.period} is no length of time that can pass."
+            f"An interval of {interval.every} {interval.period} is too long or has an unknown unit: choose another."
         ) from error
 
 
 def _on_save(instance: Any, raw: bool = False, **_: Any) -> None:
-    """Called for every model, or the proxies of these would be missed."""
-    if raw or not isinstance(instance, SCHEDULES):  # raw, a fixture: what it refers to may be missing yet; see `sweep`
+    """Receives the saves of every model, because a `sender` would miss proxies of these."""
+    if raw or not isinstance(instance, SCHEDULES):  # raw: a fixture, whose references may not exist yet; see `sweep`
         return
     if isinstance(instance, PeriodicTask):
         of_this = Q(pk=instance.pk)
@@ -224,7 +224,7 @@ def _on_save(instance: Any, raw: bool = False, **_: Any) -> None:
 
 
 def connect() -> None:
-    """Listen to saves, and keep django-celery-beat from locking one row for all in each of them: nobody reads it."""
+    """Listen to saves, and turn off django-celery-beat's change notice: each save would lock one row for all."""
     PeriodicTask.no_changes = True
     for model in KINDS.values():
         for signal in (post_save, pre_delete, post_delete):

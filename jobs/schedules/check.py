@@ -1,4 +1,4 @@
-"""Can this schedule run at all? Asked before it is saved; a schedule written past this is flagged instead."""
+"""Can this schedule run at all? Checked before it is saved; a schedule that bypasses this check is flagged instead."""
 
 from datetime import datetime
 from typing import Any
@@ -14,9 +14,9 @@ from jobs.schedules.calendar import spec_of
 def check(schedule: PeriodicTask, policy: Any, now: datetime, *, timing_changed: bool) -> None:
     """Refuse a schedule that could never run. Raises `Invalid` with a sentence that says what to change.
 
-    A schedule whose time is over is refused only where its timing has changed: other edits of it are harmless.
+    A schedule without further due moments is refused only if its timing has changed: other edits are harmless.
     """
     spec = spec_of(schedule, now)
     message_of(schedule, policy)
     if schedule.enabled and timing_changed and next_occurrence(spec, now) is None:
-        raise Invalid("It would never run: all of its time is over. Choose a later one, or disable it.")
+        raise Invalid("It would never run: all its due moments are over. Choose a later time, or disable it.")

@@ -1,4 +1,4 @@
-"""What can be done to schedules and runs is done by one function each, whichever door calls it."""
+"""Each act on schedules and runs is one function for all doors."""
 
 import threading
 from datetime import timedelta
@@ -34,7 +34,7 @@ ACTS = {
 
 
 @pytest.mark.parametrize("noted", ACTS)
-def test_it_notes_who_acted_on_which_schedule(noted):
+def test_it_records_the_user_in_the_history_of_the_schedule(noted):
     schedule = make_schedule(policy={"paused_at": database_now()})
     user = User.objects.create_user("ada")
     assert ACTS[noted](Actor.of_user(user)) == 1
@@ -45,7 +45,7 @@ def test_it_notes_who_acted_on_which_schedule(noted):
 
 
 @pytest.mark.parametrize("noted", ACTS)
-def test_it_changes_nothing_without_its_note(noted, monkeypatch):
+def test_it_rolls_an_act_back_when_its_history_entry_fails(noted, monkeypatch):
     def broken(*_: object) -> None:
         raise RuntimeError("no room for the note")
 
@@ -57,7 +57,7 @@ def test_it_changes_nothing_without_its_note(noted, monkeypatch):
     assert before == (list(PeriodicTask.objects.values("enabled")), list(Policy.objects.values()))
 
 
-def test_it_acts_on_a_schedule_that_was_made_past_every_signal():
+def test_it_acts_on_a_schedule_that_was_created_without_a_signal():
     PeriodicTask.objects.bulk_create(
         [PeriodicTask(name="new", task="tests.nothing", interval=make_schedule().interval)]
     )
@@ -65,7 +65,7 @@ def test_it_acts_on_a_schedule_that_was_made_past_every_signal():
     assert Policy.objects.paused().get().schedule.name == "new"
 
 
-def test_it_acts_on_the_others_where_one_row_cannot_be_read():
+def test_it_acts_on_all_schedules_even_if_a_row_cannot_be_read():
     good, bad = make_schedule("good"), make_schedule("bad")
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
@@ -86,14 +86,14 @@ def test_it_acts_on_the_others_where_one_row_cannot_be_read():
         (lambda: acts.skip_next(ALL(), ADA, 10_001), "from 0 to 10,000"),
     ],
 )
-def test_it_refuses_an_act_that_cannot_be_meant(act, sentence):
+def test_it_refuses_an_act_with_invalid_values(act, sentence):
     make_schedule()
     with pytest.raises(Invalid, match=sentence):
         act()
     assert not Policy.objects.paused().exists()
 
 
-def test_it_lets_two_people_act_on_the_same_schedules_at_once():
+def test_it_lets_people_act_on_the_same_schedules_at_the_same_time():
     for number in range(20):
         make_schedule(f"s{number}")
     barrier, numbers = threading.Barrier(4), []
@@ -113,8 +113,8 @@ def test_it_lets_two_people_act_on_the_same_schedules_at_once():
     assert numbers == [20] * 40
 
 
-def test_it_leaves_a_schedule_that_is_being_changed_to_the_next_claim():
-    """Neither waits for the other: beat skips a locked row, so a save and a claim cannot wait for each other."""
+def test_it_leaves_a_locked_schedule_to_the_next_claim():
+    """Beat skips a locked row, so a save and a claim never wait for each other."""
     if connection.vendor == "sqlite":
         pytest.skip("SQLite has one writer at a time.")
     schedule = make_schedule()
@@ -146,7 +146,7 @@ def test_it_shows_an_act_in_the_statistics_at_once(redis):
     assert statistics.figures()["schedules"]["enabled"] == 0
 
 
-def test_it_sends_a_requested_run_once_its_transaction_is_committed(redis):
+def test_it_sends_a_requested_run_after_its_transaction_is_committed(redis):
     with transaction.atomic():
         run, is_new = requests.run_job("tests.nothing", {}, "ada")
         assert redis.llen("celery") == 0
@@ -154,7 +154,7 @@ def test_it_sends_a_requested_run_once_its_transaction_is_committed(redis):
     assert (is_new, run.state, redis.llen("celery")) == (True, State.QUEUED, 1)
 
 
-def test_it_requests_what_can_run_and_says_why_the_rest_cannot(redis):
+def test_it_runs_valid_schedules_and_says_why_it_refuses_the_rest(redis):
     good, bad = make_schedule("good"), make_schedule("bad", task="tests.gone")
     requested = requests.run_now([bad, good], ADA)
     assert [run.schedule_name for run in requested.runs] == ["good"]
@@ -162,7 +162,7 @@ def test_it_requests_what_can_run_and_says_why_the_rest_cannot(redis):
     assert redis.llen("celery") == 1
 
 
-def test_it_requests_no_repetition_of_a_run_that_is_not_over(redis):
+def test_it_refuses_to_retry_a_run_that_is_not_over(redis):
     over, active = make_run(state=State.FAILED), make_run()
     requested = requests.retry([over, active], ADA)
     assert [(run.parent_id, run.actor) for run in requested.runs] == [(over.id, "ada")]
@@ -178,7 +178,7 @@ def test_it_cancels_unstarted_runs_and_asks_running_ones_to_end():
     assert (running.state, running.cancel_reason) == (State.RUNNING, "cancelled: by ada")
 
 
-def test_it_notes_who_asked_for_a_backfill():
+def test_it_records_who_requested_a_backfill():
     schedule, user = make_schedule(cron={"minute": "30"}), User.objects.create_user("ada")
     end = database_now().replace(minute=0, second=0, microsecond=0)
     asked = Backfill(schedule=schedule, start=end - 3 * HOUR, end=end)

@@ -210,7 +210,7 @@ def test_it_says_why_it_refuses_a_schedule_that_could_never_run(admin_client, fi
 def test_it_accepts_edits_of_a_schedule_whose_time_is_over(admin_client):
     past = ClockedSchedule.objects.create(clocked_time=database_now() - timedelta(days=1))
     page = text(admin_client.post(NEW, form(clocked=past.pk, one_off="on"), follow=True))
-    assert "It would never run: all of its time is over." in page
+    assert "It would never run: all its due moments are over." in page
     over = PeriodicTask.objects.create(name="over", task="tests.nothing", clocked=past, one_off=True)
     address = reverse("admin:django_celery_beat_periodictask_change", args=[over.pk])
     fields = form(over, name="over", clocked=past.pk, one_off="on", description="it has run")

@@ -1,4 +1,4 @@
-"""When a schedule is due next, and that every way of changing one is noticed without firing anything."""
+"""When a schedule is due next: every way of changing one is detected, and none fires anything."""
 
 import threading
 from contextlib import closing
@@ -47,7 +47,7 @@ def test_it_reads_crontabs_in_their_own_zone():
     assert (moment.hour, moment.minute) == (22, 45)
 
 
-def test_it_has_nothing_to_come_for_a_schedule_that_is_off_or_over():
+def test_it_gives_no_next_due_moment_to_a_schedule_that_is_disabled_or_over():
     assert next_due(make_schedule("off", enabled=False)) is None
     assert next_due(make_schedule("over", expires=timezone.now() - HOUR)) is None
     past = ClockedSchedule.objects.create(clocked_time=timezone.now() - HOUR)
@@ -96,7 +96,7 @@ def _by_fixture(schedule):
 @pytest.mark.parametrize(
     "change", [_by_save, _by_update, _by_the_interval, _by_the_interval_s_update, _by_bulk_update, _by_fixture]
 )
-def test_it_notices_a_change_and_fires_nothing(change):
+def test_it_detects_a_change_and_fires_nothing(change):
     schedule = make_schedule(every=HOUR)
     change(schedule)
     calendar.sweep()
@@ -106,7 +106,7 @@ def test_it_notices_a_change_and_fires_nothing(change):
     assert not Run.objects.exists()
 
 
-def test_it_notices_a_saved_change_at_once():
+def test_it_detects_a_saved_change_at_once():
     schedule = make_schedule(every=HOUR)
     _by_save(schedule)
     assert calendar.sweep() == 0
@@ -121,7 +121,7 @@ def test_it_notices_a_saved_change_at_once():
     assert next_due(daily).hour == 6
 
 
-def test_it_notices_schedules_that_were_made_in_bulk():
+def test_it_detects_schedules_that_were_created_in_bulk():
     interval = IntervalSchedule.objects.create(every=1, period="hours")
     PeriodicTask.objects.bulk_create(
         PeriodicTask(name=f"bulk {n}", task="tests.nothing", interval=interval) for n in range(30)
@@ -132,7 +132,7 @@ def test_it_notices_schedules_that_were_made_in_bulk():
 
 
 @pytest.mark.parametrize("how", ["save", "update"])
-def test_it_fires_nothing_when_a_schedule_is_switched_on_again(how):
+def test_it_fires_nothing_when_a_schedule_is_enabled_again(how):
     schedule = make_schedule(every=HOUR)
     PeriodicTask.objects.filter(pk=schedule.pk).update(enabled=False)
     calendar.sweep()
@@ -147,7 +147,7 @@ def test_it_fires_nothing_when_a_schedule_is_switched_on_again(how):
     assert list(claim.claim_due()) == []
 
 
-def test_it_keeps_a_moment_that_was_due_before_the_change_and_only_that():
+def test_it_keeps_only_the_moment_that_was_due_before_the_change():
     schedule = make_schedule(every=HOUR)
     owed = make_due(schedule, ago=timedelta(seconds=5))
     schedule.interval = IntervalSchedule.objects.create(every=1, period="seconds")
@@ -158,7 +158,7 @@ def test_it_keeps_a_moment_that_was_due_before_the_change_and_only_that():
     assert next_due(schedule) > owed + timedelta(seconds=5)
 
 
-def test_it_flags_what_cannot_be_computed_with_the_reason_and_clears_it_when_mended():
+def test_it_flags_an_impossible_timing_with_the_reason_until_it_is_corrected():
     schedule = make_schedule(cron={"day_of_month": "31", "month_of_year": "2"})
     policy = Policy.objects.get(schedule=schedule)
     assert policy.next_due_at is None
@@ -188,9 +188,9 @@ def test_it_keeps_the_grid_of_an_interval_when_something_else_is_edited():
         "UPDATE django_celery_beat_crontabschedule SET timezone = 'Mars/Phobos'",
     ],
 )
-def test_it_flags_a_row_that_cannot_be_read_and_notices_all_others(sql):
+def test_it_flags_a_row_that_cannot_be_read_and_detects_changes_of_all_others(sql):
     if connection.vendor == "sqlite" and "timezone" not in sql:
-        pytest.skip("SQLite stores what it is told as text.")
+        pytest.skip("SQLite stores any text as a date.")
     bad, good = make_schedule("bad", cron={"minute": "5"}), make_schedule("good", every=HOUR)
     with connection.cursor() as cursor:
         cursor.execute(sql)
@@ -229,7 +229,7 @@ def delete_in_sql() -> None:
     [lambda: PeriodicTask.objects.all().delete(), lambda: Proxy.objects.all().delete(), delete_in_sql],
     ids=["in bulk", "through a proxy", "by SQL"],
 )
-def test_it_forgets_a_deleted_schedule_and_keeps_its_runs(delete):
+def test_it_keeps_the_runs_of_a_schedule_however_it_is_deleted(delete):
     if delete is delete_in_sql and connection.vendor == "sqlite":
         pytest.skip("SQLite refuses the DELETE: a constraint cannot be changed there")
     run = make_run(make_schedule("gone"))
@@ -242,7 +242,7 @@ def test_it_forgets_a_deleted_schedule_and_keeps_its_runs(delete):
 
 
 def elsewhere(sql: str, go: threading.Event | None = None) -> threading.Thread:
-    """Another connection that runs one statement in a savepoint of a transaction, which ends when it may."""
+    """Run one statement over another connection, in a savepoint of a transaction that ends after `go` is set."""
 
     def write() -> None:
         with closing(connection), transaction.atomic(), transaction.atomic():
@@ -261,49 +261,49 @@ def elsewhere(sql: str, go: threading.Event | None = None) -> threading.Thread:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("table", ["periodictask SET start_time = '2040-01-01'", "intervalschedule SET every = 7200"])
-def test_it_finds_by_a_look_what_others_have_written(table, django_assert_max_num_queries):
+def test_it_finds_the_changes_of_other_transactions(table, django_assert_max_num_queries):
     schedule = make_schedule()
-    looked = calendar.look(calendar.look())
+    mark = calendar.find_changes(calendar.find_changes())
     with django_assert_max_num_queries(1):
-        looked = calendar.look(looked)
+        mark = calendar.find_changes(mark)
     elsewhere(f"UPDATE django_celery_beat_{table}").join()
-    assert calendar.look(looked) == looked  # what was found is looked for once more
+    assert calendar.find_changes(mark) == mark  # after a change, the mark stays
     assert next_due(schedule) - database_now() > HOUR
-    looked = calendar.look(looked)
+    mark = calendar.find_changes(mark)
     with django_assert_max_num_queries(1):
-        calendar.look(looked)
+        calendar.find_changes(mark)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_compares_in_a_look_only_what_was_written():
+def test_it_compares_only_the_schedules_that_were_written():
     if connection.vendor == "sqlite":
-        pytest.skip("SQLite does not tell what was written, only that something was.")
+        pytest.skip("SQLite does not tell which rows were written.")
     schedule = make_schedule()
-    looked = calendar.look(calendar.look())
+    mark = calendar.find_changes(calendar.find_changes())
     elsewhere("INSERT INTO django_celery_beat_clockedschedule (clocked_time) VALUES ('2040-01-01')").join()
-    Policy.objects.update(fingerprint="what no look should see")
+    Policy.objects.update(fingerprint="not compared")
     make_schedule("another", cron={"minute": "5"})
-    looked = calendar.look(looked)
-    assert Policy.objects.get(schedule=schedule).fingerprint == "what no look should see"
+    mark = calendar.find_changes(mark)
+    assert Policy.objects.get(schedule=schedule).fingerprint == "not compared"
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_finds_by_a_look_what_was_written_before_the_last_one_and_committed_after_it():
+def test_it_finds_a_change_that_was_written_before_the_mark_and_committed_after_it():
     if connection.vendor == "sqlite":
         pytest.skip("SQLite lets one write at a time.")
     schedule, go = make_schedule(), threading.Event()
-    looked = calendar.look()
+    mark = calendar.find_changes()
     writer = elsewhere("UPDATE django_celery_beat_intervalschedule SET every = 7200", go)
     PeriodicTask.objects.update(description="a younger transaction")
     for _ in range(3):
-        looked = calendar.look(looked)
+        mark = calendar.find_changes(mark)
     go.set()
     writer.join()
-    calendar.look(looked)
+    calendar.find_changes(mark)
     assert next_due(schedule) - database_now() > HOUR
 
 
-def test_it_writes_to_no_row_that_all_schedules_share_when_one_is_saved():
+def test_it_writes_no_shared_row_when_a_schedule_is_saved():
     schedule = make_schedule(cron={"minute": "5"})
     PeriodicTasks.objects.all().delete()
     schedule.save()

@@ -1,4 +1,4 @@
-"""Due moments become runs: each exactly once, whoever claims, and none stopped by another schedule's bad row."""
+"""Due moments become runs: each exactly once with any number of beats, and no bad row stops another schedule."""
 
 import json
 import threading
@@ -22,11 +22,11 @@ SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hou
 
 
 def claim_all() -> list[Run]:
-    """The rows of the runs that were claimed and are to be sent."""
+    """Claim all due moments; returns the rows of the runs to send."""
     return [Run.objects.get(id=run.id) for runs in claim.claim_due() for run in runs]
 
 
-def test_it_writes_a_due_moment_down_and_moves_on_along_the_grid():
+def test_it_records_a_due_moment_and_moves_on_along_the_grid():
     schedule = make_schedule(every=HOUR, task="tests.note", args=["/tmp/x"], queue="slow", priority=3)
     due_at = make_due(schedule)
     (run,) = claim_all()
@@ -41,7 +41,7 @@ def test_it_writes_a_due_moment_down_and_moves_on_along_the_grid():
     assert Policy.objects.get().next_due_at == due_at + HOUR
 
 
-def test_it_gives_each_of_a_batch_its_own_arguments_where_python_takes_them_for_equal():
+def test_it_gives_each_run_of_a_batch_its_own_arguments_even_if_python_finds_them_equal():
     for value in (True, 1, 1.0):
         make_due(make_schedule(json.dumps(value), kwargs={"value": value}))
     assert all(json.dumps(run.kwargs["value"]) == run.schedule_name for run in claim_all())
@@ -52,19 +52,19 @@ def test_it_claims_nothing_that_is_not_due():
     assert list(claim.claim_due()) == []
 
 
-def test_it_claims_a_moment_once_however_often_it_is_asked():
+def test_it_claims_a_moment_once_however_often_it_is_called():
     schedule = make_schedule()
     due_at = make_due(schedule)
     assert len(claim_all()) == 1
     assert claim_all() == []
-    Policy.objects.update(next_due_at=due_at)  # as if a beat had died before it moved the schedule on
+    Policy.objects.update(next_due_at=due_at)  # as if beat had died before it moved the schedule on
     Run.objects.update(state=State.SUCCEEDED, finished_at=database_now())
     claim_all()
     assert Run.objects.count() == 1
     assert Run.objects.get().state == State.SUCCEEDED
 
 
-def test_it_counts_in_the_columns_of_django_celery_beat():
+def test_it_updates_the_counters_of_django_celery_beat():
     schedule = make_schedule()
     make_due(schedule)
     claim_all()
@@ -99,13 +99,13 @@ def test_it_accounts_for_an_outage_that_needs_several_passes(monkeypatch):
     assert len(rows) <= len(runs) + 4
 
 
-def test_it_runs_all_that_was_missed_where_the_policy_says_so():
+def test_it_runs_all_missed_moments_if_the_policy_says_so():
     schedule = make_schedule(every=10 * MINUTE, policy={"overlap": Overlap.ALLOW, "catch_up": CatchUp.ALL})
     first = make_due(schedule, ago=HOUR)
     assert [run.due_at for run in claim_all()] == [first + n * 10 * MINUTE for n in range(7)]
 
 
-def test_it_skips_with_the_reason_while_an_earlier_run_is_not_over():
+def test_it_skips_with_the_reason_while_an_earlier_run_is_unfinished():
     schedule = make_schedule()
     earlier = make_run(schedule, state=State.RUNNING, due_at=database_now() - HOUR)
     make_due(schedule)
@@ -116,7 +116,7 @@ def test_it_skips_with_the_reason_while_an_earlier_run_is_not_over():
     assert row.finished_at is not None
 
 
-def test_it_reads_no_earlier_runs_where_they_are_in_nobody_s_way():
+def test_it_reads_no_earlier_runs_if_runs_may_overlap():
     schedule = make_schedule(policy={"overlap": Overlap.ALLOW})
     make_run(schedule, state=State.QUEUED)
     make_due(schedule)
@@ -126,7 +126,7 @@ def test_it_reads_no_earlier_runs_where_they_are_in_nobody_s_way():
     assert Run.objects.count() == 2
 
 
-def test_it_makes_one_row_of_what_is_skipped_for_one_reason_however_many_passes_it_takes():
+def test_it_keeps_moments_skipped_for_one_reason_in_one_row_over_many_passes():
     schedule = make_schedule(every=SECOND)
     blocking = make_run(schedule, state=State.RUNNING, due_at=database_now() - HOUR)
     first = make_due(schedule, ago=3.5 * SECOND)
@@ -144,7 +144,7 @@ def test_it_makes_one_row_of_what_is_skipped_for_one_reason_however_many_passes_
     assert Run.objects.filter(state=State.SKIPPED).count() == 2
 
 
-def test_it_does_not_let_another_schedule_s_run_stand_in_the_way():
+def test_it_ignores_unfinished_runs_of_other_schedules():
     make_run(make_schedule("other"), state=State.RUNNING)
     make_due(make_schedule("this"))
     assert len(claim_all()) == 1
@@ -163,7 +163,7 @@ BAD_ROWS = {
     "half a surrogate pair": {"args": '["\\ud800"]'},
     "not a number": {"args": "[NaN]"},
     "infinity in disguise": {"args": "[1e999]"},
-    "a key that stands twice": {"kwargs": '{"a": 1, "a": 2}'},
+    "a duplicate key": {"kwargs": '{"a": 1, "a": 2}'},
     "arguments without end": {"args": "[" * 100_000},
     "arguments nested too deeply": {"args": "[" * 30 + "]" * 30},
     "arguments that are too long": {"args": '["' + "x" * 20_000 + '"]'},
@@ -197,13 +197,13 @@ def test_it_skips_and_flags_a_bad_row_and_runs_all_others(columns):
         (IntervalSchedule, {"every": 1, "period": "microseconds"}),
     ],
 )
-def test_it_flags_a_timing_that_turns_bad_and_runs_all_others(model, columns):
+def test_it_flags_a_timing_that_becomes_invalid_and_runs_all_others(model, columns):
     bad, good = make_schedule("bad"), make_schedule("good", every=MINUTE)
     make_due(bad, ago=SECOND)
     make_due(good)
     model.objects.filter(pk=bad.interval_id).update(**columns)
     calendar.sweep()
-    assert [run.schedule for run in claim_all()] == [bad, good]  # what was due before the change still is
+    assert [run.schedule for run in claim_all()] == [bad, good]  # a moment that was due before the change still is
     policy = Policy.objects.get(schedule=bad)
     assert policy.next_due_at is None
     assert policy.invalid_reason
@@ -218,9 +218,9 @@ def test_it_flags_a_schedule_without_any_timing_and_runs_all_others():
     assert "exactly one" in Policy.objects.get(schedule=bad).invalid_reason
 
 
-def test_it_flags_an_expiry_beyond_every_calendar_and_runs_all_others():
+def test_it_flags_an_expiry_after_the_year_9999_and_runs_all_others():
     bad, good = make_schedule("bad"), make_schedule("good")
-    seconds = 10**15 if connection.vendor == "sqlite" else 2**31 - 1  # what the column holds
+    seconds = 10**15 if connection.vendor == "sqlite" else 2**31 - 1  # the maximum of the column
     PeriodicTask.objects.filter(pk=bad.pk).update(expire_seconds=seconds)
     make_due(bad, ago=SECOND)
     make_due(good)
@@ -229,7 +229,7 @@ def test_it_flags_an_expiry_beyond_every_calendar_and_runs_all_others():
     assert Run.objects.count() == 2
 
 
-def test_it_clears_the_flag_when_the_row_is_mended():
+def test_it_clears_the_flag_when_the_row_is_corrected():
     schedule = make_schedule(task="tests.nothin")
     make_due(schedule)
     claim_all()
@@ -240,12 +240,12 @@ def test_it_clears_the_flag_when_the_row_is_mended():
     assert Policy.objects.get().invalid_reason == ""
 
 
-def test_it_claims_one_by_one_what_cannot_be_stored_together():
+def test_it_claims_schedules_one_by_one_if_their_batch_cannot_be_stored():
     bad, good = make_schedule("bad"), make_schedule("good")
     make_due(bad, ago=SECOND)
     make_due(good)
     Policy.objects.filter(schedule=bad).update(timing_since=database_now())
-    with connection.cursor() as cursor:  # a column no form guards: the run's copy of it would be too long
+    with connection.cursor() as cursor:  # one run violates a constraint, which no form checks
         cursor.execute("ALTER TABLE jobs_run ADD CONSTRAINT not_bad CHECK (schedule_name <> 'bad')") if (
             connection.vendor == "postgresql"
         ) else cursor.execute(
@@ -257,7 +257,7 @@ def test_it_claims_one_by_one_what_cannot_be_stored_together():
     assert Run.objects.get(schedule=bad).reason.startswith("invalid: Its run cannot be stored")
 
 
-def test_it_skips_what_was_switched_off_before_it_could_start():
+def test_it_skips_the_due_moment_of_a_schedule_that_was_disabled():
     schedule = make_schedule()
     make_due(schedule)
     PeriodicTask.objects.update(enabled=False)
@@ -267,7 +267,7 @@ def test_it_skips_what_was_switched_off_before_it_could_start():
 
 
 @pytest.mark.parametrize("kind", ["interval", "clocked"])
-def test_it_runs_a_one_off_schedule_once_and_switches_it_off(kind):
+def test_it_runs_a_one_off_schedule_once_and_disables_it(kind):
     timing = {}
     if kind == "clocked":
         timing["clocked"] = ClockedSchedule.objects.create(clocked_time=database_now() + HOUR)
@@ -281,7 +281,7 @@ def test_it_runs_a_one_off_schedule_once_and_switches_it_off(kind):
     assert claim_all() == []
 
 
-def test_it_makes_a_limited_schedule_due_again_that_is_switched_on_before_anybody_looked():
+def test_it_makes_a_limited_schedule_due_again_that_is_enabled_before_the_next_sweep():
     schedule = make_schedule(every=timedelta(hours=1), policy={"remaining_runs": 1})
     make_due(schedule)
     list(claim.claim_due())
@@ -291,14 +291,14 @@ def test_it_makes_a_limited_schedule_due_again_that_is_switched_on_before_anybod
     assert Policy.objects.get().next_due_at > database_now()
 
 
-def test_it_lets_a_run_expire_after_the_seconds_the_schedule_gives_it():
+def test_it_lets_a_run_expire_after_the_schedule_s_expire_seconds():
     schedule = make_schedule(expire_seconds=90)
     make_due(schedule, ago=30 * SECOND)
     (run,) = claim_all()
     assert timedelta(seconds=85) < run.expires_at - database_now() <= timedelta(seconds=110)
 
 
-def test_it_passes_on_what_the_schedule_says_of_its_message():
+def test_it_passes_on_the_message_options_of_the_schedule():
     schedule = make_schedule(
         headers='{"x-team": "billing"}', routing_key="r.k", policy={"time_limit": 9, "keep_result": True}
     )
@@ -312,7 +312,7 @@ def test_it_passes_on_what_the_schedule_says_of_its_message():
     }
 
 
-def test_it_takes_a_person_s_request_beside_the_schedule_s_own_runs():
+def test_it_accepts_a_manual_request_besides_the_schedule_s_own_runs():
     schedule = make_schedule(enabled=False)
     run = run_now(schedule)
     assert (run.trigger, run.actor, run.state, run.schedule) == (Trigger.MANUAL, "ada", State.WAITING, schedule)
@@ -345,9 +345,9 @@ def test_it_claims_each_moment_once_with_many_claimers_at_once():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_goes_around_a_schedule_that_somebody_is_editing():
+def test_it_skips_a_schedule_that_another_transaction_has_locked():
     if connection.vendor != "postgresql":
-        pytest.skip("SQLite has one writer at a time: there is nothing to go around")
+        pytest.skip("SQLite has one writer at a time.")
     edited, other = make_schedule("edited"), make_schedule("other")
     make_due(edited)
     make_due(other)

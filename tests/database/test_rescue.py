@@ -1,4 +1,4 @@
-"""Runs that nobody will finish: found by the ledger alone, started again or ended with the reason."""
+"""Runs whose process died, or that waited too long: found by the ledger alone, restarted or ended with the reason."""
 
 from datetime import timedelta
 
@@ -16,13 +16,13 @@ def orphan(schedule=None, **columns) -> Run:
     return make_run(schedule, State.RUNNING, lease_until=database_now() - SECOND, **columns)
 
 
-def test_it_starts_a_lost_run_again_at_once():
+def test_it_restarts_a_lost_run_at_once():
     run = orphan(make_schedule())
     assert rescue() == 1
     run.refresh_from_db()
     assert (run.state, run.attempt) == (State.WAITING, 2)
     assert run.not_before <= database_now()
-    assert run.reason.startswith("lost: celery@here (1) gave no sign of life until ")
+    assert run.reason.startswith("lost: celery@here (1) did not renew its lease by ")
     assert run.attempts.get().outcome == Attempt.Outcome.LOST
 
 
@@ -33,7 +33,7 @@ def test_it_leaves_a_run_alone_whose_lease_was_renewed():
     assert run.state == State.RUNNING
 
 
-def test_it_loses_against_a_pulse_that_comes_in_between():
+def test_it_leaves_a_run_alone_whose_lease_is_renewed_during_the_rescue():
     run = orphan()
     orphans = Run.objects.orphaned(database_now())
     (found,) = orphans
@@ -50,7 +50,7 @@ def test_it_ends_a_run_as_lost_when_its_attempts_are_used_up():
     assert run.finished_at is not None
 
 
-def test_it_ends_a_run_as_lost_where_running_again_is_not_wanted():
+def test_it_ends_a_run_as_lost_if_its_policy_does_not_rerun_it():
     schedule = make_schedule()
     Policy.objects.update(rerun_if_lost=False)
     run = orphan(schedule)
@@ -59,7 +59,7 @@ def test_it_ends_a_run_as_lost_where_running_again_is_not_wanted():
     assert (run.state, run.attempt) == (State.LOST, 1)
 
 
-def test_it_rescues_a_run_whose_schedule_is_gone():
+def test_it_rescues_a_run_whose_schedule_was_deleted():
     run = orphan()
     rescue()
     run.refresh_from_db()
@@ -67,7 +67,7 @@ def test_it_rescues_a_run_whose_schedule_is_gone():
 
 
 @pytest.mark.parametrize("state", [State.WAITING, State.QUEUED])
-def test_it_expires_what_waited_too_long(state):
+def test_it_expires_runs_that_waited_too_long(state):
     late = make_run(state=state, expires_at=database_now() - SECOND)
     patient = make_run(state=state, expires_at=database_now() + timedelta(hours=1))
     assert rescue() == 1
