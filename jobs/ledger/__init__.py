@@ -1,1 +1,1 @@
-"""How does a run begin and end? `requests` and `backfills` write runs down, `outcomes` is where each of them ends."""
+"""How does a run begin and end? `requests` and `backfills` create runs, `outbox` sends them, `outcomes` ends them."""

@@ -1,7 +1,7 @@
-"""What has a schedule not run in a range of time, and how is it run now?
+"""Which due moments of a time range has a schedule not run, and how do they run now?
 
-Its one rule: the ledger says what is missing. A backfill is one request: sent twice, it is done once. A few of its runs
-are under way at the same time, the oldest first.
+Its one rule: the ledger decides which moments are missing. A backfill is one request: sent twice, it is done once. Its
+runs start oldest first, a few at a time.
 """
 
 from collections.abc import Collection
@@ -26,7 +26,7 @@ _INSTANT = timedelta.resolution
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-# What stands for "it ran, or is about to": a moment that has such a run is not missing.
+# The states that mean "it ran, or will run": a moment with such a run is not missing.
 _PRESENT = {
     Backfill.Which.MISSING: ACTIVE | {State.SUCCEEDED, State.FAILED, State.LOST},
     Backfill.Which.FAILED: ACTIVE | {State.SUCCEEDED},
@@ -36,17 +36,19 @@ _PRESENT = {
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a backfill would do: the moments it would run, and how many of the range it would leave alone."""
+    """The moments that a backfill would run, and how many others of the range it would leave alone."""
 
     moments: list[datetime]
     left_alone: int
 
 
 def preview(request: Backfill) -> Preview:
-    """What `backfill` would run now, the oldest moment first. Raises `Invalid` with what to choose instead."""
+    """The moments that `backfill` would run now, oldest first. Raises `Invalid`, which says what to choose instead."""
     policy = Policy.objects.select_related("schedule").filter(schedule=request.schedule_id).first()
     if policy is None:
-        raise Invalid("The schedule was made a moment ago, and nothing is known of it yet: try again in a few seconds.")
+        raise Invalid(
+            "The schedule was created a moment ago, and beat has not read it yet: try again in a few seconds."
+        )
     message_of(policy.schedule, policy)
     if not _EPOCH < request.start < request.end <= database_now():
         raise Invalid("Choose a range in the past, after 1970, that ends after it starts.")
@@ -57,7 +59,7 @@ def preview(request: Backfill) -> Preview:
     present = _present(request, _PRESENT[Backfill.Which(request.which)])
     forgotten = policy.forgotten_until if request.which != Backfill.Which.ALL else None
     known = _present(request, list(State)) if forgotten else set()
-    undecided = policy.owed_from or policy.next_due_at or request.end  # beat is about to decide about those
+    undecided = policy.owed_from or policy.next_due_at or request.end  # beat has yet to decide about later moments
     wanted = [
         moment
         for moment in moments
@@ -75,9 +77,9 @@ def _present(request: Backfill, states: Collection[State]) -> set[datetime]:
 
 
 def backfill(request: Backfill, actor: Actor) -> int:
-    """Save this request and write down its runs; returns how many. Beat starts them one after the other.
+    """Save this request and its runs; returns how many runs. Beat starts them, `at_once` at the same time.
 
-    Sent twice with the same id it is done once, and 0 is returned. Raises `Invalid` as `preview` does.
+    A request whose id was saved before changes nothing and returns 0. Raises `Invalid` like `preview`.
     """
     request.actor = actor.name
     with transaction.atomic():

@@ -1,4 +1,4 @@
-"""How is a run written down? As a plain row, of which thousands are made in a second."""
+"""How is a run created? As a plain row, because beat may create thousands in a second."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -11,7 +11,7 @@ from jobs.models import SENDING, State, Trigger, new_run_id
 
 @dataclass(slots=True, kw_only=True)
 class NewRun:
-    """A run as it is written first; what is not here has its column's default."""
+    """A run as it is inserted; missing columns get their default."""
 
     schedule_id: int | None
     schedule_name: str
@@ -40,7 +40,7 @@ class NewRun:
 
 
 def new_run(schedule: int | None, name: str, message: Message, due_at: datetime, now: datetime) -> NewRun:
-    """A run that its maker sends within `SENDING`, or else any beat; not saved yet."""
+    """A run, not saved yet. Its creator sends it within `SENDING`; after that, any beat may."""
     return NewRun(
         schedule_id=schedule,
         schedule_name=name,
@@ -57,5 +57,5 @@ def new_run(schedule: int | None, name: str, message: Message, due_at: datetime,
 
 
 def expires_at(seconds: int | None, start_at: datetime) -> datetime | None:
-    """Counted from when the run may start: a moment that is caught up late is still to have its time."""
+    """The expiry of a run, counted from when it may start, so that a moment caught up late still has its full time."""
     return start_at + timedelta(seconds=seconds) if seconds else None

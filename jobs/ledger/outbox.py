@@ -1,8 +1,8 @@
-"""Which runs are to be sent now? Unstarted runs whose `not_before` has come: the outbox.
+"""Which runs should be sent now? Unstarted runs whose `not_before` has come: the outbox.
 
-Its one rule: publish first, then mark as queued. A process that dies in between leads to a second message, which is
-harmless: an attempt can be started once. While the broker is unavailable runs wait in the ledger. Messages that are
-never started are sent again, with growing patience.
+Its one rule: publish first, then mark as queued. A process that dies in between causes a second message, which is
+harmless: an attempt starts only once. While the broker is unavailable, runs wait in the ledger. If no worker starts a
+run, its message is sent again, with growing patience.
 """
 
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def send(runs: Sequence[Sendable]) -> None:
-    """Publish these runs and mark them as queued. They must be committed, and the caller's alone for `SENDING`.
+    """Publish these runs and mark them as queued. They must be committed, and for `SENDING` belong to the caller alone.
 
     A run whose message cannot be made ends as failed, with the reason. Raises `BrokerUnavailableError`.
     """
@@ -36,7 +36,7 @@ def send(runs: Sequence[Sendable]) -> None:
 
 
 def send_waiting() -> int:
-    """Send runs that nobody sent yet, and runs whose message led nowhere. Returns how many."""
+    """Send runs that were not sent yet, and runs whose message no worker started. Returns how many."""
     total = 0
     while runs := _take():
         send(runs)
@@ -45,7 +45,7 @@ def send_waiting() -> int:
 
 
 def _take() -> list[Run]:
-    """Take up to a batch of runs for this process alone; two senders never take the same."""
+    """Take up to a batch of runs for this process alone; two senders never take the same run."""
     now = database_now()
     if not Run.objects.to_send(now).exists():
         return []
@@ -63,7 +63,7 @@ def _refuse(run: Sendable, why: str) -> None:
 
 
 def _mark_queued(runs: Sequence[Sendable]) -> None:
-    """Note the sending. A run that has started meanwhile, or even come to its next attempt, stays as it is."""
+    """Record the sending. A run that has already started, or reached its next attempt, stays unchanged."""
     for (attempt, sends), group in groupby(sorted(runs, key=_sending), key=_sending):
         sent = Run.objects.filter(id__in=[run.id for run in group], attempt=attempt)
         again_at = Now() + policies.patience(sends + 1)

@@ -1,11 +1,12 @@
-"""How does a run end? Here, whoever ends it: a worker, beat, an admin user, or the claim that skips a moment.
+"""How does a run end? Always here: by a worker, by beat, by an admin user, or by the claim that skips a moment.
 
-Its one rule: every end of every run passes through `end` or `announce` once, after its commit. Of several processes
-that end the same run at the same time one wins; the others are told so and announce nothing.
+Its one rule: every end of every run passes through `announce` once, and reaches the listeners after its commit. If
+several processes end the same run at the same time, one wins; the losers learn it from the return value and announce
+nothing.
 
-`listen` is for those who want to hear of ends in the process that causes them, `Follower` for those in another one. A
-listener that raises is logged; the run, its worker and the other listeners go on. Limit: a process that dies between
-the commit of an end and its listeners tells nobody; a `Follower` still sees that end.
+`listen` registers a listener for ends in its own process; a `Follower` finds the ends of all processes. A listener that
+raises is logged; the run, its worker and the other listeners go on. Limit: if a process dies between the commit of an
+end and its listeners, they are not called; a `Follower` still finds that end.
 """
 
 import logging
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 Listener = Callable[[Sequence[Ended]], object]
 
-LONGEST_REASON = 500  # characters of an error in the sentence of its run; the whole of it stands beside
+LONGEST_REASON = 500  # characters of an error in the reason of its run; `error_text` holds more
 _listeners: list[Listener] = []
 
 
@@ -37,14 +38,14 @@ def listen(listener: Listener) -> None:
 
 
 def end(runs: RunQuerySet, expected: Collection[State], to: State, **changes: Any) -> int:
-    """End these runs where their state is one of `expected`; returns how many this call ended."""
+    """End the runs whose state is one of `expected`; returns how many this call ended."""
     ended = runs.conclude(expected, to, **changes)
     announce(ended)
     return len(ended)
 
 
 def announce(ended: Sequence[Ended]) -> None:
-    """Tell the listeners of runs that are over, once the transaction that ended them is committed."""
+    """Call the listeners with these runs after the transaction that ended them is committed."""
     if ended:
         transaction.on_commit(partial(_announce, ended))
 
@@ -56,7 +57,7 @@ def _announce(ended: Sequence[Ended]) -> None:
 
 
 def finish(run_id: UUID, attempt: int, state: State, **changes: Any) -> bool:
-    """End a run by its attempt; False when the attempt no longer owned it, and then it is noted as fenced."""
+    """End a run by its attempt; False if the attempt no longer owned it. A lost attempt is then marked as fenced."""
     if state == State.SUCCEEDED and not changes:
         ended = Run.objects.succeed(run_id, attempt)
     else:
@@ -68,7 +69,7 @@ def finish(run_id: UUID, attempt: int, state: State, **changes: Any) -> bool:
 
 
 def fail(run_id: UUID, attempt: int, reason: str, error: dict[str, Any]) -> None:
-    """Record a failed attempt: another one follows while the schedule's policy has some left, else the run failed."""
+    """Record a failed attempt. Another one follows if the schedule's policy has any left; else the run has failed."""
     run = Run.objects.select_related("schedule__policy").get(id=run_id)
     run.attempt = attempt
     policy = Policy.of(run)
@@ -88,7 +89,7 @@ def finish_cancelled(run: Run, **changes: Any) -> bool:
 
 
 def settle(run_id: UUID, attempt: int) -> None:
-    """End a run whose body is over, if its last step is over, too."""
+    """End a run whose body is over, if all its steps are over, too."""
     if not steps.is_over(run_id=run_id, attempt=attempt):
         return
     run = Run.objects.get(id=run_id)
@@ -103,7 +104,7 @@ def settle(run_id: UUID, attempt: int) -> None:
 
 
 class Cancelled(NamedTuple):
-    """How many runs were ended before they started, and how many running ones were asked to end."""
+    """How many unstarted runs were ended, and how many running ones were asked to end."""
 
     ended: int
     asked: int
@@ -117,16 +118,16 @@ def cancel(runs: RunQuerySet, reason: str) -> Cancelled:
 
 
 def pause_failing(ended: Sequence[Ended]) -> None:
-    """Pause each schedule of which as many runs failed in a row as its policy allows."""
+    """Pause each schedule whose runs have failed as often in a row as its policy allows."""
     failed = {run.schedule for run in ended if run.schedule and run.state in {State.FAILED, State.LOST}}
     for schedule in sorted(failed):
         Policy.objects.filter(pk=schedule).pause_if_failing()
 
 
 class Follower:
-    """The runs that have ended since it was made, in any process: each once, in order. Reads index run_finished."""
+    """Finds the runs that end after its creation, in any process: each once, in order (index run_finished)."""
 
-    # A transaction may be committed later than one that began after it: the last moments are read again.
+    # A transaction may commit later than one that began after it, so each call reads the last seconds again.
     OVERLAP = timedelta(seconds=5)
 
     def __init__(self) -> None:
@@ -136,7 +137,7 @@ class Follower:
         self.news()
 
     def news(self) -> list[Run]:
-        """The runs that ended since the last call. After a DatabaseError it may be called again."""
+        """The runs that ended since the last call. It may be called again after a DatabaseError."""
         runs = Run.objects.filter(finished_at__isnull=False).order_by("finished_at", "id")
         if self._newest is not None:
             runs = runs.filter(finished_at__gte=self._newest - self.OVERLAP)

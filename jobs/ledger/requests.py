@@ -1,8 +1,8 @@
-"""What can be asked of the ledger? To run a schedule or a job now, to repeat a run, to cancel runs.
+"""What can people request? To run a schedule or a job now, to repeat a run, to cancel runs.
 
-Its one rule: a requested run is a run like any other, committed before it is sent; it leaves the calendar alone and
-ignores the schedule's policies on overlap and pauses. Requests with the same key are one run. Each act takes who asks
-and notes it in the run; a door checks the permission, parses, calls and renders.
+Its one rule: a requested run is a run like any other, committed before it is sent. It does not change when the schedule
+is due next, and ignores the policies on overlap and pauses. Requests with the same key make one run. Each function gets
+the actor and records it in the run; a door checks the permission, parses, calls and renders.
 
 A new run is sent as soon as its transaction is committed. While the broker is unavailable it waits, and beat sends it.
 """
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """The new runs, and what was asked for in vain, each with the reason."""
+    """The new runs, and the refused requests, each with the reason."""
 
     runs: list[Run] = field(default_factory=list)
     refused: list[tuple[Any, str]] = field(default_factory=list)
@@ -45,9 +45,9 @@ def run_now(schedules: Iterable[PeriodicTask], actor: Actor | str) -> Requested:
 
 
 def retry(runs: Iterable[Run], actor: Actor | str) -> Requested:
-    """Repeat each of these runs, which must be over, with the same message; it names the run that it repeats.
+    """Repeat each of these runs, which must be over, with the same message. The new run names it as its parent.
 
-    The new run stands for the same due moment, so it has the same data window.
+    The new run has the same due moment, and so the same data window.
     """
     return _request_each(partial(_repeat, actor=Actor.of(actor)), runs)
 
@@ -55,8 +55,8 @@ def retry(runs: Iterable[Run], actor: Actor | str) -> Requested:
 def run_job(job: str, arguments: dict[str, Any], actor: Actor | str, key: str | None = None) -> tuple[Run, bool]:
     """Run a job by itself, without a schedule; returns the run, and whether it is new.
 
-    Of all requests with the same key (at most 200 characters) the first makes a run. The others get that run, even if
-    their arguments differ. Raises `Invalid` with a sentence that says what to change.
+    Only the first request with a key (at most 200 characters) makes a run. Later ones get that run, even if their
+    arguments differ. Raises `Invalid` with a sentence that says what to change.
     """
     if key is not None and not (0 < len(key) <= LONGEST_NAME and key.isprintable()):
         raise Invalid(f"The key of a request is text of at most {LONGEST_NAME} characters, all printable.")
@@ -121,7 +121,9 @@ def _repeat(run: Run, actor: Actor) -> NewRun:
         raise Invalid(f"it stands for {run.count} due moments: backfill their range instead")
     if find_task(run.task) is None:
         raise Invalid(f"no job is named {run.task!r} any more")
-    options = {name: value for name, value in run.options.items() if name != "retries"}  # it has all of them again
+    options = {
+        name: value for name, value in run.options.items() if name != "retries"
+    }  # the new run has all its retries again
     message = Message(run.task, run.args, run.kwargs, run.queue, run.priority, options)
     new = new_run(run.schedule_id, run.schedule_name, message, run.due_at, database_now())
     new.trigger, new.actor, new.parent_id = Trigger.RETRY.value, actor.name, run.id
@@ -138,7 +140,7 @@ def _of_job(arguments: dict[str, Any], job: str, actor: Actor) -> NewRun:
 
 
 def _storable(arguments: dict[str, Any]) -> dict[str, Any]:
-    """As a schedule's arguments would be read. Raises `Invalid`."""
+    """The arguments, read like those of a schedule. Raises `Invalid`."""
     try:
         text = json.dumps(arguments)
     except (TypeError, ValueError, RecursionError) as error:

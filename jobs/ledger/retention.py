@@ -5,7 +5,6 @@ latest run of each schedule stays, and an unfinished run is never touched. Rows 
 each batch in its own transaction; an interruption leaves the rest for the next time.
 """
 
-import logging
 from collections.abc import Collection, Iterator
 from datetime import datetime
 from uuid import UUID
@@ -14,8 +13,6 @@ from django.db import transaction
 from django.db.models import Exists, Max, OuterRef, Q
 
 from jobs.models import TERMINAL, Policy, Run, State, Trigger
-
-log = logging.getLogger(__name__)
 
 BATCH = 1000  # runs per transaction
 

@@ -1,7 +1,7 @@
-"""What does a run wait for? The tasks that it sets off, of chains, groups, chords or called singly: its steps.
+"""What does a run wait for? Its steps: the tasks that it sends, in chains, groups and chords or singly.
 
-Its one rule: a step is written down before it is published, and its successor before it ends. So a run of which no
-step is under way is over, and each process that ends a step may end the run: the first one does. A step that vanished
+Its one rule: a step is saved before it is published, and its successor before it ends. So a run is over when its body
+is over and no step is queued or running. Each process that ends a step may end the run: the first one does. A lost step
 takes its run with it: the run is rescued as a whole.
 """
 
@@ -17,17 +17,17 @@ from jobs.models.prepared import Exist, Update
 from jobs.models.runs import PROCESS
 from jobs.models.steps import UNDER_WAY
 
-# The header that says to which run, and to which of its attempts, a step belongs.
+# The header that names the run and the attempt of a step.
 STEP_HEADER = "punctual_step"
 
 
 def start(task_id: str, run_id: UUID, attempt: int, node: str, pid: int) -> bool:
-    """Take a step for this process; False when it was taken before, or its run needs it no longer."""
+    """Claim a step for this process; False if it was started before, or its run no longer needs it."""
     return bool(_START(task_id=task_id, run_id=run_id, attempt=attempt, node=node, pid=pid, lease=lease()))
 
 
 def end(task_id: str, attempt: int, state: Step.State, **changes: Any) -> None:
-    """Record how a step ended. A step that was sent again meanwhile is not over, and stays as it is."""
+    """Record the end of a running step. A step that was sent again in the meantime is not over and stays unchanged."""
     if state == Step.State.SUCCEEDED:
         _SUCCEED(task_id=task_id, attempt=attempt)
     else:
@@ -54,25 +54,25 @@ _SUCCEED = Update(_succeeding, _STEP)
 
 
 def refuse(task_id: str, attempt: int, why: str) -> None:
-    """Fail a step that will not be executed, or not to its end, because its message was revoked or expired."""
+    """Fail a step that will not run, or not to its end, because its message was revoked or expired."""
     this = Step.objects.filter(id=task_id, attempt=attempt)
     this.move(UNDER_WAY, Step.State.FAILED, error_class="Revoked", error_text=why)
 
 
 def fail_unsent(task_ids: Collection[str], run_id: UUID) -> None:
-    """Fail steps that were not sent because another part of their transaction's end failed."""
-    why = "it was not sent: something else failed as its transaction ended"
+    """Fail steps that were not sent because another on-commit callback of their transaction failed."""
+    why = "it was not sent: another on-commit callback of its transaction failed"
     unsent = Step.objects.filter(id__in=task_ids, run=run_id)
     unsent.move({Step.State.QUEUED}, Step.State.FAILED, error_class="Unsent", error_text=why)
 
 
 def carry(run_id: UUID, attempt: int, **changes: Any) -> None:
-    """The body of a run is over: from now on its steps carry it."""
+    """Record that the body of a run is over: from now on it waits for its steps."""
     Run.objects.filter(id=run_id, attempt=attempt, state=State.RUNNING).update(lease_until=None, **changes)
 
 
 def over() -> RunQuerySet:
-    """Runs that wait for nothing any more: their body is over, and each of their steps."""
+    """Runs that can end: their body is over, and no step is queued or running."""
     under_way = Step.objects.under_way().filter(run=OuterRef("pk"), attempt=OuterRef("attempt"))
     return Run.objects.carried().filter(~Exists(under_way))
 
@@ -85,7 +85,7 @@ is_over = Exist(_being_over, {"run_id": UUIDField(), "attempt": IntegerField()})
 
 
 def outcome(run: Run) -> tuple[State, str, Step | None]:
-    """How a run ends that is `over`, why, and by which step."""
+    """The final state of a run that is `over`, the reason, and the step that caused it."""
     steps = Step.objects.filter(run=run, attempt=run.attempt)
     if run.cancel_reason:
         return State.CANCELLED, run.cancel_reason, None
@@ -95,12 +95,12 @@ def outcome(run: Run) -> tuple[State, str, Step | None]:
         why = failed.error_text.strip().rpartition("\n")[2] or failed.error_class
         return State.FAILED, f"step {failed.task} failed: {why}", failed
     if missing := steps.filter(state=Step.State.EXPECTED).first():
-        why = "the count of its group is gone, or it could not be sent"
-        return State.FAILED, f"step {missing.task} never came: {why}", missing
+        why = "the counter of its chord is gone, or it could not be sent"
+        return State.FAILED, f"step {missing.task} never started: {why}", missing
     return State.SUCCEEDED, "", None
 
 
 def cancel(run_id: UUID, attempt: int) -> bool:
-    """End the steps that have not started; returns whether the attempt has any step at all."""
+    """Cancel the steps that have not started; returns whether the attempt has any step at all."""
     mine = Step.objects.filter(run=run_id, attempt=attempt)
     return bool(mine.move({Step.State.EXPECTED, Step.State.QUEUED}, Step.State.CANCELLED)) or mine.exists()

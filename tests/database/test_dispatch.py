@@ -1,4 +1,4 @@
-"""Runs become ordinary Celery messages, and stay in the ledger until a worker starts them."""
+"""Runs become ordinary Celery messages, and beat sends them again until a worker starts them."""
 
 import json
 import threading
@@ -38,7 +38,7 @@ def test_it_publishes_an_ordinary_message_with_the_run_s_id_and_the_attempt(redi
     assert body[:2] == [[1], {"a": "ü"}]
 
 
-def test_it_marks_what_it_sent_as_queued_until_its_patience_ends(redis):
+def test_it_marks_a_sent_run_as_queued_until_its_patience_ends(redis):
     run = make_run()
     before = database_now()
     outbox.send([run])
@@ -48,15 +48,15 @@ def test_it_marks_what_it_sent_as_queued_until_its_patience_ends(redis):
     assert FIRST_PATIENCE - 5 * SECOND < run.not_before - before < FIRST_PATIENCE + 5 * SECOND
 
 
-def test_it_leaves_to_be_sent_what_came_to_its_next_attempt_meanwhile(redis):
+def test_it_leaves_a_run_waiting_that_reached_its_next_attempt_during_the_sending(redis):
     run = make_run(make_schedule(), attempt=1)
-    Run.objects.filter(id=run.id).update(attempt=2)  # a worker was faster than the note of the sending
+    Run.objects.filter(id=run.id).update(attempt=2)  # a worker was faster than the record of the sending
     outbox.send([run])
     run.refresh_from_db()
     assert (run.state, run.attempt, run.sends) == (State.WAITING, 2, 0)
 
 
-def test_it_sends_along_queue_priority_limits_and_headers(redis):
+def test_it_sends_queue_limits_and_headers_along(redis):
     options = {"headers": {"x-team": "billing"}, "time_limit": 9, "ignore_result": False, "retries": 2}
     outbox.send([make_run(queue="slow", options=options)])
     (message,) = messages(redis, "slow")
@@ -66,7 +66,7 @@ def test_it_sends_along_queue_priority_limits_and_headers(redis):
 
 
 def comparable(message: dict) -> dict:
-    """A message without what differs between any two."""
+    """A message without its delivery tag, which differs between any two."""
     message["properties"].pop("delivery_tag")
     return message
 
@@ -83,7 +83,7 @@ def comparable(message: dict) -> dict:
         {"args": ["x" * 3000]},
     ],
 )
-def test_it_copies_what_celery_would_have_published_itself(redis, columns):
+def test_it_publishes_the_same_messages_as_celery_itself(redis, columns):
     runs = [make_run(**{"args": [], **columns}) for _ in range(2)]
     outbox.send(runs)
     queue = columns.get("queue", "celery")
@@ -98,7 +98,7 @@ def test_it_copies_what_celery_would_have_published_itself(redis, columns):
     assert len(sent) == 2
 
 
-def test_it_asks_celery_for_each_message_where_somebody_listens_to_publishing(redis):
+def test_it_lets_celery_build_each_message_if_a_publish_signal_has_receivers(redis):
     seen = []
 
     def listener(headers, **_):
@@ -115,13 +115,13 @@ def test_it_asks_celery_for_each_message_where_somebody_listens_to_publishing(re
     assert [message["headers"]["x-trace"] for message in messages(redis)] == [f"of {run.id}" for run in runs]
 
 
-def test_it_asks_a_task_that_publishes_in_a_way_of_its_own_for_each_message(redis):
+def test_it_calls_a_task_s_own_apply_async_for_each_message(redis):
     runs = [make_run(task="tests.signed") for _ in range(2)]
     outbox.send(runs)
     assert [message["headers"]["x-signed"] for message in messages(redis)] == [str(run.id) for run in runs]
 
 
-def test_it_asks_a_router_of_the_project_about_each_message(redis, monkeypatch):
+def test_it_calls_the_project_s_router_for_each_message(redis, monkeypatch):
     def route(name, args, *_, **__):
         return {"queue": f"tenant-{args[0]}"}
 
@@ -130,12 +130,12 @@ def test_it_asks_a_router_of_the_project_about_each_message(redis, monkeypatch):
     assert [len(messages(redis, f"tenant-{tenant}")) for tenant in (1, 2)] == [1, 1]
 
 
-def test_it_asks_a_task_that_names_its_messages_by_their_arguments_about_each(redis):
+def test_it_calls_a_task_s_own_shadow_name_for_each_message(redis):
     outbox.send([make_run(task="tests.shadowed", args=[customer]) for customer in (1, 2)])
     assert [message["headers"]["shadow"] for message in messages(redis)] == ["shadowed for 1", "shadowed for 2"]
 
 
-def test_it_leaves_a_run_running_that_a_worker_started_before_it_was_marked(redis):
+def test_it_leaves_a_run_running_that_a_worker_started_before_it_was_marked_as_queued(redis):
     run = make_run()
     Run.objects.filter(id=run.id).update(state=State.RUNNING, lease_until=database_now())
     outbox.send([run])
@@ -154,7 +154,7 @@ def test_it_fails_a_run_whose_message_cannot_be_made_and_sends_the_others(redis)
 
 
 @pytest.mark.parametrize("options", [{"serializer": "msgpack"}, {"serializer": 7}, {"compression": "no such"}])
-def test_it_lets_no_run_wait_for_one_that_cannot_be_encoded(redis, options):
+def test_it_sends_the_other_runs_if_one_cannot_be_encoded(redis, options):
     bad, good = make_run(options=options), make_run()
     outbox.send([bad, good])
     assert [Run.objects.get(id=run.id).state for run in (bad, good)] == [State.FAILED, State.QUEUED]
@@ -162,14 +162,14 @@ def test_it_lets_no_run_wait_for_one_that_cannot_be_encoded(redis, options):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_pauses_a_schedule_whose_runs_cannot_be_sent_as_after_other_failures(redis):
+def test_it_pauses_a_failing_schedule_also_if_its_runs_cannot_be_sent(redis):
     schedule = make_schedule(policy={"pause_after_failures": 2})
     for _ in range(2):
         outbox.send([make_run(schedule, task="tests.gone", due_at=database_now())])
     assert Policy.objects.paused().exists()
 
 
-def test_it_offers_again_what_nobody_sent_or_started(redis):
+def test_it_sends_runs_again_that_were_not_sent_or_not_started(redis):
     now = database_now()
     stale = make_run(state=State.QUEUED, sends=1, not_before=now - SECOND)
     waiting = make_run(not_before=now - SECOND)
@@ -228,7 +228,7 @@ class OddError(Exception):
     ("error", "reason"),
     [(OddError(), "OddError: <exception str() failed>"), (ValueError("password=hunter2"), "ValueError: password=***")],
 )
-def test_it_lets_no_run_wait_for_one_whose_router_raises_what_it_likes(redis, monkeypatch, error, reason):
+def test_it_sends_the_other_runs_if_the_router_of_one_raises_any_error(redis, monkeypatch, error, reason):
     def route(name: str, *_: object, **__: object) -> None:
         if name == "tests.note":
             raise error

@@ -1,4 +1,4 @@
-"""Every end of every run passes ledger.outcomes once, after its commit, and reaches those who listen."""
+"""Every end of every run passes through ledger.outcomes once, after its commit, and reaches the listeners."""
 
 import logging
 import threading
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def heard() -> Iterator[list[Ended]]:
-    """All ends that a listener was told of."""
+    """All ends that a listener was called with."""
     found: list[Ended] = []
     outcomes.listen(found.extend)
     yield found
@@ -56,19 +56,19 @@ def without_schedule() -> None:
 
 
 def succeeded() -> None:
-    with inside(running()) as held:
-        finish.finish(held, State.SUCCEEDED)
+    with inside(running()) as execution:
+        finish.finish(execution, State.SUCCEEDED)
 
 
 def succeeded_with_progress() -> None:
-    with inside(running()) as held:
-        held.progress = {"progress_done": 1}
-        finish.finish(held, State.SUCCEEDED)
+    with inside(running()) as execution:
+        execution.progress = {"progress_done": 1}
+        finish.finish(execution, State.SUCCEEDED)
 
 
 def failed() -> None:
-    with inside(running()) as held:
-        finish.fail(held, ValueError("bad"), "Traceback")
+    with inside(running()) as execution:
+        finish.fail(execution, ValueError("bad"), "Traceback")
 
 
 def failed_by_a_step() -> None:
@@ -100,7 +100,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("end", "state"), ENDS, ids=[end.__name__ for end, _ in ENDS])
-def test_it_tells_of_each_end_once(heard, end, state):
+def test_it_announces_each_end_once(heard, end, state):
     end()
     run = Run.objects.get()
     assert run.state == state
@@ -108,7 +108,7 @@ def test_it_tells_of_each_end_once(heard, end, state):
 
 
 @pytest.mark.parametrize("end", [end for end, _ in ENDS], ids=[end.__name__ for end, _ in ENDS])
-def test_it_tells_nothing_of_an_end_that_is_rolled_back(heard, end):
+def test_it_announces_no_end_that_is_rolled_back(heard, end):
     with transaction.atomic():
         end()
         assert heard == []
@@ -116,7 +116,7 @@ def test_it_tells_nothing_of_an_end_that_is_rolled_back(heard, end):
     assert heard == []
 
 
-def test_it_tells_of_an_end_after_its_commit(heard):
+def test_it_announces_an_end_after_its_commit(heard):
     run = running()
     with transaction.atomic():
         outcomes.finish(run.id, 1, State.SUCCEEDED)
@@ -124,7 +124,7 @@ def test_it_tells_of_an_end_after_its_commit(heard):
     assert heard == [Ended(run.id, None, State.SUCCEEDED)]
 
 
-def test_it_tells_of_many_ends_together(heard):
+def test_it_announces_many_ends_in_one_batch(heard):
     runs = [make_run() for _ in range(3)]
     told = []
     outcomes.listen(told.append)
@@ -136,7 +136,7 @@ def test_it_tells_of_many_ends_together(heard):
     assert {run.run for run in heard} == {run.id for run in runs}
 
 
-def test_it_tells_once_when_processes_race_for_an_end(heard):
+def test_it_announces_once_when_processes_race_for_an_end(heard):
     run, barrier, wins = running(), threading.Barrier(8), []
 
     def race() -> None:
@@ -153,13 +153,13 @@ def test_it_tells_once_when_processes_race_for_an_end(heard):
     assert heard == [Ended(run.id, None, State.SUCCEEDED)]
 
 
-def test_it_tells_nothing_where_the_attempt_was_over(heard):
+def test_it_announces_nothing_if_the_run_was_already_over(heard):
     run = make_run(state=State.SUCCEEDED)
     assert not outcomes.finish(run.id, 1, State.FAILED)
     assert heard == []
 
 
-def test_it_logs_a_listener_that_raises_and_tells_the_others(heard, caplog):
+def test_it_logs_a_listener_that_raises_and_calls_the_others(heard, caplog):
     def failing(_: object) -> None:
         raise RuntimeError("the pager is on fire")
 
