@@ -1,7 +1,7 @@
-"""What becomes of a task that a run sends? It is a step of that run: of a chain, group or chord, or called singly.
+"""What happens to a task that a run sends? It becomes a step of that run: of a chain, group or chord, or sent singly.
 
-Its one rule: a step is written down before it is published. Inside a transaction it is published after the commit; a
-rollback takes the row with it. A step that could not be published is no step, unless a chord waits for it.
+Its one rule: a step is saved before it is published. Inside a transaction it is published after the commit; a rollback
+removes the row, too. The row of a step that could not be published is deleted, unless a chord waits for it.
 """
 
 from collections.abc import Callable
@@ -24,16 +24,16 @@ from jobs.models import LONGEST_NAME, Step, lease
 from jobs.worker import context
 from jobs.worker.context import Execution
 
-# Options that are of no use once the call is over.
+# Options that are useless after the call.
 BOUND_TO_NOW = {"producer", "publisher", "connection"}
-# Ids that Celery makes are never those of another run.
+# Ids that Celery generates have this length, and never belong to another run.
 UUID_LENGTH = 36
 
 
 def send(publish: Callable[..., Any], request: Any, name: str, options: dict[str, Any]) -> Any:
-    """Publish a task by the task whose `request` it is: if that belongs to a run, as a step of it.
+    """Publish a task that another task sends; `request` is the sender's. If the sender belongs to a run, it is a step.
 
-    A task that no worker of this project knows belongs to another system, and is no step.
+    A task that this project does not know belongs to another system, and is no step.
     """
     execution = context.of(request)
     if execution is None or ATTEMPT_HEADER in (options.get("headers") or {}) or name not in current_app.tasks:
@@ -43,7 +43,7 @@ def send(publish: Callable[..., Any], request: Any, name: str, options: dict[str
     except (OperationalError, InterfaceError):
         if connection.in_atomic_block:
             raise
-        connection.close()  # it broke while the task did something else
+        connection.close()  # the connection broke while the task did something else
         _enlist(execution, name, options)
     if connection.in_atomic_block:
         execution.unpublished.add(options["task_id"])
@@ -65,13 +65,13 @@ def _publish(execution: Execution, publish: Callable[..., Any], request: Any, op
 
 
 def _undo(execution: Execution, task_id: str, request: Any) -> None:
-    """Take back the row of a step that could not be published; a step sent again is where it was before."""
+    """Undo the row of a step that could not be published; a step that was sent again gets its former state back."""
     unsent = Step.objects.filter(id=task_id)
     if execution.is_published_by_itself(task_id):
         execution.sent_again = False
         unsent.move({Step.State.QUEUED}, Step.State.RUNNING, task=request.task, lease_until=Now() + lease())
     elif task_id in (body["options"]["task_id"] for body in _firsts_of(request.chord)):
-        unsent.move({Step.State.QUEUED}, Step.State.EXPECTED)  # Celery itself reports no error for it
+        unsent.move({Step.State.QUEUED}, Step.State.EXPECTED)  # the body of a chord, for which Celery reports no error
     else:
         unsent.filter(state=Step.State.QUEUED).delete()
 
@@ -96,7 +96,7 @@ def _note(execution: Execution, task_id: str, name: str, state: Step.State, **co
         len(task_id) != UUID_LENGTH
         and Step.objects.under_way().filter(id=task_id).exclude(run=execution.run_id).exists()
     ):
-        raise ValueError(f"A step {task_id!r} of another run is under way: give each an id of its own.")
+        raise ValueError(f"Another run has an unfinished step {task_id!r}: give each step its own id.")
     if state == Step.State.EXPECTED and task_id != execution.task_id:
         Step.objects.bulk_create([step], ignore_conflicts=True)
     else:
@@ -104,7 +104,7 @@ def _note(execution: Execution, task_id: str, name: str, state: Step.State, **co
 
 
 def _firsts_of(body: Any) -> list[dict[str, Any]]:
-    """The tasks that are sent when a whole group is through; without those that have no id of their own yet."""
+    """The first tasks that are sent after the last member of a chord; without those that have no id yet."""
     if not body:
         return []
     kind, kwargs = body.get("subtask_type"), body.get("kwargs") or {}
@@ -121,7 +121,7 @@ def _firsts_of(body: Any) -> list[dict[str, Any]]:
 
 
 def delay_of(options: dict[str, Any]) -> timedelta:
-    """How long after now a message asks to be executed; never less than 0."""
+    """How long from now a message delays its task; never less than 0."""
     eta = options.get("eta")
     if eta is None:
         return timedelta(seconds=options.get("countdown") or 0)

@@ -1,6 +1,6 @@
-"""How does a worker write to the ledger though its database connection is broken, or the database unavailable?
+"""How does a worker write to the ledger if its database connection is broken, or the database unavailable?
 
-Its one rule: a task may leave its connection in any state, so nothing is written on it before that is known to be good.
+Its one rule: a task may leave its connection in any state, so the worker writes only on a connection that is good.
 """
 
 import logging
@@ -22,7 +22,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two tries
 
 
 def patiently(write: Callable[[], T]) -> T:
-    """Write to the ledger; while the database is unavailable try again, for as long as a lease.
+    """Write to the ledger; while the database is unavailable, try again for the length of a lease.
 
     A run whose end is not recorded would be executed again, or end as lost. Raises `django.db.Error`.
     """
@@ -39,10 +39,10 @@ def patiently(write: Callable[[], T]) -> T:
 
 
 def on_good_connection(write: Callable[[], T]) -> T:
-    """Write to the ledger, on a new connection where the present one is broken or inside a transaction of the task."""
+    """Write to the ledger, on a new connection if the current one is broken or inside a transaction of the task."""
     if _has_open_transaction():
         connection.connection.close()
-        del connections[DEFAULT_DB_ALIAS]  # with all that the task has set on it
+        del connections[DEFAULT_DB_ALIAS]  # with all settings that the task made on it
     try:
         return write()
     except DatabaseError:

@@ -1,12 +1,12 @@
-"""What must not end a worker, or leave it deaf? Celery's consumer and request, mended where they let that happen.
+"""Which errors end Celery's worker, or stop it from taking messages? Mends them in its consumer and request.
 
-Its one rule: all but the mended line is Celery's own. In Celery and kombu 5.7, with Redis, a worker ends by an
-AttributeError when its broker goes away while it holds a message that no process has begun, or when it acknowledges one
-over a connection that was replaced; and by the MemoryError of a task. It takes no more messages once as many as it may
-hold could not be acknowledged in time.
+Its one rule: everything but the mended lines is Celery's own. In Celery and kombu 5.7, with Redis, an AttributeError
+ends a worker whose broker fails while it holds a message that no process has begun, or that acknowledges a message over
+a connection that was replaced. The MemoryError of a task ends it, too. And it takes no more messages after as many as
+it may hold could not be acknowledged in time.
 
-Limit: what cannot be closed or acknowledged is left behind. The ledger knows what was in hand; a plain task's message
-comes again, or is lost, as it is with Celery.
+Limit: a connection that cannot be closed, or a message that cannot be acknowledged, is left behind. The ledger knows
+which runs it was; the message of a plain task comes again or is lost, as with Celery.
 """
 
 import logging
@@ -21,7 +21,7 @@ from jobs.rules.errors import logged
 
 log = logging.getLogger(__name__)
 
-AGAIN = 1.0  # seconds
+AGAIN = 1.0  # seconds until the next try to acknowledge a message
 
 
 class Consumer(CeleryConsumer):
@@ -33,17 +33,17 @@ class Consumer(CeleryConsumer):
             super().on_connection_error_after_connected(exc)
 
     def cancel_active_requests(self) -> None:
-        """A pool without processes cannot end what it executes. Celery's own raises that in the middle of the task."""
+        """A pool without processes cannot end its tasks; Celery's own would raise that in the middle of one."""
         with suppress(NotImplementedError):
             super().cancel_active_requests()
 
     def call_soon_ack(self, p: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
-        """Celery gives this a message's `ack_log_error` or `reject_log_error`, to be called where its connection is."""
+        """Celery passes a message's `ack_log_error` or `reject_log_error`, to be called where its connection lives."""
         return super().call_soon_ack(self._settle, p, *args, **kwargs)  # type: ignore[misc] # new in Celery 5.7
 
     def _settle(self, p: Any, logger: logging.Logger, errors: tuple[type[Exception], ...], *rest: Any) -> None:
         try:
-            p(logger, (), *rest)  # it is to raise all errors, and to log none away
+            p(logger, (), *rest)  # without errors to log, it raises all of them
         except Exception as error:
             present = self.task_consumer  # type: ignore[attr-defined] # set by a step of Celery's
             if present is None or p.__self__.channel is not present.channel:
@@ -51,7 +51,7 @@ class Consumer(CeleryConsumer):
             elif isinstance(error, BrokenPipeError) or not isinstance(error, errors):
                 raise
             else:
-                log.warning("The broker did not take an acknowledgement, it is asked again: %s", error)
+                log.warning("The broker did not take an acknowledgement; it is sent again: %s", error)
                 self.timer.call_after(AGAIN, self.call_soon_ack, (p, logger, errors, *rest))
 
 
@@ -59,8 +59,8 @@ class Request(CeleryRequest):
     """A message in the worker. `jobs.worker.task.Job` names it."""
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """Celery's own raises the `MemoryError` of a task once more, here, and so ends the worker with all it does."""
-        exception = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps what it brings from a child
+        """Replaces the `MemoryError` of a task: Celery would raise it again here, which ends the whole worker."""
+        exception = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps exceptions from a child
         if isinstance(exception, MemoryError):
             exc_info.exception = RuntimeError(f"{type(exception).__name__}: {exception}")
         return super().on_failure(exc_info, *args, **kwargs)

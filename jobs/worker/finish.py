@@ -1,7 +1,7 @@
-"""How does an execution end? It succeeds, fails, is tried again, or leaves its run to the steps it has set off.
+"""How does an execution end? It succeeds, fails, is retried, or leaves its run to the steps that it has sent.
 
-Its one rule: an end names its attempt, and an attempt that is over does not end twice: the ledger takes the first end
-and notes the others as fenced.
+Its one rule: an end names its attempt, and the ledger takes only the first end of an attempt. A later end changes
+nothing; if the attempt was lost, it is marked as fenced.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ UNDONE = "its replacement was rolled back with the transaction"
 
 
 def finish(execution: Execution, state: State, reason: str = "") -> None:
-    """The body of a run or step is over, and it did not fail. A run whose steps are not over waits for them."""
+    """End a run or step whose body is over and did not fail. A run with unfinished steps waits for them."""
     execution.write_log()
     if execution.unpublished:
         steps.fail_unsent(execution.unpublished, execution.run_id)
@@ -52,7 +52,7 @@ def _end_step(execution: Execution, state: State, reason: str) -> None:
 
 
 def fail(execution: Execution, exception: BaseException, text: str) -> None:
-    """The body of a run or step raised; `text` is its traceback."""
+    """End a run or step whose body raised an exception; `text` is the traceback."""
     execution.write_news()
     _fail(execution, in_one_line(exception, LONGEST_REASON), _described(exception, text))
 
@@ -61,7 +61,7 @@ def _fail(execution: Execution, reason: str, error: dict[str, str]) -> None:
     if execution.is_step:
         steps.end(execution.task_id, execution.attempt, Step.State.FAILED, **error)
         outcomes.settle(execution.run_id, execution.attempt)
-    elif steps.cancel(execution.run_id, execution.attempt):  # it has steps, and waits for those that are at work
+    elif steps.cancel(execution.run_id, execution.attempt):  # it has steps, and waits for the running ones
         steps.carry(execution.run_id, execution.attempt, reason=reason, **error)
         outcomes.settle(execution.run_id, execution.attempt)
     else:
@@ -69,12 +69,12 @@ def _fail(execution: Execution, reason: str, error: dict[str, str]) -> None:
 
 
 def retry(execution: Execution, args: Any, kwargs: Any, delay: timedelta, options: dict[str, Any]) -> None:
-    """Keep what the task asked for by `self.retry()` as the next attempt of its run."""
+    """Carry out the task's `self.retry()` as the next attempt of its run."""
     execution.write_news()
     run = Run.objects.get(id=execution.run_id)
     run.attempt = execution.attempt
     delay = min(delay, LONGEST_COUNTDOWN)
-    reason = f"the task asked to be run again in {delay.total_seconds():.0f} s"
+    reason = f"the task asked for a retry in {delay.total_seconds():.0f} s"
     kept = {name: options[name] for name in ("retries", "time_limit", "soft_time_limit") if options.get(name)}
     changes = {"args": args, "kwargs": kwargs, "options": run.options | kept}
     changes |= {name: options[name] for name in ("queue", "priority") if isinstance(options.get(name), (str, int))}
@@ -85,7 +85,7 @@ def retry(execution: Execution, args: Any, kwargs: Any, delay: timedelta, option
 
 
 def send_again(execution: Execution, publish: Callable[[], Any]) -> None:
-    """Publish a step once more, as it asked for by `self.retry()`; it fails where that is not possible."""
+    """Carry out the `self.retry()` of a step by publishing it again; if that is not possible, the step fails."""
     execution.write_log()
     error = try_to_publish(publish, (DatabaseError,))
     if error is not None:  # Celery itself would reject the task

@@ -1,11 +1,11 @@
-"""Keeps the executions of this process alive in the ledger: one thread looks after all of them.
+"""How does a process keep its executions alive in the ledger? One thread looks after all of them.
 
-It renews leases, writes progress and log lines down, and passes on that a run is to end. Its one rule: it only touches
-rows that are still in the attempt this process started; a run that was rescued meanwhile stays lost to it. An
-execution shorter than `QUIET` that logs nothing and tells of no progress costs nothing here.
+It renews leases, saves progress and log lines, and interrupts executions that should end. Its one rule: it only changes
+rows that are still in the attempt that this process started, so it never takes a rescued run back. An execution that is
+shorter than `QUIET`, logs nothing and reports no progress costs nothing here.
 
-Limit: code that holds the interpreter for a whole lease (a C extension that never releases it) silences this thread
-too, and its run is rescued while it works.
+Limit: code that holds the interpreter for a whole lease (a C extension that never releases it) also stops this thread,
+and its run is rescued while it works.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ from jobs.worker.context import Execution
 log = logging.getLogger(__name__)
 
 QUIET = 5.0  # seconds an execution may last before its first pulse
-NEWS_EVERY = 1.0  # seconds between two writings of progress and log lines
+NEWS_EVERY = 1.0  # seconds between two saves of progress and log lines
 
 _executions: dict[int, Execution] = {}  # by id(): two threads may execute the same run, an old attempt and a new one
 _thread: threading.Thread | None = None
@@ -39,7 +39,7 @@ _lock = threading.Lock()
 
 
 def watch(execution: Execution) -> None:
-    """Look after this execution from now on, until `release`."""
+    """Look after this execution until `release`."""
     global _thread  # noqa: PLW0603 - one thread per process, made when the first run starts
     _executions[id(execution)] = execution
     with _lock:
@@ -59,7 +59,7 @@ def _beat() -> None:
             time.sleep(NEWS_EVERY)
             context.news.clear()
         if executions := list(_executions.values()):
-            with logged(log, "The executions of this process could not be looked after."):
+            with logged(log, "The pulse of this process failed; it goes on with the next round."):
                 _look_after(executions)
 
 
@@ -68,7 +68,7 @@ def _pause() -> float:
 
 
 def _look_after(executions: list[Execution]) -> None:
-    """One round. An unavailable database is asked again in a moment: the lease has three more chances."""
+    """One round. If the database is unavailable, the next rounds try again: the lease leaves three more chances."""
     now = time.monotonic()
     old = [each for each in executions if now - each.started_at >= _pause()]
     due = [each for each in old if now - each.renewed_at >= lease().total_seconds() / 4]
@@ -99,7 +99,7 @@ def _renew(due: list[Execution]) -> None:
 
 
 def _unwanted(old: list[Execution]) -> list[Execution]:
-    """Executions whose run is to end, and steps of attempts that are over."""
+    """Executions whose run was asked to end, and steps of attempts that are over."""
     if not old:
         return []
     running = Run.objects.filter(_any_of(old), state=State.RUNNING)
@@ -130,7 +130,7 @@ def _interrupt(execution: Execution) -> None:
     """Raise `SoftTimeLimitExceeded` in the task, as its time limit would, so that it may clean up.
 
     In the prefork pool the signal interrupts even a blocking call. In the threads and solo pools the exception comes
-    with the next instruction of Python.
+    with the next Python instruction.
     """
     if _is_pool_child():
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -140,9 +140,9 @@ def _interrupt(execution: Execution) -> None:
 
 
 def _kill(execution: Execution) -> None:
-    """Kill this child. Without one there is only the whole worker: then the ledger lets go of the run instead.
+    """Kill this child process. In a pool without children, give the run up in the ledger instead.
 
-    What the task still does no longer counts.
+    Later changes by the task then no longer count.
     """
     if _is_pool_child():
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,11 +1,11 @@
-"""What does a worker do about its resources? It preloads them, lends them to tasks, drops what is outdated, and tells.
+"""What does a worker do with resources? It preloads them, lends them to tasks, drops outdated ones, and reports them.
 
-Its one rule: no process hands out a resource before it has looked which version is the present one, and from then on
-it looks every two seconds, in a thread of its own. So what is invalidated is gone everywhere within seconds. What was
-loaded while the database was away is dropped when the versions can be read: nothing fails, nothing stays outdated.
+Its one rule: a process reads the current versions before it first uses a resource, and then every two seconds, in a
+thread. So an invalidated resource is dropped everywhere within seconds. Values that were loaded while the database was
+unavailable are dropped as soon as the versions can be read: nothing fails, and nothing stays outdated.
 
-Limits: only workers look and tell. Elsewhere (web, shell, tests) a resource is kept for its `ttl`, and there is no
-thread. A load in a transaction that sees older data (REPEATABLE READ) brings older data, and they are kept.
+Limits: only workers check and report. Elsewhere (web, shell, tests) a resource is kept for its `ttl`, and there is no
+thread. A load in a transaction that sees older data (REPEATABLE READ) returns older data, which the process keeps.
 """
 
 import gc
@@ -34,19 +34,19 @@ from jobs.rules.errors import logged
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LOOK_EVERY = 2.0  # seconds
-TELL_EVERY = 10.0  # seconds, at most, where something has changed
-REPEAT_EVERY = 60.0  # seconds, where nothing has
-PATIENCE = 5.0  # seconds that a first use waits for the first look, and an end for the goodbye
+CHECK_EVERY = 2.0  # seconds between reads of the versions
+REPORT_EVERY = 10.0  # seconds, at least, between reports of changed holdings
+REPEAT_EVERY = 60.0  # seconds between reports of unchanged holdings
+PATIENCE = 5.0  # seconds that the first use waits for the first check, and a shutdown for the removal of the report
 
 _here = ""  # the node name of the worker that this process belongs to
 _watch: "_Watch | None" = None
 _starting = threading.Lock()
-_lent: "ContextVar[_Lent | None]" = ContextVar("lent", default=None)  # to the task that executes here
+_lent: "ContextVar[_Lent | None]" = ContextVar("lent", default=None)  # the values of the task that executes here
 
 
 class UnknownResourceError(LookupError):
-    """No resource has this name. The message names one that is spelled alike, or all."""
+    """No resource has this name. The message suggests a similar name, or lists all."""
 
     def __init__(self, name: str, names: Iterable[str]) -> None:
         close = get_close_matches(name, names, n=1)
@@ -55,10 +55,10 @@ class UnknownResourceError(LookupError):
 
 
 class ResourceTask(Task):  # type: ignore[type-arg] # generic for the type checker only
-    """The base of a task that works with a resource: `@shared_task(base=ResourceTask, bind=True, resource=prices)`.
+    """The base of a task that uses a resource: `@shared_task(base=ResourceTask, bind=True, resource=prices)`.
 
-    In it, `self.shared` is the value of that resource, and `self.take(rates, "EUR")` that of any other one. What is
-    taken is not closed before the task is over, however it ends.
+    In it, `self.shared` is the value of that resource, and `self.take(rates, "EUR")` a value of any other one. These
+    values are not closed before the task is over, even if it fails.
     """
 
     abstract = True
@@ -75,18 +75,18 @@ class ResourceTask(Task):  # type: ignore[type-arg] # generic for the type check
     @property
     def shared(self) -> Any:
         if self.resource is None:
-            raise TypeError(f"{self.name} shares nothing: give its decorator resource=..., or call self.take(...).")
+            raise TypeError(f"{self.name} has no resource: give its decorator resource=..., or call self.take(...).")
         return self.take(self.resource)
 
     def take(self, resource: Resource[T], *key: Hashable) -> T:
         lent = _lent.get()
         if lent is None:
-            raise RuntimeError(f"{self.name} is not executing: there is nobody to take {resource.name} back from.")
+            raise RuntimeError(f"{self.name} is not executing: take {resource.name} while the task runs.")
         return lent.take(resource, key)
 
 
 class _Lent(ExitStack):
-    """What a task has taken: each value once, however often it asks, and all of it until the task is over."""
+    """The values that a task has taken, each taken only once, and all kept until the task is over."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class _Lent(ExitStack):
 def invalidate(*names: str, actor: Actor | str = "") -> None:
     """Drop these resources: here when the transaction is committed, in every worker within seconds after that.
 
-    In one transaction with a change of their data, no process keeps values loaded before the change. Raises
+    In one transaction with the change of their data, it leaves no process with older values. Raises
     `UnknownResourceError`, and then invalidates none.
     """
     actor = Actor.of(actor)
@@ -115,18 +115,18 @@ def invalidate(*names: str, actor: Actor | str = "") -> None:
     versions.update(number=F("number") + 1, invalidated_at=Now(), invalidated_by=actor.name)
     note(actor, ResourceVersion, ((name, name) for name in names), "Invalidated.")
     log.info("Invalidated: %s", ", ".join(names), extra={"action": "invalidate"})
-    transaction.on_commit(look, robust=True)
+    transaction.on_commit(drop_outdated, robust=True)
 
 
-def look() -> None:
-    """Drop what this process holds of another version than the present one."""
+def drop_outdated() -> None:
+    """Drop the values of this process that are not of the current version."""
     present = dict(ResourceVersion.objects.values_list("name", "number"))
     _have_rows(registry.keys() - present.keys())
     for name, resource in list(registry.items()):
         number = present.get(name, 0)
         if resource.version != number:
             if resource.version is not None:
-                log.info("%s is dropped: its version is %d now.", name, number, extra={"action": "invalidate"})
+                log.info("%s is dropped: its version is now %d.", name, number, extra={"action": "invalidate"})
             resource.drop(number)
 
 
@@ -137,22 +137,22 @@ def _have_rows(names: Collection[str]) -> None:
 
 
 class _Watch(threading.Thread):
-    """Looks and tells for this process, until it is stopped."""
+    """Drops outdated values of this process and reports the rest, until it is stopped."""
 
     def __init__(self, node: str) -> None:
         super().__init__(name="resources", daemon=True)
-        self.has_looked = threading.Event()
+        self.has_checked = threading.Event()
         self._over = threading.Event()
         self._process = {"node": node, "pid": os.getpid()}
-        self._told: dict[str, Tally] = {}
-        self._told_at = float("-inf")
+        self._reported: dict[str, Tally] = {}
+        self._reported_at = float("-inf")
 
     def run(self) -> None:
-        self._act(look)
-        self.has_looked.set()
-        while not self._over.wait(LOOK_EVERY):
-            self._act(self._look_and_tell)
-        self._act(self._say_goodbye)
+        self._act(drop_outdated)
+        self.has_checked.set()
+        while not self._over.wait(CHECK_EVERY):
+            self._act(self._check)
+        self._act(self._remove_report)
         connection.close()
 
     def stop(self) -> None:
@@ -160,23 +160,23 @@ class _Watch(threading.Thread):
         self.join(PATIENCE)
 
     def _act(self, what: Callable[[], object]) -> None:
-        with logged(log, "The resources of this process could not be looked after."):
+        with logged(log, "The resources of this process could not be checked."):
             try:
                 what()
             except Error as error:
-                log.info("The versions of resources cannot be read at present: %s", str(error).strip())
+                log.info("The versions of resources cannot be read now: %s", str(error).strip())
         connection.close_if_unusable_or_obsolete()
 
-    def _look_and_tell(self) -> None:
-        look()
+    def _check(self) -> None:
+        drop_outdated()
         tallies = {name: resource.tally() for name, resource in list(registry.items())}
         held = {name: tally for name, tally in tallies.items() if tally.hits or tally.misses or tally.entries}
-        silent_for = time.monotonic() - self._told_at
-        if silent_for >= REPEAT_EVERY or (silent_for >= TELL_EVERY and held != self._told):
-            self._tell(held)
-            self._told, self._told_at = held, time.monotonic()
+        silent_for = time.monotonic() - self._reported_at
+        if silent_for >= REPEAT_EVERY or (silent_for >= REPORT_EVERY and held != self._reported):
+            self._report(held)
+            self._reported, self._reported_at = held, time.monotonic()
 
-    def _tell(self, held: dict[str, Tally]) -> None:
+    def _report(self, held: dict[str, Tally]) -> None:
         Holding.objects.filter(seen_at__lt=Now() - GONE_AFTER).delete()
         rows = [
             Holding(resource_id=name, **self._process, **asdict(tally), seen_at=Now()) for name, tally in held.items()
@@ -188,18 +188,18 @@ class _Watch(threading.Thread):
             update_fields=["entries", "bytes", "hits", "misses", "seen_at"],
         )
 
-    def _say_goodbye(self) -> None:
+    def _remove_report(self) -> None:
         Holding.objects.filter(**self._process).delete()
 
 
 def _begin() -> None:
-    """Look, and go on looking. Where the first look takes too long, the use does not wait for it."""
+    """Start the thread, and wait for its first check, but no longer than `PATIENCE`."""
     global _watch  # noqa: PLW0603 - one thread per process, made when it first uses a resource
     with _starting:
         if _watch is None:
             _watch = _Watch(_here)
             _watch.start()
-    _watch.has_looked.wait(PATIENCE)
+    _watch.has_checked.wait(PATIENCE)
 
 
 def _preload() -> None:
@@ -207,14 +207,14 @@ def _preload() -> None:
     if not wanted:
         return
     with suppress(Error):
-        look()
+        drop_outdated()
     for resource in wanted:
-        # The worker can do without: the first job that needs it loads it, and fails with the reason.
+        # The worker starts anyway: the first job that needs the resource loads it, and fails with the reason.
         with logged(log, "%s could not be preloaded.", resource.name):
             resource.get()
-    connections.close_all()  # no child is to inherit one
+    connections.close_all()  # no child may inherit one
     gc.collect()
-    gc.freeze()  # or the collector of each child would mark, and so copy, every page of what they share
+    gc.freeze()  # or the garbage collector of each child would mark, and so copy, all shared memory
 
 
 def _on_worker_init(sender: Any, **_: Any) -> None:
@@ -224,7 +224,7 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
 
 
 def _on_process_init(sender: Any, **_: Any) -> None:
-    """In a child: where it was not forked, it knows nothing of its parent."""
+    """In a child: one that was not forked has inherited nothing from its parent."""
     _belong_to(sender)
 
 
@@ -239,13 +239,13 @@ def _on_shutdown(**_: Any) -> None:
         _watch.stop()
 
 
-def _forget() -> None:
+def _reset_after_fork() -> None:
     """In a forked child: threads do not survive a fork."""
     global _watch, _starting
     _watch, _starting = None, threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def connect() -> None:

@@ -1,7 +1,7 @@
-"""What comes back from a task? Its result, where it keeps one; else a sentence that says how to keep it.
+"""How does a caller get the result of a task? From its `AsyncResult`, or an error that says how to keep the result.
 
-Its one rule: nobody waits for what never comes, and nobody takes "kept nothing" for "returned None". Celery's own
-`AsyncResult` does both: it returns None where it knows that nothing is kept, and waits for ever where it does not.
+Its one rule: no caller waits for a result that never comes, or mistakes a missing one for None. Celery's own
+`AsyncResult` does both: it returns None if it knows that no result is kept, and waits for ever if it does not know.
 """
 
 from typing import Any
@@ -21,20 +21,20 @@ class NoResultError(LookupError):
 
 
 class Result(AsyncResult[Any]):
-    """The `AsyncResult` of every task of the app, plain or of a run."""
+    """The `AsyncResult` of every task of the app, inside and outside runs."""
 
     def get(self, *args: Any, **options: Any) -> Any:
-        """As Celery's. Raises `NoResultError` at once where nothing is kept."""
+        """Like Celery's. Raises `NoResultError` at once if no result is kept."""
         if self.ignored or _is_of_silent_run(str(self.id)):
             raise NoResultError(
                 "This task keeps no result. Declare it with @shared_task(ignore_result=False), or choose"
-                " “keep result” in its schedule's policy; what became of a run stands in the ledger."
+                " “keep result” in its schedule's policy. The ledger shows how a run ended."
             )
         return super().get(*args, **options)
 
 
 class Backend(DatabaseBackend):  # type: ignore[misc] # django-celery-results has no type hints
-    """django-celery-results' own; what a task failed with is kept with its secrets masked, as in the ledger."""
+    """The backend of django-celery-results, but with secrets masked in errors, as in the ledger."""
 
     def _store_result(self, task_id: str, result: Any, status: str, traceback: Any = None, **rest: Any) -> Any:
         if status in states.EXCEPTION_STATES:
@@ -45,14 +45,14 @@ class Backend(DatabaseBackend):  # type: ignore[misc] # django-celery-results ha
 
 
 def _masked(message: Any) -> Any:
-    """The arguments of an exception, as Celery hands them on."""
+    """The arguments of an exception, as Celery passes them, with secrets masked."""
     if isinstance(message, (list, tuple)):
         return [_masked(part) for part in message]
     return mask(message) if isinstance(message, str) else message
 
 
 def _is_of_silent_run(task_id: str) -> bool:
-    """Whether that is the id of a run which is not to keep its result."""
+    """Whether this is the id of a run that keeps no result."""
     try:
         run = Run.objects.filter(id=UUID(task_id)).only("task", "options").first()
     except ValueError:

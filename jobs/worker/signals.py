@@ -1,6 +1,6 @@
-"""What does Celery report of a task, and what follows for its run? The receivers of Celery's signals.
+"""What does Celery report about a task, and what follows for its run? The receivers of Celery's signals.
 
-Its one rule: a receiver finds out which execution a signal is about and calls one function of `finish` or `outcomes`.
+Its one rule: a receiver finds the execution that a signal is about and calls one function of `finish` or `outcomes`.
 Celery logs and swallows errors of receivers, so a write waits for the database (`connection.patiently`).
 """
 
@@ -30,7 +30,7 @@ from jobs.worker.context import Execution
 
 _here = ""  # the node name of the worker that this process belongs to
 
-# States that a task chose itself by raising, with the state and the sentence that the ledger gives them.
+# The states that a task chooses by raising, with the state and the reason for the ledger.
 CHOSEN = {
     states.IGNORED: (State.SUCCEEDED, "the task ended itself by raising Ignore"),
     states.REJECTED: (State.FAILED, "the task ended itself by raising Reject"),
@@ -62,20 +62,20 @@ def _on_postrun(task: Any, state: str | None = None, **_: Any) -> None:
     elif state in CHOSEN:
         patiently(partial(finish.finish, execution, *CHOSEN[state]))
     elif state in {states.SUCCESS, None} and (error := sys.exception()) and not _ends_process(error):
-        # It passes through: no `Exception`, or Celery could not send a follower or keep the result.
+        # Celery reported no failure: it is no `Exception`, or a follower could not be sent or the result not stored.
         patiently(partial(finish.fail, execution, error, "".join(format_exception(error))))
 
 
 def _ends_process(error: BaseException) -> bool:
-    """Whether the task was interrupted because its process is about to end: that is no failure of the task."""
+    """Whether the task was interrupted because its process is about to end, which is no failure of the task."""
     return terminate_handler_fired() or isinstance(error, (WorkerShutdown, WorkerTerminate))
 
 
 def _on_child_gone(task_id: str, exception: BaseException) -> None:
-    """In the worker's main process: the child that executed the run was ended, by its time limit or from outside."""
+    """In the worker's main process: the child that executed the run was killed, by its time limit or from outside."""
     for execution, rows in _executed_by_child(task_id):
         if isinstance(exception, WorkerLostError):
-            rows.update(lease_until=Now())  # found by the next rescue, instead of after a whole lease
+            rows.update(lease_until=Now())  # so the next rescue finds it; else it would wait for a whole lease
         else:
             finish.fail(execution, exception, "")
 
@@ -90,11 +90,11 @@ def _executed_by_child(task_id: str) -> Iterator[tuple[Execution, QuerySet[Any]]
 
 
 def _on_revoked(request: Any, terminated: bool = False, expired: bool = False, **_: Any) -> None:
-    """By remote control, or because the message has expired: Celery will not execute this message."""
+    """Celery will not execute this message: it was revoked by remote control, or it has expired."""
     why = "its message expired" if expired else "it was revoked"
     if (attempt := request.get(ATTEMPT_HEADER)) is not None:
         run = Run.objects.filter(id=request.id)
-        if expired:  # of several messages of this attempt another may have started it
+        if expired:  # another message of this attempt may have started it
             revoked.discard(request.id)  # or this worker would refuse a later attempt, whose message has the same id
             outcomes.end(run.filter(attempt=attempt), UNSTARTED, State.CANCELLED, reason=f"cancelled: {why}")
         else:

@@ -1,9 +1,9 @@
-"""What makes a Celery task a job: it may start an attempt of a run only once.
+"""What makes a Celery task a job? It starts each attempt of a run only once.
 
-Its one rule: the ledger is asked before the body runs, and the answer that another process has the attempt ends the
-message, not the run. Tasks that belong to no run (plain `delay()`) pass untouched and cost nothing.
+Its one rule: a process claims the attempt in the ledger before the body runs. If another process has the attempt, the
+message is dropped, and the run goes on. Tasks outside runs (plain `delay()`) are not touched and cost nothing.
 
-The base of every task by the application in project/celery.py: a task needs to import nothing to be a job.
+The application in project/celery.py makes it the base of every task, so a task needs to import nothing to be a job.
 """
 
 import logging
@@ -32,7 +32,7 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
     Request = "jobs.worker.consumer:Request"
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        """The start guard. Raises `Ignore` when this attempt was started, expired, cancelled or rescued before."""
+        """The start guard. Raises `Ignore` if this attempt was already started, expired, cancelled or rescued."""
         if self.request.get(ATTEMPT_HEADER) is not None or self.request.get(STEP_HEADER) is not None:
             _start(self.request, task_id)
         super().before_start(task_id, args, kwargs)
@@ -40,15 +40,15 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
     def apply_async(  # type: ignore[override] # options are passed through as they come
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
     ) -> Any:
-        """As Celery's, but `self.retry()` of a run waits in the ledger: brokers may repeat messages with an ETA.
+        """Like Celery's, but `self.retry()` of a run waits in the ledger: brokers may repeat messages with an ETA.
 
-        The retry of a step is sent when its body is over, and so after any transaction it was called in.
+        The retry of a step is sent when its body is over, and so after any transaction that it was called in.
         """
         publish = partial(super().apply_async, args, kwargs, task_id=task_id, **options)
         execution = context.of(self.request) if options.get("retries") else None
         if execution is None or execution.task_id != task_id:
             return publish()
-        delay = canvas.delay_of(options)  # raises here, in the task, where the options give no length of time
+        delay = canvas.delay_of(options)  # raises here, in the task, if the options hold no valid delay
         if execution.is_step:
             execution.retry = partial(finish.send_again, execution, publish)
         else:
@@ -56,7 +56,7 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
         return self.AsyncResult(execution.task_id)
 
     def replace(self, sig: Any) -> Any:
-        """As Celery's. A replacement that is rolled back fails the run; other tasks that are rolled back do not."""
+        """Like Celery's. A rolled-back replacement fails the run; other tasks that are rolled back do not."""
         if execution := context.of(self.request):
             execution.replaces_itself = True
         return super().replace(sig)
@@ -67,8 +67,8 @@ def _start(request: Any, task_id: str) -> None:
     try:
         started = _claim(execution, node_of(request.hostname))
     except DatabaseError as error:
-        log.warning("Run %s is not started: the ledger cannot be reached. It is sent again later.", task_id)
-        raise Ignore("The ledger cannot be reached.") from error
+        log.warning("Run %s is not started: the database is unavailable. Beat sends it again later.", task_id)
+        raise Ignore("The database is unavailable.") from error
     if not started:
         log.info("Attempt %s of run %s is not started.", execution.attempt, execution.run_id, extra={"run": task_id})
         raise Ignore("This attempt was started before, or is no longer wanted.")
@@ -77,7 +77,7 @@ def _start(request: Any, task_id: str) -> None:
 
 
 def _execution_of(request: Any, task_id: str) -> Execution:
-    """What a message names. Raises `Ignore` where that is no attempt of a run."""
+    """The execution that a message names. Raises `Ignore` if it names no attempt of a run."""
     attempt, step = request.get(ATTEMPT_HEADER), request.get(STEP_HEADER)
     try:
         if attempt is not None:
@@ -88,7 +88,7 @@ def _execution_of(request: Any, task_id: str) -> Execution:
 
 
 def _claim(execution: Execution, node: str) -> bool:
-    """Take the attempt for this process. Beat sends unstarted runs again, so only steps wait for the database."""
+    """Claim the attempt for this process. Beat sends unstarted runs again, so only steps wait for the database."""
     run_id, attempt, pid = execution.run_id, execution.attempt, os.getpid()
     if execution.is_step:
         return patiently(partial(steps.start, execution.task_id, run_id, attempt, node, pid))

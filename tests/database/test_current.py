@@ -1,4 +1,4 @@
-"""What a task learns of its run, and what it may say; and that outside a run nothing comes of it."""
+"""What can a task ask and report while it executes, and does the same do nothing outside a run?"""
 
 import logging
 import math
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 HOUR = timedelta(hours=1)
 
 
-def test_it_tells_a_task_its_run_with_the_data_since_the_occurrence_before():
+def test_it_gives_a_task_its_run_with_a_window_since_the_previous_due_moment():
     schedule = make_schedule("etl", cron={"minute": "0"})
     due_at = database_now().replace(minute=0, second=0, microsecond=0)
     run = make_run(schedule, State.RUNNING, due_at=due_at, attempt=2)
@@ -40,7 +40,7 @@ def test_it_leaves_no_gap_between_two_windows_when_the_timing_changes():
         assert current_run().window_start == due_at - 24 * HOUR
 
 
-def test_it_knows_the_window_of_a_run_that_somebody_asked_for():
+def test_it_computes_the_window_of_a_requested_run():
     schedule = make_schedule(cron={"minute": "0"})
     due_at = database_now().replace(minute=0, second=0, microsecond=0)
     with inside(make_run(schedule, State.RUNNING, due_at=due_at - 100 * HOUR, trigger=Trigger.BACKFILL)):
@@ -52,7 +52,7 @@ def test_it_knows_the_window_of_a_run_that_somebody_asked_for():
         assert current_run().window_start is None
 
 
-def test_it_does_a_thing_once_for_each_run_and_key():
+def test_it_allows_an_effect_once_for_each_run_and_key():
     first, second = make_run(state=State.RUNNING), make_run(state=State.RUNNING)
     with inside(first):
         assert once("charge")
@@ -63,7 +63,7 @@ def test_it_does_a_thing_once_for_each_run_and_key():
     assert Effect.objects.count() == 3
 
 
-def test_it_does_a_thing_again_whose_transaction_was_undone():
+def test_it_allows_an_effect_again_whose_transaction_was_rolled_back():
     with inside(make_run(state=State.RUNNING)):
         with transaction.atomic():
             assert once("charge")
@@ -79,58 +79,58 @@ def test_it_does_nothing_outside_a_run():
     assert not Effect.objects.exists()
 
 
-def test_it_takes_the_last_progress_along_when_a_run_ends():
+def test_it_saves_the_last_progress_when_a_run_ends():
     run = make_run(make_schedule(), State.RUNNING)
-    with inside(run) as held:
+    with inside(run) as execution:
         progress(3, message="x" * 1000)
         progress(-1, 5, "done")
-    finish(held, State.SUCCEEDED)
+    finish(execution, State.SUCCEEDED)
     run.refresh_from_db()
     assert (run.state, run.progress_done, run.progress_total, run.progress_message) == (State.SUCCEEDED, 0, 5, "done")
 
 
 @pytest.mark.parametrize(("done", "total"), [(2**70, 2**70), (-(2**70), -1)])
-def test_it_ends_a_run_whatever_numbers_it_told(done, total):
+def test_it_ends_a_run_that_reported_any_numbers(done, total):
     run = make_run(make_schedule(), State.RUNNING)
-    with inside(run) as held:
+    with inside(run) as execution:
         progress(done, total)
         with pytest.raises(OverflowError):
             progress(math.inf)
-    finish(held, State.SUCCEEDED)
+    finish(execution, State.SUCCEEDED)
     run.refresh_from_db()
     assert run.state == State.SUCCEEDED
     assert run.progress_done == run.progress_total == (2**63 - 1 if done > 0 else 0)
 
 
 @pytest.mark.parametrize("statement", ["INSERT", "UPDATE"])
-def test_it_writes_the_last_news_down_when_the_database_is_back(statement):
+def test_it_saves_the_last_log_and_progress_when_the_database_is_back(statement):
     run = make_run(make_schedule(), State.RUNNING)
-    with inside(run) as held:
-        logging.getLogger("tests").warning("last words")
+    with inside(run) as execution:
+        logging.getLogger("tests").warning("last line")
         progress(5, 5)
 
-    def away(execute, sql, params, many, context):
+    def unavailable(execute, sql, params, many, context):
         if sql.startswith(statement):
             raise OperationalError("the server closed the connection")
         return execute(sql, params, many, context)
 
-    with connection.execute_wrapper(away), pytest.raises(OperationalError), transaction.atomic():
-        finish(held, State.SUCCEEDED)
-    finish(held, State.SUCCEEDED)
+    with connection.execute_wrapper(unavailable), pytest.raises(OperationalError), transaction.atomic():
+        finish(execution, State.SUCCEEDED)
+    finish(execution, State.SUCCEEDED)
     run.refresh_from_db()
     assert (run.state, run.progress_done, run.progress_total) == (State.SUCCEEDED, 5, 5)
-    assert RunLog.objects.get().text.endswith("last words\n")
+    assert RunLog.objects.get().text.endswith("last line\n")
 
 
-def test_it_keeps_a_line_that_is_being_logged_while_the_others_are_taken():
+def test_it_keeps_a_line_that_is_logged_while_earlier_lines_are_taken():
     class Nosy:
         def __str__(self):
-            return f"second, {held._take_lines()!r} was taken"
+            return f"second, {execution._take_lines()!r} was taken"
 
-    with inside(make_run(state=State.RUNNING)) as held:
+    with inside(make_run(state=State.RUNNING)) as execution:
         for words in ("first", Nosy()):
             RunHandler().emit(logging.LogRecord("tests", logging.INFO, "", 0, "%s", (words,), None))
-        assert held._take_lines() == "second, 'first\\n' was taken\n"
+        assert execution._take_lines() == "second, 'first\\n' was taken\n"
 
 
 @pytest.mark.django_db(transaction=True)

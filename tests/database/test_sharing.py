@@ -1,4 +1,4 @@
-"""What a process does about its cached, and what people see of it and may do: in the admin, by command, by code."""
+"""How does a process keep its resources current, and what can people see and do: in the admin, by command, by code?"""
 
 import gc
 import re
@@ -34,7 +34,7 @@ def prices():
     """A resource whose values are numbers, counted from 1; its first version is known."""
     loads: list[int] = []
     resource = Resource("prices", lambda: loads.append(1) or len(loads))
-    resources.look()
+    resources.drop_outdated()
     yield resource
     del cached.registry["prices"]
 
@@ -53,38 +53,38 @@ def act(client, *names: str):
     return client.post(RESOURCES, {"action": "invalidate", "_selected_action": names}, follow=True)
 
 
-def away(*_: Any) -> None:
+def unavailable(*_: Any) -> None:
     raise OperationalError("the server closed the connection unexpectedly")
 
 
 # --- versions -------------------------------------------------------------------------------------------------------
 
 
-def test_it_drops_what_another_process_has_invalidated(prices):
+def test_it_drops_values_that_another_process_has_invalidated(prices):
     assert prices.get() == 1
     ResourceVersion.objects.filter(name="prices").update(number=1)
-    resources.look()
+    resources.drop_outdated()
     assert prices.get() == 2
-    resources.look()
+    resources.drop_outdated()
     assert prices.get() == 2
 
 
-def test_it_drops_what_was_loaded_before_the_versions_could_be_read(prices):
+def test_it_drops_values_that_were_loaded_before_the_versions_could_be_read(prices):
     prices.version = None
     prices.get()
-    resources.look()
+    resources.drop_outdated()
     assert prices.tally().entries == 0
 
 
-def test_it_drops_what_it_holds_when_the_versions_begin_again(prices):
+def test_it_drops_values_when_the_version_numbers_start_again(prices):
     prices.drop(version=5)
     prices.get()
-    resources.look()
+    resources.drop_outdated()
     assert (prices.tally().entries, prices.version) == (0, 0)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_looks_before_a_process_uses_a_resource_for_the_first_time(prices, monkeypatch):
+def test_it_reads_the_versions_before_a_process_first_uses_a_resource(prices, monkeypatch):
     for module, name in ((cached, "_hook"), (cached, "_unused"), (resources, "_watch")):
         monkeypatch.setattr(module, name, None)
     prices.get()
@@ -96,12 +96,12 @@ def test_it_looks_before_a_process_uses_a_resource_for_the_first_time(prices, mo
         resources._watch.stop()
 
 
-def test_it_looks_with_one_query_for_all(prices, django_assert_num_queries):
+def test_it_reads_all_versions_with_one_query(prices, django_assert_num_queries):
     with django_assert_num_queries(1):
-        resources.look()
+        resources.drop_outdated()
 
 
-def test_it_notes_when_and_by_whom_a_resource_was_invalidated(prices):
+def test_it_records_when_and_by_whom_a_resource_was_invalidated(prices):
     resources.invalidate("prices", actor="ada")
     resources.invalidate("prices", actor="eve")
     row = ResourceVersion.objects.get(name="prices")
@@ -109,7 +109,7 @@ def test_it_notes_when_and_by_whom_a_resource_was_invalidated(prices):
     assert abs(row.invalidated_at - database_now()) < timedelta(minutes=1)
 
 
-def test_it_invalidates_what_only_other_processes_know():
+def test_it_invalidates_a_resource_that_only_other_processes_know():
     ResourceVersion.objects.create(name="elsewhere")
     resources.invalidate("elsewhere")
     assert ResourceVersion.objects.get(name="elsewhere").number == 1
@@ -122,7 +122,7 @@ def test_it_invalidates_none_when_one_of_them_does_not_exist(prices):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_drops_with_the_end_of_the_transaction_that_changes_the_data(prices):
+def test_it_drops_values_when_the_transaction_that_changes_the_data_commits(prices):
     prices.get()
     with transaction.atomic():
         resources.invalidate("prices")
@@ -131,76 +131,76 @@ def test_it_drops_with_the_end_of_the_transaction_that_changes_the_data(prices):
     with transaction.atomic():
         resources.invalidate("prices")
         transaction.set_rollback(True)
-    resources.look()
+    resources.drop_outdated()
     assert prices.get() == 2
 
 
-# --- what a process tells -------------------------------------------------------------------------------------------
+# --- reports --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def watch(prices):
-    """The watch of a process that was never started as a thread: a test takes its steps itself."""
+    """The watch of a process, not started as a thread: the tests call its methods."""
     return resources._Watch("celery@here")
 
 
-def test_it_tells_what_this_process_holds_and_takes_it_back_in_the_end(watch, prices):
+def test_it_reports_the_holdings_of_this_process_and_removes_the_report_at_the_end(watch, prices):
     prices.get()
     prices.get()
-    watch._look_and_tell()
+    watch._check()
     row = Holding.objects.get(resource="prices", node="celery@here")
     assert Tally(row.entries, row.bytes, row.hits, row.misses) == prices.tally() == Tally(1, 28, 1, 1)
-    watch._say_goodbye()
+    watch._remove_report()
     assert not Holding.objects.exists()
 
 
-def test_it_tells_what_has_changed_at_most_every_ten_seconds(watch, prices, django_assert_num_queries):
+def test_it_reports_changes_at_most_every_ten_seconds(watch, prices, django_assert_num_queries):
     prices.get()
-    watch._look_and_tell()
+    watch._check()
     prices.get()
-    watch._look_and_tell()
+    watch._check()
     assert Holding.objects.get(resource="prices").hits == 0
-    watch._told_at -= resources.TELL_EVERY
-    watch._look_and_tell()
+    watch._reported_at -= resources.REPORT_EVERY
+    watch._check()
     assert Holding.objects.get(resource="prices").hits == 1
-    watch._told_at -= resources.TELL_EVERY
+    watch._reported_at -= resources.REPORT_EVERY
     with django_assert_num_queries(1):
-        watch._look_and_tell()
+        watch._check()
 
 
-def test_it_tells_that_it_lives_when_nothing_has_changed(watch, prices):
+def test_it_repeats_an_unchanged_report(watch, prices):
     prices.get()
-    watch._look_and_tell()
+    watch._check()
     Holding.objects.update(seen_at=database_now() - timedelta(minutes=2))
-    watch._told_at -= resources.REPEAT_EVERY
-    watch._look_and_tell()
+    watch._reported_at -= resources.REPEAT_EVERY
+    watch._check()
     assert Holding.objects.get(resource="prices").seen_at > database_now() - timedelta(minutes=1)
 
 
-def test_it_forgets_processes_that_were_killed(watch, prices):
+def test_it_deletes_the_reports_of_killed_processes(watch, prices):
     prices.get()
     holding("prices", pid=8, seen_at=database_now() - timedelta(minutes=4))
-    watch._look_and_tell()
+    watch._check()
     assert Holding.objects.filter(resource="prices").count() == 1
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_goes_on_while_the_database_is_away(watch, prices, caplog):
+def test_it_goes_on_while_the_database_is_unavailable(watch, prices, caplog):
     prices.get()
     caplog.set_level("INFO")
-    with connection.execute_wrapper(away):
-        watch._act(watch._look_and_tell)
+    with connection.execute_wrapper(unavailable):
+        watch._act(watch._check)
         assert prices.get() == 1
-    assert "cannot be read at present: the server closed the connection unexpectedly" in caplog.text
+    assert "cannot be read now: the server closed the connection unexpectedly" in caplog.text
     ResourceVersion.objects.filter(name="prices").update(number=1)
-    watch._act(watch._look_and_tell)
+    watch._act(watch._check)
     assert prices.get() == 2
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_goes_on_after_a_failure_that_nobody_thought_of(watch, caplog):
+def test_it_goes_on_after_an_unexpected_error(watch, caplog):
     watch._act(lambda: 1 / 0)
-    assert "The resources of this process could not be looked after." in caplog.text
+    assert "The resources of this process could not be checked." in caplog.text
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -221,8 +221,10 @@ def bad():
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("wrapper", [away, lambda execute, *rest: execute(*rest)], ids=["database away", "all well"])
-def test_it_preloads_what_it_can(bad, caplog, wrapper):
+@pytest.mark.parametrize(
+    "wrapper", [unavailable, lambda execute, *rest: execute(*rest)], ids=["database unavailable", "all well"]
+)
+def test_it_preloads_the_resources_that_can_be_loaded(bad, caplog, wrapper):
     inherited = cached.registry["tests.inherited"]
     inherited.drop()
     with connection.execute_wrapper(wrapper):
@@ -240,7 +242,7 @@ def test_it_preloads_what_it_can(bad, caplog, wrapper):
 def test_it_lends_to_a_task_that_is_called_as_a_function(tmp_path):
     borrow(str(tmp_path / "lines"), "end")
     assert (tmp_path / "lines").read_text() == "end\nclosed\n"
-    assert lent.tally().entries == 0  # what was dropped in the middle was not loaded again
+    assert lent.tally().entries == 0  # the dropped value was not loaded again
 
 
 def test_it_lends_nothing_outside_of_a_task():
@@ -248,8 +250,8 @@ def test_it_lends_nothing_outside_of_a_task():
         _ = inherit.shared
 
 
-def test_it_says_what_is_missing_when_a_task_names_no_resource():
-    with pytest.raises(TypeError, match=r"tests\.borrow shares nothing: give its decorator resource="):
+def test_it_says_how_to_name_a_resource_if_a_task_has_none():
+    with pytest.raises(TypeError, match=r"tests\.borrow has no resource: give its decorator resource="):
         _ = borrow.shared
 
 
@@ -257,7 +259,7 @@ def test_it_says_what_is_missing_when_a_task_names_no_resource():
 
 
 def test_it_invalidates_by_command(prices):
-    resources.look()
+    resources.drop_outdated()
     call_command("invalidate", "prices", "tests.loaded", stdout=(out := StringIO()))
     assert "Invalidated: prices, tests.loaded." in out.getvalue()
     assert set(ResourceVersion.objects.filter(number=1).values_list("name", flat=True)) == {"prices", "tests.loaded"}
@@ -272,20 +274,20 @@ def test_it_refuses_an_unknown_name_by_command(prices):
 
 
 @pytest.fixture
-def somebody(client) -> Callable[..., Any]:
-    """A client of somebody with these permissions."""
+def client_with(client) -> Callable[..., Any]:
+    """Logs a staff user with these permissions in; returns the client."""
 
-    def somebody(*permissions: str) -> Any:
+    def log_in(*permissions: str) -> Any:
         user = User.objects.create_user("ada", is_staff=True)
         user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
         client.force_login(user)
         return client
 
-    return somebody
+    return log_in
 
 
-def test_it_shows_what_all_processes_hold_together_and_each_alone(somebody):
-    client = somebody("view_resourceversion")
+def test_it_shows_the_holdings_in_total_and_per_process(client_with):
+    client = client_with("view_resourceversion")
     holding("prices")
     holding("prices", pid=8, hits=0, misses=0)
     holding("prices", pid=9, seen_at=database_now() - timedelta(minutes=4))
@@ -299,8 +301,8 @@ def test_it_shows_what_all_processes_hold_together_and_each_alone(somebody):
     assert "celery@here 9" not in page
 
 
-def test_it_asks_the_database_as_often_for_many_resources_as_for_one(somebody, django_assert_num_queries):
-    client = somebody("view_resourceversion")
+def test_it_takes_as_many_queries_for_many_resources_as_for_one(client_with, django_assert_num_queries):
+    client = client_with("view_resourceversion")
     holding("prices")
     client.get(RESOURCES)
     with django_assert_num_queries(7):
@@ -311,7 +313,7 @@ def test_it_asks_the_database_as_often_for_many_resources_as_for_one(somebody, d
         client.get(RESOURCES)
 
 
-def test_it_shows_beside_a_node_what_its_processes_hold(admin_client):
+def test_it_shows_the_holdings_of_each_node(admin_client):
     Node.objects.create(name="celery@here", kind="worker", pid=1)
     Node.objects.create(name="celery@there", kind="worker", pid=1)
     holding("prices")
@@ -325,8 +327,8 @@ def test_it_shows_beside_a_node_what_its_processes_hold(admin_client):
     assert page.count("prices") == 1
 
 
-def test_it_invalidates_for_the_person_who_asks(somebody, prices):
-    client = somebody("view_resourceversion", "change_resourceversion")
+def test_it_invalidates_in_the_name_of_the_user(client_with, prices):
+    client = client_with("view_resourceversion", "change_resourceversion")
     page = text(act(client, "prices"))
     assert "1 resource is invalidated: every worker drops the values within seconds." in page
     row = ResourceVersion.objects.get(name="prices")
@@ -334,18 +336,18 @@ def test_it_invalidates_for_the_person_who_asks(somebody, prices):
     assert LogEntry.objects.get(object_id="prices").get_change_message() == "Invalidated."
 
 
-def test_it_lets_nobody_invalidate_who_may_only_look(somebody, prices):
-    act(somebody("view_resourceversion"), "prices")
+def test_it_refuses_to_invalidate_for_users_who_may_only_view(client_with, prices):
+    act(client_with("view_resourceversion"), "prices")
     assert ResourceVersion.objects.get(name="prices").number == 0
 
 
-def test_it_lets_nobody_edit_a_version(admin_client, prices):
+def test_it_refuses_to_edit_a_version(admin_client, prices):
     assert admin_client.get(reverse("admin:jobs_resourceversion_add")).status_code == 403
     address = reverse("admin:jobs_resourceversion_change", args=["prices"])
     assert admin_client.post(address, {"number": 9}).status_code == 403
 
 
 @pytest.mark.parametrize("name", ["no/name", "\x00", "", "a" * 200, "unknown"])
-def test_it_survives_names_that_cannot_be(admin_client, name):
+def test_it_survives_impossible_names(admin_client, name):
     assert act(admin_client, name).status_code == 200
     assert not ResourceVersion.objects.filter(number__gt=0).exists()
