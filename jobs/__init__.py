@@ -1,4 +1,4 @@
-"""Punctual's one app: the map of its rooms. A module imports from its own room and from those above it, never below.
+"""The map of Punctual's one app. A module imports only from its own room and the rooms above it.
 
     rules/        what should happen? (pure: no Django, no clock)
     cache/        what is made once: for a process, a machine, or all of them?
@@ -18,5 +18,5 @@ The doors, which parse, call one function and render:
     web/          what does the site serve besides the admin?
     management/   what can be done in a shell?
 
-Each room opens with its question. `apps` connects the receivers. Migrations import nothing from here.
+Each room's docstring opens with its question. `apps` connects the receivers. Migrations import nothing from here.
 """

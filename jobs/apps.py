@@ -1,4 +1,4 @@
-"""Joins the app to Django and Celery: receivers are connected here, once, when every model is known."""
+"""Connects the app to Django and Celery: its signal receivers, once, after Django has loaded every model."""
 
 from django.apps import AppConfig
 

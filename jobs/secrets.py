@@ -1,13 +1,13 @@
-"""How do secrets get into jobs, and stay out of texts? Arguments name a secret, and only the worker puts the value in.
+"""How do secrets get into jobs, and stay out of texts? Arguments name a secret; only the worker inserts its value.
 
     {"headers": {"Authorization": "Bearer secret:BILLING_TOKEN"}}
 
-The value of `secret:BILLING_TOKEN` is that of the variable JOB_SECRET_BILLING_TOKEN (or of the file that
-JOB_SECRET_BILLING_TOKEN_FILE names). Its one rule: values are revealed where they are used, and never stored.
-Schedules, runs and messages hold the name; `mask` hides the value wherever a job logs it or fails with it. What
-a job returns or writes elsewhere is its own to keep clean.
+`secret:BILLING_TOKEN` stands for the value of the variable JOB_SECRET_BILLING_TOKEN (or the content of the file that
+JOB_SECRET_BILLING_TOKEN_FILE names). Its one rule: a value is inserted where it is used, and never stored.
+Schedules, runs and messages hold the name; `mask` hides the value in log lines and errors of jobs. A job itself must
+keep secrets out of its return value and everything else it writes.
 
-Limits: a secret that stands alone, without a word such as `password` beside it, cannot be told from other text.
+Limits: a secret that is no JOB_SECRET, without a word such as `password` next to it, looks like any other text.
 """
 
 import json
@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from django.conf import settings
 
-SHORTEST = 8  # characters of a line of a secret that is masked by itself
+SHORTEST = 8  # characters; `mask` also finds single lines of a secret, if they are at least this long
 
 _WORDS = r"passw(?:or)?d|passphrase|secret|token|api[_-]?key|session[_-]?id|access[_-]?key|private[_-]?key|credentials?"
 _SECRETS = [
@@ -35,11 +35,11 @@ _NAMED = re.compile(r"\bsecret:([A-Za-z][A-Za-z0-9_]*)")
 
 
 class UnknownNameError(LookupError):
-    """There is no such secret. The message says how to give it, and passes through `mask` unharmed."""
+    """No secret has this name. The message says how to set it, and `mask` leaves it unchanged."""
 
 
 def reveal(text: str) -> str:
-    """The text with the value of each secret in place of its name. Raises `UnknownNameError`."""
+    """The text with each secret's name replaced by its value. Raises `UnknownNameError`."""
     return _NAMED.sub(lambda found: _value(found[1]), text)
 
 
@@ -51,7 +51,7 @@ def _value(name: str) -> str:
 
 
 def mask(text: str) -> str:
-    """The text with `***` for each secret of jobs, what stands beside a word for one, and passwords in addresses."""
+    """The text with `***` for job secrets, values next to words such as `password`, and passwords in URLs."""
     if known := _any_of(tuple(settings.JOB_SECRETS.values())):
         text = known.sub("***", text)
     for secret in _SECRETS:
@@ -60,32 +60,32 @@ def mask(text: str) -> str:
 
 
 def head(text: str, longest: int) -> str:
-    """The beginning of a text, masked and as every database can store it."""
-    # Masked before it is cut: a half of a secret would not be known. The margin is what masking may take away.
+    """The first `longest` characters of a text, masked and storable."""
+    # Masked before the cut, because `mask` finds no half secrets; the margin allows for characters that it removes.
     return mask(storable(text[: 2 * longest]))[:longest]
 
 
 def tail(text: str, longest: int) -> str:
-    """The same of its end."""
+    """The last `longest` characters of a text, masked and storable."""
     return mask(storable(text[-2 * longest :]))[-longest:]
 
 
 def in_one_line(error: BaseException, longest: int) -> str:
-    """An error as the ledger shows it, masked; also one whose own text cannot be made."""
+    """An error as the ledger shows it: its last line, masked. It also works for an error that cannot be printed."""
     return head(format_exception_only(error)[-1].strip(), longest)
 
 
 def storable(text: str) -> str:
-    """What every database can store of a text that a task brought forth."""
+    """The text with NUL and lone surrogates escaped, which not every database can store."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 @cache
 def _any_of(values: tuple[str, ...]) -> re.Pattern[str] | None:
-    """What finds these secrets: as they are, as Python, JSON and addresses quote them, and each long line of them."""
+    """A pattern for these secrets: as they are, as Python, JSON and URLs quote them, and each of their long lines."""
     forms = set()
     for value in values:
         forms |= {value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe="")}
         forms |= {line for line in value.splitlines() if len(line) >= SHORTEST}
-    longest_first = sorted(forms, key=len, reverse=True)  # one may be the beginning of another
+    longest_first = sorted(forms, key=len, reverse=True)  # one may be a prefix of another
     return re.compile("|".join(map(re.escape, longest_first))) if forms else None

@@ -1,4 +1,4 @@
-"""Makes the rows that tests begin with, through the same models that people use."""
+"""Creates the rows that tests start with, through the models that users use."""
 
 import json
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def make_schedule(name: str = "it", task: str = "tests.nothing", **options: Any)
 
 
 def make_due(schedule: PeriodicTask, ago: timedelta = timedelta(0)) -> datetime:
-    """Let the schedule have been due since `ago`, as if it had existed before; returns that moment."""
+    """Make the schedule due since `ago`, as if it had existed then; returns the due moment."""
     moment = database_now() - ago
     timing = as_text(calendar.spec_of(schedule, moment))
     Policy.objects.filter(schedule=schedule).update(next_due_at=moment, timing_since=moment, timing=timing)
@@ -62,13 +62,13 @@ def make_run(schedule: PeriodicTask | None = None, state: State = State.WAITING,
 
 
 def send(task: str, *args: object, **policy: object) -> Run:
-    """A run of a schedule of its own, handed to the broker."""
+    """A run of a new schedule, sent to the broker."""
     schedule = make_schedule(f"{task} {uuid4()}", task=task, args=list(args), policy=policy)
     return run_now(schedule)
 
 
 def run_now(schedule: PeriodicTask, actor: str = "ada") -> Run:
-    """A run that a person requests. Raises `Invalid` with the reason where it is refused."""
+    """A manual run of this schedule. Raises `Invalid` with the reason if it is refused."""
     requested = requests.run_now([schedule], actor)
     for _, why in requested.refused:
         raise Invalid(why)
@@ -77,7 +77,7 @@ def run_now(schedule: PeriodicTask, actor: str = "ada") -> Run:
 
 @contextmanager
 def inside(run: Run) -> Iterator[Execution]:
-    """As if this process executed the run."""
+    """Act as if this process executed the run."""
     task = find_task("tests.nothing")
     execution = Execution(str(run.id), run.id, run.attempt)
     task.push_request(id=str(run.id), called_directly=False)
@@ -93,11 +93,11 @@ def inside(run: Run) -> Iterator[Execution]:
 
 
 def ends(run: Run) -> bool:
-    """Whether the run is over, as the database says now."""
+    """Read the run again; returns whether it is over."""
     run.refresh_from_db()
     return run.state not in ACTIVE
 
 
 def lines(path: Path) -> list[str]:
-    """What tests.app.tasks left there."""
+    """The lines that tests.app.tasks left in a file."""
     return path.read_text().split() if path.exists() else []

@@ -1,1 +1,1 @@
-"""A user's app: all it has is a `tasks.py`."""
+"""An app like a user's: it only has a `tasks.py`."""

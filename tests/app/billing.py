@@ -1,6 +1,6 @@
 """`billing.models` as the snippets of the documents import it: the models of a user's app.
 
-The app is not installed, so no migration makes its tables: tests/database/test_snippets.py does.
+The app is not installed and has no migrations: tests/database/test_snippets.py creates its tables.
 """
 
 from django.db import models

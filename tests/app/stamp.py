@@ -1,4 +1,4 @@
-"""When did it start? Left in a file by tasks of Punctual and, beside them, by Celery's own."""
+"""When did a task start? Punctual's tasks and plain Celery's, for comparison, write the time into a file."""
 
 import time
 from pathlib import Path

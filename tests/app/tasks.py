@@ -1,4 +1,4 @@
-"""Tasks that do what tests want to see survived: work, wait, fail, ask to be retried, kill their own process."""
+"""The tasks of the tests: they work, wait, fail, retry themselves, or kill their own process."""
 
 import logging
 import os
@@ -24,41 +24,41 @@ from jobs.worker.resources import ResourceTask
 from tests.app import workflows  # noqa: F401 - its tasks are found through this module
 from tests.app.stamp import leave as leave_time
 
-DEADLINE = 60.0  # seconds after which a forgotten task gives up
+DEADLINE = 60.0  # seconds after which a waiting task gives up
 
 
 @shared_task(name="tests.nothing")
 def nothing(*args: Any, **kwargs: Any) -> None:
-    """Do nothing, with whatever arguments."""
+    """Do nothing, with any arguments."""
 
 
 @shared_task(name="tests.note", bind=True)
 def note(self: Task, path: str) -> None:
-    """Leave a line with the id of the run."""
+    """Write a line with the id of the run."""
     _append(path, self.request.id)
 
 
 @shared_task(name="tests.hold", bind=True)
 def hold(self: Task, path: str) -> None:
-    """Say that it started, wait until PATH.go exists, leave a line with the id of the run."""
+    """Report the start, wait until PATH.go exists, write a line with the id of the run."""
     _hold(path, self.request.id)
 
 
 @shared_task(name="tests.hold_late", bind=True, acks_late=True)
 def hold_late(self: Task, path: str) -> None:
-    """As `hold`, but its message is acknowledged when it is over."""
+    """Like `hold`, but the message is acknowledged when the task is over."""
     _hold(path, self.request.id)
 
 
 @shared_task(name="tests.fail")
 def fail(message: str) -> None:
-    """Fail with that message, in which NUL stands for the character that no database stores."""
+    """Fail with that message, in which NUL stands for the character that PostgreSQL cannot store."""
     raise ValueError(message.replace("NUL", "\0"))
 
 
 @shared_task(name="tests.raise")
 def raise_one(name: str) -> None:
-    """Raise what is no `Exception`, or what Celery does not take for one."""
+    """Raise an error that is no `Exception`, or that Celery treats differently."""
     kinds = {kind.__name__: kind for kind in (MemoryError, SystemExit, KeyboardInterrupt, CancelledError)}
     raise kinds[name]("bad")
 
@@ -70,13 +70,13 @@ class OddError(Exception):
 
 @shared_task(name="tests.fail_oddly")
 def fail_oddly() -> None:
-    """Raise what can neither be printed nor stored as it is."""
+    """Raise an error that can neither be printed nor stored."""
     raise OddError("\ud800\0")
 
 
 @shared_task(name="tests.break_connection", bind=True)
 def break_connection(self: Task, path: str) -> None:
-    """Leave a line, and the database connection as a restarted server leaves it."""
+    """Write a line, and leave a closed database connection, as after a restart of the server."""
     _append(path, self.request.id)
     connection.ensure_connection()
     connection.connection.close()
@@ -84,7 +84,7 @@ def break_connection(self: Task, path: str) -> None:
 
 @shared_task(name="tests.leave_transaction", bind=True)
 def leave_transaction(self: Task, path: str) -> None:
-    """Leave a line, and a transaction that nobody ends."""
+    """Write a line, and leave an open transaction."""
     _append(path, self.request.id)
     with connection.cursor() as cursor:
         cursor.execute("BEGIN")
@@ -93,7 +93,7 @@ def leave_transaction(self: Task, path: str) -> None:
 
 @shared_task(name="tests.stubborn")
 def stubborn(path: str) -> None:
-    """Go on whatever is said, until killed or told by PATH.go."""
+    """Ignore all requests to end, until it is killed or PATH.go exists."""
     _append(f"{path}.started", str(os.getpid()))
     until = time.monotonic() + DEADLINE
     while not Path(f"{path}.go").exists() and time.monotonic() < until:
@@ -107,7 +107,7 @@ RETRIED = {"autoretry_for": (ConnectionError,), "max_retries": 2, "retry_backoff
 
 @shared_task(name="tests.flaky", bind=True, **RETRIED)
 def flaky(self: Task, path: str, failures: int) -> None:
-    """Fail so often as Celery's documentation lets a task fail, each time retried by Celery's own rule."""
+    """Fail this many times; Celery's `autoretry_for` retries it each time."""
     _append(path, str(self.request.retries))
     if self.request.retries < failures:
         raise ConnectionError("not yet")
@@ -150,7 +150,7 @@ def hooked(self: Task, path: str, how: str) -> str:
 
 @shared_task(name="tests.retry", bind=True, max_retries=2)
 def retry(self: Task, path: str) -> None:
-    """Ask twice to be run again, then succeed."""
+    """Retry twice, then succeed."""
     _append(path, str(self.request.retries))
     if self.request.retries < 2:
         raise self.retry(countdown=0)
@@ -179,7 +179,7 @@ def reject() -> None:
 
 @shared_task(name="tests.die")
 def die(path: str) -> None:
-    """Kill the process that executes it, each time."""
+    """Kill the executing process, in each attempt."""
     _append(path, str(os.getpid()))
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -190,7 +190,7 @@ def sleep(seconds: float) -> None:
 
 
 class Careless(Task):
-    """A base that does not know of Punctual, and whose hook forgets its parent."""
+    """A base that knows nothing of Punctual, and whose hook forgets its parent."""
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         pass
@@ -202,7 +202,7 @@ def careless(self: Task, path: str) -> None:
 
 
 class Signed(Task):
-    """A base with a way of its own to publish."""
+    """A base with its own way to publish."""
 
     def apply_async(self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any) -> Any:
         options["headers"] = {**(options.get("headers") or {}), "x-signed": task_id}
@@ -211,7 +211,7 @@ class Signed(Task):
 
 @shared_task(name="tests.signed", base=Signed)
 def signed() -> None:
-    """Do nothing, after a message with a header of its base's."""
+    """Do nothing, after a message with an extra header from the base."""
 
 
 class Shadowed(Task):
@@ -223,7 +223,7 @@ class Shadowed(Task):
 
 @shared_task(name="tests.shadowed", base=Shadowed)
 def shadowed(customer: int) -> None:
-    """Do nothing, after a message with a name of its own."""
+    """Do nothing, after a message with its own name."""
 
 
 @shared_task(name="tests.answer", ignore_result=False)
@@ -251,20 +251,20 @@ def add(*numbers: int) -> int:
 
 @shared_task(name="tests.total")
 def total(numbers: list[int], path: str) -> None:
-    """The end of a chord: leave the sum of what its members returned."""
+    """The body of a chord: write the sum of its members' results."""
     _append(path, str(sum(numbers)))
 
 
 @shared_task(name="tests.leave")
 def leave(value: Any, path: str) -> Any:
-    """Leave a line with what the step before returned, and pass it on."""
+    """Write a line with the result of the previous step, and return it."""
     _append(path, str(value))
     return value
 
 
 @shared_task(name="tests.workflow")
 def workflow(kind: str, path: str) -> None:
-    """Set off steps of one kind."""
+    """Send steps of one kind."""
     kinds[kind](path).apply_async()
 
 
@@ -359,13 +359,13 @@ kinds = {
 
 @shared_task(name="tests.set_off")
 def set_off(name: str, *args: Any) -> None:
-    """Set off a single step."""
+    """Send a single step."""
     current_app.tasks[name].delay(*args)
 
 
 @shared_task(name="tests.in_transaction")
 def in_transaction(path: str, undo: bool) -> None:
-    """Set off a step in a transaction that is then committed, or undone."""
+    """Send a step in a transaction that is then committed or rolled back."""
     with transaction.atomic():
         result = leave.delay("step", path)
         _append(path, f"not before {bool(result.id)}")
@@ -390,13 +390,13 @@ def replaced_in_transaction(self: Task, path: str) -> None:
 
 @shared_task(name="tests.retry_unsendable", bind=True)
 def retry_unsendable(self: Task, path: str) -> None:
-    """Ask to be run again with an argument too many."""
+    """Retry with one argument too many."""
     raise self.retry(args=[path, path], countdown=0)
 
 
 @shared_task(name="tests.replaced_early", bind=True)
 def replaced_early(self: Task, path: str) -> None:
-    """End only after what has taken this task's place has started."""
+    """End only after the replacement of this task has started."""
     try:
         self.replace(hold.si(path))
     finally:
@@ -407,7 +407,7 @@ def replaced_early(self: Task, path: str) -> None:
 
 @shared_task(name="tests.no_autocommit")
 def no_autocommit() -> None:
-    """Leave the connection as no other task would want it."""
+    """Leave the connection without autocommit, with an open transaction."""
     transaction.set_autocommit(False)
     FeedEntry.objects.create(feed="lost", guid="lost", title="lost")
 
@@ -428,13 +428,13 @@ def foreign(path: str) -> None:
 
 @shared_task(name="tests.replaced", bind=True)
 def replaced(self: Task, kind: str, path: str) -> Any:
-    """Let something else take the place of this task."""
+    """Replace this task by steps of one kind."""
     return self.replace(kinds[kind](path))
 
 
 @shared_task(name="tests.tell")
 def tell(path: str) -> None:
-    """Log, tell of progress and ask for the run, in the middle of it."""
+    """Log, report progress and read the current run, and then wait."""
     run = current_run()
     logging.getLogger("tests.tell").info("password=hunter2 at %s", run and run.window_start)
     progress(7, 10, "almost")
@@ -446,7 +446,7 @@ def tell(path: str) -> None:
 
 @shared_task(name="tests.execute", bind=True)
 def execute(self: Task, path: str, seconds: float) -> None:
-    """Leave a line for this execution, work a while, and have an effect that no other attempt has again."""
+    """Write a line for this execution, work a while, and have an effect only once in all attempts."""
     run = current_run()
     _append(path, f"{run.id}/{run.attempt}")
     time.sleep(seconds / 2)
@@ -458,13 +458,13 @@ def execute(self: Task, path: str, seconds: float) -> None:
 
 @shared_task(name="tests.stamp")
 def stamp(path: str) -> None:
-    """Leave the time."""
+    """Write the time."""
     leave_time(path)
 
 
 @shared_task(name="tests.fail_after_sending")
 def fail_after_sending(path: str) -> None:
-    """Fail with one step at work and one that nobody can start."""
+    """Fail with one running step and one that is not due yet."""
     hold.delay(path)
     leave.apply_async(["never", path], countdown=600)
     until = time.monotonic() + DEADLINE
@@ -475,7 +475,7 @@ def fail_after_sending(path: str) -> None:
 
 @shared_task(name="tests.send_in_vain")
 def send_in_vain(path: str) -> None:
-    """Send two steps with a transaction, between which something else fails as it ends."""
+    """Send two steps in a transaction, with an on-commit callback between them that fails."""
     with suppress(ZeroDivisionError), transaction.atomic():
         leave.delay("one", path)
         transaction.on_commit(lambda: 1 / 0)
@@ -484,7 +484,7 @@ def send_in_vain(path: str) -> None:
 
 @shared_task(name="tests.ignore_after_undone")
 def ignore_after_undone(path: str) -> None:
-    """End itself after a transaction that was undone with a step in it."""
+    """Raise Ignore after a transaction with a step was rolled back."""
     with transaction.atomic():
         leave.delay("never", path)
         transaction.set_rollback(True)
@@ -493,7 +493,7 @@ def ignore_after_undone(path: str) -> None:
 
 @shared_task(name="tests.call_in_place")
 def call_in_place(path: str) -> None:
-    """Call a task that sends a step, in this process."""
+    """Call a task that sends a step, in place."""
     workflow.apply(["retried", path])
 
 
@@ -501,7 +501,7 @@ def call_in_place(path: str) -> None:
 
 
 def _load_noted(path: str) -> int:
-    """Leave a line with the process that loads, whose number is what it loads."""
+    """Load the id of this process, and write a line with it."""
     _append(f"{path}.loads", str(os.getpid()))
     return os.getpid()
 
@@ -515,19 +515,19 @@ lent = Resource("tests.lent", lambda path: path, close=lambda path: _append(path
 
 @shared_task(name="tests.look_up")
 def look_up(path: str) -> None:
-    """Leave a line with this process and the one that loaded what it found."""
+    """Write a line with this process and the process that loaded the value."""
     _append(path, f"{os.getpid()}:{loaded.get(path)}")
 
 
 @shared_task(name="tests.inherit", base=ResourceTask, bind=True, resource=inherited)
 def inherit(self: ResourceTask, path: str) -> None:
-    """As above, with what was loaded before this process began."""
+    """Like `look_up`, with a value that was loaded before this process began."""
     _append(path, f"{os.getpid()}:{self.shared}")
 
 
 @shared_task(name="tests.borrow", base=ResourceTask, bind=True)
 def borrow(self: ResourceTask, path: str, how: str) -> None:
-    """Take something twice that has to be closed, drop it, and end in one way or another."""
+    """Take a value twice that must be closed, drop it in between, and end as `how` says."""
     self.take(lent, path)
     lent.drop()
     _append(self.take(lent, path), how)
@@ -542,11 +542,11 @@ def borrow(self: ResourceTask, path: str, how: str) -> None:
 
 @query("test entries")
 def entries(start: datetime | None, end: datetime) -> Table:
-    """What was imported, each entry with its link in the place of an address."""
+    """The imported entries, each with its link as an address."""
     return Table(["title", "email"], FeedEntry.objects.order_by("id").values_list("title", "link").iterator())
 
 
 @query("test numbers")
 def numbers(start: datetime | None, end: datetime) -> Table:
-    """More rows than a PDF shows."""
+    """More rows than fit into a PDF."""
     return Table(["number"], ([number] for number in range(5_001)))

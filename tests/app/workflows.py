@@ -1,4 +1,4 @@
-"""The workflows of docs/workflows.md: what follows here is that page's code, line by line, and tests run all of it."""
+"""The workflows of docs/workflows.md: the code of that page, line by line. Tests run all of it."""
 
 from celery import Task, chain, chord, group, shared_task
 from django.core.files.base import ContentFile

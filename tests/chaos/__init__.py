@@ -1,1 +1,1 @@
-"""Storms: real processes under faults, and a ledger that must be right afterwards. `make chaos` runs them all."""
+"""Storms: real processes under faults, after which the ledger must be right. `make chaos` runs them all."""

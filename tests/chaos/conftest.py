@@ -1,4 +1,4 @@
-"""What storms are given."""
+"""The fixtures of the storms."""
 
 from collections.abc import Iterator
 
@@ -20,5 +20,5 @@ def processes(servers, environment) -> Iterator[Processes]:
 @pytest.fixture
 def storm(processes, redis, tmp_path) -> Storm:
     if processes.environment["DATABASE_URL"].startswith("sqlite"):
-        pytest.skip("A storm needs more writers at a time than SQLite has.")
+        pytest.skip("A storm needs several writers at a time; SQLite has one.")
     return Storm(processes, redis, tmp_path / "executed")

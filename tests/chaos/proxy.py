@@ -10,7 +10,7 @@ PIECE = 1_000  # bytes passed on at a time, so that a cut falls between the piec
 
 
 class Proxy:
-    """One wire; its methods may be called from any thread."""
+    """The wire to one server; any thread may call its methods."""
 
     def __init__(self, target: Path) -> None:
         self._target = target
@@ -34,7 +34,7 @@ class Proxy:
             self._loop.close()
 
     def cut(self) -> None:
-        """Drop every connection with all that is under way in it."""
+        """Drop every connection and the data in transit."""
         self._loop.call_soon_threadsafe(lambda: [end.abort() for end in self._ends])
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,8 +1,8 @@
-"""What may be done to a process before it works, by its variable SABOTAGE: words with values, separated by commas.
+"""Sabotages a process before it starts work, by its variable SABOTAGE: words with values, separated by commas.
 
-`crash=MODULE.FUNCTION:N` kills the process as that function is called for the Nth time; `thrice` publishes each message
-three times; `no_...` takes one of Punctual's own guards away, which some storm must then notice. `hasty` only shortens
-the patience with messages that led nowhere, so that storms are over soon.
+`crash=MODULE.FUNCTION:N` kills the process when that function is called for the Nth time; `thrice` publishes each
+message three times; `no_...` disables one of Punctual's guards, and some storm must then fail. `hasty` only shortens
+the patience with messages that no worker starts, so that storms end soon.
 """
 
 import os

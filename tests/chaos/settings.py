@@ -1,4 +1,4 @@
-"""The tests' settings, in processes that may be made to fail: see `tests.chaos.sabotage`."""
+"""The tests' settings, for processes that can be sabotaged: see `tests.chaos.sabotage`."""
 
 from tests.settings import *  # noqa: F403
 from tests.settings import INSTALLED_APPS

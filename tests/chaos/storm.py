@@ -1,8 +1,8 @@
-"""A storm: schedules of every kind under faults by a fixed seed, then calm, then the reckoning.
+"""A storm: schedules of every kind under faults from a fixed seed, then calm, then a check of the ledger.
 
-Its one rule: whatever happened, four things hold at the end. The due moments of each schedule are in the ledger, each
-in one row or one stretch, with no gap. Every run is over. No row of a run that was over has changed its outcome. No
-attempt was executed twice, no effect under `once` was doubled, and none of a run that succeeded is missing.
+Its one rule: after any faults, four things hold at the end. The due moments of each schedule are in the ledger, each in
+one row or one stretch, without a gap. Every run is over. No ended run has changed its outcome. No attempt was executed
+twice, no effect under `once` happened twice, and every run that succeeded has its effect.
 """
 
 import random
@@ -24,10 +24,10 @@ from tests.live.conftest import Process, Processes
 from tests.making import lines, make_schedule
 
 SECOND = timedelta(seconds=1)
-CALM = 60.0  # seconds until all is over
+CALM = 60.0  # seconds until every run is over
 LEASE = "2"
 
-# Writes down every change of a run that was over, but the growth of a stretch of skipped moments.
+# Records every change of an ended run, except for the growth of a stretch of skipped moments.
 WATCHER = """
 CREATE TABLE IF NOT EXISTS changed_after_its_end (run uuid, was text, became text);
 CREATE OR REPLACE FUNCTION note_change() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -44,7 +44,7 @@ EXECUTE FUNCTION note_change();
 
 @dataclass
 class Storm:
-    """What is at work, and what may befall it."""
+    """The processes at work, and their faults."""
 
     processes: Processes
     redis: redis_client.Redis
@@ -62,7 +62,7 @@ class Storm:
             cursor.execute(WATCHER)
             cursor.execute("TRUNCATE changed_after_its_end")
 
-    # --- who is there -----------------------------------------------------------------------------------------------
+    # --- processes and schedules ------------------------------------------------------------------------------------
 
     @property
     def environment(self) -> dict[str, str]:
@@ -86,7 +86,7 @@ class Storm:
             self.start_beat()
 
     def make_schedules(self, catch_up: str = "all", **policy: Any) -> None:
-        """Jobs that take no time and some, once-guarded ones, and a workflow; every second, and every two."""
+        """Short and longer jobs with effects under `once`, and a workflow, every second or every two seconds."""
         tasks: list[tuple[str, list[Any], int]] = [
             ("tests.execute", [str(self.path), 0], 1),
             ("tests.execute", [str(self.path), 0], 1),
@@ -100,21 +100,21 @@ class Storm:
             self.schedules.append(schedule)
             self.firsts[schedule.pk] = Policy.objects.get(schedule=schedule).next_due_at
 
-    # --- what befalls them ------------------------------------------------------------------------------------------
+    # --- faults -----------------------------------------------------------------------------------------------------
 
     def wait(self, seconds: float) -> None:
-        """Let it work: the storm itself has to take its time."""
+        """Let the processes work for a while."""
         time.sleep(seconds)
 
     def kill(self, among: list[Process]) -> None:
-        """End one with all of its children, at once, and start another one."""
+        """Kill one process with all its children, and start another one."""
         victim = self.random.choice(among)
         victim.kill()
         among.remove(victim)
         self.start_worker() if among is self.workers else self.start_beat()
 
     def kill_child(self) -> None:
-        """End one child of a worker's pool."""
+        """Kill one child of a worker's pool."""
         if children := psutil.Process(self.random.choice(self.workers).pid).children():
             try:
                 self.random.choice(children).kill()
@@ -122,30 +122,30 @@ class Storm:
                 return
 
     def freeze(self, among: list[Process], seconds: float) -> None:
-        """Stop one in the middle of what it does, for a while."""
+        """Freeze one process in the middle of its work, for a while."""
         victim = self.random.choice(among)
         victim.signal(signal.SIGSTOP)
         self.wait(seconds)
         victim.signal(signal.SIGCONT)
 
     def cut(self) -> None:
-        """End every connection to the database but this one."""
+        """End every other connection to the database."""
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE pid <> pg_backend_pid() AND datname = current_database()"
             )
 
-    # --- how it ends ------------------------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------------------------
 
     def calm(self, deadline: float = CALM) -> None:
-        """Switch everything off and wait until nothing is due and nothing is under way."""
+        """Disable all schedules, and wait until nothing is due and every run is over."""
         self.stopped_at = database_now()
         PeriodicTask.objects.update(enabled=False)
         self.processes.eventually(_is_calm, deadline=deadline)
 
     def reckon(self) -> None:
-        """Raise AssertionError with all that is wrong."""
+        """Check the ledger. Raises AssertionError with all faults."""
         wrong = [*self._gaps(), *self._changed(), *self._executions(), *self._effects()]
         assert not wrong, "\n".join([f"seed {self.seed}: {len(wrong)} wrong", *wrong[:30]])
 
@@ -173,7 +173,7 @@ class Storm:
         return [f"executed {times} times: {attempt}" for attempt, times in executed.items() if times > 1]
 
     def _effects(self) -> list[str]:
-        """`tests.execute` leaves a line for each execution, and in the database one effect for each run."""
+        """`tests.execute` writes a line for each execution, and one effect for each run into the database."""
         done = Counter(FeedEntry.objects.filter(feed="effects").values_list("title", flat=True))
         succeeded = Run.objects.filter(task="tests.execute", state=State.SUCCEEDED).values_list("id", flat=True)
         missing = [f"no effect of run {run}" for run in map(str, succeeded) if run not in done]

@@ -1,4 +1,4 @@
-"""Would the storms notice? With one of Punctual's guards taken away, each time, a storm must end badly."""
+"""Do the storms detect faults? Each test disables one of Punctual's guards, and its storm must fail."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def worker_killed_at_work(storm: Storm) -> None:
     storm.start_worker()
 
 
-def broker_emptied_while_nobody_listens(storm: Storm) -> None:
+def broker_emptied_without_workers(storm: Storm) -> None:
     for worker in storm.workers:
         worker.stop()
     storm.wait(2)
@@ -40,7 +40,7 @@ def message_three_times(storm: Storm) -> None:
 
 
 def worker_frozen(storm: Storm) -> None:
-    """A zombie: it wakes while the run that it had is over."""
+    """A zombie: it wakes after its runs were rescued."""
     for worker in storm.workers:
         _wait_until_at_work(storm, worker)
         os.killpg(worker.pid, signal.SIGSTOP)
@@ -56,12 +56,12 @@ def worker_frozen(storm: Storm) -> None:
     ("guard", "fault", "also"),
     [
         ("no_rescue", worker_killed_at_work, ""),
-        ("no_redispatch", broker_emptied_while_nobody_listens, ""),
+        ("no_redispatch", broker_emptied_without_workers, ""),
         ("no_start_guard", message_three_times, ",thrice"),
         ("no_fence", worker_frozen, ""),
     ],
 )
-def test_a_storm_notices_that_there_is(storm, guard, fault, also):
+def test_a_storm_fails_with(storm, guard, fault, also):
     storm.sabotage = f"hasty,{guard}{also}"
     storm.make_schedules()
     storm.start_all()

@@ -1,4 +1,4 @@
-"""The short cut of `make chaos` that every test run takes: a little of everything, in a few seconds."""
+"""A short version of `make chaos` for every test run: faults of every kind for a few seconds."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One kind of fault at a time, then all together: after each storm the ledger is right."""
+"""One kind of fault at a time, then all kinds together: after each storm the ledger is right."""
 
 import json
 import os
@@ -99,8 +99,8 @@ def hostile_items_in_the_queue(storm: Storm) -> None:
         storm.redis.lpush("celery", json.dumps(item))
 
 
-def cancelled_and_asked_for_at_random(storm: Storm) -> None:
-    """By several people at once, who click twice."""
+def runs_cancelled_and_requested_at_random(storm: Storm) -> None:
+    """Several people at once, who repeat their requests."""
     extra = make_schedule("extra", "tests.execute", every=3600 * SECOND, args=[str(storm.path), 0.2])
 
     def person() -> None:
@@ -127,7 +127,7 @@ def cancelled_and_asked_for_at_random(storm: Storm) -> None:
 SINGLE = [
     *(worker_tree, worker_s_child, worker_s_main_process_only, frozen_beyond_the_lease, workers_asked_to_end),
     *(five_beats_one_after_the_other_killed, broker_emptied, broker_frozen, broker_out_of_memory),
-    *(database_connections_cut, hostile_items_in_the_queue, cancelled_and_asked_for_at_random),
+    *(database_connections_cut, hostile_items_in_the_queue, runs_cancelled_and_requested_at_random),
 ]
 
 
@@ -145,14 +145,14 @@ def test_it_is_right_after(storm, fault):
     "place",
     [
         "jobs.models.bulk.insert:3",  # before the rows of a claim
-        "jobs.models.bulk.update:3",  # between the rows and the cursor
+        "jobs.models.bulk.update:3",  # between the rows and the update of their schedules
         "jobs.ledger.outbox.send:3",  # between the commit and the publishing
-        "jobs.ledger.outbox._mark_queued:3",  # between the publishing and the note of it
+        "jobs.ledger.outbox._mark_queued:3",  # between the publishing and its record
         "jobs.beat.release.release:4",
         "jobs.beat.rescue.rescue:2",
     ],
 )
-def test_it_is_right_after_beat_died_in_the_middle_of(storm, place):
+def test_it_is_right_after_beat_died_in(storm, place):
     storm.make_schedules()
     storm.start_worker()
     storm.sabotage = f"hasty,crash={place}"
@@ -250,12 +250,12 @@ def test_it_is_right_after_the_database_was_restarted(storm, servers, how):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_it_is_right_after_all_of_it_together(storm, seed):
+def test_it_is_right_after_all_faults_together(storm, seed):
     nemesis(storm, seed, seconds=60)
 
 
 def nemesis(storm: Storm, seed: int, seconds: float) -> None:
-    """Faults of every kind, one after the other, by the seed."""
+    """Faults of every kind, one after the other, chosen by the seed."""
     storm.random.seed(seed)
     storm.seed = seed
     storm.make_schedules()

@@ -1,4 +1,4 @@
-"""Prints its arguments, and ends as it is told."""
+"""Prints its arguments, and ends as its options say."""
 
 import sys
 from argparse import ArgumentParser
