@@ -1,4 +1,4 @@
-"""The beat as operators start it, and what it lives through: options, signals, a lost database, a wrong clock."""
+"""Beat as operators start it, with its options, and under faults: signals, a lost database, a wrong clock."""
 
 import os
 from datetime import timedelta
@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "lines"
 
 
-def test_it_beats_as_operators_start_it_and_ends_quickly_in_the_middle_of_a_burst(processes, eventually, tmp_path):
+def test_it_takes_the_options_of_operators_and_ends_quickly_in_the_middle_of_a_burst(processes, eventually, tmp_path):
     every = make_schedule().interval
     names = (f"s{number}" for number in range(2999))
     PeriodicTask.objects.bulk_create(PeriodicTask(name=name, task="tests.nothing", interval=every) for name in names)
@@ -45,7 +45,7 @@ def test_it_beats_as_operators_start_it_and_ends_quickly_in_the_middle_of_a_burs
     assert Run.objects.filter(due_at=due_at).count() == 3000
 
 
-def test_it_beats_inside_a_worker(processes, eventually, path, tmp_path):
+def test_it_runs_inside_a_worker(processes, eventually, path, tmp_path):
     schedule = make_schedule(every=SECOND, task="tests.note", args=[str(path)])
     processes.start_worker("-B", "--schedule", str(tmp_path / "unused"))
     eventually(lambda: Run.objects.filter(schedule=schedule, state=State.SUCCEEDED).count() >= 2)
@@ -53,7 +53,7 @@ def test_it_beats_inside_a_worker(processes, eventually, path, tmp_path):
 
 
 @pytest.mark.parametrize("wrong_by", [3600, -3600])
-def test_it_goes_by_the_database_s_clock_where_the_host_s_is_wrong(processes, eventually, path, wrong_by):
+def test_it_uses_the_database_s_clock_if_the_host_s_is_wrong(processes, eventually, path, wrong_by):
     start = database_now().replace(microsecond=0)
     schedule = make_schedule(every=SECOND, task="tests.note", args=[str(path)], start_time=start)
     folder = Path(__file__).parent / "wrong_clock"
@@ -71,7 +71,7 @@ def test_it_goes_by_the_database_s_clock_where_the_host_s_is_wrong(processes, ev
         assert timedelta(0) <= run.lateness < MINUTE
 
 
-def test_it_comes_back_by_itself_when_the_database_was_away(processes, eventually):
+def test_it_recovers_by_itself_after_the_database_was_unavailable(processes, eventually):
     schedule = make_schedule(every=SECOND, policy={"overlap": "allow", "catch_up": "all"})
     beat = processes.start_beat()
     eventually(Run.objects.exists)
@@ -90,7 +90,7 @@ def test_it_comes_back_by_itself_when_the_database_was_away(processes, eventuall
     assert moments == [moments[0] + n * SECOND for n in range(len(moments))]
 
 
-def test_it_fires_nothing_and_falls_behind_in_nothing_when_a_timing_changes_past_the_models(processes, eventually):
+def test_it_detects_a_timing_changed_without_a_signal_and_fires_nothing(processes, eventually):
     schedule = make_schedule(cron={"minute": "0", "hour": "4"})
     processes.start_beat()
     CrontabSchedule.objects.filter(pk=schedule.crontab_id).update(minute="59", hour="3")
@@ -99,7 +99,7 @@ def test_it_fires_nothing_and_falls_behind_in_nothing_when_a_timing_changes_past
     assert not Run.objects.exists()
 
 
-def test_it_runs_a_backfill_a_few_at_a_time_and_lets_a_run_wait_for_the_one_before_it(processes, eventually, path):
+def test_it_runs_a_backfill_a_few_runs_at_a_time(processes, eventually, path):
     schedule = make_schedule(task="tests.note", args=[str(path)], cron={"minute": "0"}, policy={"overlap": "queue_one"})
     processes.start_worker()
     processes.start_beat()
@@ -110,7 +110,7 @@ def test_it_runs_a_backfill_a_few_at_a_time_and_lets_a_run_wait_for_the_one_befo
     assert len(lines(path)) == 6
 
 
-def test_it_stops_a_running_job_for_the_next_one_where_the_policy_says_so(processes, eventually, path):
+def test_it_cancels_the_previous_run_if_the_policy_says_so(processes, eventually, path):
     schedule = make_schedule(task="tests.hold", args=[str(path)], policy={"overlap": "cancel_previous"})
     processes.start_worker(env={"LEASE_SECONDS": "4"})
     processes.start_beat(env={"LEASE_SECONDS": "4"})
@@ -128,7 +128,7 @@ def test_it_stops_a_running_job_for_the_next_one_where_the_policy_says_so(proces
     assert second.state == State.SUCCEEDED
 
 
-def test_it_ends_when_asked_to_though_what_tidies_up_fails_in_place_of_that():
+def test_it_ends_when_asked_to_even_if_the_cleanup_fails():
     class Interrupted(Scheduler):
         def _pass(self) -> float:
             try:

@@ -1,4 +1,4 @@
-"""What Celery's documentation shows of tasks works inside runs as it does outside of them."""
+"""The features of tasks in Celery's documentation work inside runs, too."""
 
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_it_keeps_automatic_retries_as_attempts_of_one_run(processes, eventually
     assert {attempt.outcome for attempt in run.attempts.all()} <= {Attempt.Outcome.RETRIED}
 
 
-def test_it_keeps_a_retry_that_was_asked_for_in_a_transaction(processes, eventually, path):
+def test_it_keeps_a_retry_that_was_raised_in_a_transaction(processes, eventually, path):
     processes.start_worker()
     run = send("tests.retry_in_transaction", str(path))
     eventually(lambda: over(run))
@@ -46,7 +46,7 @@ def test_it_keeps_a_retry_that_was_asked_for_in_a_transaction(processes, eventua
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 @pytest.mark.parametrize("name", ["MemoryError", "SystemExit", "KeyboardInterrupt", "CancelledError"])
-def test_a_task_fails_whatever_it_raises_and_its_worker_goes_on(processes, eventually, name, pool):
+def test_a_task_fails_with_any_exception_and_its_worker_goes_on(processes, eventually, name, pool):
     worker = processes.start_worker(f"--pool={pool}")
     run, next_one = send("tests.raise", name), send("tests.nothing")
     eventually(lambda: over(run))
@@ -58,7 +58,7 @@ def test_a_task_fails_whatever_it_raises_and_its_worker_goes_on(processes, event
 
 
 @pytest.mark.parametrize("task", ["tests.no_autocommit", "tests.odd_text"])
-def test_it_ends_a_run_whatever_it_did_to_its_connection_or_log(processes, eventually, path, task):
+def test_it_ends_a_run_that_spoiled_its_connection_or_log(processes, eventually, path, task):
     processes.start_worker("--concurrency=1")
     for _ in range(2):
         run = send(task, *([str(path)] if task == "tests.odd_text" else []))
@@ -114,7 +114,7 @@ def test_it_kills_a_job_that_does_not_end_when_it_is_cancelled(processes, eventu
     assert lines(path) == [str(last.id)]
 
 
-def test_it_lets_go_of_a_thread_that_does_not_end_when_it_is_cancelled(processes, eventually, path):
+def test_it_gives_up_a_thread_that_does_not_end_when_it_is_cancelled(processes, eventually, path):
     processes.start_worker("--pool=threads", env=SHORT)
     run = send("tests.stubborn", str(path))
     eventually(lambda: lines(Path(f"{path}.started")))
@@ -131,7 +131,7 @@ def test_it_lets_go_of_a_thread_that_does_not_end_when_it_is_cancelled(processes
 
 def test_it_records_the_end_of_a_run_when_the_database_is_back(processes, eventually, path):
     if connection.vendor == "sqlite":
-        pytest.skip("SQLite is never away.")
+        pytest.skip("SQLite is never unavailable.")
     worker = processes.start_worker()
     run = send("tests.hold", str(path))
     eventually(lambda: lines(Path(f"{path}.started")))

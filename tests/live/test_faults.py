@@ -25,14 +25,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "lines"
 
 
-def test_it_notices_within_seconds_what_was_written_past_the_models(processes, eventually, path):
+def test_it_detects_a_change_without_a_signal_within_seconds(processes, eventually, path):
     make_schedule(task="tests.note", args=[str(path)])
     PeriodicTask.objects.update(interval=None, crontab=None)
     processes.start_beat()
     eventually(lambda: Policy.objects.exclude(invalid_reason="").exists())
 
 
-def test_it_keeps_to_the_grid_with_two_beats_and_doubles_nothing(processes, eventually, path):
+def test_it_keeps_to_the_grid_with_two_beats_and_runs_nothing_twice(processes, eventually, path):
     schedule = make_schedule(every=SECOND, task="tests.note", args=[str(path)], policy={"overlap": "allow"})
     processes.start_worker()
     processes.start_beat()
@@ -48,7 +48,7 @@ def test_it_keeps_to_the_grid_with_two_beats_and_doubles_nothing(processes, even
     assert len(moments) - ran.count() <= 1  # the moment at which it was switched off
 
 
-def test_it_starts_a_run_again_whose_worker_was_killed_in_the_middle(processes, eventually, path):
+def test_it_restarts_a_run_whose_worker_was_killed_in_the_middle(processes, eventually, path):
     worker = processes.start_worker(env=SHORT_LEASE)
     processes.start_beat(env=SHORT_LEASE)
     run = send("tests.hold", str(path))
@@ -76,7 +76,7 @@ def test_it_keeps_the_lease_of_a_run_that_outlasts_it(processes, eventually, pat
     assert (run.state, run.attempt, run.started_at) == (State.SUCCEEDED, 1, first)
 
 
-def test_it_refuses_a_zombie_that_wakes_after_its_rescue(processes, eventually, path):
+def test_it_rejects_the_end_by_a_zombie_that_wakes_after_its_rescue(processes, eventually, path):
     frozen = processes.start_worker("--pool=solo", env=SHORT_LEASE)
     processes.start_beat(env=SHORT_LEASE)
     run = send("tests.hold", str(path))
@@ -150,7 +150,7 @@ def test_a_worker_goes_on_when_its_broker_is_killed(processes, eventually, morta
     assert worker.running
 
 
-def test_it_is_for_this_that_the_consumer_is_not_celerys_own(processes, eventually, mortal_broker, path):
+def test_a_worker_with_celerys_own_consumer_ends_when_its_broker_is_killed(processes, eventually, mortal_broker, path):
     own = "worker.consumer=celery.worker.consumer:Consumer"
     worker = _lose_broker_with_a_message_in_hand(processes, eventually, mortal_broker, path, "--", own)
     eventually(lambda: "Unrecoverable error" in worker.log)
@@ -168,7 +168,7 @@ def _started(path: Path) -> int:
     return len(lines(path.with_name(f"{path.name}.started")))
 
 
-def test_a_worker_goes_on_when_a_task_outlives_the_connection_it_came_over(processes, eventually, mortal_broker, path):
+def test_a_worker_goes_on_when_a_task_outlives_its_connection(processes, eventually, mortal_broker, path):
     worker = processes.start_worker("--prefetch-multiplier=4", env=mortal_broker.address)
     processes.start_beat(env=mortal_broker.address)
     for number in range(3):
@@ -183,7 +183,7 @@ def test_a_worker_goes_on_when_a_task_outlives_the_connection_it_came_over(proce
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_worker_takes_messages_after_its_broker_stood_still(processes, eventually, mortal_broker, path, pool):
+def test_a_worker_takes_messages_after_its_broker_was_frozen(processes, eventually, mortal_broker, path, pool):
     worker = processes.start_worker(f"--pool={pool}", "--concurrency=1", env=mortal_broker.address)
     processes.start_beat(env=mortal_broker.address)
     for number in range(2):
@@ -206,7 +206,7 @@ def test_a_worker_goes_on_when_its_broker_is_a_replica_for_a_while(processes, ev
     assert _takes_another(worker, eventually)
 
 
-def test_it_claims_while_the_broker_is_away_and_sends_when_it_is_back(processes, eventually, path):
+def test_it_claims_while_the_broker_is_unavailable_and_sends_when_it_is_back(processes, eventually, path):
     schedule = make_schedule(task="tests.note", args=[str(path)])
     cut_off = processes.start_beat(env={"BROKER_URL": "redis://127.0.0.1:1/0"})
     make_due(schedule)
@@ -221,7 +221,7 @@ def test_it_claims_while_the_broker_is_away_and_sends_when_it_is_back(processes,
 
 
 @pytest.mark.parametrize("code", ["25006", "42501"], ids=["read-only", "no rights"])
-def test_it_writes_an_end_down_when_the_database_takes_it_again(processes, eventually, path, code):
+def test_it_records_an_end_when_the_database_accepts_it_again(processes, eventually, path, code):
     worker = processes.start_worker()
     run = send("tests.hold", str(path))
     eventually(lambda: _started(path))
@@ -239,7 +239,7 @@ def test_it_writes_an_end_down_when_the_database_takes_it_again(processes, event
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_run_whose_error_cannot_be_kept_as_a_result_fails_and_is_not_lost(processes, eventually, mortal_broker, pool):
+def test_a_run_fails_and_is_not_lost_if_its_error_cannot_be_stored(processes, eventually, mortal_broker, pool):
     worker = processes.start_worker(f"--pool={pool}", env={"RESULT_BACKEND": mortal_broker.address["BROKER_URL"]})
     with Redis.from_url(mortal_broker.url) as client:
         client.replicaof("127.0.0.1", "1")
@@ -250,7 +250,7 @@ def test_a_run_whose_error_cannot_be_kept_as_a_result_fails_and_is_not_lost(proc
 
 
 @pytest.mark.parametrize("pool", ["solo", "threads"])
-def test_a_worker_that_is_to_end_at_once_lets_what_it_cannot_end_come_to_its_end(processes, eventually, path, pool):
+def test_a_worker_that_must_end_at_once_finishes_tasks_that_it_cannot_kill(processes, eventually, path, pool):
     worker = processes.start_worker(f"--pool={pool}")
     run = send("tests.hold", str(path))
     eventually(lambda: _started(path))

@@ -1,4 +1,4 @@
-"""Beats and workers tell of themselves: the living are listed, who stops says goodbye, who is killed fades."""
+"""Beats and workers send heartbeats: live ones are listed, stopped ones are marked, killed ones become silent."""
 
 from datetime import timedelta
 
@@ -9,7 +9,7 @@ from jobs.models import Node, database_now
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def test_it_lists_who_lives_and_knows_who_said_goodbye(processes, eventually):
+def test_it_lists_live_nodes_and_marks_stopped_ones(processes, eventually):
     worker = processes.start_worker("--queues=celery,slow", "--concurrency=3", env={"CODE_VERSION": "abc123"})
     beat = processes.start_beat()
     eventually(lambda: Node.objects.live().count() == 2)
@@ -22,7 +22,7 @@ def test_it_lists_who_lives_and_knows_who_said_goodbye(processes, eventually):
     assert Node.objects.filter(stopped_at=None).count() == 0
 
 
-def test_it_lets_who_was_killed_fade_and_come_back(processes, eventually):
+def test_it_shows_a_killed_node_as_silent_until_it_is_back(processes, eventually):
     first = processes.start_worker("--pool=solo")
     eventually(lambda: Node.objects.live().exists())
     first.kill()

@@ -1,4 +1,4 @@
-"""Resources in real workers: each process loads once, an invalidation reaches all, and what they hold is seen."""
+"""Resources in real workers: each process loads once, an invalidation reaches all, and each reports its holdings."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ AT_ONCE = 10  # tasks
 
 @pytest.fixture(scope="module")
 def worker(standing: Processes) -> Process:
-    """One with two children, for most tests here: each test has a path, and so a key, of its own."""
+    """A worker with two children, for most tests here: each test has its own path, and so its own key."""
     return standing.start_worker()
 
 
@@ -28,7 +28,7 @@ def wait(standing: Processes):
 
 @pytest.fixture
 def _django_db_helper(request):
-    """Where the standing worker is used, in place of pytest-django's own, which would empty the tables under it."""
+    """Replaces pytest-django's own, which would empty the tables while the standing worker uses them."""
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def seen(task: Task, path: Path) -> set[tuple[int, int]]:
-    """Which processes have found what which process loaded, after some more of these tasks."""
+    """Send some more of these tasks; returns each executing process with the process that loaded its value."""
     for _ in range(AT_ONCE):
         task.delay(str(path))
     return {tuple(map(int, line.split(":"))) for line in lines(path)}
@@ -49,7 +49,7 @@ def test_it_loads_once_in_each_process_however_many_tasks_ask(wait, worker, path
     assert len(lines(Path(f"{path}.loads"))) == 2
 
 
-def test_it_loads_anew_in_each_process_when_it_is_invalidated(wait, worker, path):
+def test_it_loads_again_in_each_process_after_an_invalidation(wait, worker, path):
     wait(lambda: len(seen(look_up, path)) == 2)
     children = {process for process, _ in seen(look_up, path)}
     resources.invalidate("tests.loaded")
@@ -57,7 +57,7 @@ def test_it_loads_anew_in_each_process_when_it_is_invalidated(wait, worker, path
     assert sorted(lines(Path(f"{path}.loads"))) == sorted([*map(str, children)] * 2)
 
 
-def test_it_begins_with_what_was_loaded_before_the_fork_until_that_is_invalidated(wait, worker, path):
+def test_it_uses_the_value_loaded_before_the_fork_until_it_is_invalidated(wait, worker, path):
     wait(lambda: len(seen(inherit, path)) == 2)
     assert {loader for _, loader in seen(inherit, path)} == {worker.pid}
     resources.invalidate("tests.inherited")
@@ -65,7 +65,7 @@ def test_it_begins_with_what_was_loaded_before_the_fork_until_that_is_invalidate
 
 
 @pytest.mark.parametrize(("how", "state"), [("end", "succeeded"), ("fail", "failed"), ("ignore", "succeeded")])
-def test_it_takes_back_what_a_task_has_taken_when_that_is_over(wait, worker, path, how, state):
+def test_it_releases_the_values_of_a_task_when_the_task_is_over(wait, worker, path, how, state):
     run = send("tests.borrow", str(path), how)
     wait(lambda: ends(run))
     assert run.state == State(state)
@@ -73,7 +73,7 @@ def test_it_takes_back_what_a_task_has_taken_when_that_is_over(wait, worker, pat
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_it_tells_what_a_process_holds_until_that_ends(standing, wait, path, pool):
+def test_it_reports_the_holdings_of_a_process_until_it_ends(standing, wait, path, pool):
     node = f"{pool}@localhost"
     worker = standing.start_worker(f"--pool={pool}", f"--queues={pool}", f"--hostname={node}")
     look_up.apply_async([str(path)], queue=pool)

@@ -1,4 +1,4 @@
-"""What becomes of one run on a live worker: done once, failed, retried, ended by force; each as recorded."""
+"""One run on a live worker: executed once, failed, retried or killed, each as the ledger records it."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def _worker_and_beat(standing: Processes) -> None:
 
 @pytest.fixture
 def _django_db_helper(standing):
-    """In place of pytest-django's own, which would empty the tables under the feet of the standing processes."""
+    """Replaces pytest-django's own, which would empty the tables while the standing processes use them."""
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "lines"
 
 
-def test_it_runs_what_is_due_once_and_records_it(eventually, path):
+def test_it_runs_a_due_moment_once_and_records_it(eventually, path):
     schedule = make_schedule("due", task="tests.note", args=[str(path)])
     due_at = make_due(schedule)
     eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).exists())
@@ -66,7 +66,7 @@ def test_it_holds_no_lock_and_no_transaction_while_the_body_runs(eventually, pat
     eventually(lambda: ends(run))
 
 
-def test_it_rescues_at_once_when_only_the_child_of_a_worker_was_killed(eventually, path):
+def test_it_rescues_a_run_at_once_when_only_the_child_of_a_worker_was_killed(eventually, path):
     run = send("tests.hold", str(path))
     (child,) = eventually(lambda: lines(Path(f"{path}.started")))
     os.kill(int(child), signal.SIGKILL)
@@ -95,7 +95,7 @@ def test_it_starts_a_run_once_however_often_its_message_comes(eventually, path):
 
 
 @pytest.mark.parametrize("task", ["tests.break_connection", "tests.leave_transaction"])
-def test_it_records_the_end_of_a_run_that_leaves_its_connection_unfit(eventually, path, task):
+def test_it_records_the_end_of_a_run_that_leaves_its_connection_unusable(eventually, path, task):
     run = send(task, str(path))
     eventually(lambda: ends(run))
     assert (run.state, run.attempt) == (State.SUCCEEDED, 1)
@@ -118,7 +118,7 @@ def test_it_records_an_error_that_can_neither_be_printed_nor_stored(eventually):
     assert run.reason == "tests.app.tasks.OddError: <exception str() failed>"
 
 
-def test_it_tries_a_failed_run_again_as_often_as_the_policy_says(eventually):
+def test_it_retries_a_failed_run_as_often_as_the_policy_says(eventually):
     run = send("tests.fail", "no", max_attempts=3, retry_delay=timedelta(milliseconds=10))
     eventually(lambda: ends(run))
     assert (run.state, run.attempt) == (State.FAILED, 3)
@@ -137,7 +137,7 @@ def test_it_keeps_a_task_s_own_retries_as_attempts_of_one_run(eventually, path):
     assert lines(Path(f"{path}.bad")) == ["0", "1"]
 
 
-def test_it_keeps_dates_readable_however_long_a_task_wants_to_wait(eventually):
+def test_it_keeps_dates_readable_however_long_a_retry_is_delayed(eventually):
     run = send("tests.retry_in", 1e12)
     eventually(lambda: ends(run) or run.attempt == 2)
     assert (run.state, run.attempt) == (State.WAITING, 2)
@@ -148,7 +148,7 @@ def test_it_keeps_dates_readable_however_long_a_task_wants_to_wait(eventually):
 
 
 @pytest.mark.parametrize(("task", "state"), [("tests.ignore", "succeeded"), ("tests.reject", "failed")])
-def test_it_ends_a_run_whose_task_ends_itself(eventually, task, state):
+def test_it_ends_a_run_whose_task_raises_ignore_or_reject(eventually, task, state):
     run = send(task)
     eventually(lambda: ends(run))
     assert run.state == state
@@ -162,7 +162,7 @@ def test_it_ends_a_run_that_lasts_longer_than_its_time_limit(eventually, path):
     assert lines(path) == []
 
 
-def test_it_guards_a_task_whose_own_base_forgets_its_parent(eventually, path):
+def test_it_guards_a_task_whose_base_class_forgets_its_parent(eventually, path):
     run = send("tests.careless", str(path))
     outbox.send([run])
     eventually(lambda: ends(run))
@@ -171,7 +171,7 @@ def test_it_guards_a_task_whose_own_base_forgets_its_parent(eventually, path):
     assert lines(path) == [str(run.id), str(last.id)]
 
 
-def test_it_leaves_plain_tasks_alone_and_keeps_results_only_of_those_that_ask(eventually, path):
+def test_it_leaves_plain_tasks_alone_and_keeps_only_requested_results(eventually, path):
     answer = find_task("tests.answer").delay()
     silent = find_task("tests.note").delay(str(path))
     assert answer.get(timeout=20) == 42

@@ -1,4 +1,4 @@
-"""Workflows inside a run: its chains, groups and chords are steps, and it ends with the last of them."""
+"""Workflows inside a run: the tasks of chains, groups and chords are its steps, and it ends with the last one."""
 
 from datetime import timedelta
 from functools import partial
@@ -22,7 +22,7 @@ def states(run: Run) -> list[str]:
 
 
 def over(run: Run) -> bool:
-    """Whether it is, after what a beat would do for it."""
+    """Rescue and send like beat; returns whether the run is over."""
     rescue()
     outbox.send_waiting()
     return ends(run)
@@ -64,7 +64,7 @@ def test_it_fails_a_run_whose_step_fails_for_good(processes, eventually, tmp_pat
     assert lines(tmp_path / "left") == []
 
 
-def test_it_waits_for_what_is_linked_to_an_error(processes, eventually, tmp_path):
+def test_it_waits_for_a_task_that_is_linked_to_an_error(processes, eventually, tmp_path):
     run = send("tests.workflow", "linked", str(tmp_path / "left"))
     processes.start_worker()
     eventually(lambda: ends(run))
@@ -85,7 +85,7 @@ def test_it_publishes_a_step_when_its_transaction_is_committed(processes, eventu
     assert lines(tmp_path / "left") == left
 
 
-def test_it_takes_a_step_with_an_id_of_its_own_in_every_run(processes, eventually, tmp_path):
+def test_it_takes_a_step_with_a_fixed_id_in_every_run(processes, eventually, tmp_path):
     processes.start_worker()
     for number in range(2):
         run = send("tests.workflow", "static", str(tmp_path / "left"))
@@ -101,7 +101,7 @@ def test_it_waits_for_no_task_of_another_project(processes, eventually, tmp_path
     assert (run.state, run.steps.count(), redis.llen("elsewhere")) == (State.SUCCEEDED, 0, 1)
 
 
-def test_it_says_that_what_should_take_the_place_of_a_task_was_undone(processes, eventually, tmp_path):
+def test_it_fails_a_run_whose_replacement_was_rolled_back(processes, eventually, tmp_path):
     processes.start_worker()
     run = send("tests.replaced_in_transaction", str(tmp_path / "left"))
     eventually(lambda: over(run))
@@ -109,20 +109,21 @@ def test_it_says_that_what_should_take_the_place_of_a_task_was_undone(processes,
     assert run.reason == "its replacement was rolled back with the transaction"
 
 
-def test_it_fails_a_run_of_which_a_part_was_not_sent(processes, eventually, tmp_path):
+def test_it_fails_a_run_whose_step_was_not_sent(processes, eventually, tmp_path):
     paths = [tmp_path / name for name in ("group", "commit", "ignored")]
     part = send("tests.workflow", "unfit_in_group_body", str(paths[0]))
     vain = send("tests.send_in_vain", str(paths[1]))
     ignored = send("tests.ignore_after_undone", str(paths[2]))
     processes.start_worker()
     eventually(lambda: all(over(run) for run in (part, vain, ignored)))
-    assert part.reason.startswith("step tests.leave never came: ")
-    assert vain.reason == "step tests.leave failed: it was not sent: something else failed as its transaction ended"
+    assert part.reason.startswith("step tests.leave never started: ")
+    why = "it was not sent: another on-commit callback of its transaction failed"
+    assert vain.reason == f"step tests.leave failed: {why}"
     assert lines(paths[1]) == ["one"]
     assert ignored.state == State.SUCCEEDED
 
 
-def test_it_waits_for_steps_at_work_when_a_body_fails_and_starts_no_others(processes, eventually, tmp_path):
+def test_it_waits_for_running_steps_when_a_body_fails_and_starts_no_others(processes, eventually, tmp_path):
     path = tmp_path / "left"
     processes.start_worker()
     run = send("tests.fail_after_sending", str(path), max_attempts=2, retry_delay=timedelta(0))
@@ -137,27 +138,27 @@ def test_it_waits_for_steps_at_work_when_a_body_fails_and_starts_no_others(proce
     assert "never" not in lines(path)
 
 
-def test_it_refuses_an_id_under_which_another_run_has_a_step(processes, eventually, tmp_path):
+def test_it_refuses_a_task_id_of_another_run_s_unfinished_step(processes, eventually, tmp_path):
     processes.start_worker()
     first = make_run(state=State.RUNNING)
     Step.objects.create(id="daily-report", run=first, attempt=1, task="tests.leave", state=Step.State.RUNNING)
     run = send("tests.workflow", "static", str(tmp_path / "left"))
     eventually(lambda: ends(run))
-    assert "A step 'daily-report' of another run is under way" in run.reason
+    assert "Another run has an unfinished step 'daily-report'" in run.reason
     assert Step.objects.get().run == first
 
 
-def test_it_counts_what_a_task_called_in_place_sends_as_a_step(processes, eventually, tmp_path):
+def test_it_counts_a_task_as_a_step_that_a_task_called_in_place_sends(processes, eventually, tmp_path):
     processes.start_worker()
     run = send("tests.call_in_place", str(tmp_path / "left"))
     eventually(lambda: over(run))
     assert (run.state, run.steps.get().task) == (State.SUCCEEDED, "tests.retry")
 
 
-def test_it_fails_a_run_whose_step_cannot_send_what_follows(processes, eventually, tmp_path):
+def test_it_fails_a_run_whose_step_cannot_send_the_next_one(processes, eventually, tmp_path):
     why = {
         ("workflow", "unfit"): "step tests.add failed: TypeError: leave() takes 2 positional arguments but 3",
-        ("workflow", "unfit_body"): "step tests.leave never came: ",
+        ("workflow", "unfit_body"): "step tests.leave never started: ",
         ("workflow", "unfit_after_groups"): "step tests.",  # either of the second group
         ("set_off", "tests.replaced", "unsendable"): "step tests.replaced failed: kombu.exceptions.EncodeError: ",
         ("set_off", "tests.retry_unsendable"): "step tests.retry_unsendable failed: TypeError: retry_unsendable()",
@@ -172,7 +173,7 @@ def test_it_fails_a_run_whose_step_cannot_send_what_follows(processes, eventuall
     assert lines(tmp_path / "left") == []
 
 
-def test_it_repeats_a_step_that_asked_for_it_in_a_transaction(processes, eventually, tmp_path):
+def test_it_retries_a_step_that_called_retry_in_a_transaction(processes, eventually, tmp_path):
     processes.start_worker()
     run = send("tests.set_off", "tests.retry_in_transaction", str(tmp_path / "left"))
     eventually(lambda: over(run))
@@ -180,7 +181,7 @@ def test_it_repeats_a_step_that_asked_for_it_in_a_transaction(processes, eventua
     assert lines(tmp_path / "left") == ["0", "1"]
 
 
-def test_it_waits_for_what_took_the_place_of_a_step_and_was_faster(processes, eventually, tmp_path):
+def test_it_waits_for_a_replacement_that_starts_before_the_replaced_step_ends(processes, eventually, tmp_path):
     processes.start_worker()
     run = send("tests.set_off", "tests.replaced_early", str(tmp_path / "left"))
     eventually((tmp_path / "left.started").exists)
@@ -192,7 +193,7 @@ def test_it_waits_for_what_took_the_place_of_a_step_and_was_faster(processes, ev
     assert (run.state, states(run)) == (State.SUCCEEDED, [Step.State.SUCCEEDED])
 
 
-def test_it_loses_a_step_and_its_run_together_or_neither():
+def test_it_loses_a_step_and_its_run_together():
     run = make_run(make_schedule(policy={"rerun_if_lost": False}), State.RUNNING, lease_until=None)
     lost = {"state": Step.State.RUNNING, "lease_until": database_now(), "node": "w"}
     Step.objects.create(id="a", run=run, attempt=1, task="tests.add", **lost)
@@ -217,7 +218,7 @@ def test_it_ends_no_run_when_its_message_comes_again_to_another_thread(processes
     assert (run.state, lines(tmp_path / "left")) == (State.SUCCEEDED, [str(run.id)])
 
 
-def test_it_cancels_what_is_revoked_by_remote_control(processes, eventually, tmp_path):
+def test_it_cancels_runs_that_are_revoked_by_remote_control(processes, eventually, tmp_path):
     worker = processes.start_worker()
     running, other = (send("tests.hold", str(tmp_path / "held")) for _ in range(2))
     for_the_pool = send("tests.workflow", "held", str(tmp_path / "left"))
@@ -274,19 +275,19 @@ def test_it_rescues_a_run_whose_step_s_message_is_lost(processes, eventually, tm
 @pytest.mark.parametrize(
     "what", [["workflow", "chord"], ["workflow", "chord_chain"], ["set_off", "tests.replaced", "chord"]]
 )
-def test_it_leaves_no_run_open_whose_chord_cannot_come_to_its_end(processes, eventually, tmp_path, what):
+def test_it_fails_a_run_whose_chord_cannot_end(processes, eventually, tmp_path, what):
     run = send(f"tests.{what[0]}", *what[1:], str(tmp_path / "left"))
     processes.start_worker("--concurrency=1", "--pool=solo")
     eventually(ChordCounter.objects.exists)
     ChordCounter.objects.all().delete()
     eventually(lambda: over(run))
     assert run.state == State.FAILED
-    why = "the count of its group is gone, or it could not be sent"
-    assert run.reason == f"step tests.total never came: {why}"
+    why = "the counter of its chord is gone, or it could not be sent"
+    assert run.reason == f"step tests.total never started: {why}"
     assert lines(tmp_path / "left") == []
 
 
-def test_it_ends_a_run_whose_last_step_s_process_died_before_it_could():
+def test_it_ends_a_run_after_the_process_of_its_last_step_died():
     run = make_run(make_schedule(), State.RUNNING, lease_until=None)
     Step.objects.create(id="a", run=run, attempt=1, task="tests.add", state=Step.State.SUCCEEDED)
     assert rescue() == 1
@@ -294,7 +295,7 @@ def test_it_ends_a_run_whose_last_step_s_process_died_before_it_could():
     assert run.state == State.SUCCEEDED
 
 
-def test_it_ends_a_step_that_kills_its_process_after_the_attempts_of_its_run(processes, eventually, tmp_path):
+def test_it_loses_a_run_whose_step_kills_its_process_in_every_attempt(processes, eventually, tmp_path):
     run = send("tests.workflow", "poison", str(tmp_path / "left"))
     processes.start_worker()
     eventually(lambda: over(run), deadline=40)

@@ -1,7 +1,7 @@
-"""What django-celery-beat's own scheduler does wrong, each in one test: it fails there, and holds here.
+"""The faults of django-celery-beat's own scheduler, one in each test: it fails there, and works here.
 
-The stock scheduler runs in this process, on the test's own database and broker, one tick at a time. Where its failure
-is a matter of luck or of minutes only the holding is shown. S1 to S22 number what was found; S21 is about results.
+The stock scheduler runs in this process, on the test's own database and broker, one tick at a time. If its failure
+depends on luck or takes minutes, the test only shows that ours works. S1 to S22 number the faults; S21 is on results.
 """
 
 import json
@@ -41,7 +41,7 @@ SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelt
 
 
 class Stock(DatabaseScheduler):
-    """The stock scheduler, told to do what is due now and no more."""
+    """The stock scheduler, limited to the schedules that are due now."""
 
     def __init__(self, app: Any = current_app) -> None:
         app.loader.import_default_modules()
@@ -49,7 +49,7 @@ class Stock(DatabaseScheduler):
         self._finalize.cancel()  # or each saves itself when the tests end
 
     def beat(self, ticks: int = 1000) -> None:
-        """Send what is due; what it did is not saved before `sync`, as in a real beat within its three minutes."""
+        """Send the due schedules; nothing is saved before `sync`, as in a real beat within its three minutes."""
         while ticks and not self.tick():
             ticks -= 1
 
@@ -71,7 +71,7 @@ def make_overdue(count: int, **options: Any) -> list[PeriodicTask]:
 
 @contextmanager
 def refusing(redis) -> Iterator[None]:
-    """A broker that takes no message."""
+    """Make the broker refuse messages."""
     redis.config_set("maxmemory", 1)
     try:
         yield
@@ -115,7 +115,7 @@ def test_s02_it_sends_nothing_twice_when_killed_in_a_burst(redis, processes, eve
     assert set(Run.objects.values_list("attempt", flat=True)) == {1}
 
 
-def test_s03_it_loses_and_counts_nothing_that_the_broker_did_not_take(redis):
+def test_s03_it_neither_loses_nor_counts_a_run_that_the_broker_did_not_take(redis):
     (schedule,) = make_overdue(1)
     with refusing(redis):
         stock = Stock()
@@ -178,7 +178,7 @@ def test_s05_it_goes_on_when_a_row_is_bad(redis, spoil):
 
 
 @pytest.mark.parametrize("fields", [{"day_of_month": "31", "month_of_year": "2"}, {"day_of_week": "7"}])
-def test_s06_it_refuses_what_never_comes(fields):
+def test_s06_it_refuses_a_crontab_that_is_never_due(fields):
     row = CrontabSchedule(**fields)
     row.full_clean()
     with pytest.raises(Invalid):
@@ -187,12 +187,12 @@ def test_s06_it_refuses_what_never_comes(fields):
 
 @pytest.mark.parametrize("field", calendar.CRONTAB_FIELDS)
 @pytest.mark.parametrize("text", ["", ">", ">5", "1-"])
-def test_s06_it_refuses_what_cannot_be_read(field, text):
+def test_s06_it_refuses_a_crontab_that_cannot_be_read(field, text):
     with pytest.raises(Invalid):
         calendar.timing_of(CrontabSchedule(**{field: text}), database_now())
 
 
-def test_s07_it_does_not_count_what_could_not_be_sent(redis):
+def test_s07_it_does_not_count_a_run_that_could_not_be_sent(redis):
     (schedule,) = make_overdue(1, task="tests.note", kwargs={"nonsense": 1})
     stock = Stock()
     stock.beat()
@@ -206,7 +206,7 @@ def test_s07_it_does_not_count_what_could_not_be_sent(redis):
     assert Run.objects.get().reason.startswith("invalid: The arguments do not fit")
 
 
-def test_s08_it_fires_nothing_that_was_enabled_or_edited(redis):
+def test_s08_it_fires_nothing_because_a_schedule_was_enabled_or_edited(redis):
     schedule = make_schedule(enabled=False)
     PeriodicTask.objects.update(last_run_at=database_now() - DAY)
     PeriodicTasks.update_changed()
@@ -223,7 +223,7 @@ def test_s08_it_fires_nothing_that_was_enabled_or_edited(redis):
     assert Policy.objects.get(schedule=schedule).next_due_at > database_now() + HOUR / 2
 
 
-def test_s08_it_starts_at_no_start_time_that_the_crontab_does_not_name(redis):
+def test_s08_it_does_not_fire_at_a_start_time_that_is_not_in_the_crontab(redis):
     start = database_now() - MINUTE
     cron = {"minute": "59", "hour": str((start - HOUR).hour)}
     make_schedule(cron=cron, start_time=start)
@@ -238,7 +238,7 @@ def test_s09_it_lets_two_people_save_at_the_same_time():
     first, second = make_schedule("first"), make_schedule("second", cron={"minute": "5"})
 
     def from_elsewhere(save: Callable[[], Any]) -> str:
-        """What becomes of a save over another connection that waits for nobody."""
+        """The outcome of a save over another connection that waits for no lock."""
         result = []
 
         def work() -> None:
@@ -275,7 +275,7 @@ def idle_queries() -> int:
     return len(captured)
 
 
-def test_s10_it_asks_as_little_at_fifty_schedules_as_at_one():
+def test_s10_it_takes_as_few_queries_for_fifty_schedules_as_for_one():
     make_schedule("one")
     few = idle_queries()
     for number in range(50):
@@ -360,7 +360,7 @@ def test_s14_it_ends_quickly_on_sigterm_while_it_works(processes, eventually):
     assert not beat.running
 
 
-def test_s15_it_survives_a_database_that_is_away(redis):
+def test_s15_it_survives_a_database_that_is_unavailable(redis):
     make_overdue(1)
     stock, scheduler = Stock(), Scheduler(app=current_app)
     stock.tick()
@@ -378,7 +378,7 @@ def test_s15_it_survives_a_database_that_is_away(redis):
     assert (Run.objects.count(), redis.llen("celery")) == (1, 1)
 
 
-def test_s16_it_installs_the_entries_of_the_settings_with_their_options_and_respects_people():
+def test_s16_it_installs_entries_of_the_settings_with_their_options_and_keeps_edits():
     entry = {"task": "tests.nothing", "schedule": HOUR, "options": {"expires": 60, "priority": 3}}
     app = Celery("tests", set_as_current=False)
     app.conf.update(result_expires=None, beat_schedule={"job": entry})
@@ -411,7 +411,7 @@ def test_s17_it_lets_no_header_name_another_task(redis):
     assert "belong to Celery" in Policy.objects.get(schedule=schedule).invalid_reason
 
 
-def test_s18_it_lets_nobody_run_or_switch_who_may_only_look(client, rf: RequestFactory):
+def test_s18_it_refuses_to_run_or_disable_for_users_who_may_only_view(client, rf: RequestFactory):
     schedule = make_schedule()
     viewer = User.objects.create_user("eve", is_staff=True)
     viewer.user_permissions.set(Permission.objects.filter(codename="view_periodictask"))
@@ -459,7 +459,7 @@ class Proxied(PeriodicTask):
         app_label = "jobs"
 
 
-def test_s22_it_notices_a_deletion_through_a_proxy(redis):
+def test_s22_it_detects_a_deletion_through_a_proxy(redis):
     make_overdue(1)
     signals_connect()
     PeriodicTask.no_changes = False

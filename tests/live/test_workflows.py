@@ -1,4 +1,4 @@
-"""The workflows of docs/workflows.md, each as a run: what it leaves behind, and the steps that the ledger shows."""
+"""The workflows of docs/workflows.md, each as a run: the files that it writes, and the steps that the ledger shows."""
 
 import re
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_it_runs_every_workflow_of_the_documentation(processes, eventually, tmp_
 
 
 def progress_of(client, run) -> str:
-    """What the page of a run says of its steps."""
+    """The number of steps on the page of a run."""
     page = client.get(reverse("admin:jobs_run_change", args=[run.id])).content.decode()
     return re.search(r"\d+ of \d+ steps?", page)[0]
 
