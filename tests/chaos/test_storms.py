@@ -193,7 +193,7 @@ def test_it_is_right_when_every_message_comes_three_times(storm):
 
 @pytest.mark.parametrize("seconds", [-3600, 3600])
 def test_it_is_right_when_clocks_are_wrong(storm, seconds):
-    wrong = {"WRONG_BY": str(seconds), "PYTHONPATH": str(Path(__file__).parents[1] / "live" / "wrong_clock")}
+    wrong = {"CLOCK_WRONG_BY": str(seconds), "PYTHONPATH": str(Path(__file__).parents[1] / "live" / "wrong_clock")}
     storm.make_schedules()
     storm.start_worker(**wrong)
     storm.start_worker()
