@@ -1,9 +1,9 @@
-"""Writes due moments into the ledger, each exactly once, whoever comes first.
+"""Writes due moments into the ledger, each exactly once, whichever beat comes first.
 
-Its one rule: one transaction locks due schedules, inserts their runs (one that exists is left alone) and moves
-`next_due_at` forward. So any number of beats may claim at once, and a process that dies here has claimed nothing.
-A schedule that cannot run is flagged with the reason, its moment is skipped with the same reason, all others go on.
-A schedule whose row somebody else has locked is left to the next pass.
+Its one rule: one transaction locks due schedules, inserts their runs (an existing run is left alone) and moves
+`next_due_at` forward. So any number of beats may claim at once, and a beat that dies here has claimed nothing.
+A schedule that cannot run is flagged with the reason and its moment is skipped with the same reason; all others go on.
+A schedule that another process has locked is left to the next pass.
 """
 
 import logging
@@ -91,10 +91,10 @@ _COLUMNS = [column.name if column.name in _OF_POLICY else f"schedule__{column.na
 
 
 def claim_due() -> Iterator[list[NewRun]]:
-    """Claim all that is due by the database's clock, batch by batch; yields the runs of each batch that are to be sent.
+    """Claim every schedule that is due by the database's clock; yields the runs to send, batch by batch.
 
-    They are committed, and the caller's for `SENDING`; what it does not send by then the outbox offers again. What is
-    locked by others, or has more due moments than one pass takes, is still due afterwards: for the next tick.
+    These runs are committed, and the caller's for `SENDING`; the outbox offers runs that are not sent by then. A
+    schedule that is locked, or has more due moments than one pass takes, is still due for the next tick.
     """
     now = database_now()
     claimed = BATCH
@@ -109,7 +109,7 @@ def claim_due() -> Iterator[list[NewRun]]:
 
 
 def _claim_singly(now: datetime) -> tuple[list[NewRun], int]:
-    """Claim the due schedules each on its own, so that the one that cannot be stored stops no other."""
+    """Claim due schedules one by one, so that a run that cannot be stored stops no other schedule."""
     runs: list[NewRun] = []
     due = list(Policy.objects.due(now).values_list("schedule", flat=True)[:BATCH])
     for schedule in due:
@@ -123,7 +123,7 @@ def _claim_singly(now: datetime) -> tuple[list[NewRun], int]:
 
 
 def _record_unstorable(policy: Policy, reason: str, now: datetime) -> None:
-    """Flag the schedule, and account for its moment in a row that holds nothing of it but the reason."""
+    """Flag the schedule, and record its moment in a row that holds only the reason."""
     moment = policy.owed_from or policy.next_due_at or now
     row = new_run(policy.pk, "", Message(""), moment, now)
     row.state, row.finished_at, row.reason = State.SKIPPED.value, now, f"invalid: {reason}"
@@ -148,7 +148,7 @@ def _claim_batch(due: PolicyQuerySet, now: datetime) -> tuple[list[NewRun], int]
 
 
 def _insert(runs: list[NewRun]) -> list[NewRun]:
-    """Write the rows, and announce the skipped ones; returns those to run that the ledger did not have before."""
+    """Write the rows and announce the skipped ones; returns the runs that are new to the ledger and not skipped."""
     if bulk.insert(Run, runs) != len(runs):
         new = set(Run.objects.filter(id__in=[run.id for run in runs]).values_list("id", flat=True))
         runs = [run for run in runs if run.id in new]
@@ -164,9 +164,9 @@ def _cancel_previous(locked: list[Claimed], started: list[NewRun], busy: Collect
 
 
 def _busy(schedules: list[int]) -> dict[int, list[policies.Busy]]:
-    """The runs that are not over, oldest first, of each of the schedules; backfills are in nobody's way.
+    """The active runs of each schedule, oldest first; runs of backfills do not count.
 
-    Not asked for schedules whose runs may overlap: while no worker is there, theirs may be any number.
+    Schedules whose runs may overlap are left out: without a worker, they may have any number of runs.
     """
     active = Run.objects.active().filter(schedule__in=schedules, backfill=None).order_by("due_at")
     busy: dict[int, list[policies.Busy]] = {}
@@ -180,16 +180,16 @@ def _busy(schedules: list[int]) -> dict[int, list[policies.Busy]]:
 
 @dataclass(frozen=True, slots=True)
 class _Due:
-    """What is due of one schedule in this pass, oldest first, and what comes after it."""
+    """The moments of one schedule that this pass decides, oldest first, and the moments after them."""
 
     moments: list[datetime]
     upcoming: datetime | None
-    following: int = 0  # missed moments of the next pass, as many as the policy's cap
-    held_back: datetime | None = None  # the first moment of which only the end of a pause decides
+    following: int = 0  # missed moments of the next pass, at most the policy's cap
+    held_back: datetime | None = None  # the first moment that only the end of the pause decides
 
 
 def _runs_of(policy: Claimed, now: datetime, busy: Sequence[policies.Busy]) -> list[NewRun]:
-    """The rows for all that is due of one schedule; moves the policy on and sets `policy.invalid_reason`."""
+    """The rows for the due moments of one schedule; moves the policy on and sets `policy.invalid_reason`."""
     first = policy.owed_from or policy.next_due_at or now
     due = _Due([first], None)
     try:
@@ -224,7 +224,7 @@ def _due(policy: Claimed, first: datetime, now: datetime) -> _Due:
 
 
 def _coming(policy: Claimed, first: datetime, now: datetime) -> Iterator[datetime]:
-    """All moments after `first`, each under the timing that was in force then; in the present one, without end."""
+    """All moments after `first`, each under the timing that was in force then; the present timing has no end."""
     after = first
     for text, until in policy.former or ():
         end = datetime.fromisoformat(until)
@@ -246,12 +246,12 @@ def _move(policy: Claimed, due: _Due, now: datetime) -> None:
 def _decide(
     policy: Claimed, due: _Due, now: datetime, busy: Sequence[policies.Busy]
 ) -> tuple[list[policies.Decision], Message | None]:
-    if policy.timing:  # else the reason is that nothing can be computed, and stays
+    if policy.timing:  # without a timing the reason is that it cannot be computed, and stays
         policy.invalid_reason = ""
     if not due.moments:
         return [], None
     if not policy.enabled:
-        policy.next_due_at, policy.fingerprint = None, ""  # to be computed anew when it is switched on again
+        policy.next_due_at, policy.fingerprint = None, ""  # computed again when it is enabled
         return policies.skip(due.moments, "disabled before it could start"), None
     try:
         message = message_of(policy, policy)
@@ -265,7 +265,7 @@ def _decide(
 
 
 def _count_down(policy: Claimed, limit: int | None, moments: int, ran: int) -> None:
-    """Note what was used of the moments to skip and of the runs that a limited schedule has; the last one ends it."""
+    """Count down the moments to skip and the runs of a limited schedule; its last run disables it."""
     policy.skip_next = max(0, policy.skip_next - moments)
     if policy.remaining_runs is not None:
         policy.remaining_runs = max(0, policy.remaining_runs - ran)
@@ -290,7 +290,7 @@ def _run(
 
 
 def _grow_stretches(locked: list[Claimed], runs: list[NewRun]) -> list[NewRun]:
-    """Add skipped moments to the row before them where the reason is the same; returns the rows that are new.
+    """Add skipped moments to the row before them if the reason is the same; returns the new rows.
 
     A one-second schedule that is blocked for a day leaves one row, not 86,400. Only `count` and `last_due_at` grow.
     """
@@ -312,7 +312,7 @@ def _grow_stretches(locked: list[Claimed], runs: list[NewRun]) -> list[NewRun]:
 
 
 def _count(locked: list[Claimed], started: list[NewRun], now: datetime) -> None:
-    """Keep django-celery-beat's own columns true, and switch off what has had its last run."""
+    """Update django-celery-beat's own columns, and disable schedules that have had their last run."""
     counts = Counter(run.schedule_id for run in started)
     for times in set(counts.values()):
         ran = PeriodicTask.objects.filter(pk__in=[pk for pk, count in counts.items() if count == times])
