@@ -1,14 +1,18 @@
 """Creates the rows that tests start with, through the models that users use."""
 
 import json
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from celery._state import _task_stack
+from django.db import connection
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from jobs.ledger import requests
@@ -19,6 +23,8 @@ from jobs.rules.occurrences import as_text
 from jobs.schedules import calendar
 from jobs.worker import context, pulse
 from jobs.worker.context import Execution
+
+DEADLINE = 60.0  # seconds for a thread to reach its lock
 
 
 def make_schedule(name: str = "it", task: str = "tests.nothing", **options: Any) -> PeriodicTask:
@@ -101,3 +107,29 @@ def ends(run: Run) -> bool:
 def lines(path: Path) -> list[str]:
     """The lines that tests.app.tasks left in a file."""
     return path.read_text().split() if path.exists() else []
+
+
+only_where_rows_are_locked = pytest.mark.skipif(
+    "config.getoption('database') == 'sqlite'", reason="SQLite locks no rows."
+)
+
+
+def blocked(act: Callable[[], object]) -> threading.Thread:
+    """A thread in which `act` has come to wait for a lock of the caller's transaction."""
+
+    def run() -> None:
+        try:
+            act()
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    until = time.monotonic() + DEADLINE
+    with connection.cursor() as cursor:
+        while time.monotonic() < until:
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            if cursor.fetchone()[0]:
+                return thread
+            time.sleep(0.01)
+    raise AssertionError("It does not wait for a lock.")

@@ -21,6 +21,7 @@ from jobs.ledger import outbox
 from jobs.messages.dispatch import BrokerUnavailableError
 from jobs.models import UNSTARTED, Node, Policy, Run, database_now
 from jobs.monitoring import nodes
+from jobs.rules.errors import hidden
 from jobs.schedules import calendar, entries
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class Scheduler(beat.Scheduler):
         try:
             pause = self._pass()
         except Exception as error:  # noqa: BLE001 - beat never exits: other schedules are due
-            if requested := _requested_exit(error):
+            # An error of the cleanup after a signal, such as a rollback, may have replaced the exit it asked for.
+            if (requested := hidden(error, SystemExit, KeyboardInterrupt)) is not None:
                 raise requested from None
             return self._back_off(error)
         self._failures = 0
@@ -122,13 +124,6 @@ class Scheduler(beat.Scheduler):
         pause = min(0.5 * (1 << min(self._failures, 10)), LONGEST_BACKOFF)
         log.error("This tick failed, the next comes in %.1f s: %s", pause, error, exc_info=not isinstance(error, Error))
         return pause
-
-
-def _requested_exit(error: BaseException | None) -> BaseException | None:
-    """The exit that a signal requested: an error of the cleanup after it, such as a rollback, may have replaced it."""
-    while error is not None and not isinstance(error, (SystemExit, KeyboardInterrupt)):
-        error = error.__context__
-    return error
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,14 +83,17 @@ def backfill(request: Backfill, actor: Actor) -> int:
     """
     request.actor = actor.name
     with transaction.atomic():
-        policy = Policy.objects.select_related("schedule").select_for_update().get(schedule=request.schedule_id)
+        schedule = PeriodicTask.objects.select_for_update().get(
+            pk=request.schedule_id
+        )  # before its policy, as every act
+        policy = Policy.objects.select_for_update().get(schedule=schedule)
         if Backfill.objects.filter(id=request.id).exists():
             return 0
         moments = preview(request).moments
         request.save(force_insert=True)
-        asked = message_of(policy.schedule, policy)
-        bulk.insert(Run, [_backfilling(request, policy.schedule, asked, moment) for moment in moments])
-        note(actor, PeriodicTask, [(policy.schedule.pk, policy.schedule.name)], f"Backfilled: {request}.")
+        asked = message_of(schedule, policy)
+        bulk.insert(Run, [_backfilling(request, schedule, asked, moment) for moment in moments])
+        note(actor, PeriodicTask, [(schedule.pk, schedule.name)], f"Backfilled: {request}.")
     return len(moments)
 
 

@@ -30,9 +30,9 @@ def send(runs: Sequence[Sendable]) -> None:
     """
     for start in range(0, len(runs), BATCH):
         published = dispatch.publish(runs[start : start + BATCH])
+        _mark_queued(published.sent)
         for run, why in published.refused:
             _refuse(run, why)
-        _mark_queued(published.sent)
 
 
 def send_waiting() -> int:

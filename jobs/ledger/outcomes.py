@@ -5,8 +5,11 @@ several processes end the same run at the same time, one wins; the losers learn 
 nothing.
 
 `listen` registers a listener for ends in its own process; a `Follower` finds the ends of all processes. A listener that
-raises is logged; the run, its worker and the other listeners go on. Limit: if a process dies between the commit of an
-end and its listeners, they are not called; a `Follower` still finds that end.
+raises is logged; the run, its worker and the other listeners go on.
+
+Limits: listeners are not called if the process or its connection dies between the commit of an end and them, or if an
+earlier `on_commit` callback of the caller's transaction raises. A `Follower` misses ends that are committed more than
+five seconds after they were written. A reader that must miss nothing compares the rows with those it has handled.
 """
 
 import logging
@@ -32,7 +35,11 @@ _listeners: list[Listener] = []
 
 
 def listen(listener: Listener) -> None:
-    """Call `listener` with the runs that end in this process, in batches, each run once, after the commit."""
+    """Call `listener` with the runs that end in this process, in batches, each run once, after the commit.
+
+    It delays its caller, a tick of beat or a worker's next run, and counts towards the time limit of the task: write a
+    row, and leave slow work to a task. A task it sends belongs to no run.
+    """
     if listener not in _listeners:
         _listeners.append(listener)
 

@@ -15,6 +15,7 @@ from celery import current_app
 from kombu.exceptions import KombuError, OperationalError
 
 from jobs.messages.envelope import Envelopes, Sendable
+from jobs.rules.errors import ENDING, hidden
 from jobs.secrets import in_one_line
 
 BATCH = 500  # messages per pipeline
@@ -46,6 +47,7 @@ def publish(runs: Sequence[Sendable]) -> Published:
                 else:
                     published.refused.append((run, in_one_line(error, LONGEST_REASON)))
     except (KombuError, *unavailable) as error:  # type: ignore[misc] # kombu has no type hints
+        _pass_on_ending(error)
         raise BrokerUnavailableError(f"The broker takes no messages ({error}): runs wait in the ledger.") from error
     return published
 
@@ -53,15 +55,23 @@ def publish(runs: Sequence[Sendable]) -> Published:
 def try_to_publish(publish: Callable[[], object], passing: tuple[type[BaseException], ...]) -> Exception | None:
     """Call `publish`; returns the error of a message that cannot be published, None of one that was.
 
-    A task's own router or serializer may raise anything, and no other run may wait for it. Raises errors of `passing`.
+    A task's own router or serializer may raise anything, and no other run may wait for it. Raises errors of `passing`
+    and `ENDING`.
     """
     try:
         publish()
     except passing:
         raise
     except Exception as error:  # noqa: BLE001 - see above
+        _pass_on_ending(error)
         return error
     return None
+
+
+def _pass_on_ending(error: Exception) -> None:
+    """Raise what asked this process or task to end while it was publishing: kombu wraps errors of any kind."""
+    if (ending := hidden(error, *ENDING)) is not None:
+        raise ending from None
 
 
 @cache

@@ -10,11 +10,12 @@ POSTGRESQL = r"""
 UPDATE {table} SET node = substring(node FROM '^(.*) \(\d+\)$'), pid = substring(node FROM '\((\d+)\)$')::integer
 WHERE node ~ '^.* \(\d{{1,9}}\)$'
 """
+# SQLite has no regular expressions: what is left of "node (pid)" without its last ")" and digits ends in " (".
 SQLITE = """
 UPDATE {table} SET
-    pid = CAST(substr(node, instr(node, ' (') + 2, length(node) - instr(node, ' (') - 2) AS INTEGER),
-    node = substr(node, 1, instr(node, ' (') - 1)
-WHERE node LIKE '% (%)'
+    pid = CAST(rtrim(substr(node, length(rtrim(rtrim(node, ')'), '0123456789')) + 1), ')') AS INTEGER),
+    node = substr(node, 1, length(rtrim(rtrim(node, ')'), '0123456789')) - 2)
+WHERE node LIKE '% (%)' AND rtrim(rtrim(node, ')'), '0123456789') LIKE '% ('
 """
 TOGETHER = "UPDATE {table} SET node = node || ' (' || pid || ')' WHERE pid IS NOT NULL"
 

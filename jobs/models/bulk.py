@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Field, JSONField, Model, QuerySet
 from django.db.models.sql import UpdateQuery
 
@@ -62,7 +62,7 @@ def update_returning(queryset: QuerySet[Any], values: Mapping[str, Any], *column
         sql, params = update_query(queryset, values).get_compiler(connection=connection).as_sql()
     except EmptyResultSet:
         return []
-    with connection.cursor() as cursor:
+    with transaction.mark_for_rollback_on_error(), connection.cursor() as cursor:
         cursor.execute(returning(sql, *columns), params)
         return list(cursor.fetchall())
 

@@ -7,9 +7,9 @@ The SQL is Django's own, for either database; a `Slot` marks each place for a va
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Expression, Field
 
 from jobs.models.bulk import returning, update_query
@@ -30,14 +30,16 @@ class _Statement:
     def __init__(self, make: Callable[..., Any], fields: "Mapping[str, Field[Any, Any]]") -> None:
         """`make` gets a `Slot` for each of `fields`, by name."""
         self._make, self._fields = make, fields
-        self._sql, self._params = "", cast("Sequence[Any]", ())
+        self._compiled: tuple[str, Sequence[Any]] | None = None
 
     def _execute(self, cursor: Any, values: Mapping[str, Any]) -> None:
-        if not self._sql:
+        if self._compiled is None:
             slots = {name: Slot(name, field) for name, field in self._fields.items()}
-            self._sql, self._params = self._compile(**slots)
+            self._compiled = self._compile(**slots)
+        sql, params = self._compiled
         stored = {name: field.get_db_prep_value(values[name], connection) for name, field in self._fields.items()}
-        cursor.execute(self._sql, [stored[each.name] if isinstance(each, Slot) else each for each in self._params])
+        with transaction.mark_for_rollback_on_error():
+            cursor.execute(sql, [stored[each.name] if isinstance(each, Slot) else each for each in params])
 
     def _compile(self, **slots: Slot) -> Any:
         raise NotImplementedError

@@ -144,7 +144,11 @@ class RunQuerySet(models.QuerySet["Run"]):
         for state in expected:
             if state != to and to not in TRANSITIONS.get(state, frozenset()):
                 raise ValueError(f"A run never goes from {state} to {to}.")
-        return self.filter(state__in=expected), {"state": to, **changes}
+        moving = self.filter(state__in=expected)
+        if moving.query.count_active_tables() > 1:
+            # Django selects the rows in a subquery then, whose condition PostgreSQL does not check again after a wait.
+            moving = Run.objects.filter(pk__in=moving.order_by().values("pk"), state__in=expected)
+        return moving, {"state": to, **changes}
 
     def _ending(self, expected: Collection[State], to: State, **changes: Any) -> "tuple[RunQuerySet, dict[str, Any]]":
         return self._moving(expected, to, **changes, finished_at=Now(), lease_until=None)

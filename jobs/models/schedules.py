@@ -67,7 +67,7 @@ class PolicyQuerySet(models.QuerySet["Policy"]):
         if len(states) < (policy.pause_after_failures or 0) or State.SUCCEEDED in states:
             return False
         reason = "the last run failed" if len(states) == 1 else f"the last {len(states)} runs failed"
-        return bool(self.exclude(pk__in=self.paused()).pause(by="Punctual", reason=reason))
+        return bool(self.exclude(PAUSED).pause(by="Punctual", reason=reason))
 
 
 class Policy(models.Model):

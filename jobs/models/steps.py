@@ -36,9 +36,16 @@ class StepQuerySet(models.QuerySet["Step"]):
 
     def enlist(self, step: "Step") -> None:
         """Save a step that is about to be published. A step that is sent again under its id starts anew."""
+        self._save(step, self.filter(id=step.id))
+
+    def expect(self, step: "Step") -> None:
+        """Save a step that its chord will publish. Only a step of another attempt starts anew: its chord is gone."""
+        self._save(step, self.filter(id=step.id).exclude(run=step.run_id, attempt=step.attempt))
+
+    def _save(self, step: "Step", former: "StepQuerySet") -> None:
         columns = {name: getattr(step, name) for name in ("run_id", "attempt", "task", "following", "lease_until")}
-        begins_anew = {state for state, following in STEP_TRANSITIONS.items() if step.state in following}
-        if not self.filter(id=step.id).move(begins_anew, step.state, **columns):
+        starts_anew = {state for state, following in STEP_TRANSITIONS.items() if step.state in following}
+        if not former.move(starts_anew, step.state, **columns):
             self.bulk_create([step], ignore_conflicts=True)
 
 
@@ -83,11 +90,11 @@ class Step(Executed):
 UNDER_WAY = frozenset({Step.State.QUEUED, Step.State.RUNNING})
 OVER = frozenset({Step.State.SUCCEEDED, Step.State.FAILED, Step.State.CANCELLED, Step.State.LOST})
 
-# The states that may follow each state. A step that is sent again under its id starts anew: by a retry, by a
-# replacement, or by the next attempt of its run.
+# Which state may follow which. A step that is sent or expected again under its id starts anew: in a retry, in place of
+# itself, or in the next attempt of its run.
 STEP_TRANSITIONS: dict[Step.State, frozenset[Step.State]] = {
-    Step.State.EXPECTED: frozenset({Step.State.QUEUED, Step.State.CANCELLED}),
-    Step.State.QUEUED: OVER - {Step.State.SUCCEEDED} | {Step.State.EXPECTED, Step.State.QUEUED, Step.State.RUNNING},
-    Step.State.RUNNING: OVER - {Step.State.CANCELLED} | {Step.State.EXPECTED, Step.State.QUEUED},
-    **dict.fromkeys(OVER, frozenset({Step.State.QUEUED})),
+    Step.State.EXPECTED: frozenset({Step.State.EXPECTED, Step.State.QUEUED, Step.State.CANCELLED}),
+    Step.State.QUEUED: frozenset(Step.State) - {Step.State.SUCCEEDED},
+    Step.State.RUNNING: frozenset(Step.State) - {Step.State.RUNNING, Step.State.CANCELLED},
+    **dict.fromkeys(OVER, frozenset({Step.State.EXPECTED, Step.State.QUEUED})),
 }

@@ -3,6 +3,14 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+from billiard.exceptions import SoftTimeLimitExceeded
+
+E = TypeVar("E", bound=BaseException)
+
+# What asks the running code to end, wherever it is: no edge may take it for an error of the code it calls.
+ENDING = (SystemExit, KeyboardInterrupt, SoftTimeLimitExceeded)
 
 
 class Invalid(ValueError):  # noqa: N818 - describes the request
@@ -13,9 +21,18 @@ class Invalid(ValueError):  # noqa: N818 - describes the request
 def logged(log: logging.Logger, sentence: str, *args: object, level: int = logging.ERROR) -> Iterator[None]:
     """Run code that may raise anything; an error is logged with this sentence, and the caller goes on.
 
-    For threads that must not end, and for receivers and listeners that must not stop each other.
+    For threads that must not end, and for receivers and listeners that must not stop each other. Raises `ENDING`.
     """
     try:
         yield
-    except Exception:
+    except BaseException as error:
+        if isinstance(error, ENDING):
+            raise
         log.log(level, sentence, *args, exc_info=True)
+
+
+def hidden(error: BaseException | None, *kinds: type[E]) -> E | None:
+    """The error of one of these kinds that `error` is, or that it was raised after or from."""
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__ or error.__context__
+    return error

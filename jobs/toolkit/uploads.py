@@ -20,10 +20,11 @@ def take_upload(
     if upload.size is None or upload.size > files.LARGEST_UPLOAD:
         raise Invalid(f"The file is larger than {files.LARGEST_UPLOAD:,} bytes: upload a smaller one.")
     row = files.keep(str(upload.name), upload, StoredFile.Kind.UPLOAD, str(upload.content_type or ""))
-    is_new = False
     try:
         run, is_new = run_job(job, {"file": str(row.id)}, actor, key)
-    finally:
-        if not is_new:
-            files.remove(row)
+    except Invalid:
+        files.remove(row)
+        raise
+    if not is_new:
+        files.remove(row)
     return run, is_new

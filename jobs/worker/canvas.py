@@ -98,7 +98,7 @@ def _note(execution: Execution, task_id: str, name: str, state: Step.State, **co
     ):
         raise ValueError(f"Another run has an unfinished step {task_id!r}: give each step its own id.")
     if state == Step.State.EXPECTED and task_id != execution.task_id:
-        Step.objects.bulk_create([step], ignore_conflicts=True)
+        Step.objects.expect(step)
     else:
         Step.objects.enlist(step)
 

@@ -41,6 +41,7 @@ class Execution:
     sent_again: bool = False  # whether this step was published again, by a retry or a replacement
     replaces_itself: bool = False  # whether the task has called `self.replace()`
     unpublished: set[str] = field(default_factory=set)  # ids of steps that are published after a commit
+    is_over: bool = False  # whether the body is over; code that runs after it, such as listeners, belongs to no run
     retry: Callable[[], Any] | None = None  # carries out the task's `self.retry()` after its body is over
 
     thread: int = field(default_factory=threading.get_ident)
@@ -54,6 +55,10 @@ class Execution:
         """Add a log line, to be saved soon."""
         self._lines.append(line)
         news.set()
+
+    def mute(self) -> None:
+        """Keep no further log lines: no process will save them."""
+        self._lines = deque(maxlen=0)
 
     def tell_progress(self, **columns: Any) -> None:
         """Set the progress of the task, to be saved soon."""
@@ -120,7 +125,12 @@ def current() -> Execution | None:
 
 def current_task() -> Any:
     """The innermost task of this thread that belongs to a run, even while it calls other tasks in place."""
-    return next((task for task in reversed(_task_stack.stack) if of(task.request)), None)
+    return next((task for task in reversed(_task_stack.stack) if _is_executing(task.request)), None)
+
+
+def _is_executing(request: Any) -> bool:
+    execution = of(request)
+    return execution is not None and not execution.is_over
 
 
 def reset_after_fork() -> None:

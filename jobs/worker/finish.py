@@ -25,6 +25,7 @@ UNDONE = "its replacement was rolled back with the transaction"
 def finish(execution: Execution, state: State, reason: str = "") -> None:
     """End a run or step whose body is over and did not fail. A run with unfinished steps waits for them."""
     execution.write_log()
+    execution.is_over = True
     if execution.unpublished:
         steps.fail_unsent(execution.unpublished, execution.run_id)
         if execution.replaces_itself:
@@ -54,6 +55,7 @@ def _end_step(execution: Execution, state: State, reason: str) -> None:
 def fail(execution: Execution, exception: BaseException, text: str) -> None:
     """End a run or step whose body raised an exception; `text` is the traceback."""
     execution.write_news()
+    execution.is_over = True
     _fail(execution, in_one_line(exception, LONGEST_REASON), _described(exception, text))
 
 
@@ -71,6 +73,7 @@ def _fail(execution: Execution, reason: str, error: dict[str, str]) -> None:
 def retry(execution: Execution, args: Any, kwargs: Any, delay: timedelta, options: dict[str, Any]) -> None:
     """Carry out the task's `self.retry()` as the next attempt of its run."""
     execution.write_news()
+    execution.is_over = True
     run = Run.objects.get(id=execution.run_id)
     run.attempt = execution.attempt
     delay = min(delay, LONGEST_COUNTDOWN)

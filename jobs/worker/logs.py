@@ -7,6 +7,8 @@ Limits: the output of `print`, and lines from threads that a task starts, are no
 
 import logging
 
+from django.apps import apps
+
 from jobs.secrets import mask, tail
 
 # Loggers that write about runs, for operators.
@@ -26,7 +28,7 @@ class RunHandler(logging.Handler):
     """A handler of the root logger: appends each line to the run of the task that logs it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.partition(".")[0] in FOREIGN or record.name in OWN:
+        if record.name.partition(".")[0] in FOREIGN or record.name in OWN or not apps.models_ready:
             return
         from jobs.worker import context  # late: logging is set up before Django's models can be imported
 

@@ -148,6 +148,7 @@ def _kill(execution: Execution) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     else:
         release(execution)
+        execution.mute()
         Run.objects.filter(_any_of([execution]), state=State.RUNNING).update(lease_until=Now())
 
 

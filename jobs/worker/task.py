@@ -80,6 +80,7 @@ def _execution_of(request: Any, task_id: str) -> Execution:
     """The execution that a message names. Raises `Ignore` if it names no attempt of a run."""
     attempt, step = request.get(ATTEMPT_HEADER), request.get(STEP_HEADER)
     try:
+        task_id.encode()  # raises UnicodeEncodeError, a ValueError, for text that no database stores
         if attempt is not None:
             return Execution(task_id, UUID(task_id), int(attempt))
         return Execution(task_id, UUID(step[0]), int(step[1]), is_step=True)

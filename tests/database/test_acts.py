@@ -1,21 +1,29 @@
 """Each act on schedules and runs is one function for all doors."""
 
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
-from django.db import connection, transaction
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import DatabaseError, OperationalError, connection, transaction
 from django_celery_beat.models import PeriodicTask
+from kombu.exceptions import EncodeError
+from kombu.exceptions import OperationalError as BrokerError
 
 from jobs.beat import claim
-from jobs.ledger import backfills, outcomes, requests
-from jobs.models import Backfill, Policy, Run, State, database_now
+from jobs.ledger import backfills, outbox, outcomes, requests
+from jobs.models import Backfill, Policy, Run, State, StoredFile, database_now
 from jobs.models.audit import Actor
 from jobs.monitoring import statistics
 from jobs.rules.errors import Invalid
 from jobs.schedules import acts
+from jobs.toolkit import uploads
 from tests.making import make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -185,3 +193,69 @@ def test_it_records_who_requested_a_backfill():
     assert backfills.backfill(asked, Actor.of_user(user)) == 3
     assert set(Run.objects.values_list("actor", flat=True)) == {"ada"}
     assert LogEntry.objects.get().get_change_message().startswith("Backfilled: backfill of it")
+
+
+def test_it_acts_and_backfills_at_once_without_a_deadlock():
+    make_schedule(cron={"minute": "30"})
+    end = database_now().replace(minute=0, second=0, microsecond=0)
+    errors = []
+
+    def repeat(act: Callable[[], object]) -> None:
+        try:
+            for _ in range(30):
+                act()
+        except DatabaseError as error:
+            errors.append(error)
+        finally:
+            connection.close()
+
+    def backfill() -> None:
+        backfills.backfill(Backfill(schedule=ALL().get(), start=end - 3 * HOUR, end=end), ADA)
+
+    threads = [threading.Thread(target=repeat, args=(act,)) for act in (lambda: acts.pause(ALL(), ADA), backfill)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def unmarked(*_: object) -> None:
+    raise OperationalError("server closed the connection unexpectedly")
+
+
+def test_it_reports_a_committed_run_though_its_sending_cannot_be_noted(monkeypatch, redis):
+    monkeypatch.setattr(outbox, "_mark_queued", unmarked)
+    run, is_new = requests.run_job("tests.nothing", {}, "ada")
+    assert (is_new, Run.objects.get()) == (True, run)
+
+
+def test_it_keeps_the_file_of_a_committed_run_though_its_sending_fails(monkeypatch, redis, settings, tmp_path):
+    settings.MEDIA_ROOT = tmp_path
+    for failing in (unmarked, interrupted):
+        monkeypatch.setattr(outbox, "_mark_queued", failing)
+        with suppress(SoftTimeLimitExceeded):
+            uploads.take_upload(SimpleUploadedFile("a.csv", b"a,b\n1,2\n"), "ada")
+    kept = set(StoredFile.objects.values_list("id", flat=True))
+    assert kept == {UUID(run.kwargs["file"]) for run in Run.objects.all()}
+    assert len(kept) == 2
+
+
+def interrupted(*_: object) -> None:
+    raise SoftTimeLimitExceeded
+
+
+def interrupted_in_the_flush(*_: object) -> None:
+    raise BrokerError("the batch was not published") from SoftTimeLimitExceeded()
+
+
+def interrupted_while_encoding(*_: object) -> None:
+    raise EncodeError("the message was not encoded") from SoftTimeLimitExceeded()
+
+
+@pytest.mark.parametrize("publish", [interrupted, interrupted_in_the_flush, interrupted_while_encoding])
+def test_it_lets_a_job_end_that_is_asked_to_while_it_requests_a_run(monkeypatch, redis, publish):
+    monkeypatch.setattr("jobs.messages.dispatch.Envelopes.publish", publish)
+    with pytest.raises(SoftTimeLimitExceeded):
+        requests.run_job("tests.nothing", {}, "ada")
+    assert Run.objects.get().state == State.WAITING

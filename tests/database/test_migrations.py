@@ -32,7 +32,14 @@ def former() -> Iterator[Any]:
     migrate(latest)
 
 
-WORKERS = {"celery@here (7)": ("celery@here", 7), "a (b) c (12)": None, "": ("", None), "w": ("w", None)}
+WORKERS = {
+    "celery@here (7)": ("celery@here", 7),
+    "a (b) c (12)": ("a (b) c", 12),
+    "w (1) (7)": ("w (1)", 7),
+    "w (b)": ("w (b)", None),
+    "": ("", None),
+    "w": ("w", None),
+}
 
 
 def test_it_splits_the_worker_of_each_run_into_node_and_pid(former):
@@ -47,8 +54,8 @@ def test_it_splits_the_worker_of_each_run_into_node_and_pid(former):
     for worker, expected in WORKERS.items():
         run = Run.objects.get(id=runs[worker].id)
         rows = [run, run.attempts.get(), run.steps.get()]
-        assert [row.worker for row in rows if expected] == [worker] * 3 * bool(expected)
-        assert [(row.node, row.pid) for row in rows if expected] == [expected] * 3 * bool(expected)
+        assert [(row.node, row.pid) for row in rows] == [expected] * 3
+        assert [row.worker for row in rows] == [worker] * 3
 
 
 def test_it_continues_the_runs_of_a_former_version(former):

@@ -1,18 +1,27 @@
 """Every end of every run passes through ledger.outcomes once, after its commit, and reaches the listeners."""
 
+import asyncio
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
-from django.db import connection, transaction
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import current_app
+from django.db import DatabaseError, connection, transaction
+from django_celery_beat.models import PeriodicTask
 
 from jobs.beat import claim, release, rescue
+from jobs.beat.scheduler import Scheduler
 from jobs.ledger import outbox, outcomes
+from jobs.messages.arguments import find_task
 from jobs.models import Ended, Policy, Run, State, Step, database_now
-from jobs.worker import finish
-from tests.making import inside, make_due, make_run, make_schedule
+from jobs.models.audit import Actor
+from jobs.schedules import acts
+from jobs.worker import context, finish
+from tests.making import blocked, inside, make_due, make_run, make_schedule, only_where_rows_are_locked
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -201,3 +210,84 @@ def test_it_follows_ends_of_other_processes():
     outcomes.finish(second.id, 1, State.FAILED)
     assert follower.news() == [second]
     assert follower.news() == []
+
+
+def test_it_lets_a_task_that_a_listener_sends_belong_to_no_run(heard, redis):
+    def notify(_: object) -> None:
+        find_task("tests.nothing").delay()
+
+    outcomes.listen(notify)
+    try:
+        with inside(running()) as execution:
+            finish.finish(execution, State.SUCCEEDED)
+            assert context.current() is None
+    finally:
+        outcomes._listeners.remove(notify)
+    assert not Step.objects.exists()
+    assert redis.llen("celery") == 1
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, RuntimeError])
+def test_it_lets_no_listener_end_beat(heard, error):
+    def failing(_: object) -> None:
+        raise error
+
+    outcomes._listeners.insert(0, failing)
+    try:
+        running(lease_until=database_now() - timedelta(seconds=1), attempt=3)
+        Scheduler(current_app, lazy=True).tick()
+    finally:
+        outcomes._listeners.remove(failing)
+    assert [run.state for run in heard] == [State.LOST]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, SoftTimeLimitExceeded])
+def test_it_lets_a_listener_pass_on_that_its_process_or_task_is_to_end(heard, error):
+    def interrupted(_: object) -> None:
+        raise error
+
+    outcomes._listeners.insert(0, interrupted)
+    try:
+        with pytest.raises(error):
+            outcomes.finish(running().id, 1, State.SUCCEEDED)
+    finally:
+        outcomes._listeners.remove(interrupted)
+    assert Run.objects.get().state == State.SUCCEEDED
+
+
+def test_it_announces_nothing_whose_transaction_failed_though_the_error_was_caught(heard):
+    first, second = make_run(), running()
+    with suppress(DatabaseError), transaction.atomic():
+        outcomes.end(Run.objects.filter(id=first.id), {State.WAITING}, State.CANCELLED, reason="x")
+        with suppress(DatabaseError):
+            outcomes.finish(second.id, 1, State.FAILED, sends=None)
+    assert heard == []
+    assert set(Run.objects.values_list("state", flat=True)) == {State.WAITING, State.RUNNING}
+
+
+@only_where_rows_are_locked
+def test_it_ends_no_run_twice_though_it_is_chosen_by_its_schedule(heard):
+    make_run(make_schedule("x"))
+
+    def cancel() -> None:
+        outcomes.cancel(Run.objects.filter(schedule__name="x"), "by ada")
+
+    with transaction.atomic():
+        outcomes.end(Run.objects.all(), {State.WAITING}, State.FAILED, reason="first")
+        thread = blocked(cancel)
+    thread.join()
+    run = Run.objects.get()
+    assert (run.state, run.reason) == (State.FAILED, "first")
+    assert [ended.state for ended in heard] == [State.FAILED]
+
+
+@only_where_rows_are_locked
+def test_it_leaves_the_pause_of_an_operator_who_was_first():
+    schedule = make_schedule(policy={"pause_after_failures": 1})
+    run, until = running(schedule=schedule), database_now() + timedelta(hours=1)
+    with transaction.atomic():
+        acts.pause(PeriodicTask.objects.all(), Actor("ada"), "holiday", until, "all")
+        thread = blocked(lambda: outcomes.fail(run.id, 1, "bad", {}))
+    thread.join()
+    policy = Policy.objects.get()
+    assert (policy.paused_by, policy.paused_until, policy.pause_catch_up) == ("ada", until, "all")

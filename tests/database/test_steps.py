@@ -5,10 +5,12 @@ from itertools import product
 
 import pytest
 
-from jobs.ledger import steps
+from jobs.ledger import outcomes, steps
 from jobs.models import Run, State, Step, database_now
 from jobs.models.steps import OVER, STEP_TRANSITIONS
-from tests.making import make_run
+from jobs.worker import canvas, finish
+from jobs.worker.context import Execution
+from tests.making import inside, make_run
 
 pytestmark = pytest.mark.django_db
 
@@ -96,3 +98,37 @@ def test_it_considers_a_run_over_when_its_body_is_and_no_step_is_queued_or_runni
     expected = carried and state not in {Step.State.QUEUED, Step.State.RUNNING}
     assert steps.is_over(run_id=run.id, attempt=1) is expected
     assert steps.over().filter(id=run.id).exists() is expected
+
+
+def chord(execution: Execution, body: str) -> str:
+    """Note the one member of a chord as its run publishes it; returns the id of the member."""
+    options = {"chord": {"subtask_type": None, "task": "tests.nothing", "options": {"task_id": body}, "kwargs": {}}}
+    canvas._enlist(execution, "tests.nothing", options)
+    return options["task_id"]
+
+
+@pytest.mark.parametrize("body", ["the run's", "its own"])
+@pytest.mark.parametrize("left", [None, *Step.State])
+def test_it_waits_for_the_body_of_a_chord_though_a_former_attempt_left_a_row_of_it(left, body):
+    run = make_run(state=State.RUNNING, attempt=2)
+    key = str(run.id) if body == "the run's" else "total"
+    if left:
+        over = {"finished_at": database_now()} if left in OVER else {}
+        make_step(run, left, id=key, **over)
+    with inside(run) as execution:
+        member = chord(execution, key)
+        finish.finish(execution, State.SUCCEEDED)
+    steps.start(member, run.id, 2, "celery@here", 1)
+    steps.end(member, 2, Step.State.SUCCEEDED)  # the member is done, but the counter of its chord is gone
+    outcomes.settle(run.id, 2)
+    run.refresh_from_db()
+    assert run.state == State.FAILED
+    assert "never" in run.reason
+
+
+def test_it_expects_no_body_again_that_its_chord_has_published():
+    run = make_run(state=State.RUNNING)
+    make_step(run, Step.State.RUNNING, id="total")
+    with inside(run) as execution:
+        chord(execution, "total")
+    assert Step.objects.get(id="total").state == Step.State.RUNNING

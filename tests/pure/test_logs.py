@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 from urllib.parse import quote
 
@@ -10,6 +11,7 @@ import pytest
 from jobs import secrets
 from jobs.secrets import head, mask, tail
 from jobs.worker.logs import Formatter, RunHandler
+from tests.servers import ROOT
 
 
 @pytest.mark.parametrize(
@@ -90,3 +92,10 @@ def test_it_leaves_the_sentence_about_an_unknown_secret_as_it_is():
         secrets.reveal("secret:NOPE")
     sentence = f"{type(caught.value).__module__}.{type(caught.value).__qualname__}: {caught.value}"
     assert mask(sentence) == sentence
+
+
+def test_it_logs_a_line_that_comes_before_djangos_models_are_loaded():
+    code = "import logging.config; from django.conf import settings; logging.config.dictConfig(settings.LOGGING)"
+    command = [sys.executable, "-c", f"{code}; logging.getLogger('app').warning('early')"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "WARNING app: early" in done.stderr) == (0, True), done.stderr
