@@ -4,10 +4,11 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -25,6 +26,12 @@ from jobs.worker import context, pulse
 from jobs.worker.context import Execution
 
 DEADLINE = 60.0  # seconds for a thread to reach its lock
+WAITING_FOR_A_LOCK = """
+SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN (
+    SELECT pid FROM pg_locks WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database())
+)
+"""
+T = TypeVar("T")
 
 
 def make_schedule(name: str = "it", task: str = "tests.nothing", **options: Any) -> PeriodicTask:
@@ -114,6 +121,19 @@ only_where_rows_are_locked = pytest.mark.skipif(
 )
 
 
+def elsewhere(act: Callable[[], T]) -> T:
+    """Call `act` in another thread, with its own database connection. Raises TimeoutError if it waits for a lock."""
+
+    def call() -> T:
+        try:
+            return act()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result(DEADLINE)
+
+
 def blocked(act: Callable[[], object]) -> threading.Thread:
     """A thread in which `act` has come to wait for a lock of the caller's transaction."""
 
@@ -128,7 +148,7 @@ def blocked(act: Callable[[], object]) -> threading.Thread:
     until = time.monotonic() + DEADLINE
     with connection.cursor() as cursor:
         while time.monotonic() < until:
-            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            cursor.execute(WAITING_FOR_A_LOCK)
             if cursor.fetchone()[0]:
                 return thread
             time.sleep(0.01)

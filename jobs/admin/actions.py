@@ -7,6 +7,7 @@ address of the list, so Django checks permissions, filters and selected rows aga
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,7 +16,8 @@ from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME, AdminForm
 from django.contrib.admin.widgets import AdminIntegerFieldWidget, AdminSplitDateTime, AdminTextInputWidget
 from django.core.exceptions import ValidationError
-from django.db.models import QuerySet
+from django.db import transaction
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -116,8 +118,14 @@ def run_now(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None
 
 
 def show_requested(request: HttpRequest, runs: Sequence[Run]) -> None:
-    """Report the state of runs that were just requested: queued, waiting for the broker, or failed."""
-    found = Run.objects.filter(id__in=[run.id for run in runs], state__in=[State.WAITING, State.FAILED])
+    """Report the state of runs that were just requested, once they are committed, and so sent."""
+    transaction.on_commit(partial(_show_requested, request, runs))
+
+
+def _show_requested(request: HttpRequest, runs: Sequence[Run]) -> None:
+    """They are queued (a fast worker may be further already), wait for the broker, or have failed."""
+    unsent_or_failed = Q(state=State.WAITING, attempt=1, sends=0) | Q(state=State.FAILED)
+    found = Run.objects.filter(unsent_or_failed, id__in=[run.id for run in runs])
     unsent = {key: (state, reason) for key, state, reason in found.values_list("id", "state", "reason")}
     by_state: dict[tuple[str, str], list[Run]] = {}
     for run in runs:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Q
 from django_celery_beat.models import PeriodicTask
@@ -76,25 +77,35 @@ def _present(request: Backfill, states: Collection[State]) -> set[datetime]:
     return set(runs.exclude(trigger=Trigger.MANUAL).values_list("due_at", flat=True))
 
 
-def backfill(request: Backfill, actor: Actor) -> int:
-    """Save this request and its runs; returns how many runs. Beat starts them, `at_once` at the same time.
+def backfill(request: Backfill, actor: Actor | str) -> int:
+    """Save this request and create its runs; returns how many. Beat starts them one after the other.
 
-    A request whose id was saved before changes nothing and returns 0. Raises `Invalid` like `preview`.
+    A request with an id that exists creates none: then 0 is returned. Raises `Invalid`, also where `preview` does.
     """
+    actor = Actor.of(actor)
     request.actor = actor.name
+    _check(request)
     with transaction.atomic():
-        schedule = PeriodicTask.objects.select_for_update().get(
-            pk=request.schedule_id
-        )  # before its policy, as every act
-        policy = Policy.objects.select_for_update().get(schedule=schedule)
+        policies = Policy.objects.select_related("schedule").select_for_update(of=("self",))
+        policy = policies.filter(pk=request.schedule_id).first()
         if Backfill.objects.filter(id=request.id).exists():
             return 0
         moments = preview(request).moments
+        if policy is None:
+            return 0
         request.save(force_insert=True)
-        asked = message_of(schedule, policy)
-        bulk.insert(Run, [_backfilling(request, schedule, asked, moment) for moment in moments])
-        note(actor, PeriodicTask, [(schedule.pk, schedule.name)], f"Backfilled: {request}.")
+        message = message_of(policy.schedule, policy)
+        bulk.insert(Run, [_backfilling(request, policy.schedule, message, moment) for moment in moments])
+        note(actor, PeriodicTask, [(policy.pk, policy.schedule.name)], f"Backfilled: {request}.")
     return len(moments)
+
+
+def _check(request: Backfill) -> None:
+    """What the columns do not allow is refused here, for doors without a form. Raises `Invalid`."""
+    try:
+        request.clean_fields()
+    except ValidationError as error:
+        raise Invalid(" ".join(f"{name}: {' '.join(texts)}" for name, texts in error.message_dict.items())) from error
 
 
 def _backfilling(request: Backfill, schedule: PeriodicTask, asked: Message, moment: datetime) -> NewRun:

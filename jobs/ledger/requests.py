@@ -10,11 +10,12 @@ A new run is sent as soon as its transaction is committed. While the broker is u
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django_celery_beat.models import PeriodicTask
 
 from jobs.ledger import outbox, outcomes
@@ -83,16 +84,28 @@ def cancel(runs: RunQuerySet, actor: Actor | str) -> Cancelled:
 
 
 def _request_each(make: Callable[[T], NewRun], wanted: Iterable[T]) -> Requested:
-    new, refused = [], []
+    made, refused = [], []
     for each in wanted:
         try:
-            new.append(make(each))
+            made.append((each, make(each)))
         except Invalid as error:
             refused.append((each, str(error)))
-    bulk.insert(Run, new)
-    runs = Run.objects.in_bulk([run.id for run in new])
+    _insert([new for _, new in made])
+    runs = Run.objects.in_bulk([new.id for _, new in made])
     _send_after_commit(list(runs.values()))
-    return Requested([runs[run.id] for run in new], refused)
+    refused += [(each, "its schedule was deleted meanwhile") for each, new in made if new.id not in runs]
+    return Requested([runs[new.id] for _, new in made if new.id in runs], refused)
+
+
+def _insert(new: list[NewRun]) -> None:
+    """Write the runs together; one by one where a schedule of theirs was deleted meanwhile."""
+    try:
+        with transaction.atomic():
+            bulk.insert(Run, new)
+    except IntegrityError:
+        for run in new:
+            with suppress(IntegrityError), transaction.atomic():
+                bulk.insert(Run, [run])
 
 
 def _send_after_commit(runs: Sequence[Run]) -> None:

@@ -15,7 +15,7 @@ SQLITE = """
 UPDATE {table} SET
     pid = CAST(rtrim(substr(node, length(rtrim(rtrim(node, ')'), '0123456789')) + 1), ')') AS INTEGER),
     node = substr(node, 1, length(rtrim(rtrim(node, ')'), '0123456789')) - 2)
-WHERE node LIKE '% (%)' AND rtrim(rtrim(node, ')'), '0123456789') LIKE '% ('
+WHERE node GLOB '* ([0-9]*)' AND rtrim(rtrim(node, ')'), '0123456789') LIKE '% ('
 """
 TOGETHER = "UPDATE {table} SET node = node || ' (' || pid || ')' WHERE pid IS NOT NULL"
 

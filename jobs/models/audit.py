@@ -1,43 +1,45 @@
-"""Who did what? The actor behind a request, and the entry in a row's history."""
+"""Who did what? The user or program that requests a change, and the sentence noted about the changed row."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.contenttypes.models import ContentType
+from django.apps import apps
 from django.db.models import Model
 
-from jobs.models.runs import LONGEST_ACTOR, LONGEST_NAME
+from jobs.models.runs import LONGEST_ACTOR
+from jobs.secrets import storable
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The person or program behind a request. The ledger records the name; the history of a row needs a user."""
+    """The requester: shown by name in the ledger, and as a user in the history of a row if it is one."""
 
     name: str
-    user_id: int | None = None
+    user_id: Any = None  # of whichever type the user model has
+
+    def __post_init__(self) -> None:
+        """Cut the name as the ledger can hold it."""
+        object.__setattr__(self, "name", storable(str(self.name))[:LONGEST_ACTOR] or "unknown")
 
     @classmethod
-    def of(cls, asking: "Actor | str") -> "Actor":
-        """The actor itself, or one made of a plain name, cut to the ledger's length."""
-        return asking if isinstance(asking, Actor) else cls(asking[:LONGEST_ACTOR])
+    def of(cls, actor: "Actor | str") -> "Actor":
+        """An actor, made from a plain name where that is given."""
+        return actor if isinstance(actor, Actor) else cls(actor)
 
     @classmethod
     def of_user(cls, user: Any) -> "Actor":
-        """The user of an HTTP request as an actor."""
-        return cls(user.get_username()[:LONGEST_ACTOR], user.pk)
+        """The user of a request."""
+        return cls(user.get_username(), user.pk)
 
 
 def note(actor: Actor, model: type[Model], rows: Iterable[tuple[Any, str]], what: str) -> None:
-    """Add a sentence to the history of these rows, each a primary key and a name. Without a user, do nothing."""
-    if actor.user_id is None:
+    """Write a sentence into the admin's history of these rows, each a primary key and a name. Only users have one."""
+    if actor.user_id is None or not apps.is_installed("django.contrib.admin"):
         return
-    kind = {
-        "user_id": actor.user_id,
-        "content_type": ContentType.objects.get_for_model(model, for_concrete_model=False),
-    }
-    LogEntry.objects.bulk_create(
-        LogEntry(**kind, action_flag=CHANGE, object_id=key, object_repr=name[:LONGEST_NAME], change_message=what)
-        for key, name in rows
-    )
+    from django.contrib.admin.models import CHANGE, LogEntry  # late: a project may run without the admin
+    from django.contrib.contenttypes.models import ContentType
+
+    content_type = ContentType.objects.get_for_model(model, for_concrete_model=False)
+    kind = {"user_id": actor.user_id, "content_type": content_type, "action_flag": CHANGE, "change_message": what}
+    LogEntry.objects.bulk_create(LogEntry(**kind, object_id=key, object_repr=name) for key, name in rows)

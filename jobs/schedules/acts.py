@@ -7,6 +7,7 @@ permission, parses, calls and renders. No act starts a run: only a due moment do
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 from django.db import transaction
 from django.db.models import QuerySet
@@ -28,19 +29,19 @@ Schedules = QuerySet[PeriodicTask]
 acted = Signal()  # sent after an act on schedules is committed
 
 
-def enable(schedules: Schedules, actor: Actor) -> int:
+def enable(schedules: Schedules, actor: Actor | str) -> int:
     """Enable these schedules from now on; returns how many there are."""
-    return _act(schedules, actor, "enabled", partial(_switch, enabled=True))
+    return _switch(schedules, actor, enabled=True)
 
 
-def disable(schedules: Schedules, actor: Actor) -> int:
+def disable(schedules: Schedules, actor: Actor | str) -> int:
     """Disable these schedules; returns how many there are. Their unfinished runs continue."""
-    return _act(schedules, actor, "disabled", partial(_switch, enabled=False))
+    return _switch(schedules, actor, enabled=False)
 
 
 def pause(
     schedules: Schedules,
-    actor: Actor,
+    actor: Actor | str,
     reason: str = "",
     until: datetime | None = None,
     catch_up: str = CatchUp.NONE.value,
@@ -51,50 +52,69 @@ def pause(
     """
     if until and not timedelta(0) < until - database_now() < LONGEST_PAUSE:
         raise Invalid("Choose a moment in the next hundred years, or none.")
-    if len(reason) > LONGEST_REASON:
-        raise Invalid(f"The reason is longer than {LONGEST_REASON} characters: shorten it.")
+    if len(reason) > LONGEST_REASON or not reason.isprintable():
+        raise Invalid(f"Write the reason in one line of at most {LONGEST_REASON} characters.")
     if catch_up not in set(CatchUp):
         raise Invalid(f"There is no catch-up {catch_up!r}: choose from {', '.join(CatchUp)}.")
-    return _act(schedules, actor, "paused", lambda chosen: _policies(chosen).pause(actor.name, reason, until, catch_up))
+    name = Actor.of(actor).name
+    return _change(schedules, actor, "Paused.", lambda policies: policies.pause(name, reason, until, catch_up))
 
 
-def resume(schedules: Schedules, actor: Actor) -> int:
+def resume(schedules: Schedules, actor: Actor | str) -> int:
     """Resume the paused ones among these schedules; returns how many were paused."""
     paused = schedules.filter(policy__in=Policy.objects.paused())
-    return _act(paused, actor, "resumed", lambda chosen: _policies(chosen).resume())
+    return _change(paused, actor, "Resumed.", PolicyQuerySet.resume)
 
 
-def skip_next(schedules: Schedules, actor: Actor, moments: int) -> int:
+def skip_next(schedules: Schedules, actor: Actor | str, moments: int) -> int:
     """Skip this many of the next due moments, replacing an earlier choice; returns how many schedules there are.
 
     Raises `Invalid`.
     """
     if not 0 <= moments <= MOST_SKIPPED:
         raise Invalid(f"Choose from 0 to {MOST_SKIPPED:,} due moments to skip.")
-    what = f"told to skip {moments:,} due moment{'' if moments == 1 else 's'}"
-    return _act(schedules, actor, what, lambda chosen: _policies(chosen).update(skip_next=moments))
+    sentence = f"Told to skip {moments:,} due moment{'' if moments == 1 else 's'}."
+    return _change(schedules, actor, sentence, lambda policies: policies.update(skip_next=moments))
 
 
-def _act(schedules: Schedules, actor: Actor, what: str, change: Callable[[Schedules], object]) -> int:
-    chosen: Schedules = PeriodicTask.objects.filter(pk__in=list(schedules.values_list("pk", flat=True)))
-    calendar.refresh(chosen)  # a schedule that was created a moment ago may have no policy yet
+def _switch(schedules: Schedules, actor: Actor | str, *, enabled: bool) -> int:
+    """Lock the schedules alone, and let the calendar have their policies after the commit."""
+    chosen = _chosen(schedules)
     with transaction.atomic():
-        # Locked in a fixed order, so that two acts on the same rows cannot deadlock.
-        number = len(list(chosen.select_for_update().order_by("pk").values_list("pk", flat=True)))
-        change(chosen)
-        note(actor, PeriodicTask, chosen.values_list("pk", "name"), f"{what[0].upper()}{what[1:]}.")
-        transaction.on_commit(_tell)
+        number = _lock(chosen.select_for_update(no_key=True))
+        chosen.update(enabled=enabled)
+        _note(chosen, actor, "Enabled." if enabled else "Disabled.")
+        transaction.on_commit(partial(calendar.refresh, chosen))
     return number
 
 
-def _switch(chosen: Schedules, *, enabled: bool) -> None:
-    chosen.update(enabled=enabled)
-    calendar.refresh(chosen)
+def _change(schedules: Schedules, actor: Actor | str, sentence: str, change: Callable[[PolicyQuerySet], object]) -> int:
+    """Lock and change the policies alone."""
+    chosen = _chosen(schedules)
+    calendar.refresh(chosen)  # a schedule that was created a moment ago may have no policy yet
+    policies = Policy.objects.filter(pk__in=chosen.values("pk"))
+    with transaction.atomic():
+        number = _lock(policies.select_for_update())
+        change(policies)
+        _note(chosen, actor, sentence)
+    return number
+
+
+def _chosen(schedules: Schedules) -> Schedules:
+    """The same schedules, selected by keys that the act does not change."""
+    chosen: Schedules = PeriodicTask.objects.filter(pk__in=list(schedules.values_list("pk", flat=True)))
+    return chosen
+
+
+def _lock(rows: QuerySet[Any]) -> int:
+    """Lock the rows in a fixed order, so that two acts on the same rows cannot deadlock; returns how many there are."""
+    return len(list(rows.order_by("pk").values_list("pk", flat=True)))
+
+
+def _note(chosen: Schedules, actor: Actor | str, sentence: str) -> None:
+    note(Actor.of(actor), PeriodicTask, chosen.values_list("pk", "name"), sentence)
+    transaction.on_commit(_tell)
 
 
 def _tell() -> None:
-    acted.send(sender=PeriodicTask)
-
-
-def _policies(chosen: Schedules) -> PolicyQuerySet:
-    return Policy.objects.filter(schedule__in=chosen)
+    acted.send_robust(sender=PeriodicTask)

@@ -23,7 +23,7 @@ from jobs.monitoring import statistics
 from jobs.rules.errors import Invalid
 from jobs.schedules import acts
 from jobs.toolkit import uploads
-from tests.making import blocked, make_due, make_run, make_schedule, only_where_rows_are_locked
+from tests.making import blocked, elsewhere, make_due, make_run, make_schedule, only_where_rows_are_locked
 
 pytestmark = pytest.mark.django_db(transaction=True)
 HOUR = timedelta(hours=1)
@@ -87,7 +87,8 @@ def test_it_acts_on_all_schedules_even_if_a_row_cannot_be_read():
     ("act", "sentence"),
     [
         (lambda: acts.pause(ALL(), ADA, until=database_now() - HOUR), "next hundred years"),
-        (lambda: acts.pause(ALL(), ADA, "x" * 501), "longer than 500 characters"),
+        (lambda: acts.pause(ALL(), ADA, "x" * 501), "one line of at most 500 characters"),
+        (lambda: acts.pause(ALL(), ADA, "two\nlines"), "one line"),
         (lambda: acts.pause(ALL(), ADA, catch_up="some"), "choose from none, latest, all"),
         (lambda: acts.skip_next(ALL(), ADA, -1), "from 0 to 10,000"),
         (lambda: acts.skip_next(ALL(), ADA, 10_001), "from 0 to 10,000"),
@@ -98,26 +99,6 @@ def test_it_refuses_an_act_with_invalid_values(act, sentence):
     with pytest.raises(Invalid, match=sentence):
         act()
     assert not Policy.objects.paused().exists()
-
-
-def test_it_lets_people_act_on_the_same_schedules_at_the_same_time():
-    for number in range(20):
-        make_schedule(f"s{number}")
-    barrier, numbers = threading.Barrier(4), []
-
-    def person(number: int) -> None:
-        barrier.wait()
-        for _ in range(5):
-            numbers.append(acts.disable(ALL().order_by("-pk" if number % 2 else "pk"), ADA))
-            numbers.append(acts.pause(ALL(), ADA))
-        connection.close()
-
-    threads = [threading.Thread(target=person, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert numbers == [20] * 40
 
 
 def test_it_leaves_a_locked_schedule_to_the_next_claim():
@@ -192,18 +173,55 @@ def test_it_records_who_requested_a_backfill():
     assert LogEntry.objects.get().get_change_message().startswith("Backfilled: backfill of it")
 
 
-@only_where_rows_are_locked
-@pytest.mark.parametrize("act", ["backfill", *ACTS])
-def test_it_holds_no_policy_while_it_waits_for_the_schedule(act):
-    """Or it would deadlock with a save, which locks the schedule first."""
-    schedule = make_schedule(cron={"minute": "30"}, policy={"paused_at": database_now()})
+def backfill(actor: Actor = ADA) -> int:
     end = database_now().replace(minute=0, second=0, microsecond=0)
-    request = Backfill(schedule=schedule, start=end - 3 * HOUR, end=end)
+    return backfills.backfill(Backfill(schedule=ALL().get(), start=end - 3 * HOUR, end=end), actor)
+
+
+ON_POLICIES = {name: act for name, act in ACTS.items() if name not in {"Enabled.", "Disabled."}} | {
+    "Backfill": backfill
+}
+
+
+@only_where_rows_are_locked
+@pytest.mark.parametrize("act", ON_POLICIES)
+def test_it_acts_on_a_policy_while_its_schedule_is_being_saved(act):
+    """A save locks the schedule first and the policy second: an act that waited for the schedule could deadlock."""
+    make_schedule(cron={"minute": "30"}, policy={"paused_at": database_now()})
     with transaction.atomic():
-        PeriodicTask.objects.select_for_update().get()
-        thread = blocked(lambda: backfills.backfill(request, ADA) if act == "backfill" else ACTS[act](ADA))
-        Policy.objects.select_for_update(nowait=True).get()  # raises OperationalError where another holds it
+        ALL().update(description="new")
+        assert elsewhere(lambda: ON_POLICIES[act](ADA))
+
+
+@only_where_rows_are_locked
+@pytest.mark.parametrize("act", [*ACTS, "Backfill"])
+def test_it_holds_no_schedule_while_it_waits_for_a_policy(act):
+    """A deletion locks the policy first and the schedule second."""
+    make_schedule(cron={"minute": "30"}, enabled=act != "Enabled.", policy={"paused_at": database_now()})
+    with transaction.atomic():
+        Policy.objects.select_for_update().get()
+        thread = blocked(lambda: (ACTS | ON_POLICIES)[act](ADA))
+        ALL().select_for_update(nowait=True).get()  # raises OperationalError where another holds it
     thread.join()
+
+
+@only_where_rows_are_locked
+@pytest.mark.parametrize("act", ACTS)
+def test_it_locks_rows_in_the_order_of_their_keys(act):
+    first, second = (make_schedule(name, policy={"paused_at": database_now()}) for name in ("s1", "s2"))
+    rows = ALL() if act in {"Enabled.", "Disabled."} else Policy.objects.all()
+    backwards = {name: lambda actor, name=name: in_order(name, "-pk", actor) for name in ACTS}
+    with transaction.atomic():
+        rows.select_for_update().get(pk=first.pk)
+        thread = blocked(lambda: backwards[act](ADA))
+        rows.select_for_update(nowait=True).get(pk=second.pk)  # raises OperationalError where the act has it
+    thread.join()
+
+
+def in_order(name: str, key: str, actor: Actor) -> int:
+    chosen = ALL().order_by(key)
+    calls = {"Enabled.": acts.enable, "Disabled.": acts.disable, "Paused.": acts.pause, "Resumed.": acts.resume}
+    return calls[name](chosen, actor) if name in calls else acts.skip_next(chosen, actor, 1)
 
 
 def unmarked(*_: object) -> None:
@@ -245,3 +263,53 @@ def test_it_lets_a_job_end_that_is_asked_to_while_it_requests_a_run(monkeypatch,
     with pytest.raises(SoftTimeLimitExceeded):
         requests.run_job("tests.nothing", {}, "ada")
     assert Run.objects.get().state == State.WAITING
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("x" * 300, "x" * 150), ("", "unknown"), ("a\0b", "a\\0b"), ("\ud800", "\\ud800"), (7, "7")]
+)
+def test_it_names_an_actor_as_the_ledger_can_hold_it(redis, name, kept):
+    make_schedule(cron={"minute": "30"})
+    assert requests.run_job("tests.nothing", {}, Actor(name))[0].actor == kept
+    assert acts.pause(ALL(), Actor(name)) == 1
+    assert Policy.objects.get().paused_by == kept
+    assert backfill(Actor(name)) == 3
+
+
+def test_it_takes_a_plain_name_for_an_actor(redis):
+    make_schedule(cron={"minute": "30"})
+    assert [acts.disable(ALL(), "cron"), acts.enable(ALL(), "cron"), acts.pause(ALL(), "cron")] == [1, 1, 1]
+    assert backfill("cron") == 3
+    assert Policy.objects.get().paused_by == "cron"
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"), [({"at_once": 0}, "at_once: .*greater than or equal to 1"), ({"which": "some"}, "which: ")]
+)
+def test_it_refuses_a_backfill_that_no_form_has_checked(columns, sentence):
+    schedule = make_schedule(cron={"minute": "30"})
+    end = database_now()
+    with pytest.raises(Invalid, match=sentence):
+        backfills.backfill(Backfill(schedule=schedule, start=end - HOUR, end=end, **columns), ADA)
+    assert not Backfill.objects.exists()
+
+
+def test_it_backfills_nothing_without_its_note(monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("no room for the note")
+
+    make_schedule(cron={"minute": "30"})
+    monkeypatch.setattr(backfills, "note", broken)
+    with pytest.raises(RuntimeError):
+        backfill()
+    assert not Backfill.objects.exists()
+    assert not Run.objects.exists()
+
+
+def test_it_requests_the_other_runs_where_a_schedule_was_deleted_meanwhile(redis):
+    good, gone = make_schedule("good"), make_schedule("gone")
+    PeriodicTask.objects.filter(pk=gone.pk).delete()
+    requested = requests.run_now([gone, good], ADA)
+    assert [run.schedule_name for run in requested.runs] == ["good"]
+    assert requested.refused == [(gone, "its schedule was deleted meanwhile")]
+    assert redis.llen("celery") == 1

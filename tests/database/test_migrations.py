@@ -56,6 +56,8 @@ def test_it_splits_the_worker_of_each_run_into_node_and_pid(former):
         rows = [run, run.attempts.get(), run.steps.get()]
         assert [(row.node, row.pid) for row in rows] == [expected] * 3
         assert [row.worker for row in rows] == [worker] * 3
+    before = migrate("0005_jobs_worth_scheduling").get_model("jobs", "Run")
+    assert {run.id: run.worker for run in before.objects.all()} == {run.id: worker for worker, run in runs.items()}
 
 
 def test_it_continues_the_runs_of_a_former_version(former):
