@@ -22,6 +22,7 @@ from jobs.rules.errors import Invalid
 from jobs.rules.occurrences import occurrences
 from jobs.schedules.calendar import spec_of
 
+NO_POLICY = "The schedule was created a moment ago, and beat has not read it yet: try again in a few seconds."
 MOST_BACKFILLED = 10_000  # due moments
 _INSTANT = timedelta.resolution
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -47,9 +48,7 @@ def preview(request: Backfill) -> Preview:
     """The moments that `backfill` would run now, oldest first. Raises `Invalid`, which says what to choose instead."""
     policy = Policy.objects.select_related("schedule").filter(schedule=request.schedule_id).first()
     if policy is None:
-        raise Invalid(
-            "The schedule was created a moment ago, and beat has not read it yet: try again in a few seconds."
-        )
+        raise Invalid(NO_POLICY)
     message_of(policy.schedule, policy)
     if not _EPOCH < request.start < request.end <= database_now():
         raise Invalid("Choose a range in the past, after 1970, that ends after it starts.")
@@ -90,9 +89,9 @@ def backfill(request: Backfill, actor: Actor | str) -> int:
         policy = policies.filter(pk=request.schedule_id).first()
         if Backfill.objects.filter(id=request.id).exists():
             return 0
-        moments = preview(request).moments
         if policy is None:
-            return 0
+            raise Invalid(NO_POLICY)
+        moments = preview(request).moments
         request.save(force_insert=True)
         message = message_of(policy.schedule, policy)
         bulk.insert(Run, [_backfilling(request, policy.schedule, message, moment) for moment in moments])

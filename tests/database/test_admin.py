@@ -518,6 +518,7 @@ def test_it_says_why_a_schedule_cannot_run_now(admin_client):
     assert not Run.objects.exists()
 
 
+@pytest.mark.django_db(transaction=True)
 def test_it_enables_and_disables_many_schedules_without_starting_runs(admin_client):
     schedules = [make_schedule(f"s{number}", enabled=False) for number in range(5)]
     assert "5 schedules are enabled" in text(act(admin_client, "enable", *schedules))
