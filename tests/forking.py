@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-HANGS_AFTER = 5  # seconds
+from tests.waiting import DEADLINE
 
 # These tests fork while threads run on purpose; Python warns of that.
 forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -18,7 +18,7 @@ def in_child(call: Callable[[], object]) -> object:
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        signal.alarm(HANGS_AFTER)
+        signal.alarm(int(DEADLINE))
         try:
             os.write(write, json.dumps(call()).encode())
         finally:

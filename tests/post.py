@@ -15,6 +15,8 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP
 
+from tests.waiting import DEADLINE
+
 BREAK_OFF = "break off"  # instead of a reply
 LEAVE = "leave"  # after the usual reply
 
@@ -46,12 +48,12 @@ class Post:
 
     def __enter__(self) -> "Post":
         self._thread.start()
-        self._ready.wait(10)
+        self._ready.wait(DEADLINE)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(DEADLINE)
         with warnings.catch_warnings():  # aiosmtpd leaves interrupted connections open
             warnings.simplefilter("ignore", ResourceWarning)
             self._servers.clear()

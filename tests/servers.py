@@ -29,9 +29,9 @@ import psycopg
 import pytest
 import redis
 
+from tests.waiting import DEADLINE, POLL
+
 ROOT = Path(__file__).resolve().parent.parent
-DEADLINE = 20.0  # seconds for a server to answer
-POLL = 0.02  # seconds between two checks
 OLDEST_POSTGRESQL = 14  # required by Django 5.2
 LONGEST_FOLDER = 60  # characters; sockets are below it, and kernels refuse socket paths over about 104
 
@@ -46,7 +46,7 @@ cat
 cd "$0/groups" || exit
 signal INT
 looks=0
-while signal 0 && [ $looks -lt 100 ]; do sleep 0.05; looks=$((looks + 1)); done
+while signal 0 && [ $looks -lt 400 ]; do sleep 0.05; looks=$((looks + 1)); done
 signal KILL
 cd / && rm -rf "$0"
 """
@@ -117,7 +117,7 @@ class Servers:
         self.workspace = workspace
         self.database = database
         self.binaries: Path | None = None  # the programs of the run's own PostgreSQL
-        self._durable = durable  # whether the run's own PostgreSQL waits for the disk, as in production
+        self._durable = durable  # whether the run's own servers write to the disk as in production
         given, folder = os.environ.get("TEST_DATABASE_URL"), workspace.folder
         if database == "sqlite":
             self.database_url = f"sqlite:///{folder}/punctual.sqlite3"
@@ -183,7 +183,7 @@ class Servers:
     def have_redis(self) -> None:
         """Return once Redis answers. Raises MissingServerError."""
         if "TEST_REDIS_URL" not in os.environ:
-            start_redis(self.workspace)
+            start_redis(self.workspace, durable=self._durable)
             return
         try:
             with redis.Redis.from_url(self.redis_url, socket_timeout=5) as client:
@@ -294,17 +294,22 @@ def _check_postgresql(folder: Path) -> bool:
 # --- Redis ----------------------------------------------------------------------------------------------------------
 
 
-def start_redis(workspace: Workspace) -> None:
+def start_redis(workspace: Workspace, *, durable: bool = False) -> None:
     """Run Valkey or Redis like the embedded server of `manage.py up`. Raises MissingServerError."""
     from jobs.local import embedded  # late: `project` configures Celery from the environment
 
     server = embedded.Valkey(workspace.folder / "redis")
     try:
         server.prepare()
-        command = server.command()
+        command = server.command() if durable else _in_memory(server.command())
     except embedded.ServerError as error:
         raise MissingServerError(f"Tests need a Redis or Valkey server. {error} Or set TEST_REDIS_URL.") from error
     _await(workspace.start(command, server.log), server.log, server.answers)
+
+
+def _in_memory(command: list[str]) -> list[str]:
+    """The same server without its append-only file, which makes it wait for a busy disk."""
+    return ["no" if argument == "yes" else argument for argument in command]
 
 
 class MortalBroker:
@@ -322,8 +327,7 @@ class MortalBroker:
 
     def start(self) -> None:
         """Start the broker. Returns once it answers."""
-        command = [argument.replace("yes", "no") for argument in self._server.command()]
-        self._child = self._workspace.start(command, self._server.log)
+        self._child = self._workspace.start(_in_memory(self._server.command()), self._server.log)
         _await(self._child, self._server.log, self._server.answers)
 
     @contextmanager

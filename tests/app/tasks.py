@@ -23,8 +23,7 @@ from jobs.toolkit.queries import Table, query
 from jobs.worker.resources import ResourceTask
 from tests.app import workflows  # noqa: F401 - its tasks are found through this module
 from tests.app.stamp import leave as leave_time
-
-DEADLINE = 60.0  # seconds after which a waiting task gives up
+from tests.waiting import DEADLINE, eventually
 
 
 @shared_task(name="tests.nothing")
@@ -233,9 +232,7 @@ def answer() -> int:
 
 def _hold(path: str, line: str) -> None:
     _append(f"{path}.started", str(os.getpid()))
-    until = time.monotonic() + DEADLINE
-    while not Path(f"{path}.go").exists() and time.monotonic() < until:
-        time.sleep(0.02)
+    eventually(Path(f"{path}.go").exists)
     _append(path, line)
 
 
@@ -278,6 +275,14 @@ def _group(path: str) -> Signature:
 
 def _chord(path: str) -> Signature:
     return chord([add.s(number, number) for number in range(5)], total.s(path))
+
+
+def _held_chord(path: str) -> Signature:
+    return chord([hold.si(f"{path}.0"), add.s(1, 1)], total.s(path))
+
+
+def _held_chord_chain(path: str) -> Signature:
+    return chain(group(hold.si(f"{path}.0"), add.s(2)), total.s(path), leave.si("end", path))
 
 
 def _nested(path: str) -> Signature:
@@ -340,6 +345,8 @@ kinds = {
     "chain": _chain,
     "group": _group,
     "chord": _chord,
+    "held_chord": _held_chord,
+    "held_chord_chain": _held_chord_chain,
     "nested": _nested,
     "failing": _failing,
     "linked": _linked,
@@ -400,9 +407,7 @@ def replaced_early(self: Task, path: str) -> None:
     try:
         self.replace(hold.si(path))
     finally:
-        until = time.monotonic() + DEADLINE
-        while not Path(f"{path}.started").exists() and time.monotonic() < until:
-            time.sleep(0.02)
+        eventually(Path(f"{path}.started").exists)
 
 
 @shared_task(name="tests.no_autocommit")
@@ -439,9 +444,7 @@ def tell(path: str) -> None:
     logging.getLogger("tests.tell").info("password=hunter2 at %s", run and run.window_start)
     progress(7, 10, "almost")
     _append(path, f"{run and run.id} {once('effect')} {once('effect')}")
-    until = time.monotonic() + DEADLINE
-    while not Path(f"{path}.go").exists() and time.monotonic() < until:
-        time.sleep(0.02)
+    eventually(Path(f"{path}.go").exists)
 
 
 @shared_task(name="tests.execute", bind=True)
@@ -467,9 +470,7 @@ def fail_after_sending(path: str) -> None:
     """Fail with one running step and one that is not due yet."""
     hold.delay(path)
     leave.apply_async(["never", path], countdown=600)
-    until = time.monotonic() + DEADLINE
-    while not Path(f"{path}.started").exists() and time.monotonic() < until:
-        time.sleep(0.02)
+    eventually(Path(f"{path}.started").exists)
     raise ValueError("after all")
 
 

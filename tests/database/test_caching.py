@@ -11,9 +11,9 @@ from jobs.cache.backend import NotJSONError
 from jobs.cache.shared import Usage, cached, invalidate, usage
 from jobs.models import FeedEntry, Run
 from tests.making import make_schedule, run_now
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.django_db(transaction=True)
-DEADLINE = 20.0  # seconds
 
 
 class Counter:

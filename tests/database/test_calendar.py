@@ -14,6 +14,7 @@ from jobs.beat import claim
 from jobs.models import Policy, Run, database_now
 from jobs.schedules import calendar
 from tests.making import make_due, make_run, make_schedule
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.django_db
 HOUR = timedelta(hours=1)
@@ -250,12 +251,12 @@ def elsewhere(sql: str, go: threading.Event | None = None) -> threading.Thread:
                 cursor.execute(sql)
             written.set()
             if go:
-                assert go.wait(20)
+                assert go.wait(DEADLINE)
 
     written = threading.Event()
     thread = threading.Thread(target=write)
     thread.start()
-    assert written.wait(20)
+    assert written.wait(DEADLINE)
     return thread
 
 

@@ -16,6 +16,7 @@ from jobs.toolkit.current import current_run, once, progress
 from jobs.worker.finish import finish
 from jobs.worker.logs import RunHandler
 from tests.making import inside, make_due, make_run, make_schedule
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.django_db
 HOUR = timedelta(hours=1)
@@ -135,7 +136,7 @@ def test_it_keeps_a_line_that_is_logged_while_earlier_lines_are_taken():
 
 @pytest.mark.django_db(transaction=True)
 def test_it_keeps_the_first_lines_of_all_processes_of_an_attempt():
-    run, together = make_run(), threading.Barrier(4, timeout=10)
+    run, together = make_run(), threading.Barrier(4, timeout=DEADLINE)
 
     def log(name):
         with closing(connection):

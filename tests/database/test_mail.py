@@ -27,6 +27,7 @@ from jobs.tasks.send_email import send_email
 from jobs.toolkit import mail, smtp
 from tests.making import inside, make_run
 from tests.post import BREAK_OFF, LEAVE, Post
+from tests.waiting import DEADLINE
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ def in_thread(call: Callable[[], T]) -> T:
             return call()
 
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(on_own_connection).result(10)
+        return pool.submit(on_own_connection).result(DEADLINE)
 
 
 def interrupt() -> None:
@@ -225,13 +226,14 @@ def test_it_sends_quit_when_the_attempt_is_over(post, run):
     assert post.quits == 1
 
 
-def test_it_does_not_wait_for_the_server_when_an_exception_ends_the_attempt(post, run):
+def test_it_does_not_wait_for_the_server_when_an_exception_ends_the_attempt(post, run, settings):
+    settings.EMAIL_TIMEOUT = 2 * DEADLINE  # so that only the exception can end the wait
     is_over, in_time = threading.Event(), SimpleQueue()
-    post.answers["RCPT", ADA] = lambda: interrupt() or in_time.put(is_over.wait(5))
+    post.answers["RCPT", ADA] = lambda: interrupt() or in_time.put(is_over.wait(DEADLINE))
     with interruptible(), pytest.raises(SoftTimeLimitExceeded):
         attempt(run, ADA)
     is_over.set()
-    assert in_time.get(timeout=10)
+    assert in_time.get(timeout=DEADLINE)
 
 
 def test_it_commits_the_delivery_before_the_server_sees_the_message(post, run):
@@ -333,9 +335,9 @@ def test_it_leaves_no_address_in_doubt_when_the_message_cannot_be_encoded(post, 
 
 
 def test_it_gives_up_when_the_server_does_not_answer(post, run, settings):
-    settings.EMAIL_TIMEOUT = 0.2
+    settings.EMAIL_TIMEOUT = 1
     silence = threading.Event()
-    post.answers["RCPT", ADA] = lambda: silence.wait(20) and None
+    post.answers["RCPT", ADA] = lambda: silence.wait(DEADLINE) and None
     with pytest.raises(smtp.ServerError, match="timed out"):
         attempt(run, ADA, BOB)
     silence.set()

@@ -37,11 +37,11 @@ from tests.database.test_admin import NEW, form, text
 from tests.database.test_typed import complaints, stored, typed
 from tests.making import inside, make_run, make_schedule
 from tests.servers import ROOT
+from tests.waiting import DEADLINE
 from tests.web import Web, serving
 
 pytestmark = pytest.mark.django_db(transaction=True)
 HOUR = timedelta(hours=1)
-DEADLINE = 20.0  # seconds
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CAN_STAND_IN_A_DOCUMENT = {"python", "mermaid"}  # languages of its blocks
 

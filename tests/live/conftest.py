@@ -1,14 +1,13 @@
 """Real workers and real beats for a test: started as an operator starts them, watched by their logs, always ended.
 
-Its one rule: nobody sleeps and hopes. A test waits for what it wants to see with `eventually`, which looks often, gives
-up at a deadline, and then says what every process wrote.
+Its one rule: no test sleeps. A test waits for an event with `eventually`, which looks often and gives up when a process
+has ended by itself or the wait hangs; then it shows the logs of all processes.
 """
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TypeVar
@@ -17,13 +16,14 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
+from tests import waiting
 from tests.servers import ROOT, Workspace
+from tests.waiting import DEADLINE
 
 T = TypeVar("T")
 
-START = 30.0  # seconds a process may take to say that it is ready
-STOP = 15.0  # seconds a process may take to end when asked to
-POLL = 0.03  # seconds between two looks
+# Short, because a process looks for cancellations four times in a lease; a starved process still renews it in time.
+SHORT_LEASE = {"LEASE_SECONDS": "6"}
 SHOWN = 4_000  # characters at the end of a log that a failure shows
 
 CELERY = (sys.executable, "-m", "celery", "-A", "project")
@@ -63,7 +63,7 @@ class Process:
         self._told_to_end = True
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # children may outlive the leader of their group
-        self._child.wait(STOP)
+        self._child.wait(DEADLINE)
 
     def expect_end(self) -> None:
         """Let nobody wonder when it ends by itself."""
@@ -74,9 +74,9 @@ class Process:
         self._told_to_end = True
         self._child.terminate()
         try:
-            self._child.wait(STOP)
+            self._child.wait(DEADLINE)
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"{self.name} did not end within {STOP} s of SIGTERM.\n{self.tail()}") from None
+            raise TimeoutError(f"{self.name} did not end within {DEADLINE} s of SIGTERM.\n{self.tail()}") from None
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it alone, not to its children."""
@@ -116,23 +116,23 @@ class Processes:
             sys.stdout.write(process.tail() + "\n")
             process.close()
 
-    def eventually(self, function: Callable[[], T], deadline: float = 20.0) -> T:
-        """The first true value of `function`, asked again and again for `deadline` seconds. Raises AssertionError."""
-        until = time.monotonic() + deadline
-        while not (value := function()):
-            broken = [process.name for process in self._started if process.broken]
-            if broken or time.monotonic() > until:
-                why = f"{', '.join(broken)} ended by itself" if broken else f"not within {deadline} s"
-                logs = "\n".join(process.tail() for process in self._started)
-                raise AssertionError(f"{why}; the last value was {value!r}\n{logs}")
-            time.sleep(POLL)
-        return value
+    def eventually(self, function: Callable[[], T], deadline: float = DEADLINE) -> T:
+        """The first true value of `function`. Raises AssertionError at the deadline, or once a process has failed."""
+        try:
+            return waiting.eventually(function, deadline, self._ended)
+        except AssertionError as error:
+            logs = "\n".join(process.tail() for process in self._started)
+            raise AssertionError(f"{error}\n{logs}") from None
+
+    def _ended(self) -> str:
+        broken = [process.name for process in self._started if process.broken]
+        return f"{', '.join(broken)} ended by itself" if broken else ""
 
     def _start(self, kind: str, command: list[str], env: dict[str, str] | None, ready: str) -> Process:
         name = f"{kind}-{len(self._started)}"
         process = Process(self._workspace, name, command, {**self.environment, **(env or {})})
         self._started.append(process)
-        self.eventually(lambda: ready in process.log, deadline=START)
+        self.eventually(lambda: ready in process.log)
         return process
 
 
@@ -166,5 +166,5 @@ def processes(servers, environment: dict[str, str]) -> Iterator[Processes]:
 
 @pytest.fixture
 def eventually(processes: Processes) -> Callable[..., object]:
-    """`eventually(function, deadline=20)`: wait until `function` returns something true, and return that."""
+    """`eventually(function)`: wait until `function` returns something true, and return that."""
     return processes.eventually

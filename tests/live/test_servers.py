@@ -13,6 +13,7 @@ from django.db import connection
 
 from project.celery import app
 from tests.servers import ROOT
+from tests.waiting import DEADLINE
 
 # A test run that starts a process and dies.
 DOOMED = """
@@ -49,7 +50,7 @@ def test_it_begins_with_an_empty_redis_after_another_test_wrote_to_it(redis):
 
 def test_it_reaches_a_live_worker_on_the_broker_of_the_test(processes):
     worker = processes.start_worker()
-    answers = app.control.inspect(timeout=5, limit=1).ping()
+    answers = app.control.inspect(timeout=DEADLINE, limit=1).ping()
     assert list(answers.values()) == [{"ok": "pong"}]
     worker.stop()
     assert not worker.running
@@ -70,10 +71,10 @@ def test_it_answers_the_health_checks_of_docker_compose_while_it_lives(processes
     worker = processes.start_worker("--hostname=celery@%h")
     beat = processes.start_beat("--enable-remote-control")
     processes.eventually(lambda: "beat pidbox: Connected" in beat.log)
-    assert [check.wait(30) for check in ask_health(environment)] == [0, 0]
+    assert [check.wait(DEADLINE) for check in ask_health(environment, timeout=60)] == [0, 0]
     worker.kill()
     beat.kill()
-    assert all(check.wait(30) != 0 for check in ask_health(environment))
+    assert all(check.wait(DEADLINE) != 0 for check in ask_health(environment, timeout=1))
 
 
 def test_it_leaves_nothing_behind_when_the_test_run_is_killed(eventually):
@@ -85,15 +86,15 @@ def test_it_leaves_nothing_behind_when_the_test_run_is_killed(eventually):
     assert state.strip() in {"", "Z", "Zs"}
 
 
-def ask_health(environment: dict[str, str]) -> list[subprocess.Popen[bytes]]:
-    """The health checks of worker and beat, side by side, as in their containers but with a shorter timeout."""
+def ask_health(environment: dict[str, str], timeout: int) -> list[subprocess.Popen[bytes]]:
+    """The health checks of worker and beat, side by side, as in their containers but with this timeout."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     inside = {**environment, "HOSTNAME": socket.gethostname(), "PATH": path}
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     commands = [services[name]["healthcheck"]["test"][1] for name in ("worker", "beat")]
     return [
         subprocess.Popen(
-            ["/bin/sh", "-c", command.replace("$$", "$").replace("--timeout 5", "--timeout 2")],
+            ["/bin/sh", "-c", command.replace("$$", "$").replace("--timeout 5", f"--timeout {timeout}")],
             env=inside,
             cwd=ROOT,
             stdout=subprocess.DEVNULL,

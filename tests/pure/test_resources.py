@@ -19,8 +19,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from jobs.cache import resources
 from jobs.cache.resources import Resource, Tally, before_first_use, size_of
 from tests.forking import forks, in_child
-
-DEADLINE = 10.0  # seconds; a thread that takes longer hangs
+from tests.waiting import DEADLINE
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.servers import ROOT
+from tests.waiting import DEADLINE
 
 SECRET = "hunter2"
 COMPLETE = {
@@ -119,7 +120,9 @@ def assert_refused(outcomes: Callable[..., list[dict[str, Any]]]) -> Callable[..
 def manage(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "manage.py", *arguments]
     environment = {**ENVIRONMENT, **variables}
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
 
 
 def test_it_names_the_variable_when_one_is_missing(outcomes):
@@ -237,5 +240,7 @@ def test_it_refuses_an_sqlite_without_returning():
     code = "import sqlite3; sqlite3.sqlite_version_info = (3, 34, 1); import project.settings"
     environment = {**ENVIRONMENT, **COMPLETE, "DATABASE_URL": "sqlite:////srv/name.sqlite3"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
     assert "use a Python with SQLite 3.35 or newer, or PostgreSQL" in done.stderr
