@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from jobs.toolkit import http
+from tests.waiting import DEADLINE
 
 PUBLIC, OTHER_PUBLIC = "93.184.216.34", "2606:4700::1111"
 LIMIT = 100_000  # bytes
@@ -211,13 +212,12 @@ class Answer(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def drip(self, first: bytes, drops: bytes) -> None:
-        """Send something every few milliseconds, so that no single wait is long. Ends after some seconds."""
+        """Send something every few milliseconds, so that no single wait is long, until the client leaves."""
         self.close_connection = True
         self.wfile.write(first)
-        for _ in range(1000):
+        until = time.monotonic() + DEADLINE
+        while time.monotonic() < until and not self.server.closing.wait(0.005):
             self.wfile.write(drops)
-            if self.server.closing.wait(0.005):
-                return
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -244,12 +244,13 @@ class Web(ThreadingHTTPServer):
 
 
 class Canary:
-    """Accepts connections, says nothing, and counts them."""
+    """Accepts connections, says nothing, and counts them. With `hangs_up` it closes each at once."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.place: tuple[str, int] = self._listener.getsockname()
-        self._accepted: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+        self.hangs_up = False
+        self._came: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
         self._held: list[socket.socket] = []
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
@@ -257,24 +258,31 @@ class Canary:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                self._accepted.put(self._listener.accept()[0])
+                connection, address = self._listener.accept()
+                if self.hangs_up:
+                    connection.close()
+                else:
+                    self._held.append(connection)
+                self._came.put(address)
 
     def visitors(self) -> int:
         """How many connected since the last call. Connections are accepted in order, so our own ends the count."""
         came = 0
         with socket.create_connection(self.place) as ours:
-            while (visitor := self._accepted.get(timeout=5)).getpeername() != ours.getsockname():
-                self._held.append(visitor)
+            while self._came.get(timeout=DEADLINE) != ours.getsockname():
                 came += 1
-            visitor.close()
+        self._let_go()
         return came
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
-        for connection in self._held:
-            connection.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        while self._held:
+            self._held.pop().close()
 
 
 class Internet:
@@ -313,7 +321,7 @@ class Internet:
     def call(self, address: str, method: str = "GET", **options: Any) -> http.Response:
         client = http.Client(site_url(self.site), options.pop("allow_private", False), self.resolve, self.connect)
         request = http.Request(method, client.locate(address), options.pop("headers", {}), options.pop("body", None))
-        return client.send(request, options.pop("deadline", 5.0), options.pop("limit", LIMIT))
+        return client.send(request, options.pop("deadline", DEADLINE), options.pop("limit", LIMIT))
 
 
 def site_url(site: Web) -> str:
@@ -360,6 +368,7 @@ def lasting_canary() -> Iterator[Canary]:
 @pytest.fixture
 def canary(lasting_canary: Canary) -> Canary:
     lasting_canary.visitors()
+    lasting_canary.hangs_up = False
     return lasting_canary
 
 
@@ -397,9 +406,10 @@ def test_it_reaches_no_private_server_when_a_redirect_is_hostile(internet: Inter
 
 
 def test_it_reaches_private_servers_by_most_hostile_addresses_when_they_are_allowed(internet: Internet) -> None:
+    internet.canary.hangs_up = True
     for address in HOSTILE:
         with contextlib.suppress(http.FetchError):
-            internet.call(address, allow_private=True, deadline=0.01)
+            internet.call(address, allow_private=True)
     assert internet.canary.visitors() >= 70
 
 
@@ -433,7 +443,7 @@ def test_it_accepts_an_address_as_public_when_the_internet_may_reach_it(address:
 def test_it_refuses_the_address_when_the_host_or_port_is_odd(internet: Internet, address: str) -> None:
     client = http.Client(site_url(internet.site), False, lambda _host, _port: [PUBLIC], internet.connect)
     with pytest.raises(http.Refused):
-        client.send(http.Request("GET", client.locate(address), {}, None), 5, LIMIT)
+        client.send(http.Request("GET", client.locate(address), {}, None), DEADLINE, LIMIT)
     assert internet.tried == []
 
 
@@ -473,15 +483,18 @@ def test_it_leaves_time_for_the_next_address_when_one_is_silent(internet: Intern
     internet.add("example.org", web)
     internet.names["example.org"] = [[OTHER_PUBLIC, PUBLIC]]
 
+    waits: list[float] = []
+
     def connect(address: tuple[str, int], timeout: float) -> socket.socket:
         if address[0] == OTHER_PUBLIC:
-            threading.Event().wait(timeout)
-            raise TimeoutError
+            waits.append(timeout)
+            raise TimeoutError  # as if it had waited
         return internet.connect(address, timeout)
 
     client = http.Client(site_url(internet.site), False, internet.resolve, connect)
     request = http.Request("GET", client.locate("http://example.org/"), {}, None)
-    assert client.send(request, 0.5, LIMIT).status == 200
+    assert client.send(request, DEADLINE, LIMIT).status == 200
+    assert 0 < waits[0] <= DEADLINE / 2
 
 
 def test_it_reaches_a_private_address_when_the_setting_allows_it(
@@ -783,7 +796,7 @@ def test_it_ends_at_the_deadline_when_the_name_server_is_silent(internet: Intern
     answered = threading.Event()
 
     def resolve(_host: str, _port: int) -> list[str]:
-        answered.wait(5)
+        answered.wait(DEADLINE)
         return [PUBLIC]
 
     client = http.Client(site_url(internet.site), False, resolve, internet.connect)
@@ -797,7 +810,7 @@ def assert_timed_out(call: Callable[[], http.Response]) -> None:
     start = time.monotonic()
     with pytest.raises(http.TimedOut, match="no complete response in time"):
         call()
-    assert 0.05 < time.monotonic() - start < 2
+    assert 0.05 < time.monotonic() - start < DEADLINE / 5  # most of these answers would take DEADLINE
 
 
 # --- Other errors ---------------------------------------------------------------------------------------------------
@@ -827,7 +840,7 @@ def test_it_says_so_when_a_name_cannot_be_resolved(internet: Internet) -> None:
     client = http.Client(site_url(internet.site), False, resolve, internet.connect)
     request = http.Request("GET", client.locate("http://nowhere.example/"), {}, None)
     with pytest.raises(http.Unreachable, match=r"nowhere\.example cannot be resolved"):
-        client.send(request, 5, LIMIT)
+        client.send(request, DEADLINE, LIMIT)
 
 
 def test_it_says_so_when_the_connection_is_refused(internet: Internet) -> None:

@@ -13,28 +13,36 @@ from jobs.cache import resources
 from jobs.cache.mapped import MappedResource
 from tests.forking import forks, in_child
 from tests.servers import ROOT
+from tests.waiting import DEADLINE
 
-# Each process of the test below reports that it runs, waits for the other three, and maps the table.
+# Each process of the test below maps the table. The process that builds it waits until all four have asked for the lock.
 PROCESS = """
-import sys, time
+import fcntl, sys, time
 from pathlib import Path
 from jobs.cache.mapped import MappedResource
+from tests.waiting import eventually
 
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
+flock = fcntl.flock
+
+def ask(descriptor, how):
+    (folder / f"asked-{number}").touch()
+    flock(descriptor, how)
+
+def others_build():
+    return (folder / "built").read_text() != "x"
 
 def build(path):
     with (folder / "built").open("a") as file:
         file.write("x")
+    eventually(lambda: len(list(folder.glob("asked-*"))) == 4 or others_build())
     until = time.monotonic() + 0.3  # long enough for another process to build, if it could
-    while (folder / "built").read_text() == "x" and time.monotonic() < until:
+    while not others_build() and time.monotonic() < until:
         time.sleep(0.01)
     path.write_bytes(b"table")
 
-table = MappedResource("table", build, folder / "tables")
-(folder / f"here-{number}").touch()
-while len(list(folder.glob("here-*"))) < 4:
-    time.sleep(0.005)
-print(bytes(table.get()).decode())
+fcntl.flock = ask
+print(bytes(MappedResource("table", build, folder / "tables").get()).decode())
 """
 
 
@@ -72,7 +80,7 @@ def test_it_is_built_once_for_all_processes_of_a_machine(tmp_path):
     processes = [
         subprocess.Popen([*command, str(number)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for number in range(4)
     ]
-    assert [process.communicate(timeout=20)[0] for process in processes] == ["table\n"] * 4
+    assert [process.communicate(timeout=DEADLINE)[0] for process in processes] == ["table\n"] * 4
     assert (tmp_path / "built").read_text() == "x"
 
 
