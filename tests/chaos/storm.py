@@ -22,10 +22,11 @@ from django_celery_beat.models import PeriodicTask
 from jobs.models import FeedEntry, Policy, Run, State, database_now
 from tests.live.conftest import Process, Processes
 from tests.making import lines, make_schedule
+from tests.waiting import DEADLINE
 
 SECOND = timedelta(seconds=1)
-CALM = 60.0  # seconds until every run is over
-LEASE = "2"
+LEASE = "2"  # seconds; a starved process that misses it is one more fault
+LAG = 5 * SECOND  # between a due moment and its claim, at the end of a storm
 
 # Records every change of an ended run, except for the growth of a stretch of skipped moments.
 WATCHER = """
@@ -138,11 +139,16 @@ class Storm:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    def calm(self, deadline: float = CALM) -> None:
-        """Disable all schedules, and wait until nothing is due and every run is over."""
-        self.stopped_at = database_now()
+    def calm(self, deadline: float = DEADLINE) -> None:
+        """Wait until beats keep up, disable all schedules, and wait until nothing is due and every run is over."""
+        self.processes.eventually(self._keeps_up, deadline=deadline)
         PeriodicTask.objects.update(enabled=False)
         self.processes.eventually(_is_calm, deadline=deadline)
+
+    def _keeps_up(self) -> bool:
+        close_old_connections()
+        self.stopped_at = database_now()
+        return not Policy.objects.filter(next_due_at__lt=self.stopped_at - LAG).exists()
 
     def reckon(self) -> None:
         """Check the ledger. Raises AssertionError with all faults."""
@@ -159,7 +165,7 @@ class Storm:
                 if (run.last_due_at - run.due_at) / every + 1 != run.count:
                     wrong.append(f"{schedule.name}: {run.count} moments from {run.due_at:%X} to {run.last_due_at:%X}")
                 expected = run.last_due_at + every
-            if expected < self.stopped_at - 5 * SECOND:
+            if expected < self.stopped_at - LAG:
                 wrong.append(f"{schedule.name}: nothing from {expected:%X} to {self.stopped_at:%X}")
         return wrong
 
