@@ -21,7 +21,6 @@ from jobs.models import ACTIVE, Run, State
 
 QUEUE = "celery"
 LONGER, SINGLE, DELAYED = "chunks of 1,000", "one step for each", "one delay() for each"
-PATIENCE = 1_000.0  # seconds for each of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class FanOut:
     def _run(self, items: int, chunk: int) -> int:
         run, _ = requests.run_job("jobs.fan_out", {"items": items, "chunk": chunk}, "bench")
         outbox.send([run])
-        wait_for(lambda: not Run.objects.filter(id=run.id, state__in=ACTIVE).exists(), PATIENCE)
+        wait_for(lambda: not Run.objects.filter(id=run.id, state__in=ACTIVE).exists())
         run.refresh_from_db()
         if run.state != State.SUCCEEDED:
             raise RuntimeError(f"The run has {run.state}: {run.reason}")
@@ -77,7 +76,7 @@ class FanOut:
         check = current_app.tasks["jobs.fan_out.check"]
         for number in range(items):
             check.delay(number, number + 1)
-        wait_for(lambda: not self._ground.broker.llen(QUEUE), PATIENCE)
+        wait_for(lambda: not self._ground.broker.llen(QUEUE))
         return items
 
     def _empty(self) -> None:

@@ -5,13 +5,14 @@ import subprocess
 import sys
 
 from tests.servers import ROOT
+from tests.waiting import DEADLINE
 
 
 def _measure(*names: str) -> str:
     """The output of `--quick` for these benchmarks."""
     chosen = [argument for name in names for argument in ("--only", name)]
     command = [sys.executable, "-m", "benchmarks", "--quick", *chosen]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3 * DEADLINE, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -53,6 +54,6 @@ def test_it_measures_chunks_beside_single_tasks(servers, redis):
 
 def test_it_refuses_an_unknown_benchmark():
     command = [sys.executable, "-m", "benchmarks", "--only", "everything"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 2
     assert "invalid choice: 'everything'" in done.stderr
