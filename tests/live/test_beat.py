@@ -1,6 +1,7 @@
 """Beat as operators start it, with its options, and under faults: signals, a lost database, a wrong clock."""
 
 import os
+import signal
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,16 +10,18 @@ from celery import current_app
 from django.db import OperationalError, connection
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
-from jobs.beat.scheduler import Scheduler
+from jobs.beat.claim import BATCH
+from jobs.beat.scheduler import SWEEP_EVERY, Scheduler
 from jobs.ledger import backfills
-from jobs.models import Backfill, Policy, Run, State, Trigger, database_now
+from jobs.models import Backfill, Node, Policy, Run, State, Trigger, database_now
 from jobs.models.audit import Actor
 from jobs.schedules import calendar
+from tests.live.conftest import SHORT_LEASE
 from tests.making import ends, lines, make_due, make_schedule
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "lines"
 
 
-def test_it_takes_the_options_of_operators_and_ends_quickly_in_the_middle_of_a_burst(processes, eventually, tmp_path):
+def test_it_takes_the_options_of_operators_and_ends_in_the_middle_of_a_burst(processes, eventually, tmp_path):
     every = make_schedule().interval
     names = (f"s{number}" for number in range(2999))
     PeriodicTask.objects.bulk_create(PeriodicTask(name=name, task="tests.nothing", interval=every) for name in names)
@@ -37,11 +40,17 @@ def test_it_takes_the_options_of_operators_and_ends_quickly_in_the_middle_of_a_b
     options = ("-S", "jobs.beat:Scheduler", "--max-interval", "1", "--pidfile", str(pidfile))
     beat = processes.start_beat(*options)
     assert pidfile.read_text().strip() == str(beat.pid)
-    eventually(lambda: Run.objects.filter(state=State.QUEUED).exists())
+    queued = Run.objects.filter(state=State.QUEUED)
+    eventually(queued.exists)
+    beat.signal(signal.SIGSTOP)
+    before = queued.count()
+    beat.signal(signal.SIGTERM)
+    beat.signal(signal.SIGCONT)
     beat.stop()
+    assert queued.count() <= before + 2 * BATCH  # at most the batches in progress
     assert not pidfile.exists()
     processes.start_beat(*options)
-    eventually(lambda: Run.objects.filter(state=State.QUEUED).count() == 3000)
+    eventually(lambda: queued.count() == 3000)
     assert Run.objects.filter(due_at=due_at).count() == 3000
 
 
@@ -54,8 +63,6 @@ def test_it_runs_inside_a_worker(processes, eventually, path, tmp_path):
 
 @pytest.mark.parametrize("wrong_by", [3600, -3600])
 def test_it_uses_the_database_s_clock_if_the_host_s_is_wrong(processes, eventually, path, wrong_by):
-    start = database_now().replace(microsecond=0)
-    schedule = make_schedule(every=SECOND, task="tests.note", args=[str(path)], start_time=start)
     folder = Path(__file__).parent / "wrong_clock"
     clock = {
         "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
@@ -63,12 +70,14 @@ def test_it_uses_the_database_s_clock_if_the_host_s_is_wrong(processes, eventual
     }
     processes.start_worker(env=clock)
     processes.start_beat(env=clock)
+    start = database_now().replace(microsecond=0)
+    schedule = make_schedule(every=SECOND, task="tests.note", args=[str(path)], start_time=start)
     runs = Run.objects.filter(schedule=schedule)
     eventually(lambda: runs.filter(state=State.SUCCEEDED).count() >= 3)
     assert not runs.filter(reason__startswith="missed").exists()
     for run in runs.filter(state=State.SUCCEEDED):
         assert run.due_at.microsecond == 0
-        assert timedelta(0) <= run.lateness < MINUTE
+        assert timedelta(0) <= run.lateness < HOUR / 2
 
 
 def test_it_recovers_by_itself_after_the_database_was_unavailable(processes, eventually):
@@ -93,9 +102,10 @@ def test_it_recovers_by_itself_after_the_database_was_unavailable(processes, eve
 def test_it_detects_a_timing_changed_without_a_signal_and_fires_nothing(processes, eventually):
     schedule = make_schedule(cron={"minute": "0", "hour": "4"})
     processes.start_beat()
+    eventually(Node.objects.exists)  # its first pass has compared all schedules; the next sweep is minutes away
     CrontabSchedule.objects.filter(pk=schedule.crontab_id).update(minute="59", hour="3")
     expected = calendar.next_occurrence(calendar.spec_of(PeriodicTask.objects.get(), database_now()), database_now())
-    eventually(lambda: Policy.objects.get().next_due_at == expected, deadline=5)
+    eventually(lambda: Policy.objects.get().next_due_at == expected, deadline=SWEEP_EVERY / 3)
     assert not Run.objects.exists()
 
 
@@ -112,8 +122,8 @@ def test_it_runs_a_backfill_a_few_runs_at_a_time(processes, eventually, path):
 
 def test_it_cancels_the_previous_run_if_the_policy_says_so(processes, eventually, path):
     schedule = make_schedule(task="tests.hold", args=[str(path)], policy={"overlap": "cancel_previous"})
-    processes.start_worker(env={"LEASE_SECONDS": "4"})
-    processes.start_beat(env={"LEASE_SECONDS": "4"})
+    processes.start_worker(env=SHORT_LEASE)
+    processes.start_beat(env=SHORT_LEASE)
     make_due(schedule)
     eventually(lambda: lines(Path(f"{path}.started")))
     first = Run.objects.get()

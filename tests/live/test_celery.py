@@ -9,10 +9,11 @@ from django.db import connection
 from jobs.beat.rescue import rescue
 from jobs.ledger import outbox, outcomes
 from jobs.models import Attempt, FeedEntry, Run, State, database_now
+from tests.live.conftest import SHORT_LEASE
 from tests.making import ends, lines, send
 
 pytestmark = pytest.mark.django_db(transaction=True)
-SHORT = {"LEASE_SECONDS": "2", "CANCEL_GRACE_SECONDS": "1"}
+SHORT = {**SHORT_LEASE, "CANCEL_GRACE_SECONDS": "1"}
 
 
 @pytest.fixture

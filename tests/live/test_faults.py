@@ -10,14 +10,14 @@ from django.db import connection
 from django_celery_beat.models import PeriodicTask
 from redis import Redis
 
-from jobs.models import Attempt, Policy, Run, State, database_now
-from tests.live.conftest import Process
-from tests.making import ends, lines, make_due, make_schedule, send
+from jobs.beat.scheduler import SWEEP_EVERY
+from jobs.models import Attempt, Node, Policy, Run, State, database_now
+from tests.live.conftest import SHORT_LEASE, Process
+from tests.making import ends, expire_lease, lines, make_due, make_schedule, send
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-SECOND = timedelta(seconds=1)
-SHORT_LEASE = {"LEASE_SECONDS": "2"}
+SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 
 
 @pytest.fixture
@@ -27,9 +27,10 @@ def path(tmp_path: Path) -> Path:
 
 def test_it_detects_a_change_without_a_signal_within_seconds(processes, eventually, path):
     make_schedule(task="tests.note", args=[str(path)])
-    PeriodicTask.objects.update(interval=None, crontab=None)
     processes.start_beat()
-    eventually(lambda: Policy.objects.exclude(invalid_reason="").exists())
+    eventually(Node.objects.exists)  # its first pass has compared all schedules; the next sweep is minutes away
+    PeriodicTask.objects.update(interval=None, crontab=None)
+    eventually(lambda: Policy.objects.exclude(invalid_reason="").exists(), deadline=SWEEP_EVERY / 3)
 
 
 def test_it_keeps_to_the_grid_with_two_beats_and_runs_nothing_twice(processes, eventually, path):
@@ -68,21 +69,27 @@ def test_it_keeps_the_lease_of_a_run_that_outlasts_it(processes, eventually, pat
     processes.start_beat(env=SHORT_LEASE)
     run = send("tests.hold", str(path))
     eventually(lambda: lines(Path(f"{path}.started")))
-    run.refresh_from_db()
-    first = run.started_at
-    eventually(lambda: database_now() > first + 3 * timedelta(seconds=2))
+    first = Run.objects.get(id=run.id)
+    leases = set()
+
+    def outlasts_its_lease() -> bool:
+        leases.add(Run.objects.get(id=run.id).lease_until)
+        return len(leases) > 3 and database_now() > first.lease_until
+
+    eventually(outlasts_its_lease)
     Path(f"{path}.go").touch()
     eventually(lambda: ends(run))
-    assert (run.state, run.attempt, run.started_at) == (State.SUCCEEDED, 1, first)
+    assert (run.state, run.attempt, run.started_at) == (State.SUCCEEDED, 1, first.started_at)
 
 
 def test_it_rejects_the_end_by_a_zombie_that_wakes_after_its_rescue(processes, eventually, path):
-    frozen = processes.start_worker("--pool=solo", env=SHORT_LEASE)
-    processes.start_beat(env=SHORT_LEASE)
+    frozen = processes.start_worker("--pool=solo")
+    processes.start_beat()
     run = send("tests.hold", str(path))
     eventually(lambda: lines(Path(f"{path}.started")))
     frozen.signal(signal.SIGSTOP)
-    processes.start_worker("--pool=solo", env=SHORT_LEASE)
+    expire_lease(run)
+    processes.start_worker("--pool=solo")
     eventually(lambda: len(lines(Path(f"{path}.started"))) == 2)
     Path(f"{path}.go").touch()
     eventually(lambda: ends(run))
@@ -100,6 +107,7 @@ def _columns() -> list[str]:
 def test_it_loses_nothing_when_the_broker_is_emptied(processes, eventually, redis, path):
     processes.start_beat()
     lost = send("tests.note", str(path))
+    Run.objects.filter(id=lost.id).update(not_before=database_now() + HOUR)  # its patience lasts longer than this test
     redis.flushdb()
     processes.start_worker()
     redis.flushdb()
@@ -116,13 +124,14 @@ def test_it_goes_on_when_the_broker_was_killed_and_comes_back_empty(processes, e
     beat = processes.start_beat(env=mortal_broker.address)
     schedule = make_schedule(task="tests.note", args=[str(path)])
     make_due(schedule)
-    eventually(lambda: len(lines(path)) == 1)
+    eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).count() == len(lines(path)) == 1)
     mortal_broker.kill()
     make_due(schedule)
     eventually(lambda: "takes no messages" in beat.log)
     assert Run.objects.filter(state=State.WAITING).count() == 1
     mortal_broker.start()
-    eventually(lambda: len(lines(path)) == 2, deadline=40)
+    Run.objects.filter(state=State.WAITING).update(not_before=database_now())  # as if its sender had died
+    eventually(lambda: len(lines(path)) == 2)
     eventually(lambda: not Run.objects.active().exists())
     assert Run.objects.filter(state=State.SUCCEEDED).count() == 2
 
@@ -132,7 +141,7 @@ def _lose_broker_with_a_message_in_hand(processes, eventually, broker, path, *op
     processes.start_beat(env=broker.address)
     for number in range(3):
         make_due(make_schedule(f"s{number}", task="tests.hold", args=[str(path)]))
-    eventually(lambda: worker.log.count("] received") == 3)
+    eventually(lambda: worker.log.count("] received") >= 3)
     eventually(lambda: _started(path) == 2)  # the third message waits for a process
     worker.expect_end()
     broker.kill()
@@ -144,9 +153,9 @@ def test_a_worker_goes_on_when_its_broker_is_killed(processes, eventually, morta
     eventually(lambda: "Cannot connect" in worker.log)
     path.with_name(f"{path.name}.go").touch()
     mortal_broker.start()
-    eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).count() == 2)
+    eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).count() >= 2)
     Run.objects.filter(state=State.QUEUED).update(not_before=database_now())  # its patience is over
-    eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).count() == 3, deadline=40)
+    eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).count() == 3)
     assert worker.running
 
 
@@ -160,7 +169,7 @@ def test_a_worker_with_celerys_own_consumer_ends_when_its_broker_is_killed(proce
 
 def _takes_another(worker: Process, eventually) -> bool:
     make_due(make_schedule("another", task="tests.nothing"))
-    eventually(lambda: Run.objects.filter(schedule_name="another", state=State.SUCCEEDED).exists(), deadline=30)
+    eventually(lambda: Run.objects.filter(schedule_name="another", state=State.SUCCEEDED).exists())
     return worker.running
 
 
@@ -173,10 +182,10 @@ def test_a_worker_goes_on_when_a_task_outlives_its_connection(processes, eventua
     processes.start_beat(env=mortal_broker.address)
     for number in range(3):
         make_due(make_schedule(f"s{number}", task="tests.hold_late", args=[str(path)]))
-    eventually(lambda: worker.log.count("] received") == 3 and _started(path) == 2)
+    eventually(lambda: worker.log.count("] received") >= 3 and _started(path) == 2)
     mortal_broker.kill()
     mortal_broker.start()
-    eventually(lambda: worker.log.count("Connected to") == 2)
+    eventually(lambda: worker.log.count("Connected to") >= 2)
     path.with_name(f"{path.name}.go").touch()
     eventually(lambda: len(lines(path)) >= 2)
     assert _takes_another(worker, eventually)
@@ -188,7 +197,7 @@ def test_a_worker_takes_messages_after_its_broker_was_frozen(processes, eventual
     processes.start_beat(env=mortal_broker.address)
     for number in range(2):
         make_due(make_schedule(f"s{number}", task="tests.hold", args=[str(path)]))
-    eventually(lambda: worker.log.count("] received") == 2 and _started(path) == 1)
+    eventually(lambda: worker.log.count("] received") >= 2 and _started(path) == 1)
     with mortal_broker.frozen():
         path.with_name(f"{path.name}.go").touch()  # the next one starts, and its message cannot be acknowledged
         eventually(lambda: "did not take an acknowledgement" in worker.log)
@@ -214,9 +223,10 @@ def test_it_claims_while_the_broker_is_unavailable_and_sends_when_it_is_back(pro
     eventually(lambda: "takes no messages" in cut_off.log)
     cut_off.stop()
     assert Run.objects.get().state == State.WAITING
+    Run.objects.update(not_before=database_now())  # as if its sender had died
     processes.start_worker()
     processes.start_beat()
-    eventually(lambda: ends(Run.objects.get(schedule=schedule)), deadline=25)
+    eventually(lambda: ends(Run.objects.get(schedule=schedule)))
     assert lines(path) == [str(Run.objects.get(schedule=schedule).id)]
 
 

@@ -13,12 +13,12 @@ from jobs.beat.rescue import rescue
 from jobs.ledger import outbox, outcomes
 from jobs.models import Attempt, Delivery, Run, State
 from jobs.toolkit import mail
+from tests.live.conftest import SHORT_LEASE
 from tests.making import ends, make_run, make_schedule
 from tests.post import Post
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-SHORT_LEASE = {"LEASE_SECONDS": "2"}
 ALL = [f"{number}@example.org" for number in range(12)]
 
 
@@ -47,7 +47,7 @@ def in_state(state: str) -> set[str]:
 
 
 def test_it_sends_to_no_address_twice_when_its_process_is_killed_repeatedly(processes, eventually, post):
-    worker = processes.start_worker("--concurrency=1", env={**SHORT_LEASE, "EMAIL_URL": post.url})
+    worker = processes.start_worker("--concurrency=1", env={"EMAIL_URL": post.url})
 
     def kill() -> None:
         for child in psutil.Process(worker.pid).children():

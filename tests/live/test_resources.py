@@ -1,5 +1,6 @@
 """Resources in real workers: each process loads once, an invalidation reaches all, and each reports its holdings."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.making import ends, lines, send
 
 pytestmark = pytest.mark.django_db(transaction=True)
 AT_ONCE = 10  # tasks
+sent: Counter[Path] = Counter()  # tasks that leave a line there
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,14 @@ def path(tmp_path: Path) -> Path:
 
 
 def seen(task: Task, path: Path) -> set[tuple[int, int]]:
-    """Send some more of these tasks; returns each executing process with the process that loaded its value."""
-    for _ in range(AT_ONCE):
-        task.delay(str(path))
+    """Send some more of these tasks once the earlier ones are over.
+
+    Returns each executing process with the process that loaded its value.
+    """
+    if len(lines(path)) == sent[path]:
+        sent[path] += AT_ONCE
+        for _ in range(AT_ONCE):
+            task.delay(str(path))
     return {tuple(map(int, line.split(":"))) for line in lines(path)}
 
 

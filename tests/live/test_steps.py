@@ -11,10 +11,10 @@ from django_celery_results.models import ChordCounter
 from jobs.beat.rescue import rescue
 from jobs.ledger import outbox, outcomes
 from jobs.models import Attempt, Run, RunLog, State, Step, database_now
+from tests.live.conftest import SHORT_LEASE
 from tests.making import ends, lines, make_run, make_schedule, send
 
 pytestmark = pytest.mark.django_db(transaction=True)
-SHORT_LEASE = {"LEASE_SECONDS": "2"}
 
 
 def states(run: Run) -> list[str]:
@@ -233,7 +233,7 @@ def test_it_cancels_runs_that_are_revoked_by_remote_control(processes, eventuall
 
 def test_it_cancels_a_run_with_all_of_its_steps(processes, eventually, tmp_path):
     run = send("tests.workflow", "held", str(tmp_path / "left"))
-    processes.start_worker()
+    processes.start_worker(env=SHORT_LEASE)
     eventually(lambda: states(run) == [Step.State.QUEUED, Step.State.RUNNING, Step.State.RUNNING])
     eventually(lambda: Run.objects.carried().exists())
     outcomes.cancel(Run.objects.filter(id=run.id), "enough")
@@ -245,10 +245,11 @@ def test_it_cancels_a_run_with_all_of_its_steps(processes, eventually, tmp_path)
 
 def test_it_rescues_a_run_whose_step_s_worker_was_killed(processes, eventually, tmp_path):
     run = send("tests.workflow", "held", str(tmp_path / "left"))
-    first = processes.start_worker(env=SHORT_LEASE)
+    first = processes.start_worker()
     eventually(lambda: states(run).count(Step.State.RUNNING) == 2 and Run.objects.carried().exists())
     first.kill()
-    processes.start_worker(env=SHORT_LEASE)
+    processes.start_worker()
+    Step.objects.filter(state=Step.State.RUNNING).update(lease_until=database_now())
     eventually(lambda: rescue() and Run.objects.filter(attempt=2).exists())
     for number in range(3):
         (tmp_path / f"left.{number}.go").touch()
@@ -273,13 +274,15 @@ def test_it_rescues_a_run_whose_step_s_message_is_lost(processes, eventually, tm
 
 
 @pytest.mark.parametrize(
-    "what", [["workflow", "chord"], ["workflow", "chord_chain"], ["set_off", "tests.replaced", "chord"]]
+    "what",
+    [["workflow", "held_chord"], ["workflow", "held_chord_chain"], ["set_off", "tests.replaced", "held_chord"]],
 )
 def test_it_fails_a_run_whose_chord_cannot_end(processes, eventually, tmp_path, what):
     run = send(f"tests.{what[0]}", *what[1:], str(tmp_path / "left"))
     processes.start_worker("--concurrency=1", "--pool=solo")
-    eventually(ChordCounter.objects.exists)
+    eventually(lambda: ChordCounter.objects.exists() and (tmp_path / "left.0.started").exists())
     ChordCounter.objects.all().delete()
+    (tmp_path / "left.0.go").touch()
     eventually(lambda: over(run))
     assert run.state == State.FAILED
     why = "the counter of its chord is gone, or it could not be sent"
@@ -298,7 +301,7 @@ def test_it_ends_a_run_after_the_process_of_its_last_step_died():
 def test_it_loses_a_run_whose_step_kills_its_process_in_every_attempt(processes, eventually, tmp_path):
     run = send("tests.workflow", "poison", str(tmp_path / "left"))
     processes.start_worker()
-    eventually(lambda: over(run), deadline=40)
+    eventually(lambda: over(run))
     assert (run.state, run.attempt) == (State.LOST, 3)
     assert len(lines(tmp_path / "left")) == 3
 

@@ -110,7 +110,7 @@ def test_s02_it_sends_nothing_twice_when_killed_in_a_burst(redis, processes, eve
     processes.start_beat()
     eventually(lambda: Run.objects.filter(state=State.QUEUED).count() == 1520)
     processes.start_worker("--pool=solo")
-    eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).count() == 1520, deadline=60)
+    eventually(lambda: Run.objects.filter(state=State.SUCCEEDED).count() == 1520)
     assert Run.objects.count() == 1520
     assert set(Run.objects.values_list("attempt", flat=True)) == {1}
 
@@ -267,12 +267,13 @@ def test_s09_it_lets_two_people_save_at_the_same_time():
 
 
 def idle_queries() -> int:
-    scheduler = ours()
-    with CaptureQueriesContext(
-        connection,
-    ) as captured:
-        scheduler.tick()
-    return len(captured)
+    """The least of three ticks: what a tick does every other second may fall into one of them."""
+    scheduler, counts = ours(), []
+    for _ in range(3):
+        with CaptureQueriesContext(connection) as captured:
+            scheduler.tick()
+        counts.append(len(captured))
+    return min(counts)
 
 
 def test_s10_it_takes_as_few_queries_for_fifty_schedules_as_for_one():
@@ -304,9 +305,9 @@ def test_s11_it_takes_few_queries_to_dispatch_many(redis):
 
 
 def test_s12_it_keeps_an_interval_on_its_grid_however_late_a_tick_comes(redis):
-    (schedule,) = make_overdue(1, every=10 * SECOND)
+    (schedule,) = make_overdue(1, every=HOUR)
     due_at = database_now() - SECOND / 4
-    PeriodicTask.objects.update(last_run_at=due_at - 10 * SECOND)
+    PeriodicTask.objects.update(last_run_at=due_at - HOUR)
     make_due(schedule, ago=database_now() - due_at)
     stock = Stock()
     stock.beat()
@@ -316,7 +317,7 @@ def test_s12_it_keeps_an_interval_on_its_grid_however_late_a_tick_comes(redis):
     assert schedule.last_run_at > due_at + 0.2 * SECOND  # from which its next run is counted
     ours()
     policy = Policy.objects.get()
-    assert (policy.next_due_at - Run.objects.get().due_at) == 10 * SECOND
+    assert (policy.next_due_at - Run.objects.get().due_at) == HOUR
 
 
 def stock_runs(fields: dict[str, str], zone: str, start: datetime, end: datetime) -> list[datetime]:
@@ -350,7 +351,7 @@ def test_s13_it_follows_the_clocks_when_they_change(fields, zone, day, expected)
     assert stock_runs(fields, zone, day, until) != moments
 
 
-def test_s14_it_ends_quickly_on_sigterm_while_it_works(processes, eventually):
+def test_s14_it_ends_on_sigterm_while_it_works(processes, eventually):
     make_schedule(every=SECOND)
     for number in range(60):
         make_due(make_schedule(f"s{number}"), ago=MINUTE * number)

@@ -15,7 +15,7 @@ from tests.forking import forks, in_child
 from tests.servers import ROOT
 from tests.waiting import DEADLINE
 
-# Each process of the test below maps the table. The process that builds it waits until all four have asked for the lock.
+# Each process of the test below maps the table. Its builder waits until all four have asked for the lock.
 PROCESS = """
 import fcntl, sys, time
 from pathlib import Path
