@@ -10,6 +10,7 @@ from django_celery_results.models import ChordCounter
 
 from jobs.beat.rescue import rescue
 from jobs.ledger import outbox, outcomes
+from jobs.messages import dispatch
 from jobs.models import Attempt, Run, RunLog, State, Step, database_now
 from tests.live.conftest import SHORT_LEASE
 from tests.making import ends, lines, make_run, make_schedule, send
@@ -206,9 +207,7 @@ def test_it_ends_no_run_when_its_message_comes_again_to_another_thread(processes
     processes.start_worker("--pool=threads")
     run = send("tests.hold", str(tmp_path / "left"))
     eventually((tmp_path / "left.started").exists)
-    Run.objects.filter(id=run.id).update(state=State.WAITING)  # as it was when the message was sent again
-    outbox.send([Run.objects.get(id=run.id)])
-    Run.objects.filter(id=run.id).update(state=State.RUNNING)
+    dispatch.publish([run])
     last = send("tests.nothing")
     eventually(lambda: over(last))
     run.refresh_from_db()
