@@ -32,7 +32,7 @@ from jobs.rules.solar import HIGHEST_LATITUDE, SOLAR_EVENTS, Solar
 
 THOROUGH = bool(os.environ.get("THOROUGH"))
 EXPRESSIONS = 10_000 if THOROUGH else 400
-examples = settings(max_examples=2_000 if THOROUGH else 25, deadline=None, derandomize=not THOROUGH, database=None)
+examples = settings(max_examples=2_000 if THOROUGH else 25, derandomize=not THOROUGH, database=None)
 
 MICROSECOND, SECOND, MINUTE, HOUR, DAY = (
     timedelta(**{unit: 1}) for unit in ("microseconds", "seconds", "minutes", "hours", "days")
