@@ -186,6 +186,14 @@ POSTGRESQL_OPTIONS = {
 }
 
 
+def _sqlite_options() -> dict[str, Any]:
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise ImproperlyConfigured(
+            f"SQLite {sqlite3.sqlite_version} is too old: use a Python with SQLite 3.35 or newer, or PostgreSQL."
+        )
+    return SQLITE_OPTIONS
+
+
 def _database() -> dict[str, Any]:
     default = f"sqlite:///{quote(str(VAR_DIR))}/punctual.sqlite3" if EMBEDDED else required
     url: str = read("str", "DATABASE_URL", default)
@@ -208,11 +216,7 @@ def _database() -> dict[str, Any]:
         ) from None
     if not config["NAME"]:
         raise ImproperlyConfigured("DATABASE_URL names no database: add /name at the end.")
-    if scheme == "sqlite" and sqlite3.sqlite_version_info < OLDEST_SQLITE:
-        raise ImproperlyConfigured(
-            f"SQLite {sqlite3.sqlite_version} is too old: use a Python with SQLite 3.35 or newer, or PostgreSQL."
-        )
-    options = SQLITE_OPTIONS if scheme == "sqlite" else POSTGRESQL_OPTIONS
+    options = _sqlite_options() if scheme == "sqlite" else POSTGRESQL_OPTIONS
     config["OPTIONS"] = {**options, **config.get("OPTIONS", {})}
     return {"CONN_HEALTH_CHECKS": True, "CONN_MAX_AGE": 0 if scheme == "sqlite" else 60, **config}  # seconds
 

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,8 +23,8 @@ from jobs.rules.occurrences import as_text
 from jobs.schedules import calendar
 from jobs.worker import context, pulse
 from jobs.worker.context import Execution
+from tests.waiting import DEADLINE, eventually
 
-DEADLINE = 60.0  # seconds for a thread to reach its lock
 WAITING_FOR_A_LOCK = """
 SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN (
     SELECT pid FROM pg_locks WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -150,11 +149,11 @@ def blocked(act: Callable[[], object]) -> threading.Thread:
 
     thread = threading.Thread(target=run)
     thread.start()
-    until = time.monotonic() + DEADLINE
-    with connection.cursor() as cursor:
-        while time.monotonic() < until:
+
+    def waits() -> bool:
+        with connection.cursor() as cursor:
             cursor.execute(WAITING_FOR_A_LOCK)
-            if cursor.fetchone()[0]:
-                return thread
-            time.sleep(0.01)
-    raise AssertionError("It does not wait for a lock.")
+            return bool(cursor.fetchone()[0])
+
+    eventually(waits, stop=lambda: "" if thread.is_alive() or waits() else "it did not wait for a lock")
+    return thread

@@ -84,6 +84,22 @@ class Trigger(models.TextChoices):
     RETRY = "retry"
 
 
+# The columns of a run whose next attempt has not started.
+NOT_STARTED: dict[str, Any] = {
+    "sends": 0,
+    "started_at": None,
+    "lease_until": None,
+    "node": "",
+    "pid": None,
+    "expires_at": None,
+    "progress_done": 0,
+    "progress_total": None,
+    "progress_message": "",
+    "error_class": "",
+    "error_text": "",
+}
+
+
 class Ended(NamedTuple):
     """A run that has just ended."""
 
@@ -301,10 +317,7 @@ class Run(Executed):
             id=self.id, attempt=self.attempt, cancel_reason=""
         )
         error = {name: changes.pop(name) for name in ("error_class", "error_text") if name in changes}
-        changes |= {"attempt": self.attempt + 1, "sends": 0, "not_before": Now() + delay}
-        changes |= {"started_at": None, "lease_until": None, "node": "", "pid": None, "expires_at": None}
-        changes |= {"progress_done": 0, "progress_total": None, "progress_message": ""}
-        changes |= {"error_class": "", "error_text": ""}
+        changes |= NOT_STARTED | {"attempt": self.attempt + 1, "not_before": Now() + delay}
         with transaction.atomic():
             if not mine.move({State.RUNNING}, State.WAITING, **changes):
                 return False
