@@ -4,7 +4,7 @@
 
 `secret:BILLING_TOKEN` stands for the value of the variable JOB_SECRET_BILLING_TOKEN (or the content of the file that
 JOB_SECRET_BILLING_TOKEN_FILE names). Its one rule: a value is inserted where it is used, and never stored.
-Schedules, runs and messages hold the name; `mask` hides the value in log lines and errors of jobs. A job itself must
+Schedules, runs and messages hold the name. `mask` hides the value in log lines and errors of jobs. A job itself must
 keep secrets out of its return value and everything else it writes.
 
 Limits: a secret that is no JOB_SECRET, without a word such as `password` next to it, looks like any other text.
@@ -35,7 +35,7 @@ _NAMED = re.compile(r"\bsecret:([A-Za-z][A-Za-z0-9_]*)")
 
 
 class UnknownNameError(LookupError):
-    """No secret has this name. The message says how to set it, and `mask` leaves it unchanged."""
+    """No secret has this name. The message says how to set it. `mask` leaves it unchanged."""
 
 
 def reveal(text: str) -> str:

@@ -1,6 +1,6 @@
-"""Is this process alive? The first middleware answers, so that load balancers may ask by IP address and without HTTPS.
+"""Is this process alive? The first middleware answers. So load balancers may ask by IP address and without HTTPS.
 
-Its one rule: it does not check the database or the broker. A web process that answers needs no restart.
+Its one rule: it checks neither the database nor the broker. A web process that answers needs no restart.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Every setting of Punctual: read from the environment or from `.env` beside manage.py, and typed only here.
 
 Its one rule: an invalid value stops the process with the variable's name. For any variable, NAME_FILE may give the path
-of a file that holds the value, so that secrets can stay out of the environment.
+of a file that holds the value. So secrets can stay out of the environment.
 With DEBUG off, SECRET_KEY, ALLOWED_HOSTS, DATABASE_URL and REDIS_URL are required. With EMBEDDED=true, SQLite and an
 embedded Valkey server in VAR_DIR replace the last two if they are not set.
 """

@@ -35,7 +35,7 @@ class GuardedAdmin(admin.ModelAdmin[Any]):
 
 
 class ReadOnlyAdmin:
-    """Rows that the ledger or a job writes: users cannot add, edit or delete them here."""
+    """Rows that the ledger or a job writes. Users cannot add, edit or delete them here."""
 
     def has_add_permission(self, *_: Any, **__: Any) -> bool:
         return False
@@ -48,7 +48,7 @@ class ReadOnlyAdmin:
 
 
 class CappedPaginator(Paginator[Any]):
-    """Counts at most `CAP` rows: counting a million rows takes longer than reading a page."""
+    """Counts at most `CAP` rows. Counting a million rows takes longer than reading a page."""
 
     CAP = 10_000
 

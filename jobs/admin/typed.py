@@ -1,7 +1,7 @@
 """Which fields does the page of a schedule have for the arguments of its job? One for each, if the job is typed.
 
-Its one rule: an argument that the user did not edit stays as stored; without a stored value it follows the job's
-default. If fields cannot show the stored arguments (unknown names, items with line breaks), the page takes JSON.
+Its one rule: an unedited argument stays as stored. Without a stored value it follows the job's default. If fields
+cannot show the stored arguments (unknown names, items with line breaks), the page takes JSON.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ MARK = "arguments_of"  # the hidden field with the name of the job that the page
 
 
 class TextField(forms.CharField):
-    """A text of several lines; the line breaks of browsers become those of Unix."""
+    """A text of several lines. The line breaks of browsers become those of Unix."""
 
     widget = forms.Textarea(attrs={"rows": 6})
 
@@ -97,7 +97,7 @@ def _fits_lines(items: list[Any]) -> bool:
 
 
 def _resolved(schema: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one argument with its references resolved; a choice between it and null becomes `nullable`."""
+    """The schema of one argument with its references resolved. A choice between it and null becomes `nullable`."""
     if found := schema.get("$ref"):
         schema = {**whole["$defs"][found.rpartition("/")[2]], **schema}
     kinds = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]

@@ -1,9 +1,9 @@
 """How does Django's cache keep values in Redis? As JSON, under keys with the cache's prefix.
 
-Its one rule: every process and every version of the code reads the value that was written; a value that JSON would
+Its one rule: every process and every version of the code reads the value that was written. A value that JSON would
 change is refused. Pickles would let anyone who can write to Redis run code here.
 
-Redis is often the broker, too: `clear()` deletes only the cache's own keys; Django's would empty the database.
+Redis is often the broker, too. So `clear()` deletes only the cache's own keys. Django's would empty the database.
 """
 
 import json

@@ -3,9 +3,9 @@
     atlas = MappedResource("atlas", write_atlas, settings.VAR_DIR / "resources")
     atlas.get()[offset : offset + 8]                           # a read-only memoryview
 
-Its one rule: every mapped file is complete. One process at a time builds, under another name; the file gets its final
-name once it is complete and on disk. A killed builder leaves no lock and no file that a process would map. A process
-that uses an older file keeps it: the system frees the file after its last user.
+Its one rule: every mapped file is complete. One process at a time builds, under another name. Once complete and on
+disk, the file gets its final name. A killed builder leaves no lock and no file that a process would map. A process that
+uses an older file keeps it: the system frees the file after its last user.
 
 Limits: needs `flock` and a folder on a local disk. The file outlives restarts: rename the resource when `build` changes
 the format. Each machine builds its own file.
@@ -24,10 +24,10 @@ from jobs.cache.resources import Entry, Resource
 
 
 class MappedResource(Resource[memoryview]):
-    """A table that `build` writes to the path it receives; each version of the table is a file in `folder`.
+    """A table that `build` writes to the path it receives. Each version of the table is a file in `folder`.
 
     `ttl` is in seconds and counts from the start of the build, also when another process built the file. It takes no
-    `close`: a mapping ends with the last reference to it.
+    `close`: a mapping ends with its last reference.
     """
 
     def __init__(

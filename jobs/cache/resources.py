@@ -7,8 +7,8 @@ Its one rule: a value stays usable until its last user is done. A dropped value 
 expired, or it was invalidated) lives on while a job uses it. A value that must be closed is therefore only lent:
 `with connections.use() as connection`.
 
-Limits: jobs share the same object and must not change it. The limits of entries and bytes count kept values only;
-dropped values still in use come on top. A load that never returns blocks every caller that asks for the same key.
+Limits: jobs share the same object and must not change it. The limits of entries and bytes count kept values only.
+Dropped values still in use come on top. A load that never returns blocks every caller that asks for the same key.
 """
 
 import logging
@@ -55,7 +55,7 @@ def size_of(value: Any) -> int:
     """Estimates the memory of a value in bytes: its buffer, or the object and the contents of its containers.
 
     It samples large containers and counts each object once. It cannot see into objects with `__slots__` and most C
-    extensions and counts only the object itself: pass your own `size` for such a resource.
+    extensions. Of those it counts only the object itself. Pass your own `size` for such a resource.
     """
     if isinstance(nbytes := getattr(value, "nbytes", None), int):
         return nbytes
@@ -95,7 +95,7 @@ class Entry(Generic[T]):
 
 @dataclass(slots=True)
 class _Load(Generic[T]):
-    """A load in progress. The loading thread holds its lock; waiting threads acquire it one after another."""
+    """A load in progress. The loading thread holds its lock. Waiting threads acquire it one after another."""
 
     lock: threading.RLock = field(default_factory=threading.RLock)
     entry: Entry[T] | None = None
@@ -106,7 +106,7 @@ class _Load(Generic[T]):
 class Resource(Generic[T]):
     """Values of one kind, which `load` makes from their keys and all jobs of this process share.
 
-    It keeps at most `limit` entries and `limit_bytes` as measured by `size`, and drops the least recently used first. A
+    It keeps at most `limit` entries and `limit_bytes`, measured by `size`. It drops the least recently used first. A
     value expires `ttl` seconds after its load began. `close` receives each dropped value after its last use. With
     `preload`, a worker loads the value without a key before it forks, so that its children start with it.
     """
@@ -297,7 +297,7 @@ _parents: list[Entry[Any]] = []  # a parent's values; garbage collection could c
 def before_first_use(hook: Callable[[], None]) -> None:
     """Call `hook` before the first use of any resource, in this process and in each process forked from it.
 
-    Concurrent threads may each call it; each waits for its own call.
+    Concurrent threads may each call it. Each waits for its own call.
     """
     global _hook, _unused  # noqa: PLW0603 - a process has one hook
     _hook = _unused = hook

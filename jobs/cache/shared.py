@@ -6,12 +6,12 @@
     invalidate("prices")  # the cached value is no longer served
 
 Its one rule: after an invalidation, no process serves a value computed from older data, even if the computation was
-still running. Each name has a random token, which is part of its value's key. An invalidation deletes the token; a
-process that began with the old token stores its value under a key that is never read again.
+still running. Each name has a random token, part of its value's key. An invalidation deletes the token. A process that
+began with the old token stores its value under a key that is never read again.
 
 Limits: inside a transaction the function always computes, as a rollback may undo its data. An unavailable Redis breaks
-nothing: every call computes, and a missed invalidation takes effect when the value expires. A frozen Redis delays a
-process by one second in every six.
+nothing: every call computes. A missed invalidation takes effect when the value expires. A frozen Redis delays a process
+by one second in every six.
 """
 
 import logging
@@ -82,7 +82,7 @@ def cached(name: str, seconds: int) -> Callable[[Callable[[], T]], Callable[[], 
 
 
 def invalidate(name: str) -> None:
-    """Stop serving the current value of `name`; inside a transaction, once it is committed."""
+    """Stop serving the current value of `name`. Inside a transaction, this takes effect once it is committed."""
     transaction.on_commit(partial(_delete, name))
 
 

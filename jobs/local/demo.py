@@ -1,7 +1,7 @@
 """What does a new installation show? Three schedules that do real work from the first minute.
 
-They are ordinary schedules: edit, pause or delete them in the admin. `install` keeps your edits, but creates a schedule
-again that was deleted or renamed. To stop one for good, pause it.
+They are ordinary schedules. Edit, pause or delete them in the admin. `install` keeps your edits but creates deleted or
+renamed schedules again. To stop one for good, pause it.
 """
 
 import functools

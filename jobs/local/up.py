@@ -1,7 +1,7 @@
 """How does a complete Punctual run on one machine, from the first command to Ctrl-C?
 
-Its one rule: check before starting. It tries the folder, the port, the broker and the database first, and ends with one
-sentence at the first that cannot be used. It only reads the ledger, to report finished runs.
+Its one rule: check before starting. It first tries the folder, the port, the broker and the database. It ends with one
+sentence at the first that is unusable. It only reads the ledger, to report finished runs.
 Limits: one supervisor for each VAR_DIR. jobs/local/supervisor.py looks after the started processes.
 """
 

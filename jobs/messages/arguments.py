@@ -4,9 +4,9 @@
     @validate_call
     def remind(month: Annotated[str, Field(pattern=r"\\d{4}-\\d{2}", description="Such as 2026-03.")]) -> None: ...
 
-A task decorated with pydantic's `validate_call` is typed: its schedule's page has a field for each argument, and
-arguments that do not fit are refused before they are saved, before a run is claimed, and in the worker. Arguments of
-any other task only have to fit its signature.
+A task decorated with pydantic's `validate_call` is typed. Its schedule's page has a field for each argument. Arguments
+that do not fit are refused before they are saved, before a run is claimed, and in the worker. Arguments of any other
+task only have to fit its signature.
 """
 
 import difflib
@@ -72,7 +72,7 @@ def model_of(task: Any) -> type[BaseModel] | None:
 
 
 def sentence(error: ValidationError) -> str:
-    """pydantic's complaints in one line, without the values: these may be long or secret."""
+    """pydantic's complaints in one line, without the values. These may be long or secret."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return "; ".join(": ".join([*map(str, each["loc"]), each["msg"].removeprefix("Value error, ")]) for each in found)
 
@@ -110,7 +110,7 @@ _reading = threading.Lock()
 
 @cache
 def _tasks() -> dict[str, Any]:
-    """Celery's registry, after importing the tasks of every app: a web process has not done that yet."""
+    """Celery's registry, after importing the tasks of every app. A web process has not done that yet."""
     with _reading:  # or a second request to a new process would find only some of them
         current_app.loader.import_default_modules()
     return cast("dict[str, Any]", current_app.tasks)

@@ -1,4 +1,4 @@
-"""Which message does Celery publish for a run? Celery makes one for each kind; later runs get a copy with their ids.
+"""Which message does Celery publish for a run? Celery makes one for each kind. Later runs get a copy with their ids.
 
 Its one rule: a copy is exactly the message that `apply_async` would have published: same route, headers and options.
 Where a receiver listens to publishing, a router reads more than the task's name, or a task overrides how it publishes,

@@ -164,7 +164,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class Decoder(json.JSONDecoder):
-    """Reads only JSON that every reader accepts; raises JSONDecodeError for any other text."""
+    """Reads only JSON that every reader accepts. Raises JSONDecodeError for any other text."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)

@@ -1,7 +1,7 @@
-"""Which beats and workers are there? Each sends a heartbeat every few seconds, and is marked as stopped at its end.
+"""Which beats and workers are there? Each sends a heartbeat every few seconds. At its end it is marked as stopped.
 
-Its one rule: heartbeats only inform people. No decision about a run depends on them (leases decide), so a node that
-cannot reach the database only appears as silent.
+Its one rule: heartbeats only inform people. No decision about a run depends on them: leases decide. A node that cannot
+reach the database only appears as silent.
 """
 
 import atexit
@@ -29,7 +29,7 @@ _registered: set[tuple[str, int]] = set()  # the nodes of this process that have
 
 
 def beat_name() -> str:
-    """The name of this beat; two beats on one machine differ by their process id."""
+    """The name of this beat. Two beats on one machine differ by their process id."""
     return f"beat@{socket.gethostname()} ({os.getpid()})"[:200]
 
 
@@ -53,7 +53,7 @@ def mark_stopped(name: str) -> None:
 
 
 def at_exit(name: str) -> None:
-    """Mark the node as stopped when this process exits in order; in a signal handler that could interrupt a query."""
+    """Mark the node as stopped when this process exits in order. A signal handler could interrupt a query."""
     atexit.register(_mark_stopped_by, os.getpid(), name)
 
 

@@ -1,7 +1,7 @@
 """How are the runs doing, in a few figures? They are computed at most every 30 seconds and cached for all callers.
 
 Its one rule: the cost depends on the recent runs and the number of schedules, never on the age of the ledger. Each
-query on runs uses an index that finds the recent ones.
+query on runs finds the recent ones by an index.
 
 Limits: a schedule that is saved, deleted or changed by an act (jobs/schedules/acts.py) shows at once. Changes by beat,
 `QuerySet.update()` or SQL show when the figures expire.

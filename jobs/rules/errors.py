@@ -14,12 +14,12 @@ ENDING = (SystemExit, KeyboardInterrupt, SoftTimeLimitExceeded)
 
 
 class Invalid(ValueError):  # noqa: N818 - describes the request
-    """Refuses a schedule, its arguments or a request; the message is a sentence that says what to change."""
+    """Refuses a schedule, its arguments or a request. The message is a sentence that says what to change."""
 
 
 @contextmanager
 def logged(log: logging.Logger, sentence: str, *args: object, level: int = logging.ERROR) -> Iterator[None]:
-    """Run code that may raise anything; an error is logged with this sentence, and the caller goes on.
+    """Run code that may raise anything. Errors are logged with this sentence, and the caller goes on.
 
     For threads that must not end, and for receivers and listeners that must not stop each other. Raises `ENDING`.
     """

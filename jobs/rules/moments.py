@@ -1,6 +1,6 @@
 """Which moments can a schedule have, and how are they stored?
 
-Its one rule: moments are stored in UTC; naive ones are refused.
+Its one rule: moments are stored in UTC. Naive ones are refused.
 """
 
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,7 @@
 """When is a schedule due?
 
-Its one rule: the answer depends on the schedule and the range only; asking later or in several parts gives the same
-moments. No database, no clock. Callers may give moments in any zone and get them in UTC.
+Its one rule: the answer depends on schedule and range only. Asking later or in several parts gives the same moments. No
+database, no clock. Callers may give moments in any zone and get them in UTC.
 
 `crontab` and `solar` compute the moments of their kinds, for the years 2 to 9998.
 """
@@ -52,7 +52,7 @@ Timing = Interval | Crontab | Clocked | Solar
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A timing within bounds: `start` is included, `end` is excluded, and neither causes an occurrence."""
+    """A timing within bounds. `start` is included, `end` is excluded, and neither causes an occurrence."""
 
     timing: Timing
     start: datetime | None = None

@@ -45,7 +45,7 @@ class CatchUp(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """No due moment runs from `start` until `end` (None: until resumed); then `catch_up` decides which of them run."""
+    """No due moment runs from `start` until `end` (None: until resumed). Then `catch_up` decides which of them run."""
 
     start: datetime
     end: datetime | None
@@ -114,7 +114,7 @@ class Busy:
 class Decision:
     """The outcome of one due moment, or of a stretch of skipped moments; an empty reason means it runs.
 
-    With `waiting_turn` it runs as soon as the runs before it end.
+    With `waiting_turn` it runs when the runs before it have ended.
     """
 
     due_at: datetime
@@ -129,7 +129,7 @@ def decide(
 ) -> list[Decision]:
     """Decide about the due moments of one schedule, oldest first.
 
-    `busy` lists its unfinished runs, oldest first; `following` is the number of missed moments left for the next pass.
+    `busy` lists its unfinished runs, oldest first. `following` counts the missed moments left for the next pass.
     Moments after the last run of a limited schedule get no decision: nothing is due after that run.
     """
     if len(due) == 1 and not busy and rule == USUAL and now - due[0] <= MISSED_AFTER:
@@ -173,7 +173,7 @@ def _late(rule: Rule, due: Sequence[datetime], now: datetime) -> dict[datetime, 
 def _caught_up(
     rule: Rule, late: Collection[datetime], due: Sequence[datetime], now: datetime, following: int
 ) -> set[datetime]:
-    """The late moments that run anyway: the pause decides about paused moments, the policy about missed ones."""
+    """The late moments that run anyway. The pause decides about paused moments, the policy about missed ones."""
     paused = [moment for moment in late if rule.pause and rule.pause.covers(moment)]
     missed = [moment for moment in late if not (rule.pause and rule.pause.covers(moment))]
     recent = [moment for moment in missed if now - moment <= rule.window]
@@ -210,7 +210,7 @@ def _waits_for_turn(rule: Rule, busy: Sequence[Busy], has_elder: bool) -> bool:
 
 
 def _skip_one(decisions: list[Decision], moment: datetime, reason: str) -> None:
-    """Add a skipped moment; extend the last decision where it has the same reason."""
+    """Add a skipped moment, or extend the last decision if it has the same reason."""
     last = decisions[-1] if decisions else None
     if last and last.reason == reason:
         decisions[-1] = Decision(last.due_at, moment, last.count + 1, reason)

@@ -1,10 +1,10 @@
 """Could we get our data back? Copies the database, restores the copy beside it, and only then calls it a backup.
 
-A failed run leaves the older backups alone; a successful run keeps the newest few. It shows the pattern for every job
+A failed run leaves the older backups alone. A successful run keeps the newest few. It shows the pattern for every job
 that makes something precious: make it aside, verify it, put it in its place, and only then delete the old one.
 
 Limits: the copy is first written to the temporary folder (TMPDIR sets it). Backups lie among the other files of this
-installation: copy them to another place, too.
+installation. Copy them to another place, too.
 """
 
 import logging

@@ -1,8 +1,8 @@
 """How long should Punctual remember? Deletes older runs, files, sessions and results, on a schedule like any other.
 
-Users seldom ask about a success after a month, but about a failure sometimes after half a year. Unfinished runs, and
-the latest run of each schedule, always stay, so the ledger's answers do not change. Runs and files are deleted in small
-transactions, so this job may run beside everything else, be killed at any line, and go on the next day. It deletes no
+Users seldom ask about a success after a month, but about a failure sometimes after half a year. Unfinished runs and the
+latest run of each schedule always stay, so the ledger's answers do not change. Runs and files are deleted in small
+transactions. So this job may run beside everything else. Killed at any line, it goes on the next day. It deletes no
 backups: `jobs.backup_database` does.
 """
 
@@ -37,7 +37,7 @@ def cleanup(
     ] = 180,
     file_days: Annotated[Days, Field(description="Days to keep files, except backups.")] = 30,
 ) -> dict[str, int]:
-    """Delete old runs and files, and expired sessions and results; returns how many runs and files it deleted."""
+    """Delete old runs and files, and expired sessions and results. Returns how many runs and files it deleted."""
     import_module(settings.SESSION_ENGINE).SessionStore.clear_expired()
     if settings.CELERY_RESULT_EXPIRES:
         for results in RESULTS:

@@ -2,7 +2,7 @@
 
 It shows a chain, extract | clean | load, and an import that may be repeated: it requests the data window of its run
 (`{start}` and `{end}` in the address) and makes the table equal to the source for that window. Loading the same window
-twice, by a retry, a rescue or a backfill, leaves the same rows. Steps pass on the id of a file, so the raw response and
+twice, by a retry, a rescue or a backfill, leaves the same rows. Steps pass on the id of a file. So the raw response and
 the cleaned numbers can be inspected afterwards.
 
 Limits: a response is read whole, up to LARGEST bytes. `jobs.toolkit.rows` decides which rows are dropped. A run without
@@ -76,7 +76,7 @@ def etl(
 
 @shared_task(name="jobs.etl.extract")
 def extract(address: str, dataset: str, form: str) -> str:
-    """Fetch the source and store it unchanged; returns the id of the file. Raises `jobs.toolkit.http.FetchError`."""
+    """Fetch the source and store it unchanged. Returns the id of the file. Raises `jobs.toolkit.http.FetchError`."""
     response = http.fetch("GET", address, limit=LARGEST).require(200)
     raw = files.keep(f"{dataset}.{form}", BytesIO(response.body), StoredFile.Kind.DATA)
     progress(1, 3, f"{raw.size:,} bytes extracted")
@@ -85,7 +85,7 @@ def extract(address: str, dataset: str, form: str) -> str:
 
 @shared_task(name="jobs.etl.clean")
 def clean(raw: str, form: str, columns: dict[str, Any], start: str, end: str) -> dict[str, Any]:
-    """Store the numbers that can be loaded; returns the id of their file, and how many rows were dropped."""
+    """Store the numbers that can be loaded. Returns their file's id, and how many rows were dropped."""
     source = files.find(UUID(raw))
     with source.file.open("rb") as content:
         window = datetime.fromisoformat(start), datetime.fromisoformat(end)

@@ -1,10 +1,10 @@
 """How many small things fit into one run? Checks 100,000 numbers, a hundred in each step, and adds up the results.
 
-It shows chunking: a message, three writes to the ledger and a result cost more than checking one number, so each step
-checks many. `make bench ARGS="--only fan_out"` measures the saving; replace `is_valid` to measure your own work. The
+It shows chunking: a message, three writes to the ledger and a result cost more than checking one number. So each step
+checks many. `make bench ARGS="--only fan_out"` measures the saving. Replace `is_valid` to measure your own work. The
 steps are a chord, which collects their results.
 
-Limits: a step that dies ends the attempt, and the next one starts from the beginning: chunks are no checkpoints.
+Limits: a step that dies ends the attempt. The next attempt starts from the beginning: chunks are no checkpoints.
 """
 
 import logging

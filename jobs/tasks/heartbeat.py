@@ -1,7 +1,7 @@
 """Is anything running at all? A job that only logs one line.
 
 Scheduled every few seconds, it is the cheapest proof that beat, broker, worker and ledger all work: each of its runs
-passes through all four. It uses nothing else, so if it fails, one of them is the cause.
+passes through all four. It uses nothing else. If it fails, one of the four is the cause.
 """
 
 import logging

@@ -4,8 +4,8 @@ Use it to check a site, to trigger another system's webhook, or to run a cron jo
 the network: through `toolkit.http.fetch`, with a deadline for the whole call, a limit on the response, and no way to
 private addresses. Redirects are followed, so the expected status is that of the final response.
 
-Headers and body may name secrets (`secret:NAME`); only the worker inserts their values. A retry after a 5xx, or without
-a response, is a new attempt of the run and calls the address again: the call must be safe to repeat.
+Headers and body may name secrets (`secret:NAME`). Only the worker inserts their values. A retry after a 5xx, or without
+a response, is a new attempt of the run. It calls the address again, so the call must be safe to repeat.
 """
 
 import logging

@@ -2,10 +2,10 @@
 
 Run it as often as you like, twice at once or again after a crash: feed and guid identify an entry, and a unique
 constraint, not this code, decides which entries are new: a pattern for every import that may be repeated. An entry
-stays as first seen; later corrections in the feed are ignored.
+stays as first seen. Later corrections in the feed are ignored.
 
-Limits: it reads at most MAX_ENTRIES from the top of the feed. The parser forgives broken feeds, which costs time: a
-malicious feed can keep it busy for minutes, so give schedules of untrusted feeds a time limit.
+Limits: it reads only the first MAX_ENTRIES of the feed. The parser forgives broken feeds, which costs time. A malicious
+feed can keep it busy for minutes. So give schedules of untrusted feeds a time limit.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 def import_feed(
     url: Annotated[str, Field(max_length=LONGEST_TEXT, description="An http or https address, or /path of this site.")],
 ) -> dict[str, int]:
-    """Import the feed at an address; returns how many entries it has and how many were new.
+    """Import the feed at an address. Returns how many entries it has and how many were new.
 
     Raises `jobs.toolkit.http.FetchError` if it cannot be fetched, ValueError if the response is not a feed.
     """

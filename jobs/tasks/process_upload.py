@@ -4,7 +4,7 @@ It shows long work that a user waits for: the upload returns at once with the id
 and the client asks for the run's state and progress until it ends. The file is read in pieces, so its size costs time
 but no memory. The findings are the result of the run, kept for an hour, and a line of its log.
 
-The content decides the kind of a file, never its name. Limits: text is UTF-8, or UTF-16 with its mark; text in older
+The content decides the kind of a file, never its name. Limits: text is UTF-8, or UTF-16 with its mark. Text in older
 encodings counts as data. A table is text whose first lines all have the same number of cells.
 """
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 def process_upload(
     file: Annotated[UUID, Field(description="The id of an uploaded file; its page shows it.")],
 ) -> dict[str, Any]:
-    """Describe the file; returns kind, bytes and SHA-256, and more for texts and pictures.
+    """Describe the file. Returns kind, bytes and SHA-256, and more for texts and pictures.
 
     Raises `jobs.toolkit.files.NoFileError`.
     """

@@ -1,10 +1,11 @@
 """What happened since the last time? Writes the rows of a query into a CSV, a PDF or both, and mails links to them.
 
-It shows work on many rows with little memory: they pass one by one from a server-side cursor into a file, which then
-goes into the storage. The report covers the data window of the run, so daily reports leave no gap and no overlap; a
-backfill makes the report of a skipped day. A second attempt replaces the files and mails only the remaining addresses.
+It shows work on many rows with little memory. The rows pass one by one from a server-side cursor into a file. The file
+then goes into the storage. The report covers the data window of the run. So daily reports leave no gap and no overlap.
+A backfill makes the report of a skipped day. A second attempt replaces the files and mails only the remaining
+addresses.
 
-Limits: anyone with a link can read the report until the link expires; leave `mail_to` empty to fetch it in the admin.
+Limits: anyone with a link can read the report until the link expires. Leave `mail_to` empty to fetch it in the admin.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Can a management command be scheduled? Runs one that RUN_COMMANDS allows, in the worker's own process.
 
 Use it for commands that a project already has: `clearsessions`, an import, a nightly sum. The output becomes the log of
-the run, line by line, and a command that reports a failure (CommandError, or an exit other than 0) fails the run.
+the run, line by line. A CommandError or an exit other than 0 fails the run.
 
 Limits: the allow-list is the only protection, and allows a command with all its arguments. There is no terminal for
 commands that ask questions.

@@ -1,8 +1,8 @@
 """How does a message reach thousands, none of them twice? Sends it to a list, or to addresses from a query, at a pace.
 
-It shows work of many small effects that must not be doubled. Each address is committed before its message is sent and
-ticked off afterwards, so the process may die anywhere: the next attempt continues from there, at the same pace. A bad
-address is recorded as refused and does not stop the rest.
+It shows work of many small effects that must not be doubled. Each address is committed before its message is sent, and
+ticked off afterwards. So the process may die anywhere. The next attempt continues from there, at the same pace. A bad
+address is recorded as refused and stops no other.
 
 Limits: each attempt runs the query again, and also sends to addresses that only it finds. The pace is per run: two runs
 at once send twice as fast. The query and the text decide who may get mail, and how people unsubscribe.
@@ -34,7 +34,7 @@ def send_bulk_email(
     html: mail.Html = "",
     per_minute: PerMinute = 60,
 ) -> dict[str, int]:
-    """Send it to each address once; returns how many were sent, refused, and are in doubt.
+    """Send it to each address once. Returns how many were sent, refused, and are in doubt.
 
     Raises `jobs.toolkit.mail.MailError` if the server accepts no mail now, or no address was reached.
     """

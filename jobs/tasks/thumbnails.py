@@ -5,7 +5,7 @@ pass on the id of a file, never the picture.
 
 A second attempt replaces the files of the first. Pictures that would decode to too much, are animated, damaged, or in
 other formats than JPEG, PNG and WebP are refused before any step is sent. Thumbnails are WebP, upright and without
-metadata; a picture that is already small is not enlarged.
+metadata. A picture that is already small is not enlarged.
 """
 
 import json
@@ -42,7 +42,7 @@ def thumbnails(
 
 @shared_task(name="jobs.thumbnails.resize")
 def resize(file: str, size: int) -> dict[str, Any]:
-    """Make one thumbnail; returns its entry in the list that `collect` writes."""
+    """Make one thumbnail. Returns its entry in the list that `collect` writes."""
     source = files.find(UUID(file))
     with source.file.open("rb") as content:
         thumbnail = images.shrink(content, size)

@@ -85,7 +85,7 @@ def _has_rows(cursor: Any, table: str) -> bool:
 
 
 def _check_pages(copy: Any) -> None:
-    """Check SQLite's pages, because its backup copies damaged ones, too; pg_restore has read every row."""
+    """Check SQLite's pages, because its backup copies damaged ones, too. PostgreSQL's pg_restore has read every row."""
     if copy.vendor != "sqlite":
         return
     with copy.cursor() as cursor:
@@ -114,7 +114,7 @@ def _scratch() -> Iterator[str]:
 
 
 def _drop_leftovers(cursor: Any) -> None:
-    """Drop the scratch databases of killed processes; their names tell their age."""
+    """Drop the scratch databases of killed processes. Their names tell their age."""
     cursor.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", [f"{SCRATCH}%"])
     for (name,) in cursor.fetchall():
         made_at = name.removeprefix(SCRATCH).partition("_")[0]
@@ -123,7 +123,7 @@ def _drop_leftovers(cursor: Any) -> None:
 
 
 def _run(program: str, *options: str, database: str) -> None:
-    """Run a PostgreSQL program on a database of our server; the password goes through the environment."""
+    """Run a PostgreSQL program on a database of our server. The password goes through the environment."""
     settings = {**connection.settings_dict, "NAME": database}
     (_, *place, _), environment = connection.client.settings_to_cmd_args_env(settings, [])
     command = [program, *place, f"--dbname={database}", "--no-password", *options]

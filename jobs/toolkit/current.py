@@ -22,7 +22,7 @@ MOST_UNITS = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class CurrentRun:
-    """The run that the task executes, or is a step of; times are in UTC.
+    """The run that the task executes, or is a step of. Times are in UTC.
 
     Its data window goes from `window_start` to `window_end`: from the previous due moment of its schedule to its own,
     even if the previous one was skipped. `window_start` is None if nothing was due before: for a one-off, or the first
@@ -97,5 +97,5 @@ def once(key: str) -> bool:
 
 
 def _short(key: str) -> str:
-    """The key, or its digest if it is too long for the column; cut, two long keys could become equal."""
+    """The key, or its digest if it is too long for the column. If cut, two long keys could become equal."""
     return key if len(key) <= LONGEST_NAME else hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()

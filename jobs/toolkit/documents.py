@@ -1,10 +1,10 @@
 """How does a table become a file that is safe to open? As CSV for spreadsheets, and as PDF for reading.
 
 Its one rule: text that a spreadsheet could read as a formula gets an apostrophe, wherever a program may see the start
-of a cell; numbers stay numbers. A CSV is written row by row, so it may have any length.
+of a cell. Numbers stay numbers. A CSV is written row by row, so it may have any length.
 
-Limits: a PDF holds MOST_ROWS rows. Its fonts have the letters of Western Europe and show other letters as "?"; text
-wider than its column is cut. The CSV holds everything.
+Limits: a PDF holds MOST_ROWS rows. Its fonts have the letters of Western Europe. Other letters become "?". Text wider
+than its column is cut. The CSV holds everything.
 """
 
 import csv
@@ -68,7 +68,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def write_pdf(path: Path, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], of: int) -> None:
-    """Write the first `rows` of a table that has `of` rows; the last line says so. Each page repeats the columns."""
+    """Write the first `rows` of a table that has `of` rows. The last line says so. Each page repeats the columns."""
     document = SimpleDocTemplate(str(path), pagesize=landscape(A4), title=title, **MARGINS)
     table = [[_printable(value) for value in row] for row in (columns, *rows)]
     widths = _widths(table, document.pagesize[0] - 2 * MARGIN)

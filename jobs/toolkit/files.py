@@ -85,7 +85,7 @@ def remove(row: StoredFile) -> None:
 
 
 def delete_older_than(before: datetime, kinds: Collection[StoredFile.Kind]) -> Iterator[int]:
-    """Delete files of these kinds that were created before a moment; yields 1 for each deleted file."""
+    """Delete files of these kinds that were created before a moment. Yields 1 for each deleted file."""
     old = StoredFile.objects.filter(kind__in=kinds, created_at__lt=before).order_by("created_at")
     for key in list(old.values_list("id", flat=True)):
         for row in StoredFile.objects.filter(id=key):

@@ -4,7 +4,7 @@ Its one rule: a host name is resolved once, all of its addresses must be public,
 checked addresses; every redirect is checked again. So neither odd spellings nor a name server that changes its answer
 lead to a private address. The deadline covers the whole call: look-up, connection, TLS, sending, redirects, reading.
 
-Limits: at the deadline a look-up is abandoned, but its thread ends only when the system's resolver returns. Public
+Limits: at the deadline a look-up is abandoned. Its thread ends only when the system's resolver returns. Public
 addresses that lead to private hosts (your own NAT64 prefix, this machine's public side) cannot be detected: use a
 firewall.
 """
@@ -108,9 +108,9 @@ def fetch(
 ) -> Response:
     """Call `address` (http, https, or "/path" of this site) and return the response, whatever its status.
 
-    `deadline` is in seconds for the whole call; `limit` in bytes, before and after decompression. A redirect to another
-    origin gets neither headers nor body. Host, Connection and the length headers are set here. Raises `FetchError` or a
-    subclass.
+    `deadline` is in seconds, for the whole call. `limit` is in bytes, before and after decompression. A redirect to
+    another origin gets neither headers nor body. Host, Connection and the length headers are set here. Raises
+    `FetchError` or a subclass.
     """
     client = Client(settings.SITE_URL, settings.HTTP_ALLOW_PRIVATE)
     return client.send(Request(method, client.locate(address), headers or {}, body), deadline, limit)

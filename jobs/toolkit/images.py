@@ -1,9 +1,9 @@
 """May this picture be decoded, and how does it look smaller? Reads untrusted JPEG, PNG and WebP files.
 
 Its one rule: the size in the file's header is checked before any pixel is decoded, because a few kilobytes can claim
-gigabytes. Other formats are never tried: every decoder is code that an untrusted file can attack.
+gigabytes. Other formats are never tried. Every decoder is code that an untrusted file can attack.
 
-Limits: colour profiles are dropped with all other metadata, so pictures with more colours than sRGB look paler.
+Limits: colour profiles are dropped with all other metadata. So pictures with more colours than sRGB look paler.
 """
 
 import struct

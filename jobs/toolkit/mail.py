@@ -1,9 +1,9 @@
 """Which addresses got this message? Sends each address its own message, and never the same message twice.
 
 Its one rule: a `Delivery` row is committed before the mail server sees the message, and its outcome is written
-afterwards. So the run's next attempt continues from there. An address at which a process died is *in doubt*: the server
-may have accepted the message, so it is not sent again. An operator can find out: the id of the row is the left part of
-the Message-ID, which the mail server's log shows.
+afterwards. So the run's next attempt continues from there. An address at which a process died is *in doubt*. The server
+may have accepted the message, so it is not sent again. An operator can find out in the mail server's log. There the
+left part of the Message-ID is the row's id.
 
 Limits: outside a run nothing is remembered. A message that the server accepted may still not arrive. Any exception of
 another backend than SMTP ends the attempt and leaves one address in doubt.
@@ -54,7 +54,7 @@ class NobodyReachedError(MailError):
 
 
 def one_line(subject: str) -> str:
-    """The subject, if it is one line; a second line would become another header. Raises ValueError."""
+    """The subject, if it is one line. A second line would become another header. Raises ValueError."""
     if not subject.isprintable() or not subject.strip():
         raise ValueError("the subject must be one line of text")
     return subject

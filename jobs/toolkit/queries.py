@@ -8,7 +8,7 @@
         return Table(["email", "country"], found.values_list("email", "country").iterator())
 
 Every process finds queries in the `tasks.py` of an app. Its one rule: rows are given one by one, so a million of them
-need little memory. `start` and `end` are the data window of the run; without a `start`, it is everything until `end`.
+need little memory. `start` and `end` are the data window of the run. Without a `start`, it is everything until `end`.
 """
 
 import difflib

@@ -1,10 +1,10 @@
 """Which rows of a source can be loaded, and why not the rest?
 
-Its one rule: a row is loaded whole or dropped, and each dropped row has a reason, which names its number and the
-column, never the value. A source without any loadable row is refused: most likely its columns have changed, and users
-would believe an empty table.
+Its one rule: a row is loaded whole or dropped. Each dropped row has a reason. It names the row's number and the column,
+never the value. A source without any loadable row is refused. Most likely its columns have changed, and users would
+believe an empty table.
 
-Limits: numbers are written as in Python, with a point; a time without a zone counts as UTC.
+Limits: numbers are written as in Python, with a point. A time without a zone counts as UTC.
 """
 
 import csv
@@ -53,7 +53,7 @@ class UnreadableSourceError(ValueError):
 
 
 def parse(raw: bytes, form: str, columns: Columns, start: datetime, end: datetime) -> Parsed:
-    """Parse a source in `form` ("csv" or "jsonl"); drops rows before `start`, and from `end` on.
+    """Parse a source in `form` ("csv" or "jsonl"). Drops rows before `start`, and from `end` on.
 
     Raises `UnreadableSourceError`.
     """

@@ -26,7 +26,7 @@ class ServerError(MailError):
 
 
 class Reply(Exception):  # noqa: N818 - the server's reply to one message
-    """The server did not accept a message; the text is its reply."""
+    """The server did not accept a message. The text is its reply."""
 
 
 class Refused(Reply):
@@ -95,7 +95,7 @@ class Server:
             connection.close()
 
     def _reply_to(self, letter: EmailMessage) -> Reply | None:
-        """Send the message; returns the server's reply unless it accepted the message."""
+        """Send the message. Returns the server's reply unless it accepted the message."""
         try:
             self._backend.send_messages([letter])
         except smtplib.SMTPSenderRefused as error:

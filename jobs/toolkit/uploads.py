@@ -12,7 +12,7 @@ from jobs.toolkit import files
 def take_upload(
     upload: UploadedFile[bytes], actor: Actor | str, key: str | None = None, job: str = "jobs.process_upload"
 ) -> tuple[Run, bool]:
-    """Keep an upload and run a job for the file; returns the run, and whether it is new, as `run_job` does.
+    """Keep an upload and run a job for the file. Returns the run, and whether it is new, as `run_job` does.
 
     A process that dies between the two leaves a file without a run, which `jobs.cleanup` removes. Raises `Invalid` for
     a file that is too large, and as `run_job` does.

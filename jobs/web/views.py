@@ -1,7 +1,7 @@
 """What does the site serve besides the admin? A stored file to anyone with its link, and the statistics to staff.
 
 Its one rule: a view parses, calls one function and renders. Browsers may store the statistics but must revalidate them
-with each request, so that an invalidation reaches them, too; unchanged ones are answered with 304.
+with each request. So an invalidation reaches them, too. Unchanged ones are answered with 304.
 """
 
 from django.contrib.admin.views.decorators import staff_member_required
@@ -16,7 +16,7 @@ from jobs.toolkit import files
 
 @require_safe
 def download(_: HttpRequest, token: str) -> HttpResponseBase:
-    """A stored file, always as a download: browsers must not show it as a page of this site."""
+    """A stored file, always as a download. Browsers must not show it as a page of this site."""
     try:
         row = files.of_link(token)
         content = row.file.open("rb")
