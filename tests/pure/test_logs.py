@@ -12,6 +12,7 @@ from jobs import secrets
 from jobs.secrets import head, mask, tail
 from jobs.worker.logs import Formatter, RunHandler
 from tests.servers import ROOT
+from tests.waiting import DEADLINE
 
 
 @pytest.mark.parametrize(
@@ -97,5 +98,5 @@ def test_it_leaves_the_sentence_about_an_unknown_secret_as_it_is():
 def test_it_logs_a_line_that_comes_before_djangos_models_are_loaded():
     code = "import logging.config; from django.conf import settings; logging.config.dictConfig(settings.LOGGING)"
     command = [sys.executable, "-c", f"{code}; logging.getLogger('app').warning('early')"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert (done.returncode, "WARNING app: early" in done.stderr) == (0, True), done.stderr
