@@ -101,6 +101,7 @@ def test_it_refuses_an_act_with_invalid_values(act, sentence):
     assert not Policy.objects.paused().exists()
 
 
+@only_where_rows_are_locked
 def test_it_leaves_a_locked_schedule_to_the_next_claim():
     """Beat skips a locked row, so a save and a claim never wait for each other."""
     schedule = make_schedule()
