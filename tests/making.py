@@ -126,10 +126,12 @@ only_where_rows_are_locked = pytest.mark.skipif(
 
 
 def elsewhere(act: Callable[[], T]) -> T:
-    """Call `act` in another thread, with its own database connection. Raises TimeoutError if it waits for a lock."""
+    """Call `act` in another thread, on PostgreSQL. Raises OperationalError if it has to wait for a lock."""
 
     def call() -> T:
         try:
+            with connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = '10s'")
             return act()
         finally:
             connection.close()
