@@ -7,6 +7,7 @@ from html import unescape
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.db import connections
 from django.urls import reverse
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
 
@@ -710,3 +711,10 @@ def test_it_keeps_the_name_of_a_schedule_from_the_settings(admin_client):
     assert admin_client.post(address, fields).status_code == 302
     schedule.refresh_from_db()
     assert (schedule.name, schedule.description) == ("installed", "edited")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_says_that_a_run_is_queued_where_each_request_is_a_transaction(admin_client, redis, monkeypatch):
+    monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
+    assert "“nightly” is queued." in text(act(admin_client, "run_now", make_schedule("nightly")))
+    assert Run.objects.get().state == State.QUEUED
