@@ -22,7 +22,7 @@ from uuid import UUID
 from django.db import transaction
 
 from jobs.ledger import steps
-from jobs.models import UNSTARTED, Attempt, Ended, Policy, Run, RunQuerySet, State
+from jobs.models import LONGEST_REASON, UNSTARTED, Attempt, Ended, Policy, Run, RunQuerySet, State
 from jobs.rules import policies
 from jobs.rules.errors import logged
 
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 Listener = Callable[[Sequence[Ended]], object]
 
-LONGEST_REASON = 500  # characters of an error in the reason of its run; `error_text` holds more
 _listeners: list[Listener] = []
 
 

@@ -113,7 +113,7 @@ def _send_after_commit(runs: Sequence[Run]) -> None:
 
 
 def _send(runs: Sequence[Run]) -> None:
-    """The runs are committed, so no error may say that they are not: beat sends what is not sent here."""
+    """Send runs that are committed. An error would tell the caller that there is no run; beat sends unsent runs."""
     with logged(log, "Requested runs are not sent yet; beat sends them."):
         try:
             outbox.send(runs)

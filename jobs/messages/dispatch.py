@@ -15,11 +15,11 @@ from celery import current_app
 from kombu.exceptions import KombuError, OperationalError
 
 from jobs.messages.envelope import Envelopes, Sendable
+from jobs.models import LONGEST_REASON
 from jobs.rules.errors import ENDING, hidden
 from jobs.secrets import in_one_line
 
 BATCH = 500  # messages per pipeline
-LONGEST_REASON = 500  # characters
 
 
 class BrokerUnavailableError(Exception):

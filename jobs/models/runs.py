@@ -28,6 +28,7 @@ from jobs.models.prepared import Update, UpdateReturning
 SENDING = timedelta(seconds=5)
 LONGEST_ACTOR = 150  # characters, like Django's user names
 LONGEST_NAME = 200  # characters
+LONGEST_REASON = 500  # characters of an error in the reason of its run; `error_text` holds more
 LONGEST_ERROR_TEXT = 20_000  # characters; the end of the traceback is kept
 LONGEST_LOG = 100_000  # characters per attempt; the latest are kept
 

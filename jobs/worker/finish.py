@@ -12,9 +12,8 @@ from typing import Any
 from django.db import Error as DatabaseError
 
 from jobs.ledger import outcomes, steps
-from jobs.ledger.outcomes import LONGEST_REASON
 from jobs.messages.dispatch import try_to_publish
-from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, Attempt, Run, State, Step
+from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, LONGEST_REASON, Attempt, Run, State, Step
 from jobs.rules.policies import LONGEST_COUNTDOWN
 from jobs.secrets import in_one_line, storable, tail
 from jobs.worker.context import Execution

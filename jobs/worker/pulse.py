@@ -157,7 +157,7 @@ def _is_pool_child() -> bool:
 
 
 def _reset_after_fork() -> None:
-    """In a forked child: it executes none of its parent's runs, and threads do not survive a fork."""
+    """Start anew in a forked child: the runs and the thread are its parent's."""
     global _thread, _lock
     _executions.clear()
     _thread, _lock = None, threading.Lock()
