@@ -49,6 +49,7 @@ def heartbeat(name: str, **facts: Any) -> None:
 def mark_stopped(name: str) -> None:
     """Record that this node stops. If the database is unavailable, the node becomes silent instead."""
     with suppress(Error), closing(connection):
+        connection.close()  # the signal may have interrupted its last query
         Node.objects.filter(name=name, pid=os.getpid()).update(stopped_at=Now())
 
 

@@ -33,6 +33,6 @@ def logged(log: logging.Logger, sentence: str, *args: object, level: int = loggi
 
 def hidden(error: BaseException | None, *kinds: type[E]) -> E | None:
     """The error of one of these kinds that `error` is, or that it was raised after or from."""
-    while error is not None and not isinstance(error, kinds):
-        error = error.__cause__ or error.__context__
-    return error
+    if error is None or isinstance(error, kinds):
+        return error
+    return hidden(error.__cause__, *kinds) or hidden(error.__context__, *kinds)
