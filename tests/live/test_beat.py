@@ -100,20 +100,22 @@ def test_it_recovers_by_itself_after_the_database_was_unavailable(processes, eve
 
 
 def test_it_detects_a_timing_changed_without_a_signal_and_fires_nothing(processes, eventually):
-    schedule = make_schedule(cron={"minute": "0", "hour": "4"})
+    away = database_now() + 12 * HOUR
+    schedule = make_schedule(cron={"minute": "0", "hour": str(away.hour)})
     processes.start_beat()
     eventually(Node.objects.exists)  # its first pass has compared all schedules; the next sweep is minutes away
-    CrontabSchedule.objects.filter(pk=schedule.crontab_id).update(minute="59", hour="3")
+    CrontabSchedule.objects.filter(pk=schedule.crontab_id).update(minute="59")
     expected = calendar.next_occurrence(calendar.spec_of(PeriodicTask.objects.get(), database_now()), database_now())
     eventually(lambda: Policy.objects.get().next_due_at == expected, deadline=SWEEP_EVERY / 3)
     assert not Run.objects.exists()
 
 
 def test_it_runs_a_backfill_a_few_runs_at_a_time(processes, eventually, path):
-    schedule = make_schedule(task="tests.note", args=[str(path)], cron={"minute": "0"}, policy={"overlap": "queue_one"})
+    end = (database_now() - HOUR / 2).replace(second=0, microsecond=0)  # nothing else is due for half an hour
+    cron = {"minute": str(end.minute)}
+    schedule = make_schedule(task="tests.note", args=[str(path)], cron=cron, policy={"overlap": "queue_one"})
     processes.start_worker()
     processes.start_beat()
-    end = database_now().replace(minute=0, second=0, microsecond=0)
     backfills.backfill(Backfill(schedule=schedule, start=end - 6 * HOUR, end=end, at_once=2), Actor("ada"))
     mine = Run.objects.filter(trigger=Trigger.BACKFILL)
     eventually(lambda: mine.filter(state=State.SUCCEEDED).count() == 6)
