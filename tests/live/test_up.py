@@ -73,6 +73,11 @@ def leader(var: Path, name: str) -> int:
     return min(pid for pid in part(var, name) if os.getsid(pid) == pid)
 
 
+def _heed_hangups() -> None:
+    """Between fork and exec: the tests themselves may run under nohup, which a child inherits."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Up:
     """A `manage.py up` in `var`. It inherits only PATH, HOME, LANG and TMPDIR from this process."""
 
@@ -84,7 +89,13 @@ class Up:
         command = [sys.executable, "manage.py", "up", "--port", str(self.port), *arguments]
         needed = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
         settings = {"ENV_FILE": os.devnull, "DEBUG": "true", "VAR_DIR": str(var), **environment}
-        self._child = workspace.start(command, self._file, cwd=ROOT, env=needed | settings)
+        self._child = workspace.start(
+            command,
+            self._file,
+            cwd=ROOT,
+            env=needed | settings,
+            preexec_fn=_heed_hangups,  # noqa: PLW1509 - it only calls the kernel
+        )
 
     @property
     def lines(self) -> str:
