@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import Celery, Task, signals
 from celery.utils.imports import symbol_by_name
+from django.apps import apps
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
@@ -23,14 +24,14 @@ class Application(Celery):
         self, fun: Any, name: str | None = None, base: Any = None, **options: Any
     ) -> Any:
         # Celery's hook behind `@app.task` and `@shared_task`. No public hook receives `base`.
-        return super()._task_from_fun(fun, name, base=self._as_job(base), **options)
+        return self._executable(super()._task_from_fun(fun, name, base=self._as_job(base), **options))
 
     def register_task(self, task: Any, **options: Any) -> Any:
         if isinstance(task, type):
             task = self._as_job(task)()
         elif not isinstance(task, self.Task):
             task.__class__ = self._as_job(type(task))
-        return super().register_task(task, **options)
+        return self._executable(super().register_task(task, **options))
 
     @cached_property
     def AsyncResult(self) -> Any:  # noqa: N802 - Celery's name
@@ -40,12 +41,19 @@ class Application(Celery):
         """Publish a task. Inside a run it becomes a step of that run. The tasks of a chord keep their results."""
         if options.get("chord") is not None:
             options["ignore_result"] = False
-        if self.current_worker_task:
+        if apps.models_ready:
             from jobs.worker import canvas, context  # late: models cannot be imported with this module
 
-            if parent := context.current_task():
-                return canvas.send(partial(super().send_task, name, *args), parent.request, name, options)
+            if execution := context.current():
+                return canvas.send(partial(super().send_task, name, *args), execution, name, options)
         return super().send_task(name, *args, **options)
+
+    def _executable(self, task: Any) -> Any:
+        from jobs.worker.loops import executing  # late: models cannot be imported with this module
+
+        body = "_orig_run" if hasattr(task, "_orig_run") else "run"  # with autoretry_for, `run` calls `_orig_run`
+        setattr(task, body, executing(task, getattr(task, body)))
+        return task
 
     def _as_job(self, base: Any) -> Any:
         if base is None or issubclass(base, self.Task):

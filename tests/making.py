@@ -105,6 +105,7 @@ def inside(run: Run) -> Iterator[Execution]:
         yield execution
     finally:
         pulse.release(execution)
+        context.leave(execution)
         _task_stack.pop()
         task.pop_request()
 

@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from jobs.models import Run, RunQuerySet, State, Step, lease
 from jobs.models.prepared import Exist, Update
 from jobs.models.runs import PROCESS
-from jobs.models.steps import UNDER_WAY
+from jobs.models.steps import StepQuerySet
 
 # The header that names the run and the attempt of a step.
 STEP_HEADER = "punctual_step"
@@ -26,37 +26,43 @@ def start(task_id: str, run_id: UUID, attempt: int, node: str, pid: int) -> bool
     return bool(_START(task_id=task_id, run_id=run_id, attempt=attempt, node=node, pid=pid, lease=lease()))
 
 
-def end(task_id: str, attempt: int, state: Step.State, **changes: Any) -> None:
+def end(task_id: str, run_id: UUID, attempt: int, state: Step.State, **changes: Any) -> None:
     """Record the end of a running step. A step that was sent again in the meantime is not over and stays unchanged."""
     if state == Step.State.SUCCEEDED:
-        _SUCCEED(task_id=task_id, attempt=attempt)
+        _SUCCEED(task_id=task_id, run_id=run_id, attempt=attempt)
     else:
-        Step.objects.filter(id=task_id, attempt=attempt).move({Step.State.RUNNING}, state, **changes)
+        this = Step.objects.filter(id=task_id, run=run_id, attempt=attempt)
+        this.move({Step.State.RUNNING}, state, **changes)
 
 
 def _starting(
     task_id: Any, run_id: Any, attempt: Any, node: Any, pid: Any, lease: Any
 ) -> tuple[QuerySet[Step], dict[str, Any]]:
-    wanted = {"state": State.RUNNING, "cancel_reason": ""}
-    run = Run.objects.filter(id=OuterRef("run_id"), attempt=OuterRef("attempt"), **wanted)
-    mine = Step.objects.filter(Exists(run), id=task_id, run=run_id, attempt=attempt)
     changes = {"started_at": Now(), "lease_until": Now() + lease, "node": node, "pid": pid}
-    return mine.moving({Step.State.QUEUED}, Step.State.RUNNING, **changes)
+    return _wanted(task_id, run_id, attempt).moving({Step.State.QUEUED}, Step.State.RUNNING, **changes)
 
 
-def _succeeding(task_id: Any, attempt: Any) -> tuple[QuerySet[Step], dict[str, Any]]:
-    return Step.objects.filter(id=task_id, attempt=attempt).moving({Step.State.RUNNING}, Step.State.SUCCEEDED)
+def _wanted(task_id: Any, run_id: Any, attempt: Any) -> StepQuerySet:
+    """The step, if its run still waits for it."""
+    waits = {"state": State.RUNNING, "cancel_reason": ""}
+    run = Run.objects.filter(id=OuterRef("run_id"), attempt=OuterRef("attempt"), **waits)
+    return Step.objects.filter(Exists(run), id=task_id, run=run_id, attempt=attempt)
 
 
-_STEP: dict[str, Any] = {"task_id": CharField(), "attempt": IntegerField()}
-_START = Update(_starting, _STEP | {"run_id": UUIDField()} | PROCESS)
+def _succeeding(task_id: Any, run_id: Any, attempt: Any) -> tuple[QuerySet[Step], dict[str, Any]]:
+    this = Step.objects.filter(id=task_id, run=run_id, attempt=attempt)
+    return this.moving({Step.State.RUNNING}, Step.State.SUCCEEDED)
+
+
+_STEP: dict[str, Any] = {"task_id": CharField(), "run_id": UUIDField(), "attempt": IntegerField()}
+_START = Update(_starting, _STEP | PROCESS)
 _SUCCEED = Update(_succeeding, _STEP)
 
 
-def refuse(task_id: str, attempt: int, why: str) -> None:
-    """Fail a step that will not run, or not to its end, because its message was revoked or expired."""
-    this = Step.objects.filter(id=task_id, attempt=attempt)
-    this.move(UNDER_WAY, Step.State.FAILED, error_class="Revoked", error_text=why)
+def refuse(task_id: str, run_id: UUID, attempt: int, why: str, error_class: str) -> bool:
+    """Fail a step whose message will not start it. False if it has started, or if its run no longer waits for it."""
+    this = _wanted(task_id, run_id, attempt)
+    return bool(this.move({Step.State.QUEUED}, Step.State.FAILED, error_class=error_class, error_text=why))
 
 
 def fail_unsent(task_ids: Collection[str], run_id: UUID) -> None:

@@ -25,6 +25,8 @@ class Sendable(Protocol):
     """The columns of a run that its message needs."""
 
     id: UUID
+    schedule_id: int | None
+    schedule_name: str
     task: str
     args: Any
     kwargs: Any
@@ -88,7 +90,8 @@ class Envelopes:
             ATTEMPT_HEADER: run.attempt,
         }
         body = (run.args, run.kwargs, envelope.embedded)
-        self._producer.publish(body, headers=headers, **{**envelope.options, "correlation_id": run_id})
+        own = {"correlation_id": run_id, **_properties(run)}
+        self._producer.publish(body, headers=headers, **{**envelope.options, **own})
 
 
 class _Recorder:
@@ -113,8 +116,13 @@ def _apply(run: Sendable, producer: Any) -> None:
         options["queue"] = run.queue
     if run.priority is not None:
         options["priority"] = run.priority
-    options |= {"task_id": str(run.id), "retry": False}
+    options |= {"task_id": str(run.id), "retry": False, **_properties(run)}
     task.apply_async(args=run.args, kwargs=run.kwargs, producer=producer, **options)
+
+
+def _properties(run: Sendable) -> dict[str, str]:
+    """Where django-celery-results looks for the name of the schedule."""
+    return {"periodic_task_name": run.schedule_name} if run.schedule_id else {}
 
 
 def _can_be_copied(task: Any) -> bool:

@@ -5,14 +5,18 @@ names. Forms parse it before saving, the claim before every run.
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from kombu.utils import json as json_of_kombu
 
 from jobs.messages.arguments import check_fits
 from jobs.rules.errors import Invalid
 
 LONGEST_ARGUMENTS = 16_384  # characters of JSON
 DEEPEST_ARGUMENTS = 20
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: an odd number of backslashes escapes
 # Headers with a meaning in Celery: a schedule that set them could run another task than the one it names.
 OWN_HEADERS = frozenset(
     [
@@ -128,6 +132,20 @@ def read(text: str | None, what: str, kind: type[Any]) -> Any:
         raise Invalid(f"{what} must be a JSON {'list' if kind is list else 'object'}.")
     _check_storable(value, what, DEEPEST_ARGUMENTS)
     return value
+
+
+def as_json(value: Any) -> Any:
+    """The value as a message carries it, in plain JSON; a worker reads dates, decimals and UUIDs from it again.
+
+    Raises `Invalid` if it cannot be a message, or if PostgreSQL cannot store it.
+    """
+    try:
+        text = json_of_kombu.dumps(value)
+        if NUL.search(text):
+            raise Invalid("The arguments contain the character NUL, which no database row can hold.")
+        return Decoder().decode(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Invalid(f"The arguments cannot be a message: {error}.") from error
 
 
 def _options(schedule: ScheduleColumns, policy: PolicyColumns) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 from django.core.exceptions import EmptyResultSet
 from django.db import connection, transaction
 from django.db.models import Field, JSONField, Model, QuerySet
-from django.db.models.sql import UpdateQuery
+from django.db.models.constants import OnConflict
+from django.db.models.sql import InsertQuery, UpdateQuery
 
 
 def insert(model: type[Model], rows: Sequence[Any]) -> int:
@@ -29,6 +30,15 @@ def insert(model: type[Model], rows: Sequence[Any]) -> int:
         return _execute(f"INSERT {into} SELECT * FROM {source} AS new ON CONFLICT DO NOTHING", values)
     marks = ", ".join(["%s"] * len(fields))
     return _execute_each(f"INSERT {into} VALUES ({marks}) ON CONFLICT DO NOTHING", rows, fields)
+
+
+def insert_new(row: Model) -> bool:
+    """Insert this row, whose columns may be expressions. False if it would violate a unique constraint."""
+    query = InsertQuery(type(row), on_conflict=OnConflict.IGNORE)
+    query.insert_values(row._meta.concrete_fields, [row])
+    ((statement, params),) = query.get_compiler(connection=connection).as_sql()
+    with transaction.mark_for_rollback_on_error():
+        return bool(_execute(statement, params))
 
 
 def update(model: type[Model], rows: Sequence[Any], names: Collection[str]) -> None:

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from django.db import IntegrityError, models, transaction
 from django.db.models import F, Q, Value
-from django.db.models.functions import Concat, Now, Right
+from django.db.models.functions import Concat, Greatest, Now, Right
 from django_celery_beat.models import PeriodicTask
 
 from jobs.models import bulk
@@ -183,6 +183,7 @@ def _starting(run_id: Any, attempt: Any, node: Any, pid: Any, lease: Any) -> tup
     fresh = Q(expires_at__isnull=True) | Q(expires_at__gt=Now())
     mine = Run.objects.filter(fresh, id=run_id, attempt=attempt)
     changes = {"started_at": Now(), "lease_until": Now() + lease, "node": node, "pid": pid, "reason": ""}
+    changes["sends"] = Greatest(F("sends"), 1)  # its sender may not have counted this message yet
     return mine._moving(UNSTARTED, State.RUNNING, **changes)
 
 

@@ -7,6 +7,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from jobs.models import bulk
 from jobs.models.runs import LONGEST_NAME, Executed, Run
 
 
@@ -34,19 +35,21 @@ class StepQuerySet(models.QuerySet["Step"]):
             changes |= {"finished_at": Now()}
         return self.filter(state__in=expected), {"state": to, **changes}
 
-    def enlist(self, step: "Step") -> None:
-        """Save a step that is about to be published. A step that is sent again under its id starts anew."""
-        self._save(step, self.filter(id=step.id))
+    def enlist(self, step: "Step", *, is_sender: bool = False) -> bool:
+        """Save a step that is about to be published, or that its chord will publish. False if its id is taken.
 
-    def expect(self, step: "Step") -> None:
-        """Save a step that its chord will publish. Only a step of another attempt starts anew: its chord is gone."""
-        self._save(step, self.filter(id=step.id).exclude(run=step.run_id, attempt=step.attempt))
-
-    def _save(self, step: "Step", former: "StepQuerySet") -> None:
-        columns = {name: getattr(step, name) for name in ("run_id", "attempt", "task", "following", "lease_until")}
+        A step that sends itself again (`is_sender`) starts anew, and so does a step of a former attempt, whose end no
+        longer counts. Each member of a chord expects the same body.
+        """
+        former = self.filter(id=step.id)
+        if not is_sender:
+            former = former.filter(step.replaces())
+        columns = {name: getattr(step, name) for name in ("run_id", "attempt", "task", "group", "following")}
         starts_anew = {state for state, following in STEP_TRANSITIONS.items() if step.state in following}
-        if not former.move(starts_anew, step.state, **columns):
-            self.bulk_create([step], ignore_conflicts=True)
+        if former.move(starts_anew, step.state, lease_until=step.lease_until, **columns) or bulk.insert_new(step):
+            return True
+        same = {"id": step.id, "run": step.run_id, "attempt": step.attempt, "group": step.group}
+        return step.state == Step.State.EXPECTED and self.filter(**same).exists()
 
 
 class Step(Executed):
@@ -65,6 +68,9 @@ class Step(Executed):
     run = models.ForeignKey(Run, models.CASCADE, related_name="steps", db_index=False)
     attempt = models.PositiveSmallIntegerField(help_text="The attempt of the run that it belongs to.")
     task = models.CharField(max_length=LONGEST_NAME)
+    group = models.CharField(
+        max_length=255, blank=True, db_default="", help_text="The id of the group or chord that it belongs to."
+    )
     state = models.CharField(max_length=10, choices=State.choices)
     following = models.PositiveSmallIntegerField(default=0, help_text="How many tasks follow it in its chain.")
     lease_until = models.DateTimeField(
@@ -86,7 +92,17 @@ class Step(Executed):
     def __str__(self) -> str:
         return f"{self.task} of {self.run_id}"
 
+    def replaces(self) -> Q:
+        """The steps of the same id whose place it takes."""
+        mine = Q(run=self.run_id, attempt__lt=self.attempt)
+        if self.state == Step.State.QUEUED:
+            mine |= Q(run=self.run_id, attempt=self.attempt, state=Step.State.EXPECTED)
+        if len(self.id) != UUID_LENGTH:
+            mine |= Q(state__in=OVER) & ~Q(run=self.run_id)
+        return mine
 
+
+UUID_LENGTH = 36  # Celery generates ids of this length; others are the job's own, and the next run may use them again
 UNDER_WAY = frozenset({Step.State.QUEUED, Step.State.RUNNING})
 OVER = frozenset({Step.State.SUCCEEDED, Step.State.FAILED, Step.State.CANCELLED, Step.State.LOST})
 

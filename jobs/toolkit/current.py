@@ -2,7 +2,8 @@
 
     from jobs.toolkit.current import current_run, once, progress
 
-Its one rule: outside a run (a plain `delay()`, a test, a shell) the same calls do nothing and raise nothing.
+Its one rule: outside a run (a plain `delay()`, a test, a shell) the same calls do nothing and raise nothing. Inside a
+run, a thread that the job started without its context gets a RuntimeError that says how to pass the context on.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from jobs.models import LONGEST_NAME, Effect, Run, Trigger
 from jobs.schedules import calendar
 from jobs.secrets import head
 from jobs.worker import context
+from jobs.worker.loops import outside_loop
 
 MOST_UNITS = 2**63 - 1
 
@@ -43,11 +45,12 @@ class CurrentRun:
 
 def current_run() -> CurrentRun | None:
     """The run that this task belongs to; None outside a run. Queries the database."""
-    execution = context.current()
+    execution = context.of_caller()
     if execution is None:
         return None
-    run = Run.objects.select_related("schedule__policy").get(id=execution.run_id)
-    return CurrentRun(run.id, run.schedule_name, run.trigger, execution.attempt, run.due_at, _window_start(run))
+    with outside_loop():
+        run = Run.objects.select_related("schedule__policy").get(id=execution.run_id)
+        return CurrentRun(run.id, run.schedule_name, run.trigger, execution.attempt, run.due_at, _window_start(run))
 
 
 def _window_start(run: Run) -> datetime | None:
@@ -65,7 +68,7 @@ def progress(done: int, total: int | None = None, message: str = "") -> None:
 
     Raises the errors of `int()`, such as OverflowError for infinity.
     """
-    if execution := context.current():
+    if execution := context.of_caller():
         execution.tell_progress(
             progress_done=_units(done),
             progress_total=None if total is None else _units(total),
@@ -89,10 +92,10 @@ def once(key: str) -> bool:
 
     If another process has the same key in an open transaction, this call waits for the end of that transaction.
     """
-    execution = context.current()
+    execution = context.of_caller()
     if execution is None:
         return True
-    with transaction.atomic():
+    with outside_loop(), transaction.atomic():
         return Effect.objects.get_or_create(run_id=execution.run_id, key=_short(key))[1]
 
 

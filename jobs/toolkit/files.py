@@ -38,7 +38,7 @@ class NoFileError(LookupError):
 
 def keep(name: str, content: IO[Any], kind: StoredFile.Kind, content_type: str = "") -> StoredFile:
     """Store `content`, from its current position on, under a name for people. Raises OSError of the storage."""
-    execution = context.current()
+    execution = context.of_caller()
     run_id = execution.run_id if execution else None
     key = uuid5(run_id, f"{kind} {name}") if run_id else uuid4()
     made: dict[str, Any] = {"kind": kind, "name": _printable(name), "run_id": run_id, "size": None}

@@ -199,7 +199,7 @@ class DeliveryLog:
     """The state of each address, over all attempts of the run; outside a run, for one call of `send`."""
 
     def __init__(self, message: Message) -> None:
-        execution = context.current()
+        execution = context.of_caller()
         self._run_id = execution.run_id if execution else None
         self._namespace = self._run_id or uuid4()
         self._message = message.digest

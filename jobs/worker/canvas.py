@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
-from uuid import uuid4
+from uuid import NAMESPACE_OID, uuid4, uuid5
 
 from celery import current_app
 from celery.utils.time import maybe_make_aware
@@ -21,52 +21,50 @@ from django.utils import timezone
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import LONGEST_NAME, Step, lease
-from jobs.worker import context
 from jobs.worker.context import Execution
+from jobs.worker.loops import outside_loop
 
 # Options that are useless after the call.
 BOUND_TO_NOW = {"producer", "publisher", "connection"}
-# Ids that Celery generates have this length, and never belong to another run.
-UUID_LENGTH = 36
 
 
-def send(publish: Callable[..., Any], request: Any, name: str, options: dict[str, Any]) -> Any:
-    """Publish a task that another task sends; `request` is the sender's. If the sender belongs to a run, it is a step.
+def send(publish: Callable[..., Any], execution: Execution, name: str, options: dict[str, Any]) -> Any:
+    """Publish a task that another task sends, whose `execution` it is: a step of its run.
 
     A task that this project does not know belongs to another system, and is no step.
     """
-    execution = context.of(request)
-    if execution is None or ATTEMPT_HEADER in (options.get("headers") or {}) or name not in current_app.tasks:
+    if ATTEMPT_HEADER in (options.get("headers") or {}) or name not in current_app.tasks:
         return publish(**options)
-    try:
-        _enlist(execution, name, options)
-    except (OperationalError, InterfaceError):
-        if connection.in_atomic_block:
-            raise
-        connection.close()  # the connection broke while the task did something else
-        _enlist(execution, name, options)
+    with outside_loop():
+        try:
+            _enlist(execution, name, options)
+        except (OperationalError, InterfaceError):
+            if connection.in_atomic_block:
+                raise
+            connection.close()  # the connection broke while the task did something else
+            _enlist(execution, name, options)
     if connection.in_atomic_block:
         execution.unpublished.add(options["task_id"])
         later = {key: options[key] for key in options.keys() - BOUND_TO_NOW}
-        transaction.on_commit(partial(_publish, execution, publish, request, later))
+        transaction.on_commit(partial(_publish, execution, publish, later))
         result = current_app.AsyncResult(options["task_id"])
         result.ignored = bool(options.get("ignore_result"))
         return result
-    return _publish(execution, publish, request, options)
+    return _publish(execution, publish, options)
 
 
-def _publish(execution: Execution, publish: Callable[..., Any], request: Any, options: dict[str, Any]) -> Any:
+def _publish(execution: Execution, publish: Callable[..., Any], options: dict[str, Any]) -> Any:
     execution.unpublished.discard(options["task_id"])
     with ExitStack() as on_error:
-        on_error.callback(_undo, execution, options["task_id"], request)
+        on_error.callback(_undo, execution, options["task_id"])
         result = publish(**options)
         on_error.pop_all()
         return result
 
 
-def _undo(execution: Execution, task_id: str, request: Any) -> None:
+def _undo(execution: Execution, task_id: str) -> None:
     """Undo the row of a step that could not be published; a step that was sent again gets its former state back."""
-    unsent = Step.objects.filter(id=task_id)
+    unsent, request = Step.objects.filter(id=task_id, run=execution.run_id), execution.request
     if execution.is_published_by_itself(task_id):
         execution.sent_again = False
         unsent.move({Step.State.QUEUED}, Step.State.RUNNING, task=request.task, lease_until=Now() + lease())
@@ -77,30 +75,33 @@ def _undo(execution: Execution, task_id: str, request: Any) -> None:
 
 
 def _enlist(execution: Execution, name: str, options: dict[str, Any]) -> None:
-    headers = dict(options.get("headers") or {})
+    headers, group = dict(options.get("headers") or {}), str(options.get("group_id") or "")
     options["task_id"] = options.get("task_id") or str(uuid4())
     options["headers"] = headers | {STEP_HEADER: [str(execution.run_id), execution.attempt]}
     with transaction.atomic():
         for body in _firsts_of(options.get("chord")):
-            _note(execution, body["options"]["task_id"], body["task"], Step.State.EXPECTED)
+            _note(execution, body["options"], body["task"], group, Step.State.EXPECTED)
         following = len(options.get("chain") or ())
         until = Now() + timedelta(seconds=settings.STEP_PATIENCE_SECONDS) + delay_of(options)
-        _note(execution, options["task_id"], name, Step.State.QUEUED, following=following, lease_until=until)
+        _note(execution, options, name, group, Step.State.QUEUED, following=following, lease_until=until)
 
 
-def _note(execution: Execution, task_id: str, name: str, state: Step.State, **columns: Any) -> None:
+def _note(
+    execution: Execution, options: dict[str, Any], name: str, group: str, state: Step.State, **columns: Any
+) -> None:
+    """Save the row of a step. A step whose id belongs to another one gets a new id, in `options`.
+
+    A chain that is applied again gives its last task the same id, and each member of a chord names the same body. So
+    all members of one chord must find the same new id: it follows from their group.
+    """
     of_run = {"run_id": execution.run_id, "attempt": execution.attempt}
-    step = Step(id=task_id, task=name[:LONGEST_NAME], state=state, **of_run, **columns)
-    execution.add_step(task_id)
-    if (
-        len(task_id) != UUID_LENGTH
-        and Step.objects.under_way().filter(id=task_id).exclude(run=execution.run_id).exists()
-    ):
-        raise ValueError(f"Another run has an unfinished step {task_id!r}: give each step its own id.")
-    if state == Step.State.EXPECTED and task_id != execution.task_id:
-        Step.objects.expect(step)
-    else:
-        Step.objects.enlist(step)
+    wanted = str(options["task_id"])
+    for task_id in (wanted, str(uuid5(NAMESPACE_OID, f"{group} {wanted}")), str(uuid4())):
+        step = Step(id=task_id, task=name[:LONGEST_NAME], group=group, state=state, **of_run, **columns)
+        if Step.objects.enlist(step, is_sender=task_id == execution.task_id):
+            options["task_id"] = task_id
+            execution.add_step(task_id)
+            return
 
 
 def _firsts_of(body: Any) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from psycopg.pq import TransactionStatus
 
 from jobs.models import lease
 from jobs.worker.context import REFUSED
+from jobs.worker.loops import outside_loop
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,14 +41,15 @@ def patiently(write: Callable[[], T]) -> T:
 
 def on_good_connection(write: Callable[[], T]) -> T:
     """Write to the ledger, on a new connection if the current one is broken or inside a transaction of the task."""
-    if _has_open_transaction():
-        connection.connection.close()
-        del connections[DEFAULT_DB_ALIAS]  # with all settings that the task made on it
-    try:
-        return write()
-    except DatabaseError:
-        connection.close()
-        return write()
+    with outside_loop():
+        if _has_open_transaction():
+            connection.connection.close()
+            del connections[DEFAULT_DB_ALIAS]  # with all settings that the task made on it
+        try:
+            return write()
+        except DatabaseError:
+            connection.close()
+            return write()
 
 
 def _has_open_transaction() -> bool:

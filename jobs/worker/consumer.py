@@ -14,13 +14,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from billiard.exceptions import Terminated
+from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 
 from jobs.rules.errors import logged
+from jobs.worker.signals import on_child_gone
 
 log = logging.getLogger(__name__)
 
+CHILD_GONE = (WorkerLostError, TimeLimitExceeded, Terminated, SystemExit, KeyboardInterrupt)
 AGAIN = 1.0  # seconds until the next try to acknowledge a message
 
 
@@ -59,8 +63,13 @@ class Request(CeleryRequest):
     """A message in the worker. `jobs.worker.task.Job` names it."""
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """Replaces the `MemoryError` of a task: Celery would raise it again here, which ends the whole worker."""
+        """Tell the ledger that a child has died: where Celery sends the message again, it reports no failure.
+
+        Also replaces the `MemoryError` of a task: Celery would raise it again here, which ends the whole worker.
+        """
         exception = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps exceptions from a child
+        if isinstance(exception, CHILD_GONE):
+            on_child_gone(self.id, exception, revoked=self._already_revoked)  # type: ignore[attr-defined]
         if isinstance(exception, MemoryError):
             exc_info.exception = RuntimeError(f"{type(exception).__name__}: {exception}")
         return super().on_failure(exc_info, *args, **kwargs)

@@ -1,6 +1,7 @@
-"""Which run does this code belong to? The run of the innermost task in this thread that has an `Execution`.
+"""Which run does this code belong to? The run whose `Execution` is in its context (`contextvars`).
 
-Its one rule: outside a run there is no execution, and the check only reads Celery's stack of tasks.
+Its one rule: outside a run there is no execution, and the check only reads a context variable. Coroutines and
+`sync_to_async` pass the context on; `ThreadPoolExecutor` and `threading.Thread` do not.
 """
 
 import threading
@@ -8,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -43,7 +45,10 @@ class Execution:
     unpublished: set[str] = field(default_factory=set)  # ids of steps that are published after a commit
     is_over: bool = False  # whether the body is over; code that runs after it, such as listeners, belongs to no run
     retry: Callable[[], Any] | None = None  # carries out the task's `self.retry()` after its body is over
+    interrupt: Callable[[], Any] | None = None  # interrupts an `async def` job, from any thread
 
+    request: Any = None  # of its task
+    outer: "Execution | None" = None  # the execution inside which this one takes place, in eager mode
     thread: int = field(default_factory=threading.get_ident)
     started_at: float = field(default_factory=time.monotonic)
     renewed_at: float = field(default_factory=time.monotonic)
@@ -102,14 +107,29 @@ class Execution:
         return "".join(taken)[-FARTHEST_AHEAD:]
 
 
+_current: ContextVar[Execution | None] = ContextVar("punctual_execution", default=None)
+_under_way: set[Execution] = set()  # in this process
+
+
 def of(request: Any) -> Execution | None:
     """The execution behind a task's request; None for a task outside a run."""
     return getattr(request, ATTRIBUTE, None)
 
 
 def enter(request: Any, execution: Execution) -> None:
-    """Attach the execution to the request of its task."""
+    """Attach the execution to the request of its task, and to all code that the task calls."""
     setattr(request, ATTRIBUTE, execution)
+    execution.request, execution.outer = request, current()
+    _current.set(execution)
+    if not request.is_eager:
+        _under_way.add(execution)
+
+
+def leave(execution: Execution) -> None:
+    """Its task is over."""
+    _under_way.discard(execution)
+    if _current.get() is execution:
+        _current.set(execution.outer)
 
 
 def node_of(hostname: object) -> str:
@@ -119,21 +139,26 @@ def node_of(hostname: object) -> str:
 
 def current() -> Execution | None:
     """The execution that the calling code belongs to; None outside a run."""
-    task = current_task()
-    return of(task.request) if task else None
+    execution = _current.get()
+    while execution is not None and execution.is_over:
+        execution = execution.outer
+    return execution
 
 
-def current_task() -> Any:
-    """The innermost task of this thread that belongs to a run, even while it calls other tasks in place."""
-    return next((task for task in reversed(_task_stack.stack) if _is_executing(task.request)), None)
-
-
-def _is_executing(request: Any) -> bool:
-    execution = of(request)
-    return execution is not None and not execution.is_over
+def of_caller() -> Execution | None:
+    """Like `current`, for what jobs call. Raises RuntimeError in a thread that a job started without its context."""
+    execution = current()
+    if execution is None and _under_way and not _task_stack.stack:
+        raise RuntimeError(
+            "This thread does not know which run it belongs to. Give it the context of the job: instead of"
+            " `executor.submit(function)`, write `executor.submit(contextvars.copy_context().run, function)`."
+        )
+    return execution
 
 
 def reset_after_fork() -> None:
-    """In a forked child: replace the event, whose lock another thread of the parent may have held."""
+    """In a forked child: the executions are its parent's, and another thread may have held the lock of the event."""
     global news  # noqa: PLW0603 - one for all executions of a process
     news = threading.Event()
+    _under_way.clear()
+    _current.set(None)

@@ -9,10 +9,8 @@ from datetime import timedelta
 from traceback import format_exception
 from typing import Any
 
-from django.db import Error as DatabaseError
-
 from jobs.ledger import outcomes, steps
-from jobs.messages.dispatch import try_to_publish
+from jobs.messages.message import as_json
 from jobs.models import LONGEST_ERROR_TEXT, LONGEST_NAME, LONGEST_REASON, Attempt, Run, State, Step
 from jobs.rules.policies import LONGEST_COUNTDOWN
 from jobs.secrets import in_one_line, storable, tail
@@ -46,9 +44,9 @@ def _end_step(execution: Execution, state: State, reason: str) -> None:
     if execution.sent_again:
         return
     if state == State.SUCCEEDED:
-        steps.end(execution.task_id, execution.attempt, Step.State.SUCCEEDED)
+        steps.end(execution.task_id, execution.run_id, execution.attempt, Step.State.SUCCEEDED)
     else:
-        steps.end(execution.task_id, execution.attempt, Step.State.FAILED, error_text=reason)
+        steps.end(execution.task_id, execution.run_id, execution.attempt, Step.State.FAILED, error_text=reason)
 
 
 def fail(execution: Execution, exception: BaseException, text: str) -> None:
@@ -60,7 +58,7 @@ def fail(execution: Execution, exception: BaseException, text: str) -> None:
 
 def _fail(execution: Execution, reason: str, error: dict[str, str]) -> None:
     if execution.is_step:
-        steps.end(execution.task_id, execution.attempt, Step.State.FAILED, **error)
+        steps.end(execution.task_id, execution.run_id, execution.attempt, Step.State.FAILED, **error)
         outcomes.settle(execution.run_id, execution.attempt)
     elif steps.cancel(execution.run_id, execution.attempt):  # it has steps, and waits for the running ones
         steps.carry(execution.run_id, execution.attempt, reason=reason, **error)
@@ -69,8 +67,22 @@ def _fail(execution: Execution, reason: str, error: dict[str, str]) -> None:
         outcomes.fail(execution.run_id, execution.attempt, reason, error)
 
 
+def give_up(execution: Execution, error: Exception, own: BaseException | None) -> None:
+    """End a run or step whose end, or whose retry after the error `own`, could not be recorded because of `error`."""
+    execution.mute()  # one of its lines may be the reason
+    execution.is_over = True
+    why = in_one_line(error, LONGEST_REASON)
+    if own is None:
+        _fail(execution, why, _described(error, "".join(format_exception(error))))
+        return
+    reason = f"{in_one_line(own, LONGEST_REASON // 2)} (no retry: {why})"[:LONGEST_REASON]
+    text = "".join(format_exception(own)) + "\nThe retry failed:\n" + "".join(format_exception(error))
+    _fail(execution, reason, _described(own, text))
+
+
 def retry(execution: Execution, args: Any, kwargs: Any, delay: timedelta, options: dict[str, Any]) -> None:
-    """Carry out the task's `self.retry()` as the next attempt of its run."""
+    """Carry out the task's `self.retry()` as the next attempt of its run. Raises `Invalid` for its arguments."""
+    args, kwargs = as_json(args), as_json(kwargs)
     execution.write_news()
     execution.is_over = True
     run = Run.objects.get(id=execution.run_id)
@@ -87,11 +99,9 @@ def retry(execution: Execution, args: Any, kwargs: Any, delay: timedelta, option
 
 
 def send_again(execution: Execution, publish: Callable[[], Any]) -> None:
-    """Carry out the `self.retry()` of a step by publishing it again; if that is not possible, the step fails."""
+    """Carry out the `self.retry()` of a step by publishing it again. Raises what publishing raises."""
     execution.write_log()
-    error = try_to_publish(publish, (DatabaseError,))
-    if error is not None:  # Celery itself would reject the task
-        fail(execution, error, "".join(format_exception(error)))
+    publish()
 
 
 def _described(exception: BaseException, text: str) -> dict[str, str]:

@@ -17,7 +17,6 @@ import time
 from contextlib import closing
 
 from billiard.exceptions import SoftTimeLimitExceeded
-from billiard.pool import soft_timeout_sighandler
 from django.conf import settings
 from django.db import Error, connection
 from django.db.models import Q
@@ -27,6 +26,7 @@ from jobs.models import Run, State, Step, lease
 from jobs.rules.errors import logged
 from jobs.worker import context
 from jobs.worker.context import Execution
+from jobs.worker.loops import is_pool_child
 
 log = logging.getLogger(__name__)
 
@@ -130,10 +130,12 @@ def _interrupt(execution: Execution) -> None:
     """Raise `SoftTimeLimitExceeded` in the task, as its time limit would, so that it may clean up.
 
     In the prefork pool the signal interrupts even a blocking call. In the threads and solo pools the exception comes
-    with the next Python instruction.
+    with the next Python instruction, or where an `async def` job waits.
     """
-    if _is_pool_child():
+    if is_pool_child():
         os.kill(os.getpid(), signal.SIGUSR1)
+    elif execution.interrupt is not None:
+        execution.interrupt()
     else:
         exception = ctypes.py_object(SoftTimeLimitExceeded)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(execution.thread), exception)
@@ -144,16 +146,12 @@ def _kill(execution: Execution) -> None:
 
     Later changes by the task then no longer count.
     """
-    if _is_pool_child():
+    if is_pool_child():
         os.kill(os.getpid(), signal.SIGKILL)
     else:
         release(execution)
         execution.mute()
         Run.objects.filter(_any_of([execution]), state=State.RUNNING).update(lease_until=Now())
-
-
-def _is_pool_child() -> bool:
-    return signal.getsignal(signal.SIGUSR1) is soft_timeout_sighandler
 
 
 def _reset_after_fork() -> None:

@@ -1,11 +1,13 @@
 """What does Celery report about a task, and what follows for its run? The receivers of Celery's signals.
 
 Its one rule: a receiver finds the execution that a signal is about and calls one function of `finish` or `outcomes`.
-Celery logs and swallows errors of receivers, so a write waits for the database (`connection.patiently`).
+Celery logs and swallows errors of receivers, so a write waits for the database (`connection.patiently`), and what
+cannot be written fails the run.
 """
 
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from traceback import format_exception
@@ -14,9 +16,11 @@ from uuid import UUID
 
 from billiard.common import terminate_handler_fired  # type: ignore[attr-defined] # new in billiard 4.3
 from celery import signals, states
-from celery.exceptions import TimeLimitExceeded, WorkerLostError, WorkerShutdown, WorkerTerminate
-from celery.worker.state import revoked
+from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerShutdown, WorkerTerminate
+from celery.utils.serialization import UnpickleableExceptionWrapper
+from celery.worker import state as worker_state
 from django.core.exceptions import ValidationError
+from django.db import Error as DatabaseError
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
@@ -24,9 +28,12 @@ from jobs.ledger import outcomes, steps
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import UNSTARTED, Run, State, Step
+from jobs.rules.errors import logged
 from jobs.worker import context, finish, pulse
-from jobs.worker.connection import patiently
-from jobs.worker.context import Execution
+from jobs.worker.connection import on_good_connection, patiently
+from jobs.worker.context import REFUSED, Execution
+
+log = logging.getLogger(__name__)
 
 _here = ""  # the node name of the worker that this process belongs to
 
@@ -39,31 +46,50 @@ CHOSEN = {
 
 def _on_success(sender: Any, **_: Any) -> None:
     if (execution := context.of(sender.request)) and execution.retry is None:
-        pulse.release(execution)
-        patiently(partial(finish.finish, execution, State.SUCCEEDED))
+        _conclude(execution, partial(finish.finish, execution, State.SUCCEEDED))
 
 
-def _on_failure(sender: Any, task_id: str, exception: BaseException, einfo: Any = None, **_: Any) -> None:
+def _on_failure(sender: Any, exception: BaseException, einfo: Any = None, **_: Any) -> None:
     if execution := context.of(sender.request):
-        pulse.release(execution)
         execution.retry = None
-        patiently(partial(finish.fail, execution, exception, str(getattr(einfo, "traceback", ""))))
-    elif isinstance(exception, (TimeLimitExceeded, WorkerLostError)):
-        _on_child_gone(task_id, exception)
+        # Celery replaces an error that cannot be pickled; the error itself is being handled here.
+        error = sys.exception() if isinstance(exception, UnpickleableExceptionWrapper) else None
+        text = str(getattr(einfo, "traceback", ""))
+        _conclude(execution, partial(finish.fail, execution, error or exception, text), error or exception)
 
 
-def _on_postrun(task: Any, state: str | None = None, **_: Any) -> None:
+def _on_postrun(task: Any, state: str | None = None, retval: Any = None, **_: Any) -> None:
     execution = context.of(task.request)
     if execution is None:
         return
+    try:
+        if execution.retry is not None:
+            _conclude(execution, execution.retry, getattr(retval, "exc", None))
+        elif state in CHOSEN:
+            _conclude(execution, partial(finish.finish, execution, *CHOSEN[state]))
+        elif state in {states.SUCCESS, None} and (error := sys.exception()) and not _ends_process(error):
+            # Celery reported no failure: it is no `Exception`, a follower was not sent, or the result was not stored.
+            _conclude(execution, partial(finish.fail, execution, error, "".join(format_exception(error))), error)
+    finally:
+        pulse.release(execution)
+        context.leave(execution)
+
+
+def _conclude(execution: Execution, write: Callable[[], object], own: BaseException | None = None) -> None:
+    """Record the end of an attempt whose body is over; `own` is the error of the task.
+
+    Celery swallows what is raised here, and an attempt left open would end as lost. So the attempt fails then.
+    """
     pulse.release(execution)
-    if execution.retry is not None:
-        patiently(execution.retry)
-    elif state in CHOSEN:
-        patiently(partial(finish.finish, execution, *CHOSEN[state]))
-    elif state in {states.SUCCESS, None} and (error := sys.exception()) and not _ends_process(error):
-        # Celery reported no failure: it is no `Exception`, or a follower could not be sent or the result not stored.
-        patiently(partial(finish.fail, execution, error, "".join(format_exception(error))))
+    try:
+        patiently(write)
+    except SoftTimeLimitExceeded:  # the body ended in time, and the end is recorded once
+        patiently(write)
+    except Exception as error:
+        if isinstance(error, DatabaseError) and not isinstance(error, REFUSED):
+            raise  # the database is unavailable; the lease runs out
+        log.exception("The end of attempt %d of run %s could not be recorded.", execution.attempt, execution.run_id)
+        patiently(partial(finish.give_up, execution, error, own))
 
 
 def _ends_process(error: BaseException) -> bool:
@@ -71,13 +97,20 @@ def _ends_process(error: BaseException) -> bool:
     return terminate_handler_fired() or isinstance(error, (WorkerShutdown, WorkerTerminate))
 
 
-def _on_child_gone(task_id: str, exception: BaseException) -> None:
+def on_child_gone(task_id: str, exception: BaseException, *, revoked: bool) -> None:
     """In the worker's main process: the child that executed the run was killed, by its time limit or from outside."""
+    with logged(log, "The end of the process of task %s could not be recorded.", task_id):
+        on_good_connection(partial(_record_child_gone, task_id, exception, revoked=revoked))
+
+
+def _record_child_gone(task_id: str, exception: BaseException, *, revoked: bool) -> None:
     for execution, rows in _executed_by_child(task_id):
-        if isinstance(exception, WorkerLostError):
-            rows.update(lease_until=Now())  # so the next rescue finds it; else it would wait for a whole lease
-        else:
+        if isinstance(exception, TimeLimitExceeded):
             finish.fail(execution, exception, "")
+        elif revoked and execution.is_step:
+            finish.finish(execution, State.FAILED, "it was revoked")
+        else:
+            rows.update(lease_until=Now())  # so the next rescue finds it; else it would wait for a whole lease
 
 
 def _executed_by_child(task_id: str) -> Iterator[tuple[Execution, QuerySet[Any]]]:
@@ -89,20 +122,20 @@ def _executed_by_child(task_id: str) -> Iterator[tuple[Execution, QuerySet[Any]]
         yield Execution(task_id, step.run_id, step.attempt, is_step=True), found
 
 
-def _on_revoked(request: Any, terminated: bool = False, expired: bool = False, **_: Any) -> None:
-    """Celery will not execute this message: it was revoked by remote control, or it has expired."""
+def _on_revoked(request: Any, expired: bool = False, **_: Any) -> None:
+    """Celery will not execute this message, or ends it: it was revoked by remote control, or it has expired."""
     why = "its message expired" if expired else "it was revoked"
     if (attempt := request.get(ATTEMPT_HEADER)) is not None:
         run = Run.objects.filter(id=request.id)
         if expired:  # another message of this attempt may have started it
-            revoked.discard(request.id)  # or this worker would refuse a later attempt, whose message has the same id
+            worker_state.revoked.discard(
+                request.id
+            )  # or this worker would refuse a later attempt, whose message has the same id
             outcomes.end(run.filter(attempt=attempt), UNSTARTED, State.CANCELLED, reason=f"cancelled: {why}")
         else:
             outcomes.cancel(run, why)
-        if terminated:
-            run.filter(state=State.RUNNING).update(lease_until=Now())
     elif step := request.get(STEP_HEADER):
-        steps.refuse(request.id, int(step[1]), f"{why} before it started" if not terminated else why)
+        steps.refuse(request.id, UUID(step[0]), int(step[1]), f"{why} before it started", "Revoked")
         outcomes.settle(UUID(step[0]), int(step[1]))
 
 

@@ -16,13 +16,14 @@ from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore
 from django.db import Error as DatabaseError
 
-from jobs.ledger import steps
+from jobs.ledger import outcomes, steps
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import Run
 from jobs.worker import canvas, context, finish, pulse
 from jobs.worker.connection import on_good_connection, patiently
 from jobs.worker.context import Execution, node_of
+from jobs.worker.loops import drop_left_loop
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """The start guard. Raises `Ignore` if this attempt was already started, expired, cancelled or rescued."""
+        drop_left_loop(self)
         if self.request.get(ATTEMPT_HEADER) is not None or self.request.get(STEP_HEADER) is not None:
             _start(self.request, task_id)
         super().before_start(task_id, args, kwargs)
@@ -70,7 +72,7 @@ def _start(request: Any, task_id: str) -> None:
         log.warning("Run %s is not started: the database is unavailable. Beat sends it again later.", task_id)
         raise Ignore("The database is unavailable.") from error
     if not started:
-        log.info("Attempt %s of run %s is not started.", execution.attempt, execution.run_id, extra={"run": task_id})
+        _refuse(execution)
         raise Ignore("This attempt was started before, or is no longer wanted.")
     context.enter(request, execution)
     pulse.watch(execution)
@@ -86,6 +88,17 @@ def _execution_of(request: Any, task_id: str) -> Execution:
         return Execution(task_id, UUID(step[0]), int(step[1]), is_step=True)
     except (IndexError, TypeError, ValueError) as error:
         raise Ignore(f"This message names no attempt of a run: {task_id!r}, {attempt!r}, {step!r}") from error
+
+
+def _refuse(execution: Execution) -> None:
+    """Note that this message starts nothing. A step that is still queued then fails: no other message will start it."""
+    what, run = (execution.attempt, execution.run_id), {"run": str(execution.run_id)}
+    why = "its message was refused, although it had not started"
+    if execution.is_step and steps.refuse(execution.task_id, execution.run_id, execution.attempt, why, "Refused"):
+        log.error("A step of attempt %s of run %s failed: %s.", *what, why, extra=run)
+        outcomes.settle(execution.run_id, execution.attempt)
+    else:
+        log.info("Attempt %s of run %s is not started.", *what, extra=run)
 
 
 def _claim(execution: Execution, node: str) -> bool:

@@ -21,7 +21,7 @@ from jobs.models import FeedEntry
 from jobs.toolkit.current import current_run, once, progress
 from jobs.toolkit.queries import Table, query
 from jobs.worker.resources import ResourceTask
-from tests.app import workflows  # noqa: F401 - its tasks are found through this module
+from tests.app import loops, workflows  # noqa: F401 - their tasks are found through this module
 from tests.app.stamp import leave as leave_time
 from tests.waiting import DEADLINE, eventually
 
@@ -341,7 +341,15 @@ def _unfit_in_group_body(path: str) -> Signature:
     return chord([add.s(1), add.s(2)], group(leave.si("fine", path), leave.s(path, "too many")))
 
 
+def _linked_chain(path: str) -> Signature:
+    flow = chain(add.s(1), add.s(1))
+    flow.link(leave.s(path))
+    flow.link(leave.si("linked", path))
+    return flow
+
+
 kinds = {
+    "linked_chain": _linked_chain,
     "chain": _chain,
     "group": _group,
     "chord": _chord,
@@ -362,6 +370,34 @@ kinds = {
     "unfit_after_groups": _unfit_after_groups,
     "unfit_in_group_body": _unfit_in_group_body,
 }
+
+
+@shared_task(name="tests.apply_again")
+def apply_again(kind: str, path: str, times: int) -> None:
+    """Send the same workflow object several times."""
+    flow = kinds[kind](path)
+    for _ in range(times):
+        flow.delay()
+
+
+@shared_task(name="tests.first_of_shared")
+def first_of_shared(path: str) -> str:
+    _append(path, "first")
+    return path
+
+
+@shared_task(name="tests.second_of_shared")
+def second_of_shared(path: str) -> None:
+    _append(path, "second")
+
+
+SHARED = chain(first_of_shared.s(), second_of_shared.s())
+
+
+@shared_task(name="tests.apply_shared")
+def apply_shared(path: str) -> None:
+    """Send the workflow that all runs of a process share."""
+    SHARED.delay(path)
 
 
 @shared_task(name="tests.set_off")

@@ -24,12 +24,16 @@ def migrate(name: str) -> Any:
     return MigrationExecutor(connection).loader.project_state([("jobs", name)]).apps
 
 
+def latest() -> str:
+    ((_, name),) = MigrationExecutor(connection).loader.graph.leaf_nodes("jobs")
+    return name
+
+
 @pytest.fixture
 def former() -> Iterator[Any]:
     """The models of the version before runs knew their node, in a database of that version."""
-    (latest,) = [name for app, name in MigrationExecutor(connection).loader.graph.leaf_nodes("jobs") if app == "jobs"]
     yield migrate("0005_jobs_worth_scheduling")
-    migrate(latest)
+    migrate(latest())
 
 
 WORKERS = {
@@ -50,7 +54,7 @@ def test_it_splits_the_worker_of_each_run_into_node_and_pid(former):
     for worker, run in runs.items():
         former.get_model("jobs", "Attempt").objects.create(run=run, number=1, outcome="failed", worker=worker)
         former.get_model("jobs", "Step").objects.create(id=str(run.id), run=run, attempt=1, task="t", worker=worker)
-    migrate("0006_a_run_knows_its_node")
+    migrate(latest())
     for worker, expected in WORKERS.items():
         run = Run.objects.get(id=runs[worker].id)
         rows = [run, run.attempts.get(), run.steps.get()]
@@ -64,7 +68,7 @@ def test_it_continues_the_runs_of_a_former_version(former):
     now = timezone.now()
     due = {"due_at": now, "last_due_at": now, "schedule_name": "it", "task": "tests.nothing", "lease_until": now}
     run = former.get_model("jobs", "Run").objects.create(id=uuid4(), state="running", worker="celery@here (7)", **due)
-    migrate("0006_a_run_knows_its_node")
+    migrate(latest())
     assert rescue.rescue() == 1
     rescued = Run.objects.get(id=run.id)
     assert (rescued.state, rescued.attempt) == (State.WAITING, 2)

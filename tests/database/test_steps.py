@@ -81,8 +81,8 @@ def test_it_ends_only_running_steps(changes):
     running = make_step(run := make_run(state=State.RUNNING), Step.State.RUNNING)
     sent_again = make_step(run, id="b")
     for step in (running, sent_again):
-        steps.end(step.id, 1, Step.State.FAILED, **changes)
-        steps.end(step.id, 2, Step.State.SUCCEEDED, **changes)
+        steps.end(step.id, run.id, 1, Step.State.FAILED, **changes)
+        steps.end(step.id, run.id, 2, Step.State.SUCCEEDED, **changes)
         step.refresh_from_db()
     assert (running.state, running.error_class) == (Step.State.FAILED, changes.get("error_class", ""))
     assert running.finished_at is not None
@@ -119,7 +119,7 @@ def test_it_waits_for_the_body_of_a_chord_though_a_former_attempt_left_a_row_of_
         member = chord(execution, key)
         finish.finish(execution, State.SUCCEEDED)
     steps.start(member, run.id, 2, "celery@here", 1)
-    steps.end(member, 2, Step.State.SUCCEEDED)  # the member is done, but the counter of its chord is gone
+    steps.end(member, run.id, 2, Step.State.SUCCEEDED)  # the member is done, but the counter of its chord is gone
     outcomes.settle(run.id, 2)
     run.refresh_from_db()
     assert run.state == State.FAILED

@@ -139,14 +139,44 @@ def test_it_waits_for_running_steps_when_a_body_fails_and_starts_no_others(proce
     assert "never" not in lines(path)
 
 
-def test_it_refuses_a_task_id_of_another_run_s_unfinished_step(processes, eventually, tmp_path):
+def test_it_gives_a_step_another_id_if_an_unfinished_step_of_another_run_has_its_id(processes, eventually, tmp_path):
     processes.start_worker()
     first = make_run(state=State.RUNNING)
-    Step.objects.create(id="daily-report", run=first, attempt=1, task="tests.leave", state=Step.State.RUNNING)
+    theirs = Step.objects.create(id="daily-report", run=first, attempt=1, task="tests.leave", state=Step.State.RUNNING)
     run = send("tests.workflow", "static", str(tmp_path / "left"))
     eventually(lambda: ends(run))
-    assert "Another run has an unfinished step 'daily-report'" in run.reason
-    assert Step.objects.get().run == first
+    assert (run.state, states(run), lines(tmp_path / "left")) == (State.SUCCEEDED, [Step.State.SUCCEEDED], ["static"])
+    theirs.refresh_from_db()
+    assert (theirs.run, theirs.state) == (first, Step.State.RUNNING)
+
+
+@pytest.mark.parametrize(
+    ("kind", "left", "steps"),
+    [
+        ("chain", ["6"], 3),
+        ("nested", ["8"], 5),
+        ("chord_chain", ["3", "end"], 4),
+        ("chord", ["20"], 6),
+        ("linked_chain", ["2", "linked"], 4),
+        ("static", ["static"], 1),
+    ],
+)
+def test_it_executes_every_step_of_a_workflow_that_is_applied_again(processes, eventually, tmp_path, kind, left, steps):
+    processes.start_worker()
+    run = send("tests.apply_again", kind, str(tmp_path / "left"), 5)
+    eventually(lambda: ends(run))
+    assert (run.state, run.reason, run.attempt) == (State.SUCCEEDED, "", 1)
+    assert sorted(lines(tmp_path / "left")) == sorted(left * 5)
+    assert states(run) == [Step.State.SUCCEEDED] * steps * 5
+
+
+def test_it_executes_every_step_of_a_workflow_that_several_runs_apply_at_once(processes, eventually, tmp_path):
+    path = tmp_path / "left"
+    runs = [send("tests.apply_shared", str(path)) for _ in range(6)]
+    processes.start_worker("--concurrency=1")
+    eventually(lambda: all(ends(run) for run in runs))
+    assert [(run.state, states(run)) for run in runs] == [(State.SUCCEEDED, [Step.State.SUCCEEDED] * 2)] * 6
+    assert sorted(lines(path)) == ["first"] * 6 + ["second"] * 6
 
 
 def test_it_counts_a_task_as_a_step_that_a_task_called_in_place_sends(processes, eventually, tmp_path):

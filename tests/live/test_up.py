@@ -94,7 +94,7 @@ class Up:
             self._file,
             cwd=ROOT,
             env=needed | settings,
-            preexec_fn=_heed_hangups,  # noqa: PLW1509 - it only calls the kernel
+            preexec_fn=_heed_hangups,
         )
 
     @property

@@ -38,6 +38,8 @@ EDGES = {
     "jobs.beat.scheduler": 1,  # a tick
     "jobs.worker.consumer": 1,  # an acknowledgement
     "jobs.worker.logs": 1,  # a line of log
+    "jobs.worker.loops": 1,  # what an `async def` job awaits
+    "jobs.worker.signals": 1,  # the end of an attempt
 }
 
 # Written in pieces, so that the pattern does not find itself.

@@ -1,0 +1,162 @@
+"""Jobs with coroutines, event loops, generators and threads. `tests.app.tasks` imports them."""
+
+import asyncio
+import contextvars
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from celery import Task, shared_task
+from celery.exceptions import SoftTimeLimitExceeded
+from django.db import transaction
+
+from jobs.models import FeedEntry
+from jobs.toolkit.current import current_run, once, progress
+from tests.waiting import DEADLINE
+
+loops: list[asyncio.AbstractEventLoop] = []  # of this process, left running on purpose
+
+
+def write(path: str, **facts: Any) -> None:
+    with Path(path).open("a") as file:
+        file.write(json.dumps(facts) + "\n")
+
+
+@shared_task(name="tests.coroutine")
+async def coroutine(path: str) -> None:
+    """Use everything that a run offers, in coroutines, their tasks and threads."""
+    run = current_run()
+    assert run is not None
+    await asyncio.sleep(0)
+    progress(1, 2, "half")
+    in_task = await asyncio.create_task(_once("task"))
+    in_thread = await sync_to_async(_once_in_transaction)("thread")
+    entry = await FeedEntry.objects.acreate(feed=str(run.id), guid="async", title="async")
+    write(path, run=str(run.id), once=[once("task"), in_task, in_thread, once("thread")], row=entry.pk is not None)
+    note_step.delay(path)
+
+
+async def _once(key: str) -> bool:
+    await asyncio.sleep(0)
+    return once(key)
+
+
+def _once_in_transaction(key: str) -> bool:
+    with transaction.atomic():
+        return once(key)
+
+
+@shared_task(name="tests.note_step")
+def note_step(path: str) -> None:
+    write(path, step=str(current_run().id))
+
+
+@shared_task(name="tests.wait_in_coroutine")
+async def wait_in_coroutine(path: str, how: str = "await") -> None:
+    """Wait until the run is asked to end, in a coroutine; clean up, and say so."""
+    write(f"{path}.started", how=how)
+    try:
+        if how == "block":
+            time.sleep(DEADLINE)
+        elif how == "gather":
+            await asyncio.gather(asyncio.sleep(DEADLINE), asyncio.create_task(asyncio.sleep(DEADLINE)))
+        else:
+            await asyncio.sleep(DEADLINE)
+    except SoftTimeLimitExceeded:
+        await asyncio.sleep(0.01)
+        write(path, cleaned=how)
+        raise
+
+
+@shared_task(
+    name="tests.fail_in_coroutine", bind=True, autoretry_for=(ConnectionError,), max_retries=1, default_retry_delay=0
+)
+async def fail_in_coroutine(self: Task, path: str) -> None:
+    await asyncio.sleep(0)
+    write(path, retries=self.request.retries)
+    raise ConnectionError("no answer")
+
+
+@shared_task(name="tests.answer_in_coroutine", ignore_result=False)
+async def answer_in_coroutine() -> int:
+    await asyncio.sleep(0)
+    return 42
+
+
+@shared_task(name="tests.generator")
+def generator(path: str) -> Iterator[int]:
+    write(path, never=True)
+    yield 1
+
+
+@shared_task(name="tests.async_generator")
+async def async_generator(path: str) -> AsyncIterator[int]:
+    write(path, never=True)
+    yield 1
+
+
+@shared_task(name="tests.forget_await")
+def forget_await(path: str) -> Coroutine[Any, Any, bool]:
+    return _once(path)
+
+
+def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that knows nothing of coroutines."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return call
+
+
+@shared_task(name="tests.decorated_coroutine")
+@logged
+async def decorated_coroutine(path: str) -> None:
+    await asyncio.sleep(0)
+    write(path, decorated=True)
+
+
+@shared_task(name="tests.loop_in_job")
+def loop_in_job(path: str) -> None:
+    """Send a step and report progress while an event loop runs in the thread of the job."""
+
+    async def inside() -> bool:
+        note_step.delay(path)
+        progress(1)
+        return once("inside")
+
+    write(path, once=asyncio.run(inside()))
+
+
+@shared_task(name="tests.leave_loop")
+def leave_loop() -> None:
+    """Leave an event loop running in this thread, as Playwright's sync API does without stop()."""
+    loops.append(asyncio.new_event_loop())
+    asyncio._set_running_loop(loops[-1])
+
+
+@shared_task(name="tests.query")
+def query_feeds(path: str) -> None:
+    write(path, entries=FeedEntry.objects.count())
+
+
+@shared_task(name="tests.in_threads")
+def in_threads(path: str) -> None:
+    """Ask for the run in threads, with the job's context and without it."""
+    with ThreadPoolExecutor(1) as pool:
+        known = pool.submit(contextvars.copy_context().run, current_run).result()
+        told = [pool.submit(partial(contextvars.copy_context().run, once, "key")).result() for _ in range(2)]
+        for call in (current_run, partial(once, "key"), partial(progress, 1)):
+            error = pool.submit(call).exception()
+            write(path, refused=str(error))
+    outside = threading.Thread(target=lambda: None)
+    outside.start()
+    outside.join()
+    write(path, run=str(known.id), once=told)

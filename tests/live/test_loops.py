@@ -1,0 +1,113 @@
+"""Coroutines, event loops and threads in jobs: what they do is executed and recorded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import current_app
+
+from jobs.beat.rescue import rescue
+from jobs.ledger import outbox, outcomes
+from jobs.models import FeedEntry, Run, State
+from tests.live.conftest import SHORT_LEASE
+from tests.making import ends, send
+
+pytestmark = pytest.mark.django_db(transaction=True)
+POOLS = [(), ("--pool=threads",), ("--pool=solo",)]
+
+
+def facts(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def over(run: Run) -> bool:
+    """Rescue and send like beat; returns whether the run is over."""
+    rescue()
+    outbox.send_waiting()
+    return ends(run)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_it_executes_a_coroutine_as_a_job(processes, eventually, tmp_path, pool):
+    processes.start_worker(*pool)
+    path = tmp_path / "left"
+    run, decorated = send("tests.coroutine", str(path)), send("tests.decorated_coroutine", str(path))
+    generators = [send(f"tests.{name}", str(path)) for name in ("generator", "async_generator", "forget_await")]
+    failing = send("tests.fail_in_coroutine", str(tmp_path / "failed"))
+    eventually(lambda: all(over(each) for each in (run, decorated, failing, *generators)))
+    assert [(each.state, each.reason) for each in (run, decorated)] == [(State.SUCCEEDED, "")] * 2
+    assert (run.progress_done, run.progress_total, run.progress_message) == (1, 2, "half")
+    assert FeedEntry.objects.get().feed == str(run.id)
+    told = facts(path)
+    assert {"run": str(run.id), "once": [False, True, True, False], "row": True} in told
+    assert {"step": str(run.id)} in told
+    assert {"decorated": True} in told
+    assert len(told) == 3
+    assert [each.state for each in generators] == [State.FAILED] * 3
+    assert "tests.generator returned a generator, whose body nothing executes" in generators[0].reason
+    assert "tests.async_generator returned an async generator" in generators[1].reason
+    assert "tests.forget_await returned a coroutine that nothing awaits" in generators[2].reason
+    assert (failing.state, failing.error_class, failing.attempt) == (State.FAILED, "ConnectionError", 2)
+    assert facts(tmp_path / "failed") == [{"retries": 0}, {"retries": 1}]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_it_interrupts_a_coroutine_where_it_waits(processes, eventually, tmp_path, pool):
+    processes.start_worker(*pool, "--concurrency=3", env=SHORT_LEASE)
+    kinds = ["await", "gather"] if pool else ["await", "gather", "block"]
+    for how in kinds:
+        run = send("tests.wait_in_coroutine", str(tmp_path / how), how)
+        eventually(lambda how=how: facts(tmp_path / f"{how}.started"))
+        outcomes.cancel(Run.objects.filter(id=run.id), "enough")
+        eventually(lambda run=run: over(run))
+        assert (run.state, run.error_class, run.attempt) == (State.CANCELLED, "SoftTimeLimitExceeded", 1)
+        assert facts(tmp_path / how) == [{"cleaned": how}]
+
+
+def test_it_ends_a_coroutine_at_its_time_limits(processes, eventually, tmp_path):
+    processes.start_worker()
+    runs = {
+        how: send("tests.wait_in_coroutine", str(tmp_path / how), how, soft_time_limit=1, time_limit=30)
+        for how in ("await", "block")
+    }
+    hard = send("tests.wait_in_coroutine", str(tmp_path / "hard"), time_limit=1)
+    eventually(lambda: all(over(run) for run in (*runs.values(), hard)))
+    for how, run in runs.items():
+        assert (run.state, run.error_class) == (State.FAILED, "SoftTimeLimitExceeded")
+        assert facts(tmp_path / how) == [{"cleaned": how}]
+    assert (hard.state, hard.error_class) == (State.FAILED, "TimeLimitExceeded")
+
+
+def test_it_awaits_coroutines_outside_runs(processes, eventually, tmp_path):
+    processes.start_worker()
+    path = tmp_path / "left"
+    current_app.tasks["tests.decorated_coroutine"].delay(str(path))
+    assert current_app.tasks["tests.answer_in_coroutine"].delay().get(timeout=30) == 42
+    eventually(lambda: facts(path))
+    assert not Run.objects.exists()
+
+
+def test_it_records_steps_and_ends_beside_an_event_loop(processes, eventually, tmp_path):
+    worker = processes.start_worker("--concurrency=1")
+    path = tmp_path / "left"
+    beside = send("tests.loop_in_job", str(path))
+    eventually(lambda: over(beside))
+    assert beside.state == State.SUCCEEDED
+    assert sorted(map(str, facts(path))) == sorted(map(str, [{"once": True}, {"step": str(beside.id)}]))
+    leaving, after = send("tests.leave_loop"), send("tests.query", str(tmp_path / "after"))
+    eventually(lambda: over(leaving) and over(after))
+    assert [(run.state, run.attempt) for run in (leaving, after)] == [(State.SUCCEEDED, 1)] * 2
+    assert facts(tmp_path / "after") == [{"entries": 0}]
+    assert "An event loop was left running" in worker.log
+
+
+def test_it_tells_threads_of_a_job_how_to_belong_to_its_run(processes, eventually, tmp_path):
+    processes.start_worker()
+    path = tmp_path / "left"
+    run = send("tests.in_threads", str(path))
+    eventually(lambda: over(run))
+    *refused, known = facts(path)
+    assert known == {"run": str(run.id), "once": [True, False]}
+    assert len(refused) == 3
+    assert all("executor.submit(contextvars.copy_context().run, function)" in each["refused"] for each in refused)
