@@ -87,11 +87,10 @@ class Envelopes:
             "parent_id": None,
             "argsrepr": saferepr(run.args, self._longest[0]) if run.args else "()",
             "kwargsrepr": saferepr(run.kwargs, self._longest[1]) if run.kwargs else "{}",
-            ATTEMPT_HEADER: run.attempt,
+            **_own_headers(run),
         }
         body = (run.args, run.kwargs, envelope.embedded)
-        own = {"correlation_id": run_id, **_properties(run)}
-        self._producer.publish(body, headers=headers, **{**envelope.options, **own})
+        self._producer.publish(body, headers=headers, **{**envelope.options, "correlation_id": run_id})
 
 
 class _Recorder:
@@ -111,18 +110,19 @@ def _apply(run: Sendable, producer: Any) -> None:
     if task is None:
         raise LookupError(f"no job is named {run.task!r}")
     options = dict(run.options)
-    options["headers"] = {**options.get("headers", {}), ATTEMPT_HEADER: run.attempt}
+    options["headers"] = {**options.get("headers", {}), **_own_headers(run)}
     if run.queue:
         options["queue"] = run.queue
     if run.priority is not None:
         options["priority"] = run.priority
-    options |= {"task_id": str(run.id), "retry": False, **_properties(run)}
+    options |= {"task_id": str(run.id), "retry": False}
     task.apply_async(args=run.args, kwargs=run.kwargs, producer=producer, **options)
 
 
-def _properties(run: Sendable) -> dict[str, str]:
-    """Where django-celery-results looks for the name of the schedule."""
-    return {"periodic_task_name": run.schedule_name} if run.schedule_id else {}
+def _own_headers(run: Sendable) -> dict[str, Any]:
+    """The attempt, and the name of the schedule where django-celery-results looks for it."""
+    attempt = {ATTEMPT_HEADER: run.attempt}
+    return attempt | {"periodic_task_name": run.schedule_name} if run.schedule_id else attempt
 
 
 def _can_be_copied(task: Any) -> bool:

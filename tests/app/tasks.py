@@ -1,15 +1,17 @@
 """The tasks of the tests: they work, wait, fail, retry themselves, or kill their own process."""
 
 import logging
+import math
 import os
 import signal
 import time
 from asyncio import CancelledError
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from celery import Signature, Task, chain, chord, current_app, group, shared_task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
@@ -164,6 +166,55 @@ def retry_for_ever(self: Task, path: str) -> None:
 @shared_task(name="tests.retry_in", bind=True)
 def retry_in(self: Task, seconds: float) -> None:
     raise self.retry(countdown=seconds)
+
+
+KEPT = [datetime(2026, 11, 30, tzinfo=UTC), date(2026, 11, 30), Decimal("9.90"), UUID(int=7)]
+UNKEPT: dict[str, Any] = {"nan": math.nan, "nul": "a\0b", "object": object(), "surrogate": "\ud800", "deep": []}
+for _ in range(2000):
+    UNKEPT["deep"] = [UNKEPT["deep"]]
+
+
+@shared_task(name="tests.retry_with", bind=True, max_retries=1)
+def retry_with(self: Task, path: str, kind: str, value: Any = None) -> None:
+    """Retry with a value that JSON knows only by kombu's help, or not at all."""
+    _append(path, f"{value!r}".replace(" ", ""))
+    if not self.request.retries:
+        value = KEPT if kind == "kept" else UNKEPT[kind]
+        try:
+            {}["the task's own"]
+        except KeyError as error:
+            raise self.retry(args=(path, kind, value), exc=error, countdown=0) from None
+
+
+@shared_task(name="tests.autoretry_mutated", autoretry_for=(KeyError,), max_retries=1, default_retry_delay=0)
+def autoretry_mutated(path: str, given: dict[str, Any]) -> None:
+    """Put a value into its arguments that no message can hold, and fail."""
+    _append(path, "tried")
+    given["now"] = object()
+    raise KeyError("the task's own")
+
+
+class TwoArgumentsError(Exception):
+    """Cannot be pickled, like many exceptions with their own __init__."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+
+
+@shared_task(name="tests.fail_unpickleably")
+def fail_unpickleably() -> None:
+    class LocalError(TwoArgumentsError):
+        pass
+
+    raise LocalError(7, "no pickle")
+
+
+@shared_task(name="tests.die_late", bind=True, acks_late=True, reject_on_worker_lost=True)
+def die_late(self: Task, path: str) -> None:
+    """Kill the executing process in the first attempt, whose message the broker then repeats."""
+    _append(path, self.request.id)
+    if len(Path(path).read_text().split()) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @shared_task(name="tests.ignore")

@@ -15,6 +15,7 @@ from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import Policy, Run, State, Trigger, database_now
 from jobs.worker.results import NoResultError
 from project.celery import app
+from tests.app.tasks import KEPT
 from tests.live.conftest import Processes
 from tests.making import ends, lines, make_due, make_run, make_schedule, send
 from tests.waiting import DEADLINE
@@ -142,6 +143,80 @@ def test_it_keeps_a_task_s_own_retries_as_attempts_of_one_run(eventually, path):
     assert lines(path) == ["0", "1", "2"]
     assert (bad.state, bad.reason) == (State.FAILED, "ValueError: still not")
     assert lines(Path(f"{path}.bad")) == ["0", "1"]
+
+
+def test_it_keeps_the_values_of_a_retry_that_a_message_of_celery_keeps(eventually, path):
+    run = send("tests.retry_with", str(path), "kept")
+    eventually(lambda: ends(run))
+    assert (run.state, run.attempt) == (State.SUCCEEDED, 2)
+    assert lines(path) == ["None", f"{KEPT!r}".replace(" ", "")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("nan", "NaN is not JSON"),
+        ("nul", "the character NUL"),
+        ("object", "not JSON serializable"),
+        ("surrogate", "surrogates not allowed"),
+        ("deep", "recursion"),
+    ],
+)
+def test_it_fails_a_run_whose_retry_cannot_be_kept(eventually, path, kind, why):
+    run = send("tests.retry_with", str(path), kind)
+    eventually(lambda: ends(run))
+    assert (run.state, run.attempt, run.error_class) == (State.FAILED, 1, "KeyError")
+    assert run.reason.startswith('KeyError: "the task\'s own" (no retry: ')
+    assert why in run.reason
+    assert "the task's own" in run.error_text
+    assert "The retry failed:" in run.error_text
+    assert lines(path) == ["None"]
+
+
+def test_it_fails_a_run_whose_automatic_retry_cannot_be_kept(eventually, path):
+    run = send("tests.autoretry_mutated", str(path), {})
+    eventually(lambda: ends(run))
+    assert (run.state, run.attempt, run.error_class) == (State.FAILED, 1, "KeyError")
+    assert "not JSON serializable" in run.reason
+    assert lines(path) == ["tried"]
+
+
+def test_it_names_the_class_of_an_error_that_cannot_be_pickled(eventually):
+    run = send("tests.fail_unpickleably")
+    eventually(lambda: ends(run))
+    assert (run.state, run.error_class) == (State.FAILED, "LocalError")
+    assert "7: no pickle" in run.reason
+
+
+def test_it_ends_a_revoked_run_only_when_its_process_has_ended(eventually, path):
+    run = send("tests.stubborn", str(path))
+    eventually(lambda: lines(Path(f"{path}.started")))
+    app.control.revoke(str(run.id), terminate=True, signal="SIGINT")  # which children of the pool ignore
+    eventually(lambda: Run.objects.exclude(cancel_reason="").filter(id=run.id).exists())
+    run.refresh_from_db()
+    assert (run.state, run.cancel_reason) == (State.RUNNING, "cancelled: it was revoked")
+    assert run.lease_until > database_now() + timedelta(minutes=1)
+    Path(f"{path}.go").touch()
+    eventually(lambda: ends(run))
+    assert lines(path) == ["came", "to", "its", "end"]
+    last = send("tests.stubborn", f"{path}.last")
+    eventually(lambda: lines(Path(f"{path}.last.started")))
+    app.control.revoke(str(last.id), terminate=True, signal="SIGKILL")
+    eventually(lambda: ends(last))
+    assert (last.state, last.reason) == (State.CANCELLED, "cancelled: it was revoked")
+
+
+def test_it_rescues_a_run_at_once_whose_message_is_repeated_for_its_killed_child(eventually, path):
+    run = send("tests.die_late", str(path))
+    eventually(lambda: ends(run))
+    assert (run.state, run.attempt) == (State.SUCCEEDED, 2)
+    assert lines(path) == [str(run.id)] * 2
+
+
+def test_it_keeps_the_name_of_the_schedule_with_a_result(eventually):
+    run = send("tests.answer", keep_result=True)
+    eventually(lambda: ends(run))
+    assert TaskResult.objects.get(task_id=str(run.id)).periodic_task_name == run.schedule_name
 
 
 def test_it_keeps_dates_readable_however_long_a_retry_is_delayed(eventually):
