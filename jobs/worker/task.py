@@ -23,7 +23,7 @@ from jobs.models import Run
 from jobs.worker import canvas, context, finish, pulse
 from jobs.worker.connection import on_good_connection, patiently
 from jobs.worker.context import Execution, node_of
-from jobs.worker.loops import drop_left_loop
+from jobs.worker.loops import drop_left_loop, is_pool_child
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,11 @@ def _start(request: Any, task_id: str) -> None:
     except DatabaseError as error:
         log.warning("Run %s is not started: the database is unavailable. Beat sends it again later.", task_id)
         raise Ignore("The database is unavailable.") from error
+    except Exception:
+        if is_pool_child():  # a job has spoilt this process for all runs; the pool replaces it
+            log.exception("This process ends, because it cannot start run %s. Beat sends it again later.", task_id)
+            raise SystemExit(1) from None
+        raise
     if not started:
         _refuse(execution)
         raise Ignore("This attempt was started before, or is no longer wanted.")

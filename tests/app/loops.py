@@ -16,7 +16,7 @@ from celery import Task, shared_task
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import transaction
 
-from jobs.models import FeedEntry
+from jobs.models import FeedEntry, Run
 from jobs.toolkit.current import current_run, once, progress
 from tests.waiting import DEADLINE
 
@@ -140,6 +140,16 @@ def leave_loop() -> None:
     """Leave an event loop running in this thread, as Playwright's sync API does without stop()."""
     loops.append(asyncio.new_event_loop())
     asyncio._set_running_loop(loops[-1])
+
+
+@shared_task(name="tests.spoil")
+def spoil() -> None:
+    """Spoil this process: it cannot start another run."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("spoilt")
+
+    Run.objects.start = refuse
 
 
 @shared_task(name="tests.query")

@@ -9,7 +9,7 @@ from celery import current_app
 
 from jobs.beat.rescue import rescue
 from jobs.ledger import outbox, outcomes
-from jobs.models import FeedEntry, Run, State
+from jobs.models import FeedEntry, Run, State, database_now
 from tests.live.conftest import SHORT_LEASE
 from tests.making import ends, send
 
@@ -100,6 +100,21 @@ def test_it_records_steps_and_ends_beside_an_event_loop(processes, eventually, t
     assert [(run.state, run.attempt) for run in (leaving, after)] == [(State.SUCCEEDED, 1)] * 2
     assert facts(tmp_path / "after") == [{"entries": 0}]
     assert "An event loop was left running" in worker.log
+
+
+def test_it_replaces_a_child_that_cannot_start_runs(processes, eventually, tmp_path):
+    worker = processes.start_worker("--concurrency=1")
+    spoiling = send("tests.spoil")
+    eventually(lambda: over(spoiling))
+    run = send("tests.query", str(tmp_path / "left"))
+
+    def over_at_last() -> bool:
+        Run.objects.filter(id=run.id, state=State.QUEUED).update(not_before=database_now())  # its patience has passed
+        return over(run)
+
+    eventually(over_at_last)
+    assert (run.state, run.attempt, facts(tmp_path / "left")) == (State.SUCCEEDED, 1, [{"entries": 0}])
+    assert "RuntimeError: spoilt" in worker.log
 
 
 def test_it_tells_threads_of_a_job_how_to_belong_to_its_run(processes, eventually, tmp_path):

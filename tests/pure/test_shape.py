@@ -40,6 +40,7 @@ EDGES = {
     "jobs.worker.logs": 1,  # a line of log
     "jobs.worker.loops": 1,  # what an `async def` job awaits
     "jobs.worker.signals": 1,  # the end of an attempt
+    "jobs.worker.task": 1,  # the start of an attempt, in a process that a job has spoilt
 }
 
 # Written in pieces, so that the pattern does not find itself.
