@@ -445,6 +445,27 @@ def test_it_charges_all_orders_if_no_moment_was_due_before(snippet):
     assert charges() == [1]
 
 
+@claims("docs/runs.md", 2)
+def test_it_charges_each_order_once_in_a_coroutine(snippet):
+    ada, run = make_customer("ada"), make_run(state=State.RUNNING)
+    for _ in range(3):
+        Order.objects.create(customer=ada, at=run.due_at)
+    with inside(run):
+        for _ in range(2):
+            snippet.charge_all.apply(throw=True)
+            assert charges() == [1, 1, 1]
+
+
+@claims("docs/runs.md", 3)
+def test_it_fetches_each_rate_once_in_threads(snippet):
+    with inside(make_run(state=State.RUNNING)):
+        for _ in range(2):
+            snippet.fetch_rates(["EUR", "USD", "SEK"])
+        with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match=r"copy_context\(\)\.run"):
+            pool.submit(snippet.fetch_rate, "JPY").result()
+    assert sorted(Rate.objects.values_list("currency", flat=True)) == ["EUR", "SEK", "USD"]
+
+
 @claims("docs/runs.md", 1)
 def test_it_charges_all_orders_each_time_outside_a_run(snippet):
     Order.objects.create(customer=make_customer("ada"), at=database_now() + HOUR)

@@ -1,9 +1,15 @@
 """Steps of a run: when one may start, how it ends, and when a run no longer waits for its steps."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from itertools import product
+from typing import Any
+from uuid import uuid4
 
 import pytest
+from django.db import connection
 
 from jobs.ledger import outcomes, steps
 from jobs.models import Run, State, Step, database_now
@@ -11,6 +17,7 @@ from jobs.models.steps import OVER, STEP_TRANSITIONS
 from jobs.worker import canvas, finish
 from jobs.worker.context import Execution
 from tests.making import inside, make_run
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.django_db
 
@@ -132,3 +139,83 @@ def test_it_expects_no_body_again_that_its_chord_has_published():
     with inside(run) as execution:
         chord(execution, "total")
     assert Step.objects.get(id="total").state == Step.State.RUNNING
+
+
+def options_of(task_id: str, group: str = "") -> dict[str, Any]:
+    return {"task_id": task_id, "group_id": group} if group else {"task_id": task_id}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_gives_each_of_two_runs_its_own_step_though_both_send_one_id_at_once():
+    runs, task_id, barrier = [make_run(state=State.RUNNING) for _ in range(2)], str(uuid4()), threading.Barrier(2)
+
+    def send(run: Run) -> str:
+        options = options_of(task_id)
+        barrier.wait(DEADLINE)
+        with closing(connection):
+            canvas._enlist(Execution(str(run.id), run.id, 1), "tests.nothing", options)
+        return options["task_id"]
+
+    with ThreadPoolExecutor(2) as pool:
+        ids = list(pool.map(send, runs))
+    assert task_id in ids
+    assert {step.id: step.run_id for step in Step.objects.all()} == dict(
+        zip(ids, [run.id for run in runs], strict=True)
+    )
+
+
+def test_it_lets_all_members_of_a_chord_expect_the_same_new_body():
+    other = make_run(state=State.RUNNING)
+    body = str(uuid4())
+    make_step(other, Step.State.EXPECTED, id=body, group="the other")
+    run = make_run(state=State.RUNNING)
+    named = []
+    for _ in range(3):  # each as another process decodes it from its message
+        signature = {"subtask_type": None, "task": "tests.total", "options": {"task_id": body}, "kwargs": {}}
+        canvas._enlist(Execution(str(run.id), run.id, 1), "tests.nothing", {"group_id": "mine", "chord": signature})
+        named.append(signature["options"]["task_id"])
+    assert len({body, *named}) == 2
+    expected = run.steps.get(state=Step.State.EXPECTED)
+    assert (expected.id, expected.task) == (named[0], "tests.total")
+    canvas._enlist(Execution("a member", run.id, 1, is_step=True), "tests.total", options_of(body, "mine"))
+    expected.refresh_from_db()
+    assert expected.state == Step.State.QUEUED
+    assert Step.objects.get(id=body).run == other
+
+
+def test_it_lets_no_former_attempt_take_the_step_of_a_later_one():
+    run, task_id = make_run(state=State.RUNNING, attempt=2), str(uuid4())
+    make_step(run, Step.State.QUEUED, id=task_id, attempt=2)
+    options = options_of(task_id)
+    canvas._enlist(Execution(str(run.id), run.id, 1), "tests.nothing", options)
+    assert options["task_id"] != task_id
+    assert Step.objects.get(id=task_id).attempt == 2
+    options = options_of(task_id)
+    Step.objects.filter(id=task_id).update(attempt=1)
+    canvas._enlist(Execution(str(run.id), run.id, 2), "tests.nothing", options)
+    assert (options["task_id"], Step.objects.get(id=task_id).attempt) == (task_id, 2)
+
+
+def test_it_ends_no_step_of_another_run():
+    mine, other = make_run(state=State.RUNNING), make_run(state=State.RUNNING)
+    step = make_step(mine, Step.State.RUNNING)
+    for state in (Step.State.SUCCEEDED, Step.State.FAILED):
+        steps.end(step.id, other.id, 1, state)
+    step.refresh_from_db()
+    assert step.state == Step.State.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "refused"),
+    [
+        ({}, Step.State.QUEUED, True),
+        ({}, Step.State.RUNNING, False),
+        ({"cancel_reason": "enough"}, Step.State.QUEUED, False),
+        ({"attempt": 2}, Step.State.QUEUED, False),
+    ],
+)
+def test_it_fails_a_refused_step_that_its_run_waits_for(changes, state, refused):
+    step = make_step(run := make_run(state=State.RUNNING, **changes), state)
+    assert steps.refuse(step.id, run.id, 1, "refused", "Refused") is refused
+    step.refresh_from_db()
+    assert step.state == (Step.State.FAILED if refused else state)
