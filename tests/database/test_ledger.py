@@ -6,9 +6,10 @@ from itertools import product
 
 import pytest
 from celery.app.task import Context
-from celery.signals import task_revoked
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.signals import task_revoked, task_success
 from celery.worker.state import revoked
-from django.db import IntegrityError, connection
+from django.db import DataError, IntegrityError, connection
 
 from jobs.ledger import outcomes
 from jobs.messages.arguments import find_task
@@ -123,6 +124,36 @@ def test_it_marks_a_lost_attempt_as_fenced_when_its_process_wakes_and_ends(end, 
     run.refresh_from_db()
     assert (run.state, run.attempt) == (State.WAITING, 2)
     assert run.attempts.get().outcome == Attempt.Outcome.FENCED
+
+
+def test_it_records_a_success_though_the_time_limit_comes_while_it_does_so():
+    run, late = make_run(state=State.RUNNING), [SoftTimeLimitExceeded()]
+
+    def interrupt(execute, sql, params, many, context):
+        if late and sql.startswith("UPDATE"):
+            raise late.pop()
+        return execute(sql, params, many, context)
+
+    with inside(run), connection.execute_wrapper(interrupt):
+        task_success.send(find_task(run.task), result=None)
+    run.refresh_from_db()
+    assert (run.state, late) == (State.SUCCEEDED, [])
+
+
+@pytest.mark.parametrize("raised", [DataError, ValueError])
+def test_it_fails_an_attempt_whose_end_cannot_be_recorded(raised):
+    run, unlikely = make_run(state=State.RUNNING), [raised("unlikely") for _ in range(2)]
+
+    def refuse(execute, sql, params, many, context):
+        if unlikely and sql.startswith("UPDATE"):
+            raise unlikely.pop()
+        return execute(sql, params, many, context)
+
+    with inside(run), connection.execute_wrapper(refuse):
+        task_success.send(find_task(run.task), result=None)
+    run.refresh_from_db()
+    assert (run.state, run.error_class) == (State.FAILED, raised.__name__)
+    assert "unlikely" in run.reason
 
 
 @pytest.mark.parametrize(
