@@ -126,6 +126,7 @@ def test_it_marks_a_lost_attempt_as_fenced_when_its_process_wakes_and_ends(end, 
     assert run.attempts.get().outcome == Attempt.Outcome.FENCED
 
 
+@pytest.mark.django_db(transaction=True)
 def test_it_records_a_success_though_the_time_limit_comes_while_it_does_so():
     run, late = make_run(state=State.RUNNING), [SoftTimeLimitExceeded()]
 
@@ -140,9 +141,10 @@ def test_it_records_a_success_though_the_time_limit_comes_while_it_does_so():
     assert (run.state, late) == (State.SUCCEEDED, [])
 
 
-@pytest.mark.parametrize("raised", [DataError, ValueError])
-def test_it_fails_an_attempt_whose_end_cannot_be_recorded(raised):
-    run, unlikely = make_run(state=State.RUNNING), [raised("unlikely") for _ in range(2)]
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("raised", "times"), [(DataError, 2), (ValueError, 1)])  # errors of databases: two tries
+def test_it_fails_an_attempt_whose_end_cannot_be_recorded(raised, times):
+    run, unlikely = make_run(state=State.RUNNING), [raised("unlikely") for _ in range(times)]
 
     def refuse(execute, sql, params, many, context):
         if unlikely and sql.startswith("UPDATE"):
