@@ -12,11 +12,12 @@ class JobsConfig(AppConfig):
         from jobs.ledger import outcomes
         from jobs.monitoring import nodes, statistics
         from jobs.schedules import calendar
-        from jobs.worker import resources, signals
+        from jobs.worker import refusals, resources, signals
 
         signals.connect()
         calendar.connect()
         nodes.connect()
         outcomes.listen(outcomes.pause_failing)
+        refusals.connect()
         resources.connect()
         statistics.connect()

@@ -301,6 +301,10 @@ CODE_VERSION: str = read("str", "CODE_VERSION", "")
 # run count as lost. Make it longer than the longest backlog of the queues for steps.
 STEP_PATIENCE_SECONDS: float = read("float", "STEP_PATIENCE_SECONDS", 3600.0)
 
+# Seconds after which a run fails that was sent again and again, while no worker took it: each one refused its message,
+# or no worker consumes its queue, or the consumers start nothing. Make it longer than a deploy and a planned outage.
+UNDELIVERABLE_AFTER: float = read("float", "UNDELIVERABLE_AFTER", 86_400.0)
+
 # --- Cache ----------------------------------------------------------------------------------------------------------
 
 # The Redis for cached values, with an address like REDIS_URL. It may share a database with the broker.

@@ -2,18 +2,22 @@
 
 Its one rule: publish first, then mark as queued. A process that dies in between causes a second message, which is
 harmless: an attempt starts only once. While the broker is unavailable, runs wait in the ledger. If no worker starts a
-run, its message is sent again, with growing patience.
+run, or a worker gives it back, its message is sent again, with growing patience, until `undelivered` gives it up.
 """
 
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import groupby
+from typing import Any
+from uuid import UUID
 
 from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
 from jobs.ledger import outcomes
+from jobs.ledger.undelivered import deliverable
 from jobs.messages import dispatch
 from jobs.messages.dispatch import BATCH
 from jobs.messages.envelope import Sendable
@@ -39,9 +43,37 @@ def send_waiting() -> int:
     """Send runs that were not sent yet, and runs whose message no worker started. Returns how many."""
     total = 0
     while runs := _take():
-        send(runs)
+        send(deliverable(runs))
         total += len(runs)
     return total
+
+
+def give_back(run_id: UUID, attempt: int, why: str) -> bool:
+    """Let a run wait again whose message a worker refuses; `why` becomes its reason.
+
+    Returns False if the attempt is no longer wanted.
+    """
+    return _answer(run_id, attempt, State.WAITING, timedelta(0), reason=why, queued_at=None)
+
+
+def _answer(run_id: UUID, attempt: int, to: State, wait: timedelta, **changes: Any) -> bool:
+    """Write down what a worker says about the latest message of an unstarted run.
+
+    It may be faster than the note of its sender, and replaces it then. It changes nothing if the run was given back
+    before: this is one of several messages.
+    """
+    now = database_now()
+    with transaction.atomic():
+        sent = Run.objects.filter(id=run_id, attempt=attempt, state__in=UNSTARTED)
+        run = sent.select_for_update().first()
+        if run is None:
+            return False
+        unnoted = run.state == State.WAITING and run.not_before is not None and run.not_before <= now + SENDING
+        if run.state == State.QUEUED or unnoted:
+            sends = run.sends + unnoted
+            again_at = now + max(policies.patience(sends), wait)
+            sent.move(UNSTARTED, to, sends=sends, not_before=again_at, **changes)
+    return True
 
 
 def _take() -> list[Run]:
@@ -63,9 +95,9 @@ def _refuse(run: Sendable, why: str) -> None:
 
 
 def _mark_queued(runs: Sequence[Sendable]) -> None:
-    """Record the sending. A run that has already started, or reached its next attempt, stays unchanged."""
+    """Record the sending. A run that has started or reached its next attempt, or was given back, stays unchanged."""
     for (attempt, sends), group in groupby(sorted(runs, key=_sending), key=_sending):
-        sent = Run.objects.filter(id__in=[run.id for run in group], attempt=attempt)
+        sent = Run.objects.filter(id__in=[run.id for run in group], attempt=attempt, sends=sends)
         again_at = Now() + policies.patience(sends + 1)
         sent.move({State.WAITING}, State.QUEUED, queued_at=Now(), sends=F("sends") + 1, not_before=again_at)
 

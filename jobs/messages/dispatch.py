@@ -14,6 +14,7 @@ from typing import Any
 from celery import current_app
 from kombu.exceptions import KombuError, OperationalError
 
+from jobs.messages import envelope
 from jobs.messages.envelope import Envelopes, Sendable
 from jobs.models import LONGEST_REASON
 from jobs.rules.errors import ENDING, hidden
@@ -66,6 +67,13 @@ def try_to_publish(publish: Callable[[], object], passing: tuple[type[BaseExcept
         _pass_on_ending(error)
         return error
     return None
+
+
+def queue_of(run: Sendable) -> str:
+    """The queue that the run's message goes to; empty if its task, its options or a router leave that open."""
+    found: list[str] = []
+    try_to_publish(lambda: found.append(envelope.queue_of(run)), ())
+    return found[0] if found else ""
 
 
 def _pass_on_ending(error: Exception) -> None:

@@ -17,6 +17,7 @@ from jobs.messages.arguments import find_task
 
 # The header that says which attempt of its run a message starts.
 ATTEMPT_HEADER = "punctual_attempt"
+DESTINATION = ("queue", "exchange", "routing_key")  # options that say where a message goes
 MAKERS = ("apply_async", "shadow_name")  # methods that see the arguments of a message; a task may override them
 ORDINARY = {"celery.app.task", "jobs.worker.task"}  # the modules whose versions of these methods allow copies
 
@@ -123,6 +124,17 @@ def _own_headers(run: Sendable) -> dict[str, Any]:
     """The attempt, and the name of the schedule where django-celery-results looks for it."""
     attempt = {ATTEMPT_HEADER: run.attempt}
     return attempt | {"periodic_task_name": run.schedule_name} if run.schedule_id else attempt
+
+
+def queue_of(run: Sendable) -> str:
+    """The queue that the run's message goes to; empty if it names an exchange. A router of the project may raise."""
+    task = find_task(run.task)
+    own = {name: getattr(task, name, None) for name in DESTINATION}
+    options = {**own, **run.options, **({"queue": run.queue} if run.queue else {})}
+    options = {name: options[name] for name in DESTINATION if options[name]}
+    if options.keys() - {"queue"}:
+        return ""
+    return str(current_app.amqp.router.route(options, run.task, run.args, run.kwargs, task)["queue"].name)
 
 
 def _can_be_copied(task: Any) -> bool:

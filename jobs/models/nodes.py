@@ -1,4 +1,4 @@
-"""The beats and workers of this installation, known by their heartbeats."""
+"""The beats and workers of this installation, known by their heartbeats, and strangers that consume its queues."""
 
 from datetime import timedelta
 
@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+LONGEST_QUEUES = 500  # characters
 # After this long without a heartbeat a node counts as silent; it sends one every `nodes.EVERY` seconds.
 SILENT_AFTER = timedelta(seconds=60)
 
@@ -15,6 +16,10 @@ class NodeQuerySet(models.QuerySet["Node"]):
         """Nodes that sent a heartbeat recently and have not stopped."""
         return self.filter(Q(stopped_at=None), seen_at__gt=Now() - SILENT_AFTER)
 
+    def consumers(self) -> "NodeQuerySet":
+        """Live workers and strangers."""
+        return self.live().exclude(kind=Node.Kind.BEAT)
+
 
 class Node(models.Model):
     """A beat or a worker, known by its heartbeat. One that stops in order is marked; one that is killed goes silent."""
@@ -22,10 +27,11 @@ class Node(models.Model):
     class Kind(models.TextChoices):
         BEAT = "beat"
         WORKER = "worker"
+        STRANGER = "stranger"  # it consumes queues of this installation, but does not report to its ledger
 
     name = models.CharField(max_length=200, primary_key=True)
     kind = models.CharField(max_length=10, choices=Kind.choices)
-    queues = models.CharField(max_length=500, blank=True, help_text="The queues that it consumes.")
+    queues = models.CharField(max_length=LONGEST_QUEUES, blank=True, help_text="The queues that it consumes.")
     concurrency = models.CharField(
         max_length=100, blank=True, help_text="Its pool, and how many runs it executes at a time."
     )
@@ -39,3 +45,7 @@ class Node(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def consumes(self, queue: str) -> bool:
+        """Whether it consumes this queue (empty: an unknown one), or lists so many that some are left out."""
+        return not queue or queue in self.queues.split(", ") or len(self.queues) == LONGEST_QUEUES

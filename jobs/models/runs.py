@@ -254,7 +254,7 @@ class Run(Executed):
     reason = models.TextField(blank=True, help_text="Why it is in this state, in one sentence.")
     attempt = models.PositiveSmallIntegerField(default=1)
     sends = models.PositiveSmallIntegerField(default=0, help_text="How often this attempt was sent to Celery.")
-    queued_at = models.DateTimeField(null=True)
+    queued_at = models.DateTimeField(null=True)  # of the last message; None again if a worker gave it back
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     lease_until = models.DateTimeField(

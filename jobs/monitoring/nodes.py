@@ -19,6 +19,7 @@ from django.db import Error, connection
 from django.db.models.functions import Now
 
 from jobs.models import Node
+from jobs.models.nodes import LONGEST_QUEUES
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def _on_worker_ready(sender: Any, **_: Any) -> None:
     controller = sender.controller
     facts = {
         "kind": Node.Kind.WORKER,
-        "queues": ", ".join(sorted(sender.app.amqp.queues.consume_from))[:500],
+        "queues": ", ".join(sorted(sender.app.amqp.queues.consume_from))[:LONGEST_QUEUES],
         "concurrency": f"{controller.pool_cls.__module__.rpartition('.')[2]} {controller.concurrency}",
     }
     _worker_over.clear()

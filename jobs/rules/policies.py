@@ -288,6 +288,31 @@ def patience(sends: int) -> timedelta:
     return min(FIRST_PATIENCE * _doubled(sends), LONGEST_PATIENCE)
 
 
+def is_past_hope(sends: int, limit: timedelta) -> bool:
+    """Whether a run that was sent `sends` times, and never started, has waited for `limit` since the first time.
+
+    The number tells the time: at least the patience of each sending passes before the next.
+    """
+    waited, sent = timedelta(0), 0
+    while sent < sends and waited < limit:
+        sent += 1
+        waited += patience(sent)
+    return waited >= limit
+
+
+def unanswered(sends: int, queue: str, workers: Collection[str], strangers: Collection[str]) -> str:
+    """Why no worker started a run that was sent `sends` times. `strangers` consume its queue, but not as Punctual."""
+    where = f"queue `{queue}`" if queue else "its queue"
+    if strangers:
+        names = ", ".join(sorted(strangers))
+        why = f"{names} may have taken it, a consumer of {where} without Punctual's start guard: stop it or upgrade it"
+    elif workers:
+        why = f"the consumers of {where} are busy or do not start runs"
+    else:
+        why = f"no worker consumes {where}"
+    return f"sent {'once' if sends == 1 else f'{sends} times'}, no worker took it: {why}"
+
+
 def _doubled(times: int) -> int:
     """1, 2, 4 ... for the first, second, third time; bounded, so that no timedelta overflows."""
     return 1 << min(max(times, 1) - 1, 20)

@@ -3,7 +3,8 @@
 Its one rule: everything but the mended lines is Celery's own. In Celery and kombu 5.7, with Redis, an AttributeError
 ends a worker whose broker fails while it holds a message that no process has begun, or that acknowledges a message over
 a connection that was replaced. The MemoryError of a task ends it, too. And it takes no more messages after as many as
-it may hold could not be acknowledged in time.
+it may hold could not be acknowledged in time. It stores a failed result for a run whose task it does not know, though
+another worker may take the run, and says nothing about a message that it cannot decode.
 
 Limit: a connection that cannot be closed, or a message that cannot be acknowledged, is left behind. The ledger knows
 which runs it was; the message of a plain task comes again or is lost, as with Celery.
@@ -15,11 +16,13 @@ from contextlib import suppress
 from typing import Any
 
 from billiard.exceptions import Terminated
+from celery import signals
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 
 from jobs.rules.errors import logged
+from jobs.worker import refusals
 from jobs.worker.signals import on_child_gone
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,18 @@ class Consumer(CeleryConsumer):
     def call_soon_ack(self, p: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
         """Celery passes a message's `ack_log_error` or `reject_log_error`, to be called where its connection lives."""
         return super().call_soon_ack(self._settle, p, *args, **kwargs)  # type: ignore[misc] # new in Celery 5.7
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        if refusals.named_by(message.headers) is None:
+            super().on_unknown_task(body, message, exc)
+            return
+        message.reject_log_error(log, self.connection_errors)  # type: ignore[attr-defined] # set in Celery's `__init__`
+        task, task_id = message.headers["task"], message.headers["id"]
+        signals.task_unknown.send(sender=self, message=message, exc=exc, name=task, id=task_id)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        super().on_decode_error(message, exc)
+        refusals.refuse(message, refusals.sentence(self.hostname, exc))
 
     def _settle(self, p: Any, logger: logging.Logger, errors: tuple[type[Exception], ...], *rest: Any) -> None:
         try:

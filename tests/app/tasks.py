@@ -638,3 +638,9 @@ def entries(start: datetime | None, end: datetime) -> Table:
 def numbers(start: datetime | None, end: datetime) -> Table:
     """More rows than fit into a PDF."""
     return Table(["number"], ([number] for number in range(5_001)))
+
+
+@shared_task(name="tests.to_old")
+def to_old() -> None:
+    """Send a step to the queue of the old worker."""
+    nothing.apply_async(queue="old")

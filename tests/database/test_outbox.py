@@ -7,19 +7,19 @@ from datetime import timedelta
 
 import pytest
 from celery import current_app
-from celery.signals import before_task_publish
+from celery.signals import after_task_publish, before_task_publish
 from django.db import connection
 
 from jobs.ledger import outbox
 from jobs.messages.arguments import find_task
 from jobs.messages.dispatch import BrokerUnavailableError
 from jobs.messages.envelope import ATTEMPT_HEADER
-from jobs.models import Policy, Run, State, database_now
+from jobs.models import Node, Policy, Run, State, Step, database_now
 from jobs.rules.policies import FIRST_PATIENCE
 from tests.making import make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
-SECOND = timedelta(seconds=1)
+SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 
 
 def messages(redis, queue="celery") -> list[dict]:
@@ -241,3 +241,164 @@ def test_it_sends_the_other_runs_if_the_router_of_one_raises_any_error(redis, mo
     assert (bad.state, Run.objects.get(id=good.id).state) == (State.FAILED, State.QUEUED)
     assert bad.reason.startswith("could not be sent: ")
     assert bad.reason.endswith(reason)
+
+
+# --- Messages that no worker takes ------------------------------------------------------------------------------------
+
+LONG_AGO = 40  # sendings that take longer than UNDELIVERABLE_AFTER
+
+
+def sent(sends: int = 1, **columns) -> Run:
+    """A run whose latest message has been out for as long as its patience lasts."""
+    now = database_now()
+    return make_run(**{"state": State.QUEUED, "sends": sends, "queued_at": now - HOUR, "not_before": now, **columns})
+
+
+def make_node(queues: str = "celery, slow", kind: str = Node.Kind.WORKER, name: str = "celery@here") -> Node:
+    return Node.objects.create(name=name, kind=kind, queues=queues, pid=1)
+
+
+def reason_of(run: Run) -> str:
+    run.refresh_from_db()
+    return run.reason
+
+
+def test_it_sends_a_run_again_later_that_a_worker_gave_back(redis):
+    run = make_run()
+    outbox.send([run])
+    before = database_now()
+    assert outbox.give_back(run.id, 1, "celery@old knows no task tests.nothing")
+    run.refresh_from_db()
+    assert (run.state, run.attempt, run.sends, run.queued_at) == (State.WAITING, 1, 1, None)
+    assert run.reason == "celery@old knows no task tests.nothing"
+    assert run.not_before >= before + FIRST_PATIENCE
+    Run.objects.update(not_before=before)
+    assert outbox.send_waiting() == 1
+    run.refresh_from_db()
+    assert (run.state, run.sends, run.reason) == (State.QUEUED, 2, "celery@old knows no task tests.nothing")
+    assert len(messages(redis)) == 2
+
+
+def test_it_keeps_a_run_given_back_that_a_worker_refused_before_its_sending_was_noted(redis):
+    run = make_run()
+
+    def refuse(headers, **_):
+        outbox.give_back(run.id, 1, "unknown")
+
+    after_task_publish.connect(refuse)
+    try:
+        outbox.send([run])
+    finally:
+        after_task_publish.disconnect(refuse)
+    run.refresh_from_db()
+    assert (run.state, run.sends, run.reason) == (State.WAITING, 1, "unknown")
+
+
+def test_it_counts_one_sending_however_many_of_its_messages_are_refused():
+    run = sent(sends=3)
+    for worker in ("first", "second"):
+        assert outbox.give_back(run.id, 1, worker)
+    run.refresh_from_db()
+    assert (run.sends, run.reason) == (3, "first")
+
+
+@pytest.mark.parametrize("columns", [{"attempt": 2}, {"state": State.RUNNING}, {"state": State.CANCELLED}])
+def test_it_leaves_a_run_alone_whose_former_message_is_refused(columns):
+    run = sent(**columns)
+    assert not outbox.give_back(run.id, 1, "unknown")
+    assert reason_of(run) == ""
+
+
+def test_it_says_that_no_worker_consumes_the_queue_of_a_run():
+    make_node("celery")
+    make_node("backup", Node.Kind.BEAT, "beat@here")
+    runs = [sent(sends, queue="backup") for sends in (1, 4)]
+    outbox.send_waiting()
+    assert [reason_of(run) for run in runs] == [
+        "sent once, no worker took it: no worker consumes queue `backup`",
+        "sent 4 times, no worker took it: no worker consumes queue `backup`",
+    ]
+    assert {run.state for run in Run.objects.all()} == {State.QUEUED}
+
+
+def test_it_says_that_the_consumers_of_a_run_s_queue_start_nothing():
+    make_node("celery, backup")
+    run = sent(2)  # to the queue of its task
+    outbox.send_waiting()
+    assert reason_of(run) == (
+        "sent 2 times, no worker took it: the consumers of queue `celery` are busy or do not start runs"
+    )
+
+
+def test_it_names_a_consumer_without_the_start_guard():
+    make_node()
+    make_node(kind=Node.Kind.STRANGER, name="celery@old")
+    run = sent(2)
+    outbox.send_waiting()
+    assert "celery@old may have taken it" in reason_of(run)
+    assert "celery@here" not in run.reason
+
+
+def test_it_names_no_queue_where_an_exchange_decides(redis, monkeypatch):
+    run = sent(options={"exchange": "", "routing_key": "celery"})
+    outbox.send_waiting()
+    assert reason_of(run) == "sent once, no worker took it: no worker consumes its queue"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_fails_a_run_whose_queue_no_worker_has_consumed_for_long(redis):
+    schedule = make_schedule(policy={"pause_after_failures": 1})
+    run = sent(LONG_AGO, schedule=schedule, queue="backup")
+    outbox.send_waiting()
+    run.refresh_from_db()
+    assert (run.state, messages(redis, "backup")) == (State.FAILED, [])
+    assert run.reason == (f"undeliverable: sent {LONG_AGO} times, no worker took it: no worker consumes queue `backup`")
+    assert Policy.objects.paused().exists()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "state"),
+    [
+        (None, State.FAILED),
+        ({"state": State.RUNNING}, State.QUEUED),
+        ({"state": State.SUCCEEDED}, State.QUEUED),
+        ({"state": State.RUNNING, "node": "celery@there"}, State.FAILED),
+    ],
+)
+def test_it_fails_no_run_in_a_long_queue_that_workers_work_through(redis, theirs, state):
+    make_node()
+    make_node("other", name="celery@there")
+    run = sent(LONG_AGO)
+    if theirs:
+        make_run(**{"node": "celery@here", **theirs})
+    outbox.send_waiting()
+    run.refresh_from_db()
+    assert run.state == state
+    assert "the consumers of queue `celery` are busy or do not start runs" in run.reason
+
+
+def test_it_fails_no_run_in_a_long_queue_while_its_consumers_execute_steps(redis):
+    make_node()
+    run = sent(LONG_AGO)
+    of = make_run(state=State.RUNNING, node="celery@there")
+    Step.objects.create(id="a", run=of, attempt=1, task="tests.nothing", state="running", node="celery@here")
+    outbox.send_waiting()
+    assert Run.objects.get(id=run.id).state == State.QUEUED
+
+
+def test_it_fails_a_run_that_workers_have_refused_for_long(redis):
+    make_node()
+    make_run(state=State.RUNNING, node="celery@here")
+    run = sent(LONG_AGO)
+    outbox.give_back(run.id, 1, "celery@here knows no task tests.nothing")
+    Run.objects.filter(id=run.id).update(not_before=database_now())
+    outbox.send_waiting()
+    run.refresh_from_db()
+    assert (run.state, run.reason) == (State.FAILED, "undeliverable: celery@here knows no task tests.nothing")
+
+
+def test_it_gives_up_no_run_whose_sender_died_or_found_no_broker(redis):
+    run = sent(LONG_AGO, state=State.WAITING, reason="sent 39 times")
+    outbox.send_waiting()
+    run.refresh_from_db()
+    assert (run.state, run.reason) == (State.QUEUED, "sent 39 times")

@@ -109,7 +109,8 @@ def test_it_replaces_a_child_that_cannot_start_runs(processes, eventually, tmp_p
     run = send("tests.query", str(tmp_path / "left"))
 
     def over_at_last() -> bool:
-        Run.objects.filter(id=run.id, state=State.QUEUED).update(not_before=database_now())  # its patience has passed
+        queued = Run.objects.filter(id=run.id, state=State.QUEUED)
+        queued.update(not_before=database_now(), sends=1)  # its first patience has passed
         return over(run)
 
     eventually(over_at_last)

@@ -16,6 +16,7 @@ from jobs.rules.policies import (
     Pause,
     Rule,
     decide,
+    is_past_hope,
     jittered,
     patience,
     retry_delay,
@@ -255,3 +256,11 @@ def test_it_waits_longer_for_each_further_message():
     assert waits == sorted(waits)
     assert waits[1] == 2 * FIRST_PATIENCE
     assert waits[-1] == patience(32_000) == LONGEST_PATIENCE
+
+
+@pytest.mark.parametrize(
+    ("sends", "hours", "past"), [(0, 1, False), (1, 1, False), (8, 1, True), (9, 3, False), (32_000, 24, True)]
+)
+def test_it_gives_up_after_as_many_messages_as_fill_the_time(sends, hours, past):
+    assert is_past_hope(sends, hours * HOUR) is past
+    assert past is (sum((patience(sent) for sent in range(1, sends + 1)), timedelta(0)) >= hours * HOUR)

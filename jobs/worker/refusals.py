@@ -1,0 +1,87 @@
+"""What becomes of a run or step whose message this worker cannot take?
+
+It knows no such task, or may not or cannot decode the message. Its one rule: the ledger hears of it at once, with the
+reason and this worker's name. Beat sends the run again later, perhaps to another worker. A step fails: it has no sender
+that would send it again. This happens in the worker's main process.
+
+Limit: while the database is unavailable, a refusal is only logged. The run is then sent again after its patience.
+"""
+
+import logging
+from functools import partial
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from celery import signals
+from kombu.exceptions import ContentDisallowed
+
+from jobs.ledger import outbox, outcomes, steps
+from jobs.ledger.steps import STEP_HEADER
+from jobs.messages.envelope import ATTEMPT_HEADER
+from jobs.models import LONGEST_REASON
+from jobs.rules.errors import logged
+from jobs.secrets import in_one_line
+from jobs.worker.connection import on_good_connection
+
+log = logging.getLogger(__name__)
+
+
+class Named(NamedTuple):
+    """The attempt of a run that a message starts, or to which its step belongs."""
+
+    run: UUID
+    attempt: int
+    step: str = ""
+
+
+def named_by(headers: Any) -> Named | None:
+    """What the headers of a message name; None if that is no run and no step."""
+    try:
+        if (attempt := headers.get(ATTEMPT_HEADER)) is not None:
+            return Named(UUID(headers["id"]), int(attempt))
+        if step := headers.get(STEP_HEADER):
+            return Named(UUID(step[0]), int(step[1]), str(headers["id"]))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        log.info("A message names no attempt of a run: %r", headers)
+    return None
+
+
+def refuse(message: Any, why: str) -> None:
+    """Give back the run of this message, or fail its step; do nothing for the message of a plain task."""
+    named = named_by(message.headers)
+    if named is None:
+        return
+    log.warning("Run %s: %s", named.run, why, extra={"action": "refuse", "run": str(named.run)})
+    with logged(log, "The refusal of run %s could not be recorded.", named.run):
+        on_good_connection(partial(_refuse_step if named.step else _give_back, named, why[:LONGEST_REASON]))
+
+
+def _give_back(named: Named, why: str) -> None:
+    outbox.give_back(named.run, named.attempt, why)
+
+
+def _refuse_step(named: Named, why: str) -> None:
+    steps.refuse(named.step, named.run, named.attempt, why, "Undeliverable")
+    outcomes.settle(named.run, named.attempt)
+
+
+def sentence(worker: str, error: Exception | None) -> str:
+    """Why this worker takes no message that raises this error."""
+    what = in_one_line(error, LONGEST_REASON) if error else "it is no message of Celery"
+    advice = ": use json, or add the type to accept_content" if isinstance(error, ContentDisallowed) else ""
+    return f"{worker} cannot take its message, {what}{advice}"
+
+
+def _on_unknown(sender: Any, message: Any, name: str, **_: Any) -> None:
+    what = f"{sender.hostname} knows no task {name}"
+    refuse(message, f"{what}: deploy the code to it, or let another worker take the queue")
+
+
+def _on_rejected(sender: Any, message: Any, exc: Exception | None, **_: Any) -> None:
+    refuse(message, sentence(sender.hostname, exc))
+
+
+def connect() -> None:
+    """Listen to Celery."""
+    signals.task_unknown.connect(_on_unknown, dispatch_uid="jobs.worker.unknown")
+    signals.task_rejected.connect(_on_rejected, dispatch_uid="jobs.worker.rejected")
