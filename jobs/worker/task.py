@@ -3,7 +3,7 @@
 Its one rule: a process claims the attempt in the ledger before the body runs. If another process has the attempt, the
 message is dropped, and the run goes on. Tasks outside runs (plain `delay()`) are not touched and cost nothing.
 
-The application in project/celery.py makes it the base of every task, so a task needs to import nothing to be a job.
+The application in jobs/worker/app.py makes it the base of every task, so a task needs to import nothing to be a job.
 """
 
 import logging
