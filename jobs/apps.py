@@ -10,14 +10,16 @@ class JobsConfig(AppConfig):
 
     def ready(self) -> None:
         from jobs.ledger import outcomes
-        from jobs.monitoring import nodes, statistics
+        from jobs.monitoring import nodes, statistics, strangers
         from jobs.schedules import calendar
-        from jobs.worker import refusals, resources, signals
+        from jobs.worker import guard, refusals, resources, signals
 
         signals.connect()
         calendar.connect()
         nodes.connect()
         outcomes.listen(outcomes.pause_failing)
+        guard.connect()
         refusals.connect()
         resources.connect()
         statistics.connect()
+        strangers.connect()

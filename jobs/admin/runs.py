@@ -215,6 +215,8 @@ class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
     def status(self, node: Any) -> SafeString:
         if node.stopped_at:
             return format_html("{} at {}", state("skipped", "stopped"), moment(node.stopped_at))
+        if node.is_live and node.kind == Node.Kind.STRANGER:
+            return state("failed", "live, does not report")
         return state("succeeded", "live") if node.is_live else state("lost", "silent")
 
     @admin.display(description="last seen", ordering="seen_at")

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from celery import beat
+from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, close_old_connections, connection
 from django.db.models import Min
 from django_celery_beat.models import PeriodicTasks
@@ -23,6 +24,7 @@ from jobs.models import UNSTARTED, Node, Policy, Run, database_now
 from jobs.monitoring import nodes
 from jobs.rules.errors import hidden
 from jobs.schedules import calendar, entries
+from jobs.worker import guard
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ class Scheduler(beat.Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if found := guard.fault(self.app):
+            raise ImproperlyConfigured(found)
         self.max_interval = min(self.max_interval, LONGEST_SLEEP)
         self._failures = 0
         self._done_at: dict[str, float] = {}

@@ -1,7 +1,7 @@
 """Which beats and workers are there? Each sends a heartbeat every few seconds. At its end it is marked as stopped.
 
-Its one rule: heartbeats only inform people. No decision about a run depends on them: leases decide. A node that cannot
-reach the database only appears as silent.
+Its one rule: heartbeats inform people; leases decide about runs. Only when a run waits in vain for a day, heartbeats
+tell whether a worker consumes its queue (`ledger.undelivered`). A node that cannot reach the database appears silent.
 """
 
 import atexit
@@ -35,9 +35,9 @@ def beat_name() -> str:
 
 
 def heartbeat(name: str, **facts: Any) -> None:
-    """Record that this node lives, the first time with its facts. Raises `django.db.Error`."""
+    """Record that this node lives, and these facts. Raises `django.db.Error`."""
     known = Node.objects.filter(name=name, pid=os.getpid(), stopped_at=None)
-    if (name, os.getpid()) in _registered and known.update(seen_at=Now()):
+    if (name, os.getpid()) in _registered and known.update(seen_at=Now(), **facts):
         return
     _registered.add((name, os.getpid()))
     Node.objects.filter(seen_at__lt=Now() - DELETED_AFTER).delete()
@@ -65,26 +65,30 @@ def _mark_stopped_by(pid: int, name: str) -> None:
 
 
 def _on_worker_ready(sender: Any, **_: Any) -> None:
-    controller = sender.controller
-    facts = {
-        "kind": Node.Kind.WORKER,
-        "queues": ", ".join(sorted(sender.app.amqp.queues.consume_from))[:LONGEST_QUEUES],
-        "concurrency": f"{controller.pool_cls.__module__.rpartition('.')[2]} {controller.concurrency}",
-    }
     _worker_over.clear()
     at_exit(sender.hostname)
-    threading.Thread(target=_keep_beating, args=(sender.hostname, facts), name="node", daemon=True).start()
+    threading.Thread(target=_keep_beating, args=(sender,), name="node", daemon=True).start()
 
 
-def _keep_beating(name: str, facts: dict[str, Any]) -> None:
+def _keep_beating(consumer: Any) -> None:
     while True:
         try:
             with closing(connection):
-                heartbeat(name, **facts)
+                heartbeat(consumer.hostname, **_facts(consumer))
         except Error:
-            log.info("%s could not send a heartbeat to the database.", name, exc_info=True)
+            log.info("%s could not send a heartbeat to the database.", consumer.hostname, exc_info=True)
         if _worker_over.wait(EVERY):
             return
+
+
+def _facts(consumer: Any) -> dict[str, Any]:
+    """What this worker is; remote control may change its queues."""
+    controller = consumer.controller
+    return {
+        "kind": Node.Kind.WORKER,
+        "queues": ", ".join(sorted(consumer.app.amqp.queues.consume_from))[:LONGEST_QUEUES],
+        "concurrency": f"{controller.pool_cls.__module__.rpartition('.')[2]} {controller.concurrency}",
+    }
 
 
 def _on_worker_shutdown(**_: Any) -> None:

@@ -301,11 +301,11 @@ def is_past_hope(sends: int, limit: timedelta) -> bool:
 
 
 def unanswered(sends: int, queue: str, workers: Collection[str], strangers: Collection[str]) -> str:
-    """Why no worker started a run that was sent `sends` times. `strangers` consume its queue, but not as Punctual."""
+    """Why no worker started a run that was sent `sends` times. `strangers` consume its queue, but do not report."""
     where = f"queue `{queue}`" if queue else "its queue"
     if strangers:
         names = ", ".join(sorted(strangers))
-        why = f"{names} may have taken it, a consumer of {where} without Punctual's start guard: stop it or upgrade it"
+        why = f"{names} may have taken it, which consumes {where} but does not report to the ledger: stop or upgrade it"
     elif workers:
         why = f"the consumers of {where} are busy or do not start runs"
     else:

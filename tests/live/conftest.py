@@ -109,6 +109,11 @@ class Processes:
         """A beat that has begun to tick."""
         return self._start("beat", [*CELERY, "beat", *arguments], env, ready="beat: Starting...")
 
+    def start_other(self, app: str, node: str, *arguments: str, env: dict[str, str]) -> Process:
+        """A worker of another Celery application, such as one without Punctual."""
+        command = [sys.executable, "-m", "celery", "-A", app, "worker", "--pool=solo", f"--hostname={node}", *QUIET]
+        return self._start("other", [*command, "--loglevel=INFO", *arguments], env, ready=" ready.")
+
     def close(self) -> None:
         """End everything, and show every log: pytest prints it where the test has failed."""
         for process in self._started:
