@@ -56,6 +56,22 @@ def give_back(run_id: UUID, attempt: int, why: str) -> bool:
     return _answer(run_id, attempt, State.WAITING, timedelta(0), reason=why, queued_at=None)
 
 
+def hold(run_id: UUID, attempt: int, why: str, wait: timedelta) -> bool:
+    """Note that a worker holds the message of a run for so long; its patience ends after that.
+
+    Returns False if the attempt is no longer wanted.
+    """
+    return _answer(run_id, attempt, State.QUEUED, wait + policies.FIRST_PATIENCE, reason=why, queued_at=Now())
+
+
+def put_off(run_id: UUID, attempt: int, why: str, wait: timedelta) -> bool:
+    """Let a run wait in the ledger for so long, at least, which a worker could take later.
+
+    Returns False if the attempt is no longer wanted.
+    """
+    return _answer(run_id, attempt, State.WAITING, wait, reason=why, queued_at=Now())
+
+
 def _answer(run_id: UUID, attempt: int, to: State, wait: timedelta, **changes: Any) -> bool:
     """Write down what a worker says about the latest message of an unstarted run.
 

@@ -4,7 +4,7 @@ Its one rule: everything but the mended lines is Celery's own. In Celery and kom
 ends a worker whose broker fails while it holds a message that no process has begun, or that acknowledges a message over
 a connection that was replaced. The MemoryError of a task ends it, too. And it takes no more messages after as many as
 it may hold could not be acknowledged in time. It stores a failed result for a run whose task it does not know, though
-another worker may take the run, and says nothing about a message that it cannot decode.
+another worker may take the run, and says nothing about a message that it cannot decode. `limits` mends rate limits.
 
 Limit: a connection that cannot be closed, or a message that cannot be acknowledged, is left behind. The ledger knows
 which runs it was; the message of a plain task comes again or is lost, as with Celery.
@@ -18,11 +18,11 @@ from typing import Any
 from billiard.exceptions import Terminated
 from celery import signals
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
-from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 
 from jobs.rules.errors import logged
 from jobs.worker import refusals
+from jobs.worker.limits import LimitedConsumer
 from jobs.worker.signals import on_child_gone
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ CHILD_GONE = (WorkerLostError, TimeLimitExceeded, Terminated, SystemExit, Keyboa
 AGAIN = 1.0  # seconds until the next try to acknowledge a message
 
 
-class Consumer(CeleryConsumer):
+class Consumer(LimitedConsumer):
     """The setting `worker_consumer` names it."""
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:

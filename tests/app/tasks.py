@@ -644,3 +644,24 @@ def numbers(start: datetime | None, end: datetime) -> Table:
 def to_old() -> None:
     """Send a step to the queue of the old worker."""
     nothing.apply_async(queue="old")
+
+
+@shared_task(name="tests.limited", rate_limit="20/m")
+def limited() -> None:
+    """Start at most every three seconds in each worker."""
+
+
+@shared_task(name="tests.slow", rate_limit="15/h")
+def slow() -> None:
+    """Start at most every four minutes in each worker."""
+
+
+@shared_task(name="tests.hourly", rate_limit="1/h")
+def hourly() -> None:
+    """Start at most once an hour in each worker."""
+
+
+@shared_task(name="tests.send_limited")
+def send_limited() -> None:
+    """Send three steps that start one after the other."""
+    group(limited.si() for _ in range(3)).apply_async()

@@ -303,10 +303,35 @@ def test_it_counts_one_sending_however_many_of_its_messages_are_refused():
 
 
 @pytest.mark.parametrize("columns", [{"attempt": 2}, {"state": State.RUNNING}, {"state": State.CANCELLED}])
-def test_it_leaves_a_run_alone_whose_former_message_is_refused(columns):
+def test_it_leaves_a_run_alone_whose_former_message_is_answered(columns):
     run = sent(**columns)
     assert not outbox.give_back(run.id, 1, "unknown")
+    assert not outbox.hold(run.id, 1, "rate limit", HOUR)
+    assert not outbox.put_off(run.id, 1, "rate limit", HOUR)
     assert reason_of(run) == ""
+
+
+def test_it_sends_a_run_again_only_after_the_turn_that_a_worker_holds_it_for(redis):
+    run = make_run()
+    outbox.send([run])
+    before = database_now()
+    assert outbox.hold(run.id, 1, "rate limit", HOUR)
+    run.refresh_from_db()
+    assert (run.state, run.sends, run.reason) == (State.QUEUED, 1, "rate limit")
+    assert run.not_before >= before + HOUR + FIRST_PATIENCE
+    assert outbox.send_waiting() == 0
+
+
+def test_it_never_gives_up_a_run_that_a_worker_puts_off(redis):
+    run = sent(LONG_AGO)
+    before = database_now()
+    assert outbox.put_off(run.id, 1, "rate limit", 2 * HOUR)
+    run.refresh_from_db()
+    assert (run.state, run.reason) == (State.WAITING, "rate limit")
+    assert run.not_before >= before + 2 * HOUR
+    Run.objects.update(not_before=database_now())
+    assert outbox.send_waiting() == 1
+    assert Run.objects.get().state == State.QUEUED
 
 
 def test_it_says_that_no_worker_consumes_the_queue_of_a_run():
