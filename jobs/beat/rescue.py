@@ -8,6 +8,8 @@ import logging
 from datetime import datetime, timedelta
 
 from django.db import transaction
+from django.db.models import Case, TextField, Value, When
+from django.db.models.functions import Concat
 
 from jobs.ledger import outcomes, steps
 from jobs.models import UNSTARTED, Attempt, Policy, Run, RunQuerySet, State, Step, database_now
@@ -62,8 +64,10 @@ def _settle() -> int:
 def _expire(overdue: RunQuerySet) -> int:
     if not overdue.exists():  # cheaper than an UPDATE of no rows, for which SQLite's other writers would wait
         return 0
-    why = "expired: no worker started it in the time that its schedule allows"
-    return outcomes.end(overdue, UNSTARTED, State.EXPIRED, reason=why)
+    text = TextField()
+    known = Case(When(reason="", then=Value("", text)), default=Concat(Value("; ", text), "reason"))
+    why = Value("expired: no worker started it in the time that its schedule allows", text)
+    return outcomes.end(overdue, UNSTARTED, State.EXPIRED, reason=Concat(why, known))
 
 
 def _silent(run: Run) -> str:

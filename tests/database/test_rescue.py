@@ -75,3 +75,12 @@ def test_it_expires_runs_that_waited_too_long(state):
     patient.refresh_from_db()
     assert (late.state, patient.state) == (State.EXPIRED, state)
     assert late.reason
+
+
+def test_it_says_what_kept_an_expired_run_from_starting():
+    due = {"state": State.QUEUED, "expires_at": database_now() - SECOND}
+    silent, refused = make_run(**due), make_run(**due, reason="celery@old knows no task it")
+    assert rescue() == 2
+    why = "expired: no worker started it in the time that its schedule allows"
+    assert {run.reason for run in Run.objects.filter(id=silent.id)} == {why}
+    assert Run.objects.get(id=refused.id).reason == f"{why}; celery@old knows no task it"
