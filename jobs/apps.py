@@ -12,9 +12,10 @@ class JobsConfig(AppConfig):
         from jobs.ledger import outcomes
         from jobs.monitoring import nodes, statistics, strangers
         from jobs.schedules import calendar
-        from jobs.worker import guard, refusals, resources, signals
+        from jobs.worker import connection, guard, refusals, resources, signals
 
         signals.connect()
+        connection.connect()
         calendar.connect()
         nodes.connect()
         outcomes.listen(outcomes.pause_failing)

@@ -9,6 +9,7 @@ embedded Valkey server in VAR_DIR replace the last two if they are not set.
 import os
 import re
 import sqlite3
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -284,9 +285,8 @@ CELERY_WORKER_CONSUMER = "jobs.worker.consumer:Consumer"
 CELERY_TASK_ACKS_LATE = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_REDIRECT_STDOUTS = False
-# How many tasks may share a database connection; by default Celery closes it before and after each task. A worker
-# replaces a broken connection when the next run starts.
-CELERY_DB_REUSE_MAX = 1000
+# Celery itself closes no database connection: jobs.worker.connection decides which are kept from task to task.
+CELERY_DB_REUSE_MAX = sys.maxsize
 
 # Seconds after which a run is lost if its process has stopped renewing its lease. Beat finds it within 5 s more.
 LEASE_SECONDS: float = read("float", "LEASE_SECONDS", 60.0)
