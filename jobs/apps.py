@@ -10,10 +10,12 @@ class JobsConfig(AppConfig):
 
     def ready(self) -> None:
         from jobs.ledger import outcomes
+        from jobs.models import routing
         from jobs.monitoring import nodes, statistics, strangers
         from jobs.schedules import calendar
         from jobs.worker import connection, guard, refusals, resources, signals
 
+        routing.install()
         signals.connect()
         connection.connect()
         calendar.connect()
