@@ -195,35 +195,48 @@ def _sqlite_options() -> dict[str, Any]:
     return SQLITE_OPTIONS
 
 
-def _database() -> dict[str, Any]:
-    default = f"sqlite:///{quote(str(VAR_DIR))}/punctual.sqlite3" if EMBEDDED else required
-    url: str = read("str", "DATABASE_URL", default)
+def _database(name: str, url: str) -> dict[str, Any]:
+    """The entry in DATABASES for the address in variable `name`."""
     scheme = url.split("://", 1)[0]
     if scheme not in {"postgres", "postgresql", "sqlite"}:
         raise ImproperlyConfigured(
-            "DATABASE_URL is invalid: it must look like postgres://user:password@host:5432/name or "
+            f"{name} is invalid: it must look like postgres://user:password@host:5432/name or "
             "sqlite:////absolute/path.sqlite3."
         )
     # Each process has its own database in memory: enough for commands that need no data.
     if scheme == "sqlite" and not url.startswith("sqlite:////") and url != "sqlite://:memory:":
         raise ImproperlyConfigured(
-            "DATABASE_URL needs an absolute path after sqlite:///, such as sqlite:////srv/name.sqlite3."
+            f"{name} needs an absolute path after sqlite:///, such as sqlite:////srv/name.sqlite3."
         )
     try:
         config: dict[str, Any] = environ.Env.db_url_config(url)
     except ValueError:
         raise ImproperlyConfigured(
-            "DATABASE_URL is invalid: check its port, and write / : @ # ? in a password as %2F %3A %40 %23 %3F."
+            f"{name} is invalid: check its port, and write / : @ # ? in a password as %2F %3A %40 %23 %3F."
         ) from None
     if not config["NAME"]:
-        raise ImproperlyConfigured("DATABASE_URL names no database: add /name at the end.")
+        raise ImproperlyConfigured(f"{name} names no database: add /name at the end.")
     options = _sqlite_options() if scheme == "sqlite" else POSTGRESQL_OPTIONS
     config["OPTIONS"] = {**options, **config.get("OPTIONS", {})}
     return {"CONN_HEALTH_CHECKS": True, "CONN_MAX_AGE": 0 if scheme == "sqlite" else 60, **config}  # seconds
 
 
+def _direct(pooled: dict[str, Any]) -> dict[str, Any] | None:
+    url: str = read("str", "DATABASE_DIRECT_URL", "")
+    if not url:
+        return None
+    config = _database("DATABASE_DIRECT_URL", url)
+    if config["ENGINE"] != pooled["ENGINE"]:
+        raise ImproperlyConfigured("DATABASE_DIRECT_URL is invalid: it must lead to the database of DATABASE_URL.")
+    return config
+
+
+_sqlite_file = f"sqlite:///{quote(str(VAR_DIR))}/punctual.sqlite3" if EMBEDDED else required
 # postgres://user:password@host:5432/name or sqlite:////absolute/path.sqlite3
-DATABASES = {"default": _database()}
+DATABASES = {"default": _database("DATABASE_URL", read("str", "DATABASE_URL", _sqlite_file))}
+# The same database without a pooler such as PgBouncer, for jobs that need a session: backups, reports.
+DATABASE_DIRECT = _direct(DATABASES["default"])
+DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = DATABASE_DIRECT is not None
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Broker and results ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import redis as redis_client
 from django.conf import settings as django_settings
 from django.db import connection
 
-from tests.servers import SERVERS, MissingServerError, MortalBroker, Servers
+from tests.servers import SERVERS, MissingServerError, MortalBroker, Pooler, Servers
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -105,3 +105,17 @@ def _empty_broker(request: pytest.FixtureRequest) -> None:
 def environment(transactional_db: None, redis: redis_client.Redis, servers: Servers) -> dict[str, str]:
     """The environment for processes that use the database and the broker of this test."""
     return {**os.environ, "DATABASE_URL": servers.database_url_for(connection.settings_dict["NAME"])}
+
+
+@pytest.fixture
+def pooled(environment: dict[str, str], servers: Servers) -> Iterator[dict[str, str]]:
+    """The variables of processes that reach this test's database through PgBouncer, which runs as long as the test."""
+    if servers.database == "sqlite":
+        pytest.skip("SQLite has no connections to pool.")
+    pooler = Pooler(servers)
+    try:
+        pooler.start()
+    except MissingServerError as missing:
+        pytest.skip(str(missing))
+    yield {"DATABASE_URL": pooler.url_for(connection.settings_dict["NAME"])}
+    pooler.stop()

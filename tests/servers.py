@@ -291,6 +291,60 @@ def _check_postgresql(folder: Path) -> bool:
     return True
 
 
+# --- PgBouncer ------------------------------------------------------------------------------------------------------
+
+PGBOUNCER = """
+[databases]
+* = {server}
+
+[pgbouncer]
+unix_socket_dir = {folder}
+listen_port = 5432
+auth_type = any
+pool_mode = transaction
+default_pool_size = 4
+max_client_conn = 400
+"""
+
+
+class Pooler:
+    """PgBouncer in transaction mode before the run's PostgreSQL: few sessions, each shared by all clients."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._workspace, self._folder = servers.workspace, servers.workspace.folder / "pgbouncer"
+        config = environ.Env.db_url_config(servers.database_url)
+        names = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password"}
+        self._server = " ".join(f"{theirs}='{config[ours]}'" for ours, theirs in names.items() if config[ours])
+        self._log = servers.workspace.folder / "pgbouncer.log"
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def url_for(self, name: str) -> str:
+        """The address of database `name` through the pooler."""
+        return f"postgres://pooled@/{self._folder}/{quote(name, safe='')}"
+
+    def start(self) -> None:
+        """Start it. Returns once it listens. Raises MissingServerError."""
+        program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+        if program is None:
+            raise MissingServerError("PgBouncer is not installed: its tests need it (Debian: apt install pgbouncer).")
+        self._folder.mkdir(exist_ok=True)
+        settings = self._folder / "pgbouncer.ini"
+        settings.write_text(PGBOUNCER.format(server=self._server, folder=self._folder))
+        options: dict[str, Any] = {"cwd": self._folder}
+        if user := _users()[0]:
+            shutil.chown(self._folder, user)
+            options |= {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+        self._child = self._workspace.start([program, settings], self._log, **options)
+        _await(self._child, self._log, (self._folder / ".s.PGSQL.5432").is_socket)
+
+    def stop(self) -> None:
+        """End it with all its sessions, so that the test's database can be removed."""
+        if self._child is not None:
+            self._child.kill()
+            self._workspace.reap(self._child.pid)
+            (self._folder / ".s.PGSQL.5432").unlink(missing_ok=True)
+
+
 # --- Redis ----------------------------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,8 @@ def backup_database(
 ) -> dict[str, int]:
     """Back up the default database; returns the size in bytes and how many older backups were deleted.
 
-    Raises `jobs.toolkit.backup.BackupError` if the copy cannot be made or restored.
+    Raises `jobs.toolkit.backup.BackupError` if the copy cannot be made or restored, and
+    `jobs.toolkit.direct.PoolerError` behind a pooler without DATABASE_DIRECT_URL.
     """
     _remove_leftovers()
     with TemporaryDirectory(prefix=FOLDER) as folder:

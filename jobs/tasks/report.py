@@ -19,7 +19,7 @@ from django.utils.timezone import localtime
 from pydantic import Field, validate_call
 
 from jobs.models import StoredFile
-from jobs.toolkit import documents, files, mail, queries
+from jobs.toolkit import direct, documents, files, mail, queries
 from jobs.toolkit.current import progress
 
 STEP = 1_000  # rows between two updates of the progress
@@ -40,15 +40,17 @@ def report(
 ) -> dict[str, int]:
     """Make the report; returns how many rows and files it has, and to how many addresses it was sent.
 
-    Raises `jobs.toolkit.mail.MailError` if the mail server accepts nothing now, or no address was reached.
+    Raises `jobs.toolkit.mail.MailError` if the mail server accepts nothing now, or no address was reached, and
+    `jobs.toolkit.direct.PoolerError` behind a pooler without DATABASE_DIRECT_URL.
     """
     window = queries.window()
     title = f"{query}, {window}"
-    table = queries.execute(query, window)
     with TemporaryDirectory(prefix="report-") as folder:
         csv, pdf = (Path(folder, f"{query} {localtime(window.end):%Y-%m-%d %H%M}.{suffix}") for suffix in TYPES)
         first: list[Sequence[Any]] = []
-        number = documents.write_csv(csv, table.columns, _passing(table.rows, first))
+        with direct.session():
+            table = queries.execute(query, window)
+            number = documents.write_csv(csv, table.columns, _passing(table.rows, first))
         if formats != "csv":
             progress(number, number, "writing the PDF")
             documents.write_pdf(pdf, title, table.columns, first, of=number)

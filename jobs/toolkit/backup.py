@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from django.db import DEFAULT_DB_ALIAS, DatabaseError, connection
+from django.db import DatabaseError, connection
+
+from jobs.toolkit import direct
 
 SCRATCH = "punctual_verify_"  # the prefix of scratch databases
 STALE_AFTER = 86_400  # seconds after which no process can still use one
@@ -27,10 +29,11 @@ class BackupError(Exception):
 
 
 def make(path: Path) -> None:
-    """Write a copy of the database into a new file, and restore it once. Raises BackupError."""
-    before = survey(connection)
-    copy_to(path)
-    verify(path, before)
+    """Write a copy of the database into a new file, and restore it once. Raises BackupError or PoolerError."""
+    with direct.session():
+        before = survey(connection)
+        copy_to(path)
+        verify(path, before)
 
 
 def survey(database: Any) -> dict[str, bool]:
@@ -139,7 +142,5 @@ def _run(program: str, *options: str, database: str) -> None:
 @contextmanager
 def _opened(name: object) -> Iterator[Any]:
     """A separate connection to the database of that name, with the same settings."""
-    copy = connection.copy(DEFAULT_DB_ALIAS)
-    copy.settings_dict = {**connection.settings_dict, "NAME": str(name)}
-    with closing(copy):
+    with closing(direct.separate({"NAME": str(name)})) as copy:
         yield copy

@@ -5,7 +5,8 @@ Where one thread executes all tasks (prefork, solo), a connection is kept as lon
 is closed after each task, or returned to psycopg's pool. CELERY_DB_REUSE_MAX turns off Celery's own closing.
 
 A session is reset only after a task used it: that takes a round trip or two, a new connection thirty times as long.
-Limit: connections that a task opens in threads of its own are the task's.
+Limits: connections that a task opens in threads of its own are the task's. Behind a pooler such as PgBouncer a session
+belongs to one transaction only, and so what a task sets may meet other clients.
 """
 
 import logging

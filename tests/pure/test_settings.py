@@ -140,8 +140,23 @@ def test_it_uses_embedded_servers_without_debug_only_if_embedded_is_on(outcomes,
     assert seen["DEBUG"] is False
 
 
-def test_it_refuses_an_invalid_database_url(assert_refused):
-    assert_refused(*(("DATABASE_URL", url) for url in BAD_DATABASE_URLS))
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_DIRECT_URL"])
+def test_it_refuses_an_invalid_database_url(assert_refused, name):
+    assert_refused(*((name, url) for url in BAD_DATABASE_URLS))
+
+
+def test_it_uses_server_side_cursors_unless_a_pooler_stands_before_the_database(outcomes):
+    direct = f"postgres://user:{SECRET}@db.example:5432/punctual"
+    usual, pooled, odd = outcomes(
+        COMPLETE,
+        {**COMPLETE, "DATABASE_URL": "postgres://user@pooler:6432/pool", "DATABASE_DIRECT_URL": direct},
+        {**COMPLETE, "DATABASE_DIRECT_URL": "sqlite:////srv/punctual.sqlite3"},
+    )
+    assert usual["DATABASE_DIRECT"] is None
+    assert not usual["DATABASES"]["default"]["DISABLE_SERVER_SIDE_CURSORS"]
+    assert pooled["DATABASE_DIRECT"]["HOST"] == "db.example"
+    assert pooled["DATABASES"]["default"]["DISABLE_SERVER_SIDE_CURSORS"]
+    assert odd["refused"] == "DATABASE_DIRECT_URL is invalid: it must lead to the database of DATABASE_URL."
 
 
 @pytest.mark.parametrize("name", ["REDIS_URL", "CACHE_URL"])
