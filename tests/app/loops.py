@@ -142,8 +142,8 @@ def leave_loop() -> None:
     asyncio._set_running_loop(loops[-1])
 
 
-@shared_task(name="tests.spoil")
-def spoil() -> None:
+@shared_task(name="tests.break_process")
+def break_process() -> None:
     """Spoil this process: it cannot start another run."""
 
     def refuse(*_: Any, **__: Any) -> None:

@@ -104,8 +104,8 @@ def test_it_records_steps_and_ends_beside_an_event_loop(processes, eventually, t
 
 def test_it_replaces_a_child_that_cannot_start_runs(processes, eventually, tmp_path):
     worker = processes.start_worker("--concurrency=1")
-    spoiling = send("tests.spoil")
-    eventually(lambda: over(spoiling))
+    breaking = send("tests.break_process")
+    eventually(lambda: over(breaking))
     run = send("tests.query", str(tmp_path / "left"))
 
     def over_at_last() -> bool:
