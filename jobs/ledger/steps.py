@@ -5,7 +5,7 @@ is over and no step is queued or running. Each process that ends a step may end 
 takes its run with it: the run is rescued as a whole.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -17,58 +17,68 @@ from jobs.models.prepared import Exist, Update
 from jobs.models.runs import PROCESS
 from jobs.models.steps import StepQuerySet
 
-# The header that names the run and the attempt of a step.
+# The header that names the run and the attempt of a step, and the key of its row.
 STEP_HEADER = "punctual_step"
 
 
-def start(task_id: str, run_id: UUID, attempt: int, node: str, pid: int) -> bool:
+def key_of(header: Sequence[Any], task_id: str) -> str:
+    """The key of a step's row, from `STEP_HEADER`. A former version of Punctual leaves it out: it is the task's id."""
+    return str(header[2]) if len(header) > 2 else task_id
+
+
+def start(key: str, run_id: UUID, attempt: int, node: str, pid: int) -> bool:
     """Claim a step for this process; False if it was started before, or its run no longer needs it."""
-    return bool(_START(task_id=task_id, run_id=run_id, attempt=attempt, node=node, pid=pid, lease=lease()))
+    return bool(_START(key=key, run_id=run_id, attempt=attempt, node=node, pid=pid, lease=lease()))
 
 
-def end(task_id: str, run_id: UUID, attempt: int, state: Step.State, **changes: Any) -> None:
+def end(key: str, run_id: UUID, attempt: int, state: Step.State, **changes: Any) -> None:
     """Record the end of a running step. A step that was sent again in the meantime is not over and stays unchanged."""
     if state == Step.State.SUCCEEDED:
-        _SUCCEED(task_id=task_id, run_id=run_id, attempt=attempt)
+        _SUCCEED(key=key, run_id=run_id, attempt=attempt)
     else:
-        this = Step.objects.filter(id=task_id, run=run_id, attempt=attempt)
-        this.move({Step.State.RUNNING}, state, **changes)
+        Step.objects.filter(id=key, run=run_id, attempt=attempt).move({Step.State.RUNNING}, state, **changes)
 
 
 def _starting(
-    task_id: Any, run_id: Any, attempt: Any, node: Any, pid: Any, lease: Any
+    key: Any, run_id: Any, attempt: Any, node: Any, pid: Any, lease: Any
 ) -> tuple[QuerySet[Step], dict[str, Any]]:
     changes = {"started_at": Now(), "lease_until": Now() + lease, "node": node, "pid": pid}
-    return _wanted(task_id, run_id, attempt).moving({Step.State.QUEUED}, Step.State.RUNNING, **changes)
+    return _wanted(key, run_id, attempt).moving({Step.State.QUEUED}, Step.State.RUNNING, **changes)
 
 
-def _wanted(task_id: Any, run_id: Any, attempt: Any) -> StepQuerySet:
-    """The step, if its run still waits for it."""
-    waits = {"state": State.RUNNING, "cancel_reason": ""}
+def _wanted(key: Any, run_id: Any, attempt: Any) -> StepQuerySet:
+    """The step, if its run still needs it: a run whose body has failed only waits for running steps."""
+    waits = {"state": State.RUNNING, "cancel_reason": "", "error_class": ""}
     run = Run.objects.filter(id=OuterRef("run_id"), attempt=OuterRef("attempt"), **waits)
-    return Step.objects.filter(Exists(run), id=task_id, run=run_id, attempt=attempt)
+    return Step.objects.filter(Exists(run), id=key, run=run_id, attempt=attempt)
 
 
-def _succeeding(task_id: Any, run_id: Any, attempt: Any) -> tuple[QuerySet[Step], dict[str, Any]]:
-    this = Step.objects.filter(id=task_id, run=run_id, attempt=attempt)
+def _succeeding(key: Any, run_id: Any, attempt: Any) -> tuple[QuerySet[Step], dict[str, Any]]:
+    this = Step.objects.filter(id=key, run=run_id, attempt=attempt)
     return this.moving({Step.State.RUNNING}, Step.State.SUCCEEDED)
 
 
-_STEP: dict[str, Any] = {"task_id": CharField(), "run_id": UUIDField(), "attempt": IntegerField()}
+_STEP: dict[str, Any] = {"key": CharField(), "run_id": UUIDField(), "attempt": IntegerField()}
 _START = Update(_starting, _STEP | PROCESS)
 _SUCCEED = Update(_succeeding, _STEP)
 
 
-def refuse(task_id: str, run_id: UUID, attempt: int, why: str, error_class: str) -> bool:
-    """Fail a step whose message will not start it. False if it has started, or if its run no longer waits for it."""
-    this = _wanted(task_id, run_id, attempt)
+def refuse(key: str, run_id: UUID, attempt: int, why: str, error_class: str) -> bool:
+    """Fail a step whose message will not start it. False if it has started, or if its run no longer needs it."""
+    this = _wanted(key, run_id, attempt)
     return bool(this.move({Step.State.QUEUED}, Step.State.FAILED, error_class=error_class, error_text=why))
 
 
-def fail_unsent(task_ids: Collection[str], run_id: UUID) -> None:
+def dismiss(key: str, run_id: UUID, attempt: int) -> bool:
+    """Cancel a step that has not started because its run no longer needs it."""
+    this = Step.objects.filter(id=key, run=run_id, attempt=attempt)
+    return bool(this.move({Step.State.QUEUED}, Step.State.CANCELLED))
+
+
+def fail_unsent(keys: Collection[str], run_id: UUID) -> None:
     """Fail steps that were not sent because another on-commit callback of their transaction failed."""
     why = "it was not sent: another on-commit callback of its transaction failed"
-    unsent = Step.objects.filter(id__in=task_ids, run=run_id)
+    unsent = Step.objects.filter(id__in=keys, run=run_id)
     unsent.move({Step.State.QUEUED}, Step.State.FAILED, error_class="Unsent", error_text=why)
 
 

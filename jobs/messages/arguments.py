@@ -52,7 +52,7 @@ def check(task: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
         if model := model_of(task):
             model.model_validate(by_name(task, args, kwargs))
         else:
-            task.__header__(*args, **kwargs)
+            _header(task)(*args, **kwargs)
     except TypeError as error:
         raise Invalid(f"The arguments do not fit {task.name!r}: {error}.") from error
     except ValidationError as error:
@@ -61,14 +61,25 @@ def check(task: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
 
 def by_name(task: Any, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a typed task by name. Raises TypeError when they do not fit its signature."""
-    signature = _signature(task.run.raw_function, inspect.ismethod(task.run))
+    signature = _signature(task.run.raw_function, _is_bound(task))
     return dict(signature.bind(*args, **kwargs).arguments)
 
 
 def model_of(task: Any) -> type[BaseModel] | None:
     """A field for each argument of a typed task; None for any other task, and where an argument cannot have one."""
     function: Callable[..., Any] | None = getattr(task.run, "raw_function", None)
-    return _model(function, inspect.ismethod(task.run)) if function else None
+    return _model(function, _is_bound(task)) if function else None
+
+
+def _header(task: Any) -> Callable[..., Any]:
+    """Celery's check of the arguments; a task that is a class has none."""
+    header: Callable[..., Any] | None = getattr(task, "__header__", None)
+    return header or inspect.signature(task.run).bind
+
+
+def _is_bound(task: Any) -> bool:
+    """Whether the body gets the task as its first argument. `jobs.worker.loops` and `autoretry_for` wrap the body."""
+    return inspect.ismethod(task.run) or inspect.ismethod(getattr(task.run, "__wrapped__", None))
 
 
 def sentence(error: ValidationError) -> str:

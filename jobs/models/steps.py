@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from typing import Any
+from uuid import uuid4, uuid5
 
 from django.db import models
 from django.db.models import Q
@@ -35,21 +36,40 @@ class StepQuerySet(models.QuerySet["Step"]):
             changes |= {"finished_at": Now()}
         return self.filter(state__in=expected), {"state": to, **changes}
 
-    def enlist(self, step: "Step", *, is_sender: bool = False) -> bool:
-        """Save a step that is about to be published, or that its chord will publish. False if its id is taken.
+    def enlist(self, step: "Step", *, is_sender: bool = False) -> str:
+        """Save a step that is about to be published, or that its chord will publish; returns the key of its row.
 
-        A step that sends itself again (`is_sender`) starts anew, and so does a step of a former attempt, whose end no
-        longer counts. Each member of a chord expects the same body.
+        The body of a chord has the row that its members expect, and a step that sends itself again (`is_sender`) keeps
+        its own. Every other step gets a new one: ids of tasks repeat, because Celery keeps them in workflow objects.
         """
-        former = self.filter(id=step.id)
-        if not is_sender:
-            former = former.filter(step.replaces())
-        columns = {name: getattr(step, name) for name in ("run_id", "attempt", "task", "group", "following")}
-        starts_anew = {state for state, following in STEP_TRANSITIONS.items() if step.state in following}
-        if former.move(starts_anew, step.state, lease_until=step.lease_until, **columns) or bulk.insert_new(step):
-            return True
-        same = {"id": step.id, "run": step.run_id, "attempt": step.attempt, "group": step.group}
-        return step.state == Step.State.EXPECTED and self.filter(**same).exists()
+        if key := self._known(step, is_sender=is_sender) or (bulk.insert_new(step) and step.id):
+            return key
+        if step.state == Step.State.EXPECTED:  # the same row for all members of the chord, in every process
+            if self._of_attempt(step).filter(id=step.id, group__in={step.group, ""}).exists():
+                return step.id
+            step.id = str(uuid5(step.run_id, f"{step.attempt} {step.group} {step.task_id}"))
+        else:
+            step.id = str(uuid4())
+        bulk.insert_new(step)
+        return step.id
+
+    def _known(self, step: "Step", *, is_sender: bool) -> str:
+        """Let the row that this step already has start anew; returns its key, empty if it has none."""
+        mine = self._of_attempt(step)
+        if is_sender:
+            former, states = mine.filter(id=step.id), set(Step.State)
+        elif step.state == Step.State.QUEUED:
+            bodies = mine.filter(Q(task_id=step.task_id) | Q(id=step.task_id), state=Step.State.EXPECTED)
+            former, states = self.filter(id__in=bodies.order_by("id").values("id")[:1]), {Step.State.EXPECTED}
+        else:
+            return ""
+        columns = {name: getattr(step, name) for name in ("task", "task_id", "group", "following", "lease_until")}
+        states = {state for state in states if step.state in STEP_TRANSITIONS[state]}
+        found = bulk.update_returning(*former.moving(states, step.state, **columns), "id")
+        return str(found[0][0]) if found else ""
+
+    def _of_attempt(self, step: "Step") -> "StepQuerySet":
+        return self.filter(run=step.run_id, attempt=step.attempt)
 
 
 class Step(Executed):
@@ -64,7 +84,10 @@ class Step(Executed):
         CANCELLED = "cancelled"
         LOST = "lost"
 
-    id = models.CharField(max_length=255, primary_key=True, help_text="The id of its Celery task.")
+    id = models.CharField(
+        max_length=255, primary_key=True, help_text="The id of its Celery task, unless an earlier step has that."
+    )
+    task_id = models.CharField(max_length=255, blank=True, db_default="", help_text="The id of its Celery task.")
     run = models.ForeignKey(Run, models.CASCADE, related_name="steps", db_index=False)
     attempt = models.PositiveSmallIntegerField(help_text="The attempt of the run that it belongs to.")
     task = models.CharField(max_length=LONGEST_NAME)
@@ -92,17 +115,7 @@ class Step(Executed):
     def __str__(self) -> str:
         return f"{self.task} of {self.run_id}"
 
-    def replaces(self) -> Q:
-        """The steps of the same id whose place it takes."""
-        mine = Q(run=self.run_id, attempt__lt=self.attempt)
-        if self.state == Step.State.QUEUED:
-            mine |= Q(run=self.run_id, attempt=self.attempt, state=Step.State.EXPECTED)
-        if len(self.id) != UUID_LENGTH:
-            mine |= Q(state__in=OVER) & ~Q(run=self.run_id)
-        return mine
 
-
-UUID_LENGTH = 36  # Celery generates ids of this length; others are the job's own, and the next run may use them again
 UNDER_WAY = frozenset({Step.State.QUEUED, Step.State.RUNNING})
 OVER = frozenset({Step.State.SUCCEEDED, Step.State.FAILED, Step.State.CANCELLED, Step.State.LOST})
 

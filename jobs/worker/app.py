@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from celery import Celery, Task
+from celery.app.trace import task_has_custom
 from celery.utils.imports import symbol_by_name
 from django.apps import apps
 
@@ -47,10 +48,12 @@ class Application(Celery):
         return super().send_task(name, *args, **options)
 
     def _executable(self, task: Any) -> Any:
-        from jobs.worker.loops import executing  # late: models cannot be imported with this module
+        from jobs.worker.loops import executing, executing_call  # late: models cannot be imported with this module
 
         body = "_orig_run" if hasattr(task, "_orig_run") else "run"  # with autoretry_for, `run` calls `_orig_run`
         setattr(task, body, executing(task, getattr(task, body)))
+        if task_has_custom(task, "__call__"):  # Celery then calls the task instead
+            type(task).__call__ = executing_call(type(task).__call__)
         return task
 
     def _as_job(self, base: Any) -> Any:

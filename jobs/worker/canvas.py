@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
-from uuid import NAMESPACE_OID, uuid4, uuid5
+from uuid import uuid4
 
 from celery import current_app
 from celery.utils.time import maybe_make_aware
@@ -21,6 +21,8 @@ from django.utils import timezone
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import LONGEST_NAME, Step, lease
+from jobs.models.steps import StepQuerySet
+from jobs.worker.connection import has_open_transaction
 from jobs.worker.context import Execution
 from jobs.worker.loops import outside_loop
 
@@ -36,6 +38,11 @@ def send(publish: Callable[..., Any], execution: Execution, name: str, options: 
     if ATTEMPT_HEADER in (options.get("headers") or {}) or name not in current_app.tasks:
         return publish(**options)
     with outside_loop():
+        if has_open_transaction(connection) and not connection.in_atomic_block:
+            raise transaction.TransactionManagementError(
+                f"{name} cannot be sent inside a transaction that Django does not manage: use transaction.atomic(),"
+                " which sends it after the commit, or send it outside of the transaction."
+            )
         try:
             _enlist(execution, name, options)
         except (OperationalError, InterfaceError):
@@ -44,7 +51,7 @@ def send(publish: Callable[..., Any], execution: Execution, name: str, options: 
             connection.close()  # the connection broke while the task did something else
             _enlist(execution, name, options)
     if connection.in_atomic_block:
-        execution.unpublished.add(options["task_id"])
+        execution.unpublished.add(_key(options))
         later = {key: options[key] for key in options.keys() - BOUND_TO_NOW}
         transaction.on_commit(partial(_publish, execution, publish, later))
         result = current_app.AsyncResult(options["task_id"])
@@ -54,17 +61,26 @@ def send(publish: Callable[..., Any], execution: Execution, name: str, options: 
 
 
 def _publish(execution: Execution, publish: Callable[..., Any], options: dict[str, Any]) -> Any:
-    execution.unpublished.discard(options["task_id"])
+    execution.unpublished.discard(_key(options))
     with ExitStack() as on_error:
-        on_error.callback(_undo, execution, options["task_id"])
+        on_error.callback(_undo, execution, _key(options), options["task_id"])
         result = publish(**options)
         on_error.pop_all()
         return result
 
 
-def _undo(execution: Execution, task_id: str) -> None:
+def _key(options: dict[str, Any]) -> str:
+    return str(options["headers"][STEP_HEADER][2])
+
+
+def _undo(execution: Execution, key: str, task_id: str) -> None:
     """Undo the row of a step that could not be published; a step that was sent again gets its former state back."""
-    unsent, request = Step.objects.filter(id=task_id, run=execution.run_id), execution.request
+    with outside_loop():
+        _undo_row(execution, Step.objects.filter(id=key, run=execution.run_id), task_id)
+
+
+def _undo_row(execution: Execution, unsent: StepQuerySet, task_id: str) -> None:
+    request = execution.request
     if execution.is_published_by_itself(task_id):
         execution.sent_again = False
         unsent.move({Step.State.QUEUED}, Step.State.RUNNING, task=request.task, lease_until=Now() + lease())
@@ -75,33 +91,26 @@ def _undo(execution: Execution, task_id: str) -> None:
 
 
 def _enlist(execution: Execution, name: str, options: dict[str, Any]) -> None:
-    headers, group = dict(options.get("headers") or {}), str(options.get("group_id") or "")
     options["task_id"] = options.get("task_id") or str(uuid4())
-    options["headers"] = headers | {STEP_HEADER: [str(execution.run_id), execution.attempt]}
+    group = str(options.get("group_id") or "")
     with transaction.atomic():
         for body in _firsts_of(options.get("chord")):
-            _note(execution, body["options"], body["task"], group, Step.State.EXPECTED)
+            _note(execution, body["options"]["task_id"], body["task"], Step.State.EXPECTED, group=group)
         following = len(options.get("chain") or ())
         until = Now() + timedelta(seconds=settings.STEP_PATIENCE_SECONDS) + delay_of(options)
-        _note(execution, options, name, group, Step.State.QUEUED, following=following, lease_until=until)
+        columns = {"group": group, "following": following, "lease_until": until}
+        key = _note(execution, options["task_id"], name, Step.State.QUEUED, **columns)
+    named = {STEP_HEADER: [str(execution.run_id), execution.attempt, key]}
+    options["headers"] = dict(options.get("headers") or {}) | named
 
 
-def _note(
-    execution: Execution, options: dict[str, Any], name: str, group: str, state: Step.State, **columns: Any
-) -> None:
-    """Save the row of a step. A step whose id belongs to another one gets a new id, in `options`.
-
-    A chain that is applied again gives its last task the same id, and each member of a chord names the same body. So
-    all members of one chord must find the same new id: it follows from their group.
-    """
-    of_run = {"run_id": execution.run_id, "attempt": execution.attempt}
-    wanted = str(options["task_id"])
-    for task_id in (wanted, str(uuid5(NAMESPACE_OID, f"{group} {wanted}")), str(uuid4())):
-        step = Step(id=task_id, task=name[:LONGEST_NAME], group=group, state=state, **of_run, **columns)
-        if Step.objects.enlist(step, is_sender=task_id == execution.task_id):
-            options["task_id"] = task_id
-            execution.add_step(task_id)
-            return
+def _note(execution: Execution, task_id: str, name: str, state: Step.State, **columns: Any) -> str:
+    """Save the row of a step; returns its key."""
+    own = execution.step if execution.is_published_by_itself(task_id) else None
+    columns |= {"run_id": execution.run_id, "attempt": execution.attempt, "state": state}
+    step = Step(id=own or task_id, task_id=task_id, task=name[:LONGEST_NAME], **columns)
+    execution.add_step(task_id)
+    return Step.objects.enlist(step, is_sender=own is not None)
 
 
 def _firsts_of(body: Any) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ def tend(sender: Any = None, **_: Any) -> None:
 
 def _tend(wrapper: Any) -> None:
     kept = _is_kept(wrapper)
-    if kept or _has_pool(wrapper) or _has_open_transaction(wrapper):
+    if kept or _has_pool(wrapper) or has_open_transaction(wrapper):
         _clean(wrapper)
     if wrapper.connection is not None and not (kept and _is_alive(wrapper)):
         wrapper.close()
@@ -114,7 +114,7 @@ def _unwatch(wrapper: Any) -> None:
 
 def _clean(wrapper: Any) -> None:
     """Give the session the state of a new one, or end it, if a task has used it."""
-    if _has_open_transaction(wrapper):
+    if has_open_transaction(wrapper):
         _drop(wrapper)
     elif wrapper.connection is not None and not _unused(wrapper):
         if wrapper.vendor != "postgresql" or _has_own_settings(wrapper):
@@ -180,7 +180,8 @@ def _has_news(raw: Any) -> bool:
     return bool(looking.poll(0))
 
 
-def _has_open_transaction(wrapper: Any) -> bool:
+def has_open_transaction(wrapper: Any) -> bool:
+    """Whether this connection is inside a transaction, also one that Django does not manage."""
     raw = wrapper.connection
     if raw is None:
         return False

@@ -83,8 +83,8 @@ class Request(CeleryRequest):
         Also replaces the `MemoryError` of a task: Celery would raise it again here, which ends the whole worker.
         """
         exception = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps exceptions from a child
-        if isinstance(exception, CHILD_GONE):
-            on_child_gone(self.id, exception, revoked=self._already_revoked)  # type: ignore[attr-defined]
+        if isinstance(exception, CHILD_GONE) and (named := refusals.named_by(self.request_dict)):
+            on_child_gone(named, self.id, exception, revoked=self._already_revoked)  # type: ignore[attr-defined]
         if isinstance(exception, MemoryError):
             exc_info.exception = RuntimeError(f"{type(exception).__name__}: {exception}")
         return super().on_failure(exc_info, *args, **kwargs)

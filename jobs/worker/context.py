@@ -37,12 +37,12 @@ class Execution:
     task_id: str
     run_id: UUID
     attempt: int
-    is_step: bool = False
+    step: str | None = None  # the key of its row; None for the body of the run
 
     has_steps: bool = False
     sent_again: bool = False  # whether this step was published again, by a retry or a replacement
     replaces_itself: bool = False  # whether the task has called `self.replace()`
-    unpublished: set[str] = field(default_factory=set)  # ids of steps that are published after a commit
+    unpublished: set[str] = field(default_factory=set)  # keys of steps that are published after a commit
     is_over: bool = False  # whether the body is over; code that runs after it, such as listeners, belongs to no run
     retry: Callable[[], Any] | None = None  # carries out the task's `self.retry()` after its body is over
     interrupt: Callable[[], Any] | None = None  # interrupts an `async def` job, from any thread
@@ -55,6 +55,10 @@ class Execution:
     interrupted_at: float | None = None
     progress: dict[str, Any] = field(default_factory=dict)  # columns that are not saved yet
     _lines: deque[str] = field(default_factory=deque)
+
+    @property
+    def is_step(self) -> bool:
+        return self.step is not None
 
     def log(self, line: str) -> None:
         """Add a log line, to be saved soon."""

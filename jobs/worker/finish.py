@@ -28,9 +28,9 @@ def finish(execution: Execution, state: State, reason: str = "") -> None:
         if execution.replaces_itself:
             _fail(execution, UNDONE, {"error_class": "Undone", "error_text": UNDONE})
             return
-    if execution.is_step:
+    if execution.step is not None:
         execution.write_news()
-        _end_step(execution, state, reason)
+        _end_step(execution, execution.step, state, reason)
     elif execution.has_steps:
         steps.carry(execution.run_id, execution.attempt, **execution.progress)
     else:
@@ -40,13 +40,13 @@ def finish(execution: Execution, state: State, reason: str = "") -> None:
     outcomes.settle(execution.run_id, execution.attempt)
 
 
-def _end_step(execution: Execution, state: State, reason: str) -> None:
+def _end_step(execution: Execution, step: str, state: State, reason: str) -> None:
     if execution.sent_again:
         return
     if state == State.SUCCEEDED:
-        steps.end(execution.task_id, execution.run_id, execution.attempt, Step.State.SUCCEEDED)
+        steps.end(step, execution.run_id, execution.attempt, Step.State.SUCCEEDED)
     else:
-        steps.end(execution.task_id, execution.run_id, execution.attempt, Step.State.FAILED, error_text=reason)
+        steps.end(step, execution.run_id, execution.attempt, Step.State.FAILED, error_text=reason)
 
 
 def fail(execution: Execution, exception: BaseException, text: str) -> None:
@@ -57,8 +57,8 @@ def fail(execution: Execution, exception: BaseException, text: str) -> None:
 
 
 def _fail(execution: Execution, reason: str, error: dict[str, str]) -> None:
-    if execution.is_step:
-        steps.end(execution.task_id, execution.run_id, execution.attempt, Step.State.FAILED, **error)
+    if execution.step is not None:
+        steps.end(execution.step, execution.run_id, execution.attempt, Step.State.FAILED, **error)
         outcomes.settle(execution.run_id, execution.attempt)
     elif steps.cancel(execution.run_id, execution.attempt):  # it has steps, and waits for the running ones
         steps.carry(execution.run_id, execution.attempt, reason=reason, **error)

@@ -1,11 +1,12 @@
 """How do event loops and the ledger get on? `async def` jobs get a loop, and the ledger works beside any loop.
 
 Its one rule: each execution of an `async def` job has its own event loop, in the thread of its task. A soft time limit
-or a cancellation is raised at the job's `await`, so the job can catch it and clean up. Database calls that the job
-makes with `sync_to_async` or Django's async ORM share one thread and one connection, which are closed at the end.
+or a cancellation is raised at the job's `await`, as an `Interruption`, so the job can catch it and clean up. Database
+calls that the job makes with `sync_to_async` or Django's async ORM share one thread and one connection, which end with
+the job.
 
 Limits: a soft time limit does not interrupt a function that waits in another thread. A greenlet pool (gevent,
-eventlet) executes one `async def` job at a time.
+eventlet), where tasks share a thread, executes no `async def` jobs.
 """
 
 import asyncio
@@ -13,14 +14,15 @@ import logging
 import signal
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from contextvars import copy_context
 from functools import partial, wraps
 from inspect import CORO_CLOSED, getcoroutinestate, iscoroutinefunction, unwrap
+from threading import current_thread, main_thread
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType, coroutine
 from typing import Any
 
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from asgiref.sync import ThreadSensitiveContext
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import soft_timeout_sighandler
 from django.db import connections
@@ -38,6 +40,10 @@ UNEXECUTED: dict[type[Any], str] = {
 KINDS = tuple(UNEXECUTED)
 
 
+class Interruption(asyncio.CancelledError, SoftTimeLimitExceeded):
+    """A soft time limit or a cancellation, for jobs that catch either error, and for asyncio's task groups."""
+
+
 def executing(task: Any, body: Callable[..., Any]) -> Callable[..., Any]:
     """The body of a task, extended to await what an `async def` returns. A direct call still returns the coroutine."""
     if hasattr(body, "executes"):
@@ -46,20 +52,34 @@ def executing(task: Any, body: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
-        outcome = body(*args, **kwargs)
-        if isinstance(outcome, KINDS) and not task.request.called_directly:
-            return _executed(task, outcome, is_async=is_async)
-        return outcome
+        return _executed(task, body(*args, **kwargs), is_async=is_async)
 
     run.executes = True  # type: ignore[attr-defined] # a function has attributes
     return run
 
 
+def executing_call(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Like `executing`, for the `__call__` of a task's class."""
+    if hasattr(call, "executes"):
+        return call
+
+    @wraps(call)
+    def execute(task: Any, *args: Any, **kwargs: Any) -> Any:
+        return _executed(task, call(task, *args, **kwargs), is_async=iscoroutinefunction(unwrap(call)))
+
+    execute.executes = True  # type: ignore[attr-defined] # a function has attributes
+    return execute
+
+
 def _executed(task: Any, outcome: Any, *, is_async: bool) -> Any:
-    """Raises TypeError if a run would succeed without executing its body."""
+    """What the task returns. Raises TypeError if a run would succeed without executing its body."""
+    if not isinstance(outcome, KINDS) or task.request.called_directly:
+        return outcome
     execution = context.of(task.request)
     if is_async and isinstance(outcome, CoroutineType):
         outcome = _execute(outcome, execution)
+        if getattr(task, "_dump_pydantic_arguments", None) and hasattr(outcome, "model_dump"):
+            return outcome.model_dump()  # as Celery does with `pydantic=True`, but after awaiting
     if execution and isinstance(outcome, KINDS):
         if not isinstance(outcome, AsyncGeneratorType):
             outcome.close()
@@ -69,86 +89,102 @@ def _executed(task: Any, outcome: Any, *, is_async: bool) -> Any:
 
 def _execute(job: Coroutine[Any, Any, Any], execution: context.Execution | None) -> Any:
     """Execute the coroutine. Where a loop is running, as in eager mode in an async view, it needs another thread."""
-    if asyncio._get_running_loop() is None:
-        return _run(job, execution)
     if detect_environment() != "default":
         job.close()
-        raise RuntimeError("A greenlet pool executes one `async def` job at a time: use the prefork or threads pool.")
+        raise RuntimeError("A greenlet pool executes no `async def` jobs: use the prefork or threads pool for them.")
+    if asyncio._get_running_loop() is None:
+        return _run(job, execution)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(copy_context().run, _run, job, execution).result()
 
 
 def _run(job: Coroutine[Any, Any, Any], execution: context.Execution | None) -> Any:
-    with closing(job), asyncio.Runner() as runner:
-        body = _Body(job, runner.get_loop())
+    with closing(job), asyncio.Runner() as runner, ThreadPoolExecutor(1, "database") as database:
+        body = _Body(job, runner.get_loop(), database)
         if execution:
             execution.interrupt = body.interrupt
-        with body.soft_limits():
-            return runner.get_loop().run_until_complete(body.task)
+        try:
+            with body.soft_limits():
+                return runner.get_loop().run_until_complete(body.task)
+        except asyncio.CancelledError:
+            if body.was_interrupted:
+                raise SoftTimeLimitExceeded from None
+            raise
 
 
 class _Body:
     """The body of an `async def` job in its event loop."""
 
-    def __init__(self, job: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._job, self._loop = job, loop
-        self._interrupted = False
+    def __init__(
+        self, job: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, database: ThreadPoolExecutor
+    ) -> None:
+        self._job, self._loop, self._database = job, loop, database
+        self._is_pending = False  # an interruption
+        self.was_interrupted = False
         self.task = loop.create_task(self._main())
 
     async def _main(self) -> Any:
-        async with ThreadSensitiveContext():
+        async with ThreadSensitiveContext(executor=self._database):
             try:
                 return await self._drive()
             finally:
-                await sync_to_async(connections.close_all)()
+                self._report_left_tasks()
+                await self._loop.run_in_executor(self._database, connections.close_all)
+
+    def _report_left_tasks(self) -> None:
+        if left := [task.get_name() for task in asyncio.all_tasks(self._loop) if task is not self.task]:
+            log.warning("The job ends and cancels tasks that it did not await: %s", ", ".join(sorted(left)))
 
     @coroutine
     def _drive(self) -> Generator[Any, Any, Any]:
-        """Like `await self._job`, but an interruption arrives as `SoftTimeLimitExceeded`."""
+        """Like `await self._job`, but a cancellation by `interrupt` arrives as an `Interruption`."""
         go_on: Callable[[], Any] = partial(self._job.send, None)
         while True:
             try:
                 awaited = go_on()
             except StopIteration as end:
                 return end.value
+            except Interruption as error:
+                raise SoftTimeLimitExceeded().with_traceback(error.__traceback__) from None
+            go_on = partial(self._job.send, None)
             try:
                 yield awaited
-                go_on = partial(self._job.send, None)
             except BaseException as error:  # noqa: BLE001 - whatever the job awaits may raise it
-                go_on = partial(self._job.throw, self._translated(error))
-
-    def _translated(self, error: BaseException) -> BaseException:
-        if not (self._interrupted and isinstance(error, asyncio.CancelledError)):
-            return error
-        self._interrupted = False
-        self.task.uncancel()
-        return SoftTimeLimitExceeded()
+                go_on = partial(self._job.throw, error)
+            if self._is_pending:  # even if the job awaited a task that swallowed the cancellation
+                self._is_pending = False
+                self.task.uncancel()
+                go_on = partial(self._job.throw, Interruption())
 
     def interrupt(self) -> None:
-        """Raise `SoftTimeLimitExceeded` where the job waits. Any thread may call it."""
-        self._loop.call_soon_threadsafe(self._cancel)
+        """Raise an `Interruption` where the job waits. Any thread may call it."""
+        with suppress(RuntimeError):  # the loop is closed: the job is over
+            self._loop.call_soon_threadsafe(self._cancel)
 
     def _cancel(self) -> None:
         if getcoroutinestate(self._job) != CORO_CLOSED:
-            self._interrupted = True
+            self._is_pending = self.was_interrupted = True
             self.task.cancel()
 
     @contextmanager
     def soft_limits(self) -> Iterator[None]:
         """Receive the soft time limits of a prefork child, which otherwise end the loop instead of the job."""
-        if not is_pool_child():
+        if not is_pool_child() or current_thread() is not main_thread():
             yield
             return
-        signal.signal(signal.SIGUSR1, self._on_signal)
+        former = signal.signal(signal.SIGUSR1, self._on_signal)
         try:
             yield
         finally:
-            signal.signal(signal.SIGUSR1, soft_timeout_sighandler)
+            signal.signal(signal.SIGUSR1, former)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if asyncio.current_task(self._loop) is self.task:  # it computes, or blocks the loop
-            raise SoftTimeLimitExceeded
-        self.interrupt()
+        computing = asyncio.current_task(self._loop)
+        if computing is not self.task:
+            self.interrupt()
+        if computing is not None:  # or it blocks the loop
+            self.was_interrupted = True
+            raise Interruption
 
 
 def is_pool_child() -> bool:

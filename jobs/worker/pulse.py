@@ -94,7 +94,7 @@ def _renew(due: list[Execution]) -> None:
         executing.update(lease_until=Now() + lease())
     for each in due:
         if each.is_step:
-            mine = Step.objects.filter(id=each.task_id, attempt=each.attempt, state=Step.State.RUNNING)
+            mine = Step.objects.filter(id=each.step, run=each.run_id, attempt=each.attempt, state=Step.State.RUNNING)
             mine.update(lease_until=Now() + lease())
 
 

@@ -40,7 +40,7 @@ def named_by(headers: Any) -> Named | None:
         if (attempt := headers.get(ATTEMPT_HEADER)) is not None:
             return Named(UUID(headers["id"]), int(attempt))
         if step := headers.get(STEP_HEADER):
-            return Named(UUID(step[0]), int(step[1]), str(headers["id"]))
+            return Named(UUID(step[0]), int(step[1]), steps.key_of(step, str(headers["id"])))
     except (AttributeError, LookupError, TypeError, ValueError):
         log.info("A message names no attempt of a run: %r", headers)
     return None

@@ -7,8 +7,7 @@ cannot be written fails the run.
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from functools import partial
 from traceback import format_exception
 from typing import Any
@@ -19,9 +18,7 @@ from celery import signals, states
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerShutdown, WorkerTerminate
 from celery.utils.serialization import UnpickleableExceptionWrapper
 from celery.worker import state as worker_state
-from django.core.exceptions import ValidationError
 from django.db import Error as DatabaseError
-from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from jobs.ledger import outcomes, steps
@@ -32,6 +29,7 @@ from jobs.rules.errors import logged
 from jobs.worker import context, finish, pulse
 from jobs.worker.connection import on_good_connection, patiently
 from jobs.worker.context import REFUSED, Execution
+from jobs.worker.refusals import Named
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +38,8 @@ _here = ""  # the node name of the worker that this process belongs to
 # The states that a task chooses by raising, with the state and the reason for the ledger.
 CHOSEN = {
     states.IGNORED: (State.SUCCEEDED, "the task ended itself by raising Ignore"),
-    states.REJECTED: (State.FAILED, "the task ended itself by raising Reject"),
+    states.REJECTED: (State.FAILED, "the task ended itself by raising Reject, and no message is repeated"),
+    states.RETRY: (State.FAILED, "the task ended itself by raising Retry; only self.retry() executes it again"),
 }
 
 
@@ -97,29 +96,25 @@ def _ends_process(error: BaseException) -> bool:
     return terminate_handler_fired() or isinstance(error, (WorkerShutdown, WorkerTerminate))
 
 
-def on_child_gone(task_id: str, exception: BaseException, *, revoked: bool) -> None:
+def on_child_gone(named: Named, task_id: str, exception: BaseException, *, revoked: bool) -> None:
     """In the worker's main process: the child that executed the run was killed, by its time limit or from outside."""
     with logged(log, "The end of the process of task %s could not be recorded.", task_id):
-        on_good_connection(partial(_record_child_gone, task_id, exception, revoked=revoked))
+        on_good_connection(partial(_record_child_gone, named, task_id, exception, revoked=revoked))
 
 
-def _record_child_gone(task_id: str, exception: BaseException, *, revoked: bool) -> None:
-    for execution, rows in _executed_by_child(task_id):
-        if isinstance(exception, TimeLimitExceeded):
-            finish.fail(execution, exception, "")
-        elif revoked and execution.is_step:
-            finish.finish(execution, State.FAILED, "it was revoked")
-        else:
-            rows.update(lease_until=Now())  # so the next rescue finds it; else it would wait for a whole lease
-
-
-def _executed_by_child(task_id: str) -> Iterator[tuple[Execution, QuerySet[Any]]]:
-    here = {"id": task_id, "state": "running", "node": _here}
-    with suppress(ValidationError):  # the id of a step may be any text
-        for run in (runs := Run.objects.filter(**here)):
-            yield Execution(task_id, run.id, run.attempt), runs
-    for step in (found := Step.objects.filter(**here)):
-        yield Execution(task_id, step.run_id, step.attempt, is_step=True), found
+def _record_child_gone(named: Named, task_id: str, exception: BaseException, *, revoked: bool) -> None:
+    here = {"attempt": named.attempt, "state": "running", "node": _here}
+    runs, found = Run.objects.filter(id=named.run, **here), Step.objects.filter(id=named.step, run=named.run, **here)
+    rows: Any = found if named.step else runs
+    if not rows.exists():
+        return
+    execution = Execution(task_id, named.run, named.attempt, named.step or None)
+    if isinstance(exception, TimeLimitExceeded):
+        finish.fail(execution, exception, "")
+    elif revoked and execution.is_step:
+        finish.finish(execution, State.FAILED, "it was revoked")
+    else:
+        rows.update(lease_until=Now())  # so the next rescue finds it; else it would wait for a whole lease
 
 
 def _on_revoked(request: Any, expired: bool = False, **_: Any) -> None:
@@ -135,7 +130,8 @@ def _on_revoked(request: Any, expired: bool = False, **_: Any) -> None:
         else:
             outcomes.cancel(run, why)
     elif step := request.get(STEP_HEADER):
-        steps.refuse(request.id, UUID(step[0]), int(step[1]), f"{why} before it started", "Revoked")
+        key = steps.key_of(step, request.id)
+        steps.refuse(key, UUID(step[0]), int(step[1]), f"{why} before it started", "Revoked")
         outcomes.settle(UUID(step[0]), int(step[1]))
 
 

@@ -90,7 +90,9 @@ def _execution_of(request: Any, task_id: str) -> Execution:
         task_id.encode()  # raises UnicodeEncodeError, a ValueError, for text that no database stores
         if attempt is not None:
             return Execution(task_id, UUID(task_id), int(attempt))
-        return Execution(task_id, UUID(step[0]), int(step[1]), is_step=True)
+        key = steps.key_of(step, task_id)
+        key.encode()
+        return Execution(task_id, UUID(step[0]), int(step[1]), key)
     except (IndexError, TypeError, ValueError) as error:
         raise Ignore(f"This message names no attempt of a run: {task_id!r}, {attempt!r}, {step!r}") from error
 
@@ -99,16 +101,19 @@ def _refuse(execution: Execution) -> None:
     """Note that this message starts nothing. A step that is still queued then fails: no other message will start it."""
     what, run = (execution.attempt, execution.run_id), {"run": str(execution.run_id)}
     why = "its message was refused, although it had not started"
-    if execution.is_step and steps.refuse(execution.task_id, execution.run_id, execution.attempt, why, "Refused"):
+    if execution.step is None:
+        log.info("Attempt %s of run %s is not started.", *what, extra=run)
+    elif steps.refuse(execution.step, execution.run_id, execution.attempt, why, "Refused"):
         log.error("A step of attempt %s of run %s failed: %s.", *what, why, extra=run)
         outcomes.settle(execution.run_id, execution.attempt)
-    else:
-        log.info("Attempt %s of run %s is not started.", *what, extra=run)
+    elif steps.dismiss(execution.step, execution.run_id, execution.attempt):
+        log.info("A step of attempt %s of run %s is no longer wanted.", *what, extra=run)
+        outcomes.settle(execution.run_id, execution.attempt)
 
 
 def _claim(execution: Execution, node: str) -> bool:
     """Claim the attempt for this process. Beat sends unstarted runs again, so only steps wait for the database."""
     run_id, attempt, pid = execution.run_id, execution.attempt, os.getpid()
-    if execution.is_step:
-        return patiently(partial(steps.start, execution.task_id, run_id, attempt, node, pid))
+    if execution.step is not None:
+        return patiently(partial(steps.start, execution.step, run_id, attempt, node, pid))
     return on_good_connection(partial(Run.objects.start, run_id, attempt, node, pid))

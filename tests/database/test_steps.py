@@ -12,6 +12,7 @@ import pytest
 from django.db import connection
 
 from jobs.ledger import outcomes, steps
+from jobs.ledger.steps import STEP_HEADER
 from jobs.models import Run, State, Step, database_now
 from jobs.models.steps import OVER, STEP_TRANSITIONS
 from jobs.worker import canvas, finish
@@ -38,11 +39,12 @@ def test_it_moves_a_step_only_along_the_legal_transitions(before, after):
 
 
 @pytest.mark.parametrize("before", Step.State)
-def test_it_restarts_a_step_that_is_sent_again_under_its_id(before):
-    step = make_step(run := make_run(state=State.RUNNING, attempt=2), before)
+def test_it_restarts_a_step_that_sends_itself_again(before):
+    step = make_step(run := make_run(state=State.RUNNING, attempt=2), before, attempt=2)
     later = database_now() + timedelta(hours=1)
     columns = {"task": "tests.other", "following": 3, "lease_until": later}
-    Step.objects.enlist(Step(id=step.id, run=run, attempt=2, state=Step.State.QUEUED, **columns))
+    again = Step(id=step.id, run=run, attempt=2, state=Step.State.QUEUED, **columns)
+    assert Step.objects.enlist(again, is_sender=True) == step.id
     step.refresh_from_db()
     assert (step.state, step.attempt, step.task, step.following) == (Step.State.QUEUED, 2, "tests.other", 3)
     assert step.lease_until == later
@@ -141,8 +143,14 @@ def test_it_expects_no_body_again_that_its_chord_has_published():
     assert Step.objects.get(id="total").state == Step.State.RUNNING
 
 
-def options_of(task_id: str, group: str = "") -> dict[str, Any]:
-    return {"task_id": task_id, "group_id": group} if group else {"task_id": task_id}
+def enlist(execution: Execution, task: str, task_id: str, **options: Any) -> str:
+    """Note a step as its sender publishes it; returns the key of its row."""
+    options["task_id"] = task_id
+    canvas._enlist(execution, task, options)
+    assert options["task_id"] == task_id
+    run_id, attempt, key = options["headers"][STEP_HEADER]
+    assert (run_id, attempt) == (str(execution.run_id), execution.attempt)
+    return key
 
 
 @pytest.mark.django_db(transaction=True)
@@ -150,50 +158,50 @@ def test_it_gives_each_of_two_runs_its_own_step_though_both_send_one_id_at_once(
     runs, task_id, barrier = [make_run(state=State.RUNNING) for _ in range(2)], str(uuid4()), threading.Barrier(2)
 
     def send(run: Run) -> str:
-        options = options_of(task_id)
         barrier.wait(DEADLINE)
         with closing(connection):
-            canvas._enlist(Execution(str(run.id), run.id, 1), "tests.nothing", options)
-        return options["task_id"]
+            return enlist(Execution(str(run.id), run.id, 1), "tests.nothing", task_id)
 
     with ThreadPoolExecutor(2) as pool:
-        ids = list(pool.map(send, runs))
-    assert task_id in ids
+        keys = list(pool.map(send, runs))
+    assert task_id in keys
     assert {step.id: step.run_id for step in Step.objects.all()} == dict(
-        zip(ids, [run.id for run in runs], strict=True)
+        zip(keys, [run.id for run in runs], strict=True)
     )
 
 
-def test_it_lets_all_members_of_a_chord_expect_the_same_new_body():
-    other = make_run(state=State.RUNNING)
-    body = str(uuid4())
-    make_step(other, Step.State.EXPECTED, id=body, group="the other")
-    run = make_run(state=State.RUNNING)
-    named = []
+@pytest.mark.parametrize("known_as", ["mine", ""])  # a worker of a former version knows no groups
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_it_lets_all_members_of_a_chord_expect_one_body(is_taken, known_as):
+    body, run = str(uuid4()), make_run(state=State.RUNNING)
+    if is_taken:
+        theirs = make_step(make_run(state=State.RUNNING), Step.State.EXPECTED, id=body, group="the other")
+    elif not known_as:
+        make_step(run, Step.State.EXPECTED, id=body)
     for _ in range(3):  # each as another process decodes it from its message
         signature = {"subtask_type": None, "task": "tests.total", "options": {"task_id": body}, "kwargs": {}}
-        canvas._enlist(Execution(str(run.id), run.id, 1), "tests.nothing", {"group_id": "mine", "chord": signature})
-        named.append(signature["options"]["task_id"])
-    assert len({body, *named}) == 2
+        enlist(Execution(str(run.id), run.id, 1), "tests.nothing", str(uuid4()), group_id="mine", chord=signature)
     expected = run.steps.get(state=Step.State.EXPECTED)
-    assert (expected.id, expected.task) == (named[0], "tests.total")
-    canvas._enlist(Execution("a member", run.id, 1, is_step=True), "tests.total", options_of(body, "mine"))
+    assert (expected.id == body) is not is_taken
+    key = enlist(Execution("a member", run.id, 1, "a member"), "tests.total", body, group_id="another")
     expected.refresh_from_db()
-    assert expected.state == Step.State.QUEUED
-    assert Step.objects.get(id=body).run == other
+    assert (expected.id, expected.state) == (key, Step.State.QUEUED)
+    if is_taken:
+        theirs.refresh_from_db()
+        assert theirs.state == Step.State.EXPECTED
 
 
-def test_it_lets_no_former_attempt_take_the_step_of_a_later_one():
-    run, task_id = make_run(state=State.RUNNING, attempt=2), str(uuid4())
-    make_step(run, Step.State.QUEUED, id=task_id, attempt=2)
-    options = options_of(task_id)
-    canvas._enlist(Execution(str(run.id), run.id, 1), "tests.nothing", options)
-    assert options["task_id"] != task_id
-    assert Step.objects.get(id=task_id).attempt == 2
-    options = options_of(task_id)
-    Step.objects.filter(id=task_id).update(attempt=1)
-    canvas._enlist(Execution(str(run.id), run.id, 2), "tests.nothing", options)
-    assert (options["task_id"], Step.objects.get(id=task_id).attempt) == (task_id, 2)
+@pytest.mark.parametrize("state", Step.State)
+def test_it_takes_no_row_from_another_run_or_attempt(state):
+    run, theirs = make_run(state=State.RUNNING, attempt=2), make_run(state=State.RUNNING)
+    over = {"finished_at": database_now()} if state in OVER else {}
+    rows = [make_step(run, state, id="of the attempt before", **over), make_step(theirs, state, id="theirs", **over)]
+    for row in rows:
+        key = enlist(Execution(str(run.id), run.id, 2), "tests.nothing", row.id)
+        assert run.steps.get(id=key, attempt=2, state=Step.State.QUEUED).task_id == row.id
+        before = (row.run_id, row.attempt, row.state)
+        row.refresh_from_db()
+        assert (row.run_id, row.attempt, row.state) == before
 
 
 def test_it_ends_no_step_of_another_run():
@@ -211,11 +219,15 @@ def test_it_ends_no_step_of_another_run():
         ({}, Step.State.QUEUED, True),
         ({}, Step.State.RUNNING, False),
         ({"cancel_reason": "enough"}, Step.State.QUEUED, False),
+        ({"error_class": "ValueError", "lease_until": None}, Step.State.QUEUED, False),
         ({"attempt": 2}, Step.State.QUEUED, False),
     ],
 )
-def test_it_fails_a_refused_step_that_its_run_waits_for(changes, state, refused):
+def test_it_fails_a_refused_step_that_its_run_needs_and_cancels_another(changes, state, refused):
     step = make_step(run := make_run(state=State.RUNNING, **changes), state)
     assert steps.refuse(step.id, run.id, 1, "refused", "Refused") is refused
     step.refresh_from_db()
     assert step.state == (Step.State.FAILED if refused else state)
+    assert steps.dismiss(step.id, run.id, 1) is (state == Step.State.QUEUED and not refused)
+    step.refresh_from_db()
+    assert step.state == (Step.State.CANCELLED if state == Step.State.QUEUED and not refused else step.state)
