@@ -57,7 +57,7 @@ def _record(name: str, queues: str) -> None:
 
 def _keep_looking(app: Any) -> None:
     while True:
-        with logged(log, "Beat could not ask for the queues of all workers.", level=logging.INFO), closing(connection):
+        with logged(log, "Beat could not ask for the queues of all workers.", level=logging.DEBUG), closing(connection):
             look(app)
         time.sleep(EVERY)
 
