@@ -57,14 +57,13 @@ def on_good_connection(write: Callable[[], T]) -> T:
     """Write to the ledger in a session without a task's transaction or settings; once more if the connection broke."""
     with outside_loop():
         _clean(connections[DEFAULT_DB_ALIAS])
-        _unwatch(connections[DEFAULT_DB_ALIAS])  # the ledger's own statements leave a session as it is
         try:
             return write()
         except DatabaseError:
             connections[DEFAULT_DB_ALIAS].close()
             return write()
         finally:
-            _Watch.over(connections[DEFAULT_DB_ALIAS].connection)
+            _Watch.over(connections[DEFAULT_DB_ALIAS].connection)  # the ledger leaves a session as it is
 
 
 def tend(sender: Any = None, **_: Any) -> None:
@@ -105,11 +104,6 @@ def _unused(wrapper: Any) -> _Watch | None:
     """The watch over a connection that no task has used since it was clean."""
     watch = getattr(wrapper.connection, "wait", None)
     return watch if isinstance(watch, _Watch) else None
-
-
-def _unwatch(wrapper: Any) -> None:
-    if _unused(wrapper):
-        del wrapper.connection.wait
 
 
 def _clean(wrapper: Any) -> None:
@@ -168,7 +162,6 @@ def _is_alive(wrapper: Any) -> bool:
     watch = _unused(wrapper)
     if watch and time.monotonic() - watch.since < TRUSTED and not _has_news(wrapper.connection):
         return True
-    _unwatch(wrapper)
     alive = wrapper.is_usable()
     _Watch.over(wrapper.connection)
     return bool(alive)

@@ -1,5 +1,6 @@
 """In which state a task finds its database connections: `tend` is called as each task starts and when it is over."""
 
+import asyncio
 import os
 import socket
 import threading
@@ -43,6 +44,18 @@ def test_it_gives_each_task_and_the_ledger_a_session_as_new():
         found[how, "task"] = look(connection)
         tend()
     assert found == dict.fromkeys(found, clean)
+
+
+def test_it_looks_after_connections_beside_an_event_loop_that_a_task_left_running():
+    clean = look(connection)
+    SPOILERS["transaction"](connection)
+    with closing(asyncio.new_event_loop()) as loop:
+        asyncio._set_running_loop(loop)
+        try:
+            tend()
+        finally:
+            asyncio._set_running_loop(None)
+    assert look(connection) == clean
 
 
 def test_it_keeps_the_connection_from_task_to_task():
@@ -90,10 +103,11 @@ def test_it_replaces_a_connection_that_the_server_has_closed(after):
 def test_it_replaces_a_connection_that_the_network_has_forgotten():
     first = backend(connection)
     tend()
-    connection.connection.wait.since -= 60
+    raw = connection.connection
+    raw.wait.since -= 60
     ours, network = socket.socketpair()
     with ours:
-        os.dup2(ours.fileno(), connection.connection.fileno())
+        os.dup2(ours.fileno(), raw.fileno())
 
     def refuse() -> None:
         with network:
@@ -102,6 +116,7 @@ def test_it_replaces_a_connection_that_the_network_has_forgotten():
     refusing = threading.Thread(target=refuse)
     refusing.start()
     tend()
+    raw.close()  # also if `tend` has kept it: then the next statement fails
     refusing.join()
     assert backend(connection) != first
 
