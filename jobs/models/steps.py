@@ -55,18 +55,17 @@ class StepQuerySet(models.QuerySet["Step"]):
 
     def _known(self, step: "Step", *, is_sender: bool) -> str:
         """Let the row that this step already has start anew; returns its key, empty if it has none."""
+        columns = {name: getattr(step, name) for name in ("task", "task_id", "group", "following", "lease_until")}
         mine = self._of_attempt(step)
         if is_sender:
-            former, states = mine.filter(id=step.id), set(Step.State)
-        elif step.state == Step.State.QUEUED:
+            states = {state for state in Step.State if step.state in STEP_TRANSITIONS[state]}
+            return step.id if mine.filter(id=step.id).move(states, step.state, **columns) else ""
+        if step.state == Step.State.QUEUED:
             bodies = mine.filter(Q(task_id=step.task_id) | Q(id=step.task_id), state=Step.State.EXPECTED)
-            former, states = self.filter(id__in=bodies.order_by("id").values("id")[:1]), {Step.State.EXPECTED}
-        else:
-            return ""
-        columns = {name: getattr(step, name) for name in ("task", "task_id", "group", "following", "lease_until")}
-        states = {state for state in states if step.state in STEP_TRANSITIONS[state]}
-        found = bulk.update_returning(*former.moving(states, step.state, **columns), "id")
-        return str(found[0][0]) if found else ""
+            for key in bodies.values_list("id", flat=True):  # two chords may expect bodies with the same task id
+                if mine.filter(id=key).move({Step.State.EXPECTED}, step.state, **columns):
+                    return str(key)
+        return ""
 
     def _of_attempt(self, step: "Step") -> "StepQuerySet":
         return self.filter(run=step.run_id, attempt=step.attempt)

@@ -50,10 +50,11 @@ class Application(Celery):
     def _executable(self, task: Any) -> Any:
         from jobs.worker.loops import executing, executing_call  # late: models cannot be imported with this module
 
-        body = "_orig_run" if hasattr(task, "_orig_run") else "run"  # with autoretry_for, `run` calls `_orig_run`
-        setattr(task, body, executing(task, getattr(task, body)))
-        if task_has_custom(task, "__call__"):  # Celery then calls the task instead
+        if task_has_custom(task, "__call__"):  # Celery calls the task then, and that calls `run`
             type(task).__call__ = executing_call(type(task).__call__)
+        else:
+            body = "_orig_run" if hasattr(task, "_orig_run") else "run"  # with autoretry_for, `run` calls `_orig_run`
+            setattr(task, body, executing(task, getattr(task, body)))
         return task
 
     def _as_job(self, base: Any) -> Any:

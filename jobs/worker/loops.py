@@ -65,7 +65,8 @@ def executing_call(call: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(call)
     def execute(task: Any, *args: Any, **kwargs: Any) -> Any:
-        return _executed(task, call(task, *args, **kwargs), is_async=iscoroutinefunction(unwrap(call)))
+        is_async = iscoroutinefunction(unwrap(call)) or iscoroutinefunction(unwrap(task.run))
+        return _executed(task, call(task, *args, **kwargs), is_async=is_async)
 
     execute.executes = True  # type: ignore[attr-defined] # a function has attributes
     return execute

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from celery import Task, shared_task
-from celery.exceptions import SoftTimeLimitExceeded
-from django.db import transaction
+from celery import Task, chain, chord, current_app, shared_task
+from celery.exceptions import Retry, SoftTimeLimitExceeded
+from django.db import connection, transaction
 
 from jobs.models import FeedEntry, Run
 from jobs.toolkit.current import current_run, once, progress
-from tests.waiting import DEADLINE
+from tests.waiting import DEADLINE, eventually
 
-loops: list[asyncio.AbstractEventLoop] = []  # of this process, left running on purpose
+loops: list[Any] = []  # of this process, and tasks: left on purpose
 
 
 def write(path: str, **facts: Any) -> None:
@@ -121,6 +121,104 @@ def logged(function: Callable[..., Any]) -> Callable[..., Any]:
 async def decorated_coroutine(path: str) -> None:
     await asyncio.sleep(0)
     write(path, decorated=True)
+
+
+class AsyncCall(Task):
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return await super().__call__(*args, **kwargs)
+
+
+@shared_task(name="tests.called_in_coroutine", base=AsyncCall)
+async def called_in_coroutine(path: str) -> None:
+    await asyncio.sleep(0)
+    write(path, called=True)
+
+
+class GeneratorCall(Task):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        yield self.run(*args, **kwargs)
+
+
+@shared_task(name="tests.called_in_generator", base=GeneratorCall)
+def called_in_generator(path: str) -> None:
+    write(path, never=True)
+
+
+@shared_task(name="tests.retry_by_hand")
+def retry_by_hand(path: str) -> None:
+    write(path, tried=True)
+    raise Retry("again")
+
+
+@shared_task(name="tests.nest")
+async def nest(path: str) -> None:
+    """Execute a coroutine in place of a call: in this thread, in another one, and with a chord."""
+    inner = current_app.tasks["tests.decorated_coroutine"]
+    inner.apply((path,), throw=True)
+    await sync_to_async(partial(inner.apply, (path,), throw=True))()
+    chord([note_step.si(path)], note_step.si(path)).delay()
+
+
+async def in_group(child: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(child)
+
+
+waits: dict[str, Callable[..., Any]] = {"group": in_group, "wait_for": partial(asyncio.wait_for, timeout=DEADLINE)}
+
+
+@shared_task(name="tests.interrupt_group")
+async def interrupt_group(path: str, how: str) -> None:
+    """Wait in a task group, in `wait_for`, for a child that swallows its cancellation, or for one that computes."""
+
+    async def child() -> None:
+        try:
+            until = time.monotonic() + DEADLINE
+            while how == "computes" and time.monotonic() < until:
+                pass
+            await asyncio.sleep(DEADLINE)
+        except asyncio.CancelledError:
+            write(path, ended="child")
+            if how != "swallows":
+                raise
+
+    write(f"{path}.started", how=how)
+    try:
+        await waits.get(how, asyncio.create_task)(child())
+    except SoftTimeLimitExceeded:
+        write(path, ended="job")
+        raise
+
+
+@shared_task(name="tests.leave_tasks")
+async def leave_tasks() -> None:
+    """Forget to await a task."""
+    loops.append(asyncio.create_task(asyncio.sleep(DEADLINE), name="forgotten"))
+    await asyncio.sleep(0)
+
+
+@shared_task(name="tests.send_in_own_transaction")
+def send_in_own_transaction(path: str, how: str) -> None:
+    """Send a step in a transaction that Django does not manage."""
+    if how == "cursor":
+        with connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+    else:
+        transaction.set_autocommit(False)
+        FeedEntry.objects.create(feed="lost", guid="lost", title="lost")
+    note_step.delay(path)
+
+
+@shared_task(name="tests.fail_beside_chain")
+def fail_beside_chain(path: str) -> None:
+    """Send a chain and a chord, wait until their first steps have started, and fail."""
+    tasks = current_app.tasks
+    held = [tasks["tests.hold"].si(f"{path}.{name}") for name in ("chain", "chord")]
+    chain(held[0], note_step.si(path)).delay()
+    chord([held[1]], note_step.si(path)).delay()
+    for name in ("chain", "chord"):
+        eventually(Path(f"{path}.{name}.started").exists)
+    raise ValueError("the body is bad")
 
 
 @shared_task(name="tests.loop_in_job")

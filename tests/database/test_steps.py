@@ -231,3 +231,22 @@ def test_it_fails_a_refused_step_that_its_run_needs_and_cancels_another(changes,
     assert steps.dismiss(step.id, run.id, 1) is (state == Step.State.QUEUED and not refused)
     step.refresh_from_db()
     assert step.state == (Step.State.CANCELLED if state == Step.State.QUEUED and not refused else step.state)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_gives_two_bodies_that_are_published_at_once_the_two_rows_that_are_expected():
+    run, body, barrier = make_run(state=State.RUNNING), str(uuid4()), threading.Barrier(2)
+    for group in ("one", "other"):
+        signature = {"subtask_type": None, "task": "tests.total", "options": {"task_id": body}, "kwargs": {}}
+        enlist(Execution(str(run.id), run.id, 1), "tests.nothing", str(uuid4()), group_id=group, chord=signature)
+    expected = set(run.steps.filter(state=Step.State.EXPECTED).values_list("id", flat=True))
+    assert len(expected) == 2
+
+    def publish(_: int) -> str:
+        barrier.wait(DEADLINE)
+        with closing(connection):
+            return enlist(Execution("a member", run.id, 1, "a member"), "tests.total", body)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(publish, range(2))) == expected
+    assert not run.steps.filter(state=Step.State.EXPECTED).exists()

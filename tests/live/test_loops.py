@@ -9,7 +9,7 @@ from celery import current_app
 
 from jobs.beat.rescue import rescue
 from jobs.ledger import outbox, outcomes
-from jobs.models import FeedEntry, Run, State, database_now
+from jobs.models import FeedEntry, Run, RunLog, State, Step, database_now
 from tests.live.conftest import SHORT_LEASE
 from tests.making import ends, send
 
@@ -63,6 +63,66 @@ def test_it_interrupts_a_coroutine_where_it_waits(processes, eventually, tmp_pat
         eventually(lambda run=run: over(run))
         assert (run.state, run.error_class, run.attempt) == (State.CANCELLED, "SoftTimeLimitExceeded", 1)
         assert facts(tmp_path / how) == [{"cleaned": how}]
+
+
+@pytest.mark.parametrize("pool", [(), ("--pool=threads",)])
+def test_it_ends_the_children_of_an_interrupted_coroutine(processes, eventually, tmp_path, pool):
+    processes.start_worker(*pool, env=SHORT_LEASE)
+    kinds = ["group", "wait_for", "swallows", *([] if pool else ["computes"])]
+    for how in kinds:
+        run = send("tests.interrupt_group", str(tmp_path / how), how)
+        eventually(lambda how=how: facts(tmp_path / f"{how}.started"))
+        outcomes.cancel(Run.objects.filter(id=run.id), "enough")
+        eventually(lambda run=run: over(run))
+        assert (run.state, run.error_class) == (State.CANCELLED, "SoftTimeLimitExceeded")
+        assert facts(tmp_path / how) == [{"ended": "child"}, {"ended": "job"}]
+
+
+@pytest.mark.parametrize("pool", [(), ("--pool=threads",)])
+def test_it_executes_coroutines_inside_others(processes, eventually, tmp_path, pool):
+    processes.start_worker(*pool)
+    run = send("tests.nest", str(path := tmp_path / "left"))
+    eventually(lambda: over(run))
+    assert (run.state, run.reason) == (State.SUCCEEDED, "")
+    assert facts(path) == [{"decorated": True}] * 2 + [{"step": str(run.id)}] * 2
+
+
+def test_it_executes_each_way_to_call_a_task_or_says_why_not(processes, eventually, tmp_path):
+    processes.start_worker()
+    names = ["called_in_coroutine", "called_in_generator", "retry_by_hand", "leave_tasks"]
+    paths = [tmp_path / name for name in names]
+    runs = [send(f"tests.{path.name}", *([] if path.name == "leave_tasks" else [str(path)])) for path in paths]
+    eventually(lambda: all(over(run) for run in runs))
+    states = [State.SUCCEEDED, State.FAILED, State.FAILED, State.SUCCEEDED]
+    assert [(run.state, run.attempt) for run in runs] == [(state, 1) for state in states]
+    assert [facts(path) for path in paths] == [[{"called": True}], [], [{"tried": True}], []]
+    assert "returned a generator" in runs[1].reason
+    assert "only self.retry() executes it again" in runs[2].reason
+    assert "tasks that it did not await: forgotten" in RunLog.objects.get(run=runs[3]).text
+
+
+@pytest.mark.parametrize("how", ["cursor", "autocommit"])
+def test_it_refuses_a_step_in_a_transaction_that_django_does_not_manage(processes, eventually, tmp_path, how):
+    processes.start_worker()
+    run = send("tests.send_in_own_transaction", str(tmp_path / "left"), how)
+    eventually(lambda: over(run))
+    assert (run.state, run.attempt, run.steps.count()) == (State.FAILED, 1, 0)
+    assert "use transaction.atomic()" in run.reason
+    assert not FeedEntry.objects.exists()
+
+
+def test_it_starts_no_follower_of_a_step_once_the_body_has_failed(processes, eventually, tmp_path):
+    processes.start_worker("--concurrency=3")
+    path = tmp_path / "left"
+    run = send("tests.fail_beside_chain", str(path))
+    eventually(lambda: Run.objects.carried().filter(id=run.id).exclude(error_class="").exists())
+    for name in ("chain", "chord"):
+        Path(f"{path}.{name}.go").touch()
+    eventually(lambda: over(run))
+    assert (run.state, run.reason) == (State.FAILED, "ValueError: the body is bad")
+    states = sorted(run.steps.exclude(task="tests.hold").values_list("state", flat=True))
+    assert set(states) == {Step.State.CANCELLED}
+    assert facts(path) == []
 
 
 def test_it_ends_a_coroutine_at_its_time_limits(processes, eventually, tmp_path):

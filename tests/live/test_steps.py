@@ -91,7 +91,7 @@ def test_it_takes_a_step_with_a_fixed_id_in_every_run(processes, eventually, tmp
     for number in range(2):
         run = send("tests.workflow", "static", str(tmp_path / "left"))
         eventually(partial(over, run))
-        assert (run.state, run.steps.get().id) == (State.SUCCEEDED, "daily-report")
+        assert (run.state, run.steps.get().task_id) == (State.SUCCEEDED, "daily-report")
         assert lines(tmp_path / "left") == ["static"] * (number + 1)
 
 
