@@ -12,8 +12,10 @@ Limits: a secret that is no JOB_SECRET, without a word such as `password` next t
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from traceback import format_exception_only
+from typing import Any
 from urllib.parse import quote
 
 from django.conf import settings
@@ -57,6 +59,18 @@ def mask(text: str) -> str:
     for secret in _SECRETS:
         text = secret.sub(r"\1***", text)
     return text
+
+
+def masked(value: Any) -> Any:
+    """A structure of mappings and lists with every text in it masked."""
+    match value:
+        case str():
+            return mask(value)
+        case Mapping():
+            return {key: masked(part) for key, part in value.items()}
+        case list() | tuple():
+            return [masked(part) for part in value]
+    return value
 
 
 def head(text: str, longest: int) -> str:

@@ -20,5 +20,5 @@ def configure_logging(**_: Any) -> None:
 
 
 app = Application("project")
-app.config_from_object("django.conf:settings", namespace="CELERY")
+app.config_from_object("project.conf:own", namespace="CELERY")
 app.autodiscover_tasks()

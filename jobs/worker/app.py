@@ -14,6 +14,8 @@ from celery.app.trace import task_has_custom
 from celery.utils.imports import symbol_by_name
 from django.apps import apps
 
+from jobs.secrets import mask
+
 
 class Application(Celery):
     # A name, resolved with the first task.
@@ -46,6 +48,10 @@ class Application(Celery):
             if execution := context.current():
                 return canvas.send(partial(super().send_task, name, *args), execution, name, options)
         return super().send_task(name, *args, **options)
+
+    def bugreport(self) -> str:
+        """The text of `celery report` and `celery inspect report`."""
+        return mask(super().bugreport())
 
     def _executable(self, task: Any) -> Any:
         from jobs.worker.loops import executing, executing_call  # late: models cannot be imported with this module

@@ -26,7 +26,7 @@ from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import UNSTARTED, Run, State, Step
 from jobs.rules.errors import logged
-from jobs.worker import context, finish, pulse
+from jobs.worker import context, finish, pulse, reports
 from jobs.worker.connection import on_good_connection, patiently
 from jobs.worker.context import REFUSED, Execution
 from jobs.worker.refusals import Named
@@ -138,6 +138,7 @@ def _on_revoked(request: Any, expired: bool = False, **_: Any) -> None:
 def _on_worker_init(sender: Any, **_: Any) -> None:
     global _here  # noqa: PLW0603 - a process is one worker
     _here = context.node_of(sender.hostname)
+    reports.mask_replies()
 
 
 def connect() -> None:

@@ -1,0 +1,30 @@
+"""What does a worker tell about its configuration? What Celery tells, with secrets masked.
+
+Its one rule: the replies to `inspect conf` and `inspect stats`, which Flower shows, too, are masked like log lines.
+Celery masks by the names of settings: it misses addresses in lists and schedules, and a broker's password for a socket.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from celery.worker.control import Panel
+
+from jobs.secrets import masked
+
+TELLING = ("conf", "stats")  # commands of the remote control
+
+
+def mask_replies() -> None:
+    """Mask what this worker replies. A second call changes nothing."""
+    for name in TELLING:
+        if not hasattr(Panel.data[name], "__wrapped__"):
+            Panel.data[name] = _masking(Panel.data[name])
+
+
+def _masking(command: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(command)
+    def reply(*args: Any, **kwargs: Any) -> Any:
+        return masked(command(*args, **kwargs))
+
+    return reply
