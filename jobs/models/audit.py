@@ -19,8 +19,9 @@ class Actor:
     user_id: Any = None  # of whichever type the user model has
 
     def __post_init__(self) -> None:
-        """Cut the name as the ledger can hold it."""
-        object.__setattr__(self, "name", storable(str(self.name))[:LONGEST_ACTOR] or "unknown")
+        """Write the name as the ledger can hold it: in one line, and with a mark where it is cut."""
+        name = "".join(map(_visible, storable(str(self.name)))) or "unknown"
+        object.__setattr__(self, "name", name if len(name) <= LONGEST_ACTOR else f"{name[: LONGEST_ACTOR - 1]}…")
 
     @classmethod
     def of(cls, actor: "Actor | str") -> "Actor":
@@ -31,6 +32,11 @@ class Actor:
     def of_user(cls, user: Any) -> "Actor":
         """The user of a request."""
         return cls(user.get_username(), user.pk)
+
+
+def _visible(character: str) -> str:
+    """A character that could end a line, or hide a part of the name, as Python writes it."""
+    return character if character.isprintable() else repr(character)[1:-1]
 
 
 def note(actor: Actor, model: type[Model], rows: Iterable[tuple[Any, str]], what: str) -> None:

@@ -26,7 +26,7 @@ from jobs.models.prepared import Update, UpdateReturning
 
 # How long a sender has a run to itself; after that, the outbox offers it again.
 SENDING = timedelta(seconds=5)
-LONGEST_ACTOR = 150  # characters, like Django's user names
+LONGEST_ACTOR = 254  # characters, like an e-mail address, which custom user models use as the name
 LONGEST_NAME = 200  # characters
 LONGEST_REASON = 500  # characters of an error in the reason of its run; `error_text` holds more
 LONGEST_ERROR_TEXT = 20_000  # characters; the end of the traceback is kept

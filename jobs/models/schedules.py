@@ -151,7 +151,7 @@ class Policy(models.Model):
     )
     paused_at = models.DateTimeField(null=True, editable=False)
     paused_until = models.DateTimeField(null=True, editable=False, help_text="Empty: until it is resumed.")
-    paused_by = models.CharField(max_length=150, editable=False, default="")
+    paused_by = models.CharField(max_length=LONGEST_ACTOR, editable=False, default="")
     pause_reason = models.CharField(max_length=500, editable=False, default="")
     pause_catch_up = models.CharField(
         max_length=20, editable=False, choices=CATCH_UP_CHOICES, default=policies.CatchUp.NONE.value

@@ -267,7 +267,17 @@ def test_it_lets_a_job_end_that_is_asked_to_while_it_requests_a_run(monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"), [("x" * 300, "x" * 150), ("", "unknown"), ("a\0b", "a\\0b"), ("\ud800", "\\ud800"), (7, "7")]
+    ("name", "kept"),
+    [
+        (f"{'x' * 242}@example.org", f"{'x' * 242}@example.org"),
+        ("x" * 300, "x" * 253 + "…"),
+        ("", "unknown"),
+        ("a\0b", "a\\0b"),
+        ("ada\nroot\u202e", "ada\\nroot\\u202e"),
+        ("Zoë O’Neill", "Zoë O’Neill"),
+        ("\ud800", "\\ud800"),
+        (7, "7"),
+    ],
 )
 def test_it_names_an_actor_as_the_ledger_can_hold_it(redis, name, kept):
     make_schedule(cron={"minute": "30"})

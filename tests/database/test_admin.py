@@ -7,7 +7,7 @@ from html import unescape
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
-from django.db import connections
+from django.db import connection, connections
 from django.urls import reverse
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
 
@@ -720,3 +720,26 @@ def test_it_says_that_a_run_is_queued_where_each_request_is_a_transaction(admin_
     monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
     assert "“nightly” is queued." in text(act(admin_client, "run_now", make_schedule("nightly")))
     assert Run.objects.get().state == State.QUEUED
+
+
+def test_it_takes_acts_of_a_user_whose_name_is_an_email_address(client, redis, django_capture_on_commit_callbacks):
+    """As a user model of one's own has it: its addresses may be longer than the names of Django's users."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE auth_user ALTER username TYPE varchar(254)")
+    name = f"{'ada' * 80}@example.org"
+    client.force_login(User.objects.create_superuser(name))
+    schedule, failed = make_schedule("hourly", cron={"minute": "30"}), make_run(state=State.FAILED)
+    with django_capture_on_commit_callbacks(execute=True):
+        act(client, "run_now", schedule)
+        act_on_runs(client, "retry", failed)
+    assert set(Run.objects.exclude(pk=failed.pk).values_list("trigger", flat=True)) == {"manual", "retry"}
+    assert "1 schedule is paused." in text(act(client, "pause", schedule, catch_up="none"))
+    previewed = act(client, "backfill", schedule, **backfill_fields(preview="Preview"))
+    fields = backfill_fields(do="Create 12 runs", **hidden_of(previewed))
+    assert "Created 12 runs" in text(act(client, "backfill", schedule, **fields))
+    assert set(Run.objects.exclude(pk=failed.pk).values_list("actor", flat=True)) == {name}
+    assert (Policy.objects.get().paused_by, Backfill.objects.get().actor) == (name, name)
+    act_on_runs(client, "cancel", *Run.objects.filter(trigger=Trigger.BACKFILL))
+    assert set(Run.objects.filter(state=State.CANCELLED).values_list("reason", flat=True)) == {f"cancelled: by {name}"}
+    assert f"paused by {name}" in text(client.get(SCHEDULES))

@@ -198,4 +198,4 @@ def test_it_refuses_arguments_that_no_schedule_could_have(value):
 
 
 def test_it_shortens_an_actor_that_is_too_long_for_the_column():
-    assert requests.run_job("tests.nothing", {}, "a" * 300)[0].actor == "a" * 150
+    assert requests.run_job("tests.nothing", {}, "a" * 300)[0].actor == "a" * 253 + "…"
