@@ -9,8 +9,8 @@ from benchmarks.figures import Figures
 from benchmarks.ground import Ground, ground
 
 BEAT, WORKER = ("burst", "queries", "idle", "edit"), ("drain", "latency", "results", "statements")
-RESOURCES, FAN_OUT = ("resources",), ("fan_out",)
-ALL = BEAT + WORKER + RESOURCES + FAN_OUT
+RESOURCES, FAN_OUT, RETENTION = ("resources",), ("fan_out",), ("retention",)
+ALL = BEAT + WORKER + RESOURCES + FAN_OUT + RETENTION
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
 def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> None:
     from django.db import connection  # late, like the next imports: the environment must be set
 
-    from benchmarks import beat, fan_out, resources, worker
+    from benchmarks import beat, fan_out, resources, retention, worker
 
     server = connection.cursor().connection.info.server_version // 10_000
     python, cores = platform.python_version(), os.cpu_count()
@@ -41,6 +41,7 @@ def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> No
         (worker.Worker, worker, WORKER),
         (resources.Resources, resources, RESOURCES),
         (fan_out.FanOut, fan_out, FAN_OUT),
+        (retention.Retention, retention, RETENTION),
     ):
         if chosen := [name for name in offered if name in names]:
             bench = part(place, module.QUICK if quick else module.FULL, figures)

@@ -21,6 +21,7 @@ from zoneinfo import ZoneInfo
 import django_stubs_ext
 import environ
 from celery.app.backends import BACKEND_ALIASES
+from celery.schedules import crontab
 from django.core.exceptions import ImproperlyConfigured
 
 from jobs.local import embedded
@@ -58,6 +59,10 @@ def count(text: str) -> int:
     if int(text) < 1:
         raise ValueError
     return int(text)
+
+
+def lifetime(text: str) -> int | None:
+    return None if text.lower() == "never" else count(text)
 
 
 def words(text: str) -> list[str]:
@@ -101,6 +106,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "str": (str, "text"),
     "bool": (truth, "true or false"),
     "count": (count, "a whole number above 0"),
+    "lifetime": (lifetime, "a whole number above 0, or never"),
     "float": (positive, "a number above 0"),
     "list": (words, "a list separated by commas"),
     "site": (site, "the address of a site, such as https://punctual.example"),
@@ -281,18 +287,27 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "max_retries": 0,
 }
 
-# Results are off by default: a task opts in with ignore_result=False. Its result is kept for RESULT_EXPIRES seconds.
+# Results are off by default: a task opts in with ignore_result=False. Its result is kept for RESULT_EXPIRES seconds, or
+# for good if that is "never".
 CELERY_RESULT_BACKEND: str = read("result_backend", "RESULT_BACKEND", "django-db")
 if CELERY_RESULT_BACKEND == "django-db":
     CELERY_RESULT_BACKEND = "jobs.worker.results:Backend"  # masks secrets
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_RESULT_EXTENDED = True
-CELERY_RESULT_EXPIRES: int = read("count", "RESULT_EXPIRES", 3600)
+CELERY_RESULT_EXPIRES: int | None = read("lifetime", "RESULT_EXPIRES", 3600)
 
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_SERIALIZER = "json"
 CELERY_RESULT_SERIALIZER = "json"
 CELERY_BEAT_SCHEDULER = "jobs.beat:Scheduler"
+# Beat installs these schedules; the admin can change, pause and disable them. Yours may join them.
+CELERY_BEAT_SCHEDULE: dict[str, Any] = {
+    "Clean up": {
+        "task": "jobs.cleanup",
+        "schedule": crontab(hour="3", minute="17"),
+        "description": "Deletes old runs, files, sessions and results; its arguments say how old.",
+    },
+}
 CELERY_WORKER_CONSUMER = "jobs.worker.consumer:Consumer"
 # The ledger, not the broker, records which runs a worker holds: acknowledge messages early and prefetch few.
 CELERY_TASK_ACKS_LATE = False

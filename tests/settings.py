@@ -6,7 +6,8 @@ from tests.waiting import DEADLINE
 
 INSTALLED_APPS = [*INSTALLED_APPS, "tests.app"]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # slow ones are for people
-CELERY_RESULT_EXPIRES = None  # or every beat would bring the schedule that deletes old results among a test's own
+# Otherwise every beat would bring the schedules that delete old rows among a test's own.
+CELERY_RESULT_EXPIRES, CELERY_BEAT_SCHEDULE = None, {}
 
 # On a busy machine a connection, another writer's turn or the start of a pool's child takes longer than usual.
 patience = "timeout" if "sqlite3" in DATABASES["default"]["ENGINE"] else "connect_timeout"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import IntegrityError, models, transaction
-from django.db.models import F, Q, Value
+from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Concat, Greatest, Now, Right
 from django_celery_beat.models import PeriodicTask
 
@@ -115,7 +115,7 @@ class RunQuerySet(models.QuerySet["Run"]):
         return self.filter(state__in=ACTIVE)
 
     def of_schedule(self, schedule: int) -> "RunQuerySet":
-        """The runs of a schedule, latest first (index run_recent)."""
+        """The runs of a schedule, latest first (index run_one_per_occurrence)."""
         return self.filter(schedule=schedule).order_by("-due_at")
 
     def waiting_turn(self) -> "RunQuerySet":
@@ -281,12 +281,19 @@ class Run(Executed):
             models.Index("schedule", name="run_held", condition=Q(state=State.WAITING, not_before__isnull=True)),
             models.Index("parent", name="run_parent", condition=Q(parent__isnull=False)),
             models.Index("backfill", name="run_backfill", condition=Q(backfill__isnull=False)),
-            models.Index("schedule", F("due_at").desc(), name="run_recent"),
             models.Index("finished_at", name="run_finished", condition=Q(finished_at__isnull=False)),
         ]
         constraints = [
+            # Also the index of all runs of a schedule, so runs that no due moment made are told apart by their id.
             models.UniqueConstraint(
-                fields=["schedule", "due_at"], condition=Q(trigger=Trigger.SCHEDULE), name="run_one_per_occurrence"
+                "schedule",
+                "due_at",
+                Case(
+                    When(trigger=Trigger.SCHEDULE, then=Value(UUID(int=0))),
+                    default="id",
+                    output_field=models.UUIDField(),
+                ),
+                name="run_one_per_occurrence",
             ),
             models.UniqueConstraint(fields=["key"], condition=Q(key__isnull=False), name="run_one_per_key"),
             models.CheckConstraint(condition=Q(state__in=State.values), name="run_state_known"),

@@ -11,7 +11,8 @@ from kombu import Queue
 
 from jobs.beat import claim
 from jobs.models import Policy, Run, database_now
-from jobs.schedules import entries
+from jobs.schedules import acts, entries
+from project import settings as project_settings
 from tests.making import make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
@@ -207,6 +208,20 @@ def test_it_deletes_old_results_daily_when_the_backend_does_not_expire_them():
     assert entries.install(app).changed == 1
     assert PeriodicTask.objects.get().task == "celery.backend_cleanup"
     assert Policy.objects.get().invalid_reason == ""
+
+
+def test_it_schedules_the_cleanup_from_the_start_and_keeps_what_an_operator_changes():
+    given = project_settings.CELERY_BEAT_SCHEDULE
+    app = app_with()
+    app.conf.beat_schedule = given
+    assert entries.install(app) == entries.Outcome(len(given), {})
+    (schedule,) = PeriodicTask.objects.filter(task="jobs.cleanup")
+    assert (schedule.enabled, schedule.policy.invalid_reason, schedule.policy.next_due_at is None) == (True, "", False)
+    acts.pause(PeriodicTask.objects.all(), "ada")
+    PeriodicTask.objects.update(kwargs='{"succeeded_days": 7}')
+    assert entries.install(app).changed == 0
+    schedule.refresh_from_db()
+    assert (schedule.kwargs, bool(schedule.policy.pause)) == ('{"succeeded_days": 7}', True)
 
 
 @pytest.mark.django_db(transaction=True)

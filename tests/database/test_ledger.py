@@ -9,14 +9,14 @@ from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import task_revoked, task_success
 from celery.worker.state import revoked
-from django.db import DataError, IntegrityError, connection
+from django.db import DataError, IntegrityError, connection, transaction
 
 from jobs.ledger import outcomes
 from jobs.messages.arguments import find_task
 from jobs.messages.envelope import ATTEMPT_HEADER
-from jobs.models import ACTIVE, TERMINAL, TRANSITIONS, Attempt, Run, State, database_now, new_run_id
+from jobs.models import ACTIVE, TERMINAL, TRANSITIONS, Attempt, Run, State, Trigger, bulk, database_now, new_run_id
 from jobs.worker.finish import fail, retry
-from tests.making import inside, make_run, make_schedule
+from tests.making import inside, make_run, make_schedule, only_where_rows_are_locked
 
 pytestmark = pytest.mark.django_db
 
@@ -232,3 +232,34 @@ def test_it_starts_no_further_attempt_of_a_run_that_was_asked_to_end():
     assert not run.return_to_waiting(Attempt.Outcome.FAILED, timedelta(0), reason="bad")
     run.refresh_from_db()
     assert (run.state, run.attempt) == (State.RUNNING, 1)
+
+
+@pytest.mark.parametrize("trigger", sorted(set(Trigger) - {Trigger.SCHEDULE}))
+def test_it_keeps_one_scheduled_run_and_any_number_of_requested_runs_for_a_due_moment(trigger):
+    schedule, now = make_schedule(), database_now()
+    make_run(schedule, due_at=now)
+    for _ in range(2):
+        make_run(schedule, due_at=now, trigger=trigger)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        make_run(schedule, due_at=now)
+    assert bulk.insert(Run, [Run(schedule=schedule, due_at=now, last_due_at=now)]) == 0
+    assert Run.objects.count() == 3
+
+
+@only_where_rows_are_locked
+@pytest.mark.parametrize(
+    "find",
+    [
+        lambda runs: runs,
+        lambda runs: runs.filter(trigger=Trigger.SCHEDULE, due_at__lt=database_now()),  # for the start of a window
+        lambda runs: runs.exclude(trigger=Trigger.BACKFILL)[:1],  # for the list of schedules
+        lambda runs: runs.filter(due_at__gte=database_now(), state__in=list(State)),  # for a backfill
+        lambda runs: runs.order_by("-id"),  # for the list of runs
+        lambda runs: runs.order_by().values("schedule"),  # as PostgreSQL itself, when a schedule is deleted
+    ],
+)
+def test_it_finds_the_runs_of_a_schedule_by_one_index(find):
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute("DROP INDEX run_active, run_held")  # an empty table makes them as cheap as any
+    assert "run_one_per_occurrence" in find(Run.objects.of_schedule(make_schedule().pk)).explain()

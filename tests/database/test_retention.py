@@ -5,6 +5,8 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.sessions.models import Session
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 from django_celery_results.models import TaskResult
 
@@ -112,6 +114,41 @@ def test_it_deletes_in_batches(monkeypatch):
     for number in range(7):
         make_old(None, State.SUCCEEDED, 100 + number)
     assert list(retention.delete_ended(database_now() - 30 * DAY, {State.SUCCEEDED})) == [3, 3, 1]
+
+
+def test_it_writes_each_policy_once_in_a_pass(monkeypatch):
+    monkeypatch.setattr(retention, "BATCH", 2)
+    for name in ("one", "two", "three"):
+        schedule = make_schedule(name)
+        for days in (1, 40, 41, 42, 43):
+            make_old(schedule, State.SUCCEEDED, days)
+    with CaptureQueriesContext(connection) as queries:
+        assert list(retention.delete_ended(database_now() - 30 * DAY, {State.SUCCEEDED})) == [2] * 6
+    assert sum('UPDATE "jobs_policy"' in query["sql"] for query in queries) == 2  # of two policies and of one
+    assert Policy.objects.filter(forgotten_until__gt=database_now() - 41 * DAY).count() == 3
+    with CaptureQueriesContext(connection) as queries:
+        assert list(retention.delete_ended(database_now() - 30 * DAY, {State.SUCCEEDED})) == []
+    assert not any('UPDATE "jobs_policy"' in query["sql"] for query in queries)
+
+
+def test_it_deletes_nothing_beyond_what_a_policy_forgets_when_runs_come_meanwhile(monkeypatch):
+    monkeypatch.setattr(retention, "BATCH", 1)
+    schedule = make_schedule()
+    latest, middle, _ = (make_old(schedule, State.SUCCEEDED, days) for days in (40, 45, 50))
+    batches = retention.delete_ended(database_now() - 30 * DAY, {State.SUCCEEDED})
+    assert next(batches) == 1
+    new = make_old(schedule, State.SUCCEEDED, 0)
+    assert (list(batches), left(), Policy.objects.get().forgotten_until) == ([1], {latest, new}, middle.due_at)
+    cleanup()
+    assert (left(), Policy.objects.get().forgotten_until) == ({new}, latest.due_at)
+
+
+def test_it_keeps_the_runs_of_a_schedule_until_it_has_a_policy():
+    schedule = make_schedule()
+    runs = {make_old(schedule, State.SUCCEEDED, days) for days in (40, 50)}
+    Policy.objects.all().delete()
+    cleanup()
+    assert left() == runs
 
 
 @pytest.mark.parametrize("days", [0, -1, True, 1.5, "30", None, 10**9])

@@ -52,6 +52,12 @@ def test_it_measures_chunks_beside_single_tasks(servers, redis):
     }
 
 
+def test_it_measures_the_deletion_of_old_runs(servers, redis):
+    printed = _measure("retention")
+    figures = re.findall(r"^  (\S.+?)  +Punctual \S+ .*; one DELETE in SQL \S+ .*$", printed, re.MULTILINE)
+    assert figures == ["seconds", "MB of WAL"]
+
+
 def test_it_refuses_an_unknown_benchmark():
     command = [sys.executable, "-m", "benchmarks", "--only", "everything"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)

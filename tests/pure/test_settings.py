@@ -78,7 +78,7 @@ BAD_VALUES = {
     "HTTPS": ["ja"],
     "EMBEDDED": ["perhaps"],
     "RESULT_BACKEND": ["foo", "django_db", "pigeon://host", "no.such.module:Backend", "celery.backends.redis"],
-    "RESULT_EXPIRES": ["soon", "1.5", "0", "-5"],
+    "RESULT_EXPIRES": ["soon", "1.5", "0", "-5", "always"],
     "LEASE_SECONDS": ["soon", "nan", "0", "-1"],
     "TIME_ZONE": ["Mars/Olympus", "Europe", "../../etc/passwd", "+02:00"],
     "LOG_LEVEL": ["loud"],
@@ -243,6 +243,11 @@ def test_it_reads_an_email_url(outcomes):
     seen = outcomes(*({**COMPLETE, "EMAIL_URL": url} for url in expected))
     for url, outcome in zip(expected, seen, strict=True):
         assert expected[url].items() <= outcome.items(), url
+
+
+def test_it_keeps_results_for_an_hour_or_a_set_time_or_for_good(outcomes):
+    seen = outcomes(*({**COMPLETE, "RESULT_EXPIRES": value} for value in ("", "60", "never", "Never")))
+    assert [each["CELERY_RESULT_EXPIRES"] for each in seen] == [3600, 60, None, None]
 
 
 def test_it_prints_mail_with_debug_unless_email_url_is_set(outcomes):
