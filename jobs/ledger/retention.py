@@ -6,43 +6,63 @@ far it will delete, once, and then deletes nothing beyond. Rows are deleted in b
 own transaction; an interruption leaves the rest for the next time.
 """
 
-from collections.abc import Collection, Iterator
-from datetime import datetime
+from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Exists, F, Max, OuterRef, Q
+from django.db.models import Exists, Max, OuterRef, Q
 
 from jobs.models import TERMINAL, Policy, Run, RunQuerySet, State, Trigger, bulk
 
 BATCH = 1000  # runs, or policies, per transaction
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def delete_ended(before: datetime, states: Collection[State]) -> Iterator[int]:
     """Delete runs that ended before a moment in one of `states`; yields the size of each batch. Index run_finished."""
     if not set(states) <= TERMINAL:
         raise ValueError("Only runs that have ended can be deleted.")
-    younger = Run.objects.filter(schedule=OuterRef("schedule"), trigger=Trigger.SCHEDULE, due_at__gt=OuterRef("due_at"))
     ended = Run.objects.filter(finished_at__lt=before, state__in=states)
-    _forget(ended.filter(Exists(younger), schedule__isnull=False))
-    forgotten = Exists(younger) & Q(schedule__policy__forgotten_until__gte=F("last_due_at"))
-    left = old = ended.filter(Q(schedule=None) | forgotten).order_by("finished_at")
-    while batch := list(left.values_list("id", "finished_at")[:BATCH]):
-        bulk.delete(Run.objects.filter(id__in=[run for run, _ in batch]))
-        yield len(batch)
-        left = old.filter(finished_at__gte=batch[-1][1])  # or each batch would read the kept runs again
+    last = _forget(ended)
+    for batch in _batches(ended):
+        wanted = [run for run, schedule, due, _ in batch if schedule is None or due <= last.get(schedule, _NEVER)]
+        if wanted:
+            bulk.delete(Run, wanted)
+            yield len(wanted)
 
 
-def _forget(runs: RunQuerySet) -> None:
-    """Write into the policies of these runs up to when their moments count as done."""
-    last = dict(runs.order_by().values_list("schedule").annotate(Max("last_due_at")))
+def _batches(ended: RunQuerySet) -> Iterator[Sequence[tuple[UUID, int | None, datetime, datetime | None]]]:
+    """These runs, oldest first: each with its schedule, its last due moment and its end."""
+    left = ended.order_by("finished_at", "id").values_list("id", "schedule", "last_due_at", "finished_at")
+    rest = left
+    while batch := list(rest[:BATCH]):
+        yield batch
+        run, *_, end = batch[-1]
+        rest = left.filter(Q(finished_at__gt=end) | Q(id__gt=run), finished_at__gte=end)
+
+
+def _forget(ended: RunQuerySet) -> dict[int, datetime]:
+    """Write into each policy up to when its moments count as done; returns that by schedule.
+
+    The latest run of a schedule is beyond it, and so is a run of a schedule without a policy, which has none yet.
+    """
+    younger = Run.objects.filter(schedule=OuterRef("schedule"), trigger=Trigger.SCHEDULE, due_at__gt=OuterRef("due_at"))
+    followed = ended.filter(Exists(younger), schedule__isnull=False).order_by()
+    last = dict(followed.values_list("schedule").annotate(Max("last_due_at")))
     schedules = sorted(last)
+    known: dict[int, datetime] = {}
     for start in range(0, len(schedules), BATCH):
-        with transaction.atomic():
-            locked = (
-                Policy.objects.select_for_update().filter(schedule__in=schedules[start : start + BATCH]).order_by("pk")
-            )
-            policies = list(locked.only("forgotten_until"))
-            behind = [each for each in policies if not each.forgotten_until or each.forgotten_until < last[each.pk]]
-            for policy in behind:
-                policy.forgotten_until = last[policy.pk]
-            bulk.update(Policy, behind, ["forgotten_until"])
+        known |= _forget_until(last, schedules[start : start + BATCH])
+    return known
+
+
+@transaction.atomic
+def _forget_until(last: dict[int, datetime], schedules: list[int]) -> dict[int, datetime]:
+    locked = Policy.objects.select_for_update().filter(schedule__in=schedules).order_by("pk")
+    policies = list(locked.only("forgotten_until"))
+    behind = [each for each in policies if not each.forgotten_until or each.forgotten_until < last[each.pk]]
+    for policy in behind:
+        policy.forgotten_until = last[policy.pk]
+    bulk.update(Policy, behind, ["forgotten_until"])
+    return {policy.pk: last[policy.pk] for policy in policies}

@@ -59,12 +59,13 @@ def update(model: type[Model], rows: Sequence[Any], names: Collection[str]) -> N
         )
 
 
-def delete(rows: QuerySet[Any]) -> None:
-    """Delete these rows and all that belongs to them, without signals. PostgreSQL itself follows the foreign keys."""
+def delete(model: type[Model], keys: Sequence[Any]) -> None:
+    """Delete the rows with these keys and all that belongs to them. PostgreSQL follows the foreign keys itself."""
     if connection.vendor == "postgresql":
-        rows._raw_delete(connection.alias)  # Django's own, for rows that it need not read
+        key: Any = model._meta.pk
+        _execute(f"DELETE FROM {_name(model._meta.db_table)} WHERE {_name(key.column)} = ANY(%s)", [list(keys)])
     else:
-        rows.delete()
+        model._default_manager.filter(pk__in=keys).delete()
 
 
 def update_query(queryset: QuerySet[Any], values: Mapping[str, Any]) -> Any:
