@@ -426,14 +426,12 @@ CSRF_TRUSTED_ORIGINS = [SITE_URL] if SITE_URL.startswith("https://") else []
 
 # --- Logs -----------------------------------------------------------------------------------------------------------
 
-# DEBUG, INFO, WARNING or ERROR, for every process. `celery --loglevel` has no effect.
+# DEBUG, INFO, WARNING or ERROR, for every process; `celery --loglevel` replaces it.
 LOG_LEVEL: str = read("level", "LOG_LEVEL", "INFO")
-LOGGING = {
+LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {
-        "line": {"()": "jobs.worker.logs.Formatter", "format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
-    },
+    "formatters": {"line": {"()": "jobs.worker.logs.Formatter"}},
     "handlers": {
         "console": {"class": "logging.StreamHandler", "formatter": "line"},
         "run": {"class": "jobs.worker.logs.RunHandler", "formatter": "line"},

@@ -18,8 +18,9 @@ from jobs.secrets import mask
 
 
 class Application(Celery):
-    # A name, resolved with the first task.
+    # Names, resolved when they are needed.
     task_cls = "jobs.worker.task:Job"
+    log_cls = "jobs.worker.logs:Logging"
 
     def _task_from_fun(  # type: ignore[override] # passes on all other arguments
         self, fun: Any, name: str | None = None, base: Any = None, **options: Any

@@ -1,13 +1,27 @@
-"""Which log lines belong to a run? The lines of Python's `logging` during its execution, with secrets masked.
+"""What do beat and workers log, where to, and which lines belong to a run?
 
-Its one rule: outside a run, a log line only costs reading Celery's empty stack of tasks. Celery's own lines are left
-out.
-Limits: the output of `print`, and lines from threads that a task starts, are not in the log of its run.
+Its one rule: the operator's choice holds. `--loglevel`, `--logfile` and `worker_log_format` replace what LOGGING says;
+where LOGGING does not configure the root logger, as with Django's default, Celery sets up its own handlers. In either
+case each line that a task logs is kept in its run, and secrets are masked in it.
+Outside a run, a log line only costs reading Celery's empty stack of tasks. Celery's own lines are left out.
+
+Limits: the output of `print`, and lines from threads that a task starts, are not in the log of its run. Formatters in
+your own LOGGING mask nothing, unless they are `Formatter`.
 """
 
 import logging
+from functools import partial
+from logging.handlers import WatchedFileHandler
+from typing import Any
 
+import click
+from celery import signals
+from celery.app.log import Logging as CeleryLogging
+from celery.utils.log import ColorFormatter, mlevel
+from click.core import ParameterSource
 from django.apps import apps
+from django.conf import settings
+from django.utils.log import configure_logging
 
 from jobs.secrets import mask, tail
 
@@ -15,10 +29,15 @@ from jobs.secrets import mask, tail
 OWN = {f"jobs.worker.{name}" for name in ("connection", "pulse", "task")}
 FOREIGN = {"celery", "kombu", "amqp"}  # top-level names of loggers
 LONGEST_LINE = 10_000  # characters, of the message with its traceback; the end is kept
+LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+TASK_LOGGER = "celery.task"  # the parent of the loggers that Celery's `get_task_logger` returns
 
 
 class Formatter(logging.Formatter):
     """The formatter of every handler: masks secrets in log lines, tracebacks included."""
+
+    def __init__(self, fmt: str = LINE, *args: Any, **options: Any) -> None:
+        super().__init__(fmt, *args, **options)
 
     def format(self, record: logging.LogRecord) -> str:
         return mask(super().format(record))
@@ -37,3 +56,83 @@ class RunHandler(logging.Handler):
                 execution.log(tail(self.format(record), LONGEST_LINE) + "\n")
             except Exception:  # noqa: BLE001 - logging's own rule: a faulty log call does not fail the job
                 self.handleError(record)
+
+
+class Logging(CeleryLogging):
+    """Celery's set-up of logging, `app.log`, with what LOGGING says."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self.loglevel = mlevel(getattr(settings, "LOG_LEVEL", "INFO"))  # unless --loglevel is given
+
+    def setup(self, loglevel: Any = None, *args: Any, **options: Any) -> Any:
+        """In beat, a worker, and each child of its pool. The command line has a level even where none was given."""
+        context = click.get_current_context(silent=True)
+        given = context is None or context.get_parameter_source("loglevel") is not ParameterSource.DEFAULT
+        return super().setup(loglevel if given else None, *args, **options)
+
+    def setup_logging_subsystem(self, loglevel: Any = None, *args: Any, **options: Any) -> Any:
+        if _configures_root():
+            # Celery sets up nothing itself then.
+            follow = partial(self._follow_settings, given=loglevel)
+            signals.setup_logging.connect(follow, weak=False, dispatch_uid="jobs.worker.logs")
+        handled = super().setup_logging_subsystem(loglevel, *args, **options)
+        for logger in (logging.getLogger(), logging.getLogger(TASK_LOGGER)):
+            _keep_lines_of_runs(logger)
+        return handled
+
+    def setup_handlers(
+        self,
+        logger: Any,
+        logfile: Any,
+        format: str,  # noqa: A002 - Celery's name
+        colorize: Any,
+        formatter: type[logging.Formatter] = ColorFormatter,
+        **options: Any,
+    ) -> Any:
+        """Called for each logger that Celery sets up itself."""
+        return super().setup_handlers(logger, logfile, format, colorize, formatter=_masking(formatter), **options)
+
+    def _follow_settings(self, logfile: str | None, *, given: Any, **_: Any) -> None:
+        configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
+        root = logging.getLogger()
+        root.setLevel(given or root.level)
+        for handler in filter(_writes_to_terminal, root.handlers[:]):
+            if self.app.conf.value_set_for("worker_log_format"):
+                handler.setFormatter(Formatter(self.format, self.app.conf.worker_log_datefmt))
+            if logfile:
+                root.removeHandler(handler)
+                root.addHandler(_to_file(logfile, like=handler))
+
+
+def _configures_root() -> bool:
+    given = settings.LOGGING if settings.LOGGING_CONFIG else {}
+    return bool(given.get("root") or given.get("loggers", {}).get(""))
+
+
+def _writes_to_terminal(handler: logging.Handler) -> bool:
+    return isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+
+
+def _to_file(path: str, like: logging.Handler) -> logging.Handler:
+    handler = WatchedFileHandler(path, encoding="utf-8")
+    handler.setFormatter(like.formatter)
+    handler.setLevel(like.level)
+    for each in like.filters:
+        handler.addFilter(each)
+    return handler
+
+
+def _keep_lines_of_runs(logger: logging.Logger) -> None:
+    if (logger.parent and logger.propagate) or any(isinstance(each, RunHandler) for each in logger.handlers):
+        return
+    handler = RunHandler()
+    handler.setFormatter(Formatter())
+    logger.addHandler(handler)
+
+
+def _masking(formatter: type[logging.Formatter]) -> type[logging.Formatter]:
+    def format(self: logging.Formatter, record: logging.LogRecord) -> str:  # noqa: A001 - overrides it
+        return mask(formatter.format(self, record))
+
+    return type(formatter.__name__, (formatter,), {"format": format})

@@ -15,11 +15,13 @@ from uuid import UUID, uuid4
 
 from celery import Signature, Task, chain, chord, current_app, group, shared_task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.utils.log import get_task_logger
 from django.db import connection, transaction
 from pydantic import BaseModel
 
 from jobs.cache.resources import Resource
 from jobs.models import FeedEntry
+from jobs.secrets import reveal
 from jobs.toolkit.current import current_run, once, progress
 from jobs.toolkit.queries import Table, query
 from jobs.worker.resources import ResourceTask
@@ -49,6 +51,15 @@ def hold(self: Task, path: str) -> None:
 def hold_late(self: Task, path: str) -> None:
     """Like `hold`, but the message is acknowledged when the task is over."""
     _hold(path, self.request.id)
+
+
+@shared_task(name="tests.say")
+def say() -> None:
+    """Log at three levels, with a password and a secret, also as Celery's documentation shows it."""
+    logger = logging.getLogger("tests.say")
+    logger.debug("in detail")
+    logger.info("with password=hunter2")
+    get_task_logger("tests.say.celery").info("to Celery's logger %s", reveal("secret:KEY"))
 
 
 @shared_task(name="tests.fail")

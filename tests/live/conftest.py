@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -37,6 +38,7 @@ class Process:
         self.name = name
         self._workspace = workspace
         self._file = workspace.folder / f"{name}.log"
+        self._logfiles = [Path(word[10:]) for word in command if word.startswith("--logfile=")]
         self._child = workspace.start(command, self._file, cwd=ROOT, env=environment)
         self._told_to_end = False
 
@@ -46,7 +48,13 @@ class Process:
 
     @property
     def log(self) -> str:
-        """Everything it wrote so far."""
+        """Everything it wrote so far, to its terminal and then to the file that `--logfile=` names."""
+        files = [self._file, *(path for path in self._logfiles if path.exists())]
+        return "".join(path.read_text(errors="replace") for path in files)
+
+    @property
+    def terminal(self) -> str:
+        """Everything it wrote so far to its terminal."""
         return self._file.read_text(errors="replace")
 
     @property
