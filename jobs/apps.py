@@ -10,6 +10,7 @@ class JobsConfig(AppConfig):
 
     def ready(self) -> None:
         from jobs.ledger import outcomes
+        from jobs.messages import discovery
         from jobs.models import routing
         from jobs.monitoring import nodes, statistics, strangers
         from jobs.schedules import calendar
@@ -18,6 +19,7 @@ class JobsConfig(AppConfig):
         routing.install()
         signals.connect()
         connection.connect()
+        discovery.connect()
         calendar.connect()
         nodes.connect()
         outcomes.listen(outcomes.pause_failing)

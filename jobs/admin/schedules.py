@@ -6,7 +6,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import ValidationError
 from django.db.models import OuterRef, Q, QuerySet, Subquery
@@ -21,6 +21,7 @@ from django_celery_beat.models import PeriodicTask
 from jobs.admin import actions, typed
 from jobs.admin.display import NOTHING, between, moment, state
 from jobs.admin.guard import GuardedAdmin
+from jobs.messages import discovery
 from jobs.messages.arguments import find_task, model_of
 from jobs.models import Backfill, Policy, Run, Trigger
 from jobs.rules.errors import Invalid
@@ -239,6 +240,16 @@ class ScheduleAdmin(GuardedAdmin):
     class Media:
         js = ("jobs/schedule.js",)
 
+    def changelist_view(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
+        page = super().changelist_view(request, *args, **options)
+        _show_broken_modules(request)
+        return page
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
+        page = super().changeform_view(request, *args, **options)
+        _show_broken_modules(request)
+        return page
+
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **options: Any) -> Any:
         if task := self._typed_job(request, obj):
             options["form"] = typed.form_for(self.form, task)
@@ -320,6 +331,13 @@ class ScheduleAdmin(GuardedAdmin):
     def runs(self, schedule: PeriodicTask) -> SafeString:
         address = reverse("admin:jobs_run_changelist")
         return format_html('<a href="{}?schedule__id__exact={}">show</a>', address, schedule.pk)
+
+
+def _show_broken_modules(request: HttpRequest) -> None:
+    """On a page that lets users choose from all other jobs. After a POST, the next page shows them."""
+    find_task("")  # imports every module that can be imported
+    for sentence in discovery.broken() if request.method == "GET" else ():
+        messages.error(request, f"{sentence}. Mend it and restart.")
 
 
 def _without_backfills(found: tuple[Any, Any, set[str], Any]) -> Any:

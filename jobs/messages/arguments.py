@@ -20,6 +20,7 @@ from celery import current_app
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema
 
+from jobs.messages import discovery
 from jobs.rules.errors import Invalid
 
 # The only one of Celery's own tasks that is worth scheduling: the rest run other tasks by name.
@@ -32,8 +33,8 @@ def check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
     task = find_task(name)
     if task is None:
         close = difflib.get_close_matches(name, _tasks(), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else " Is its app in INSTALLED_APPS?"
-        raise Invalid(f"No job is named {name!r}.{hint}")
+        hint = f"Did you mean {close[0]!r}?" if close else "Is its app in INSTALLED_APPS?"
+        raise Invalid(f"No job is named {name!r}. {'; '.join(discovery.broken()) or hint}")
     if name.startswith("celery.") and name not in OWN_TASKS_ALLOWED:
         raise Invalid(f"{name!r} is an internal task of Celery that runs other tasks: schedule the task itself.")
     check(task, args, kwargs)
@@ -123,5 +124,5 @@ _reading = threading.Lock()
 def _tasks() -> dict[str, Any]:
     """Celery's registry, after importing the tasks of every app. A web process has not done that yet."""
     with _reading:  # or a second request to a new process would find only some of them
-        current_app.loader.import_default_modules()
+        discovery.load()
     return cast("dict[str, Any]", current_app.tasks)

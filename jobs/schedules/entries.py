@@ -19,6 +19,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
+from jobs.messages import discovery
 from jobs.models import LONGEST_NAME, Policy
 from jobs.rules.errors import Invalid
 from jobs.schedules.calendar import CRONTAB_FIELDS, KINDS
@@ -56,14 +57,15 @@ def install(app: Any) -> Outcome:
             changed += _install(name, entry, known.get(name, ""), app)
         except (Invalid, ValidationError, DatabaseError, *UNREADABLE) as error:
             refused[name] = str(error) or repr(error)
-    gone = PeriodicTask.objects.filter(name__in=known.keys() - entries.keys()).exclude(policy__entry="")
-    _, deleted = gone.delete()
+    # A broken module may have added an entry that is missing now.
+    gone = set() if discovery.broken(app) else known.keys() - entries.keys()
+    _, deleted = PeriodicTask.objects.filter(name__in=gone).exclude(policy__entry="").delete()
     return Outcome(changed + deleted.get(PeriodicTask._meta.label, 0), refused)
 
 
 def _entries(app: Any) -> dict[str, Mapping[str, Any]]:
     """All entries by name, with those of `add_periodic_task` and Celery's own entry that deletes old results."""
-    app.loader.import_default_modules()
+    discovery.load(app)
     app.finalize()
     entries = dict(app.conf.beat_schedule)
     if app.conf.result_expires and not app.backend.supports_autoexpire:

@@ -21,6 +21,7 @@ class Application(Celery):
     # Names, resolved when they are needed.
     task_cls = "jobs.worker.task:Job"
     log_cls = "jobs.worker.logs:Logging"
+    loader_cls = "jobs.messages.discovery:Loader"
 
     def _task_from_fun(  # type: ignore[override] # passes on all other arguments
         self, fun: Any, name: str | None = None, base: Any = None, **options: Any

@@ -33,6 +33,7 @@ NOT_PURE = {"django", "django_celery_beat", "django_celery_results", "environ", 
 EDGES = {
     "jobs.rules.errors": 1,  # `logged`: threads, receivers, listeners, closing
     "jobs.cache.resources": 1,  # a load, whose error every waiting thread is given
+    "jobs.messages.discovery": 1,  # the import of an app's tasks
     "jobs.messages.dispatch": 1,  # a task's router or serializer
     "jobs.beat.claim": 1,  # one schedule of a batch
     "jobs.beat.scheduler": 1,  # a tick

@@ -3,9 +3,9 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from celery import current_app
 from django.core.management.base import BaseCommand, CommandError
 
+from jobs.messages import discovery
 from jobs.worker import resources
 from jobs.worker.resources import UnknownResourceError
 
@@ -17,7 +17,7 @@ class Command(BaseCommand):
         parser.add_argument("names", nargs="+", metavar="NAME", help="the name of a resource")
 
     def handle(self, *, names: list[str], **_options: Any) -> None:
-        current_app.loader.import_default_modules()  # resources are declared beside the tasks that use them
+        discovery.load()  # resources are declared beside the tasks that use them
         names = list(dict.fromkeys(names))
         try:
             resources.invalidate(*names, actor="manage.py invalidate")
