@@ -1,7 +1,8 @@
 """How do several processes run and end together?
 
 Its one rule: every child ends with the supervisor, in reverse order of the start, and leaves no process behind. A child
-that ends by itself is restarted. The delay before each restart grows.
+that ends by itself is restarted. The delay before each restart grows. A child that is renewed starts again after its
+work in hand.
 Limits: when the supervisor itself is killed, its children end only on Linux, and the worker still finishes its running
 jobs. A stop kills a job that takes longer than its worker's patience. The next start rescues its run.
 """
@@ -51,6 +52,7 @@ class Child:
     started_at: float = 0
     start_at: float = 0
     delay: float = 0
+    is_renewed: bool = False
 
     def start(self) -> None:
         """Start the process in a new session, so that Ctrl-C in a terminal reaches only the supervisor."""
@@ -79,6 +81,21 @@ class Child:
         self.delay_restart(FIRST_DELAY if lived >= HEALTHY or not self.delay else 2 * self.delay)
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         return f"{self.name} {end}; restarting it in {self.delay:g} s. {self.last_log_line()}"
+
+    def renew(self) -> None:
+        """Ask the process to end after its work in hand, however long that takes; `restart` starts it again."""
+        if self.process is not None and not self.is_renewed:  # a worker takes a second signal for haste
+            self.is_renewed = True
+            self.process.terminate()
+        self.start_at = 0
+
+    def has_renewed(self) -> bool:
+        """Whether the process has ended because it was asked to; it may start at once then."""
+        if not (self.is_renewed and self.ended):
+            return False
+        self._kill_group()
+        self.is_renewed = False
+        return True
 
     def delay_restart(self, delay: float) -> None:
         self.delay = min(delay, LONGEST_DELAY)
@@ -183,7 +200,7 @@ class Supervisor:
     def restart(self) -> None:
         """Report the children that have ended, and restart those whose delay is over."""
         for child in self.children:
-            if child.ended:
+            if not child.has_renewed() and child.ended:
                 self.report(child.reap())
             if child.process is None and time.monotonic() >= child.start_at:
                 self._start_again(child)

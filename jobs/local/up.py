@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from celery import current_app
 from django.conf import settings
@@ -32,9 +33,14 @@ from jobs.local import demo, embedded
 from jobs.local.supervisor import Child, Supervisor, SupervisorError
 from jobs.models import Run, State, Trigger
 
+if TYPE_CHECKING:
+    from jobs.local.changes import Changes
+
 # In seconds.
 POLL = 0.2
 PORT_PATIENCE = 2.0  # how long the web process of a killed supervisor may hold the port
+
+CODE = {"web", "worker", "beat"}  # the children that run the project's code
 
 
 @dataclass(frozen=True)
@@ -200,8 +206,11 @@ def _follow(options: Options, supervisor: Supervisor, follower: Follower, descri
     deadline = time.monotonic() + options.deadline
     scheduled = Counter[str]()
     readable = True
+    changes = _changes()
     while options.until is None or scheduled[State.SUCCEEDED] < options.until:
         supervisor.pause(POLL)
+        if changes and (changed := changes.look()):
+            _renew(changed, supervisor)
         supervisor.restart()
         if options.until is not None and time.monotonic() > deadline:
             raise SupervisorError(_shortfall(options, scheduled, supervisor.children))
@@ -217,6 +226,29 @@ def _follow(options: Options, supervisor: Supervisor, follower: Follower, descri
         for finished in news:
             supervisor.report(describe(finished))
         scheduled.update(finished.state for finished in news if finished.trigger == Trigger.SCHEDULE)
+
+
+def _changes() -> "Changes | None":
+    """The changes of the code; None in production, where a deployment restarts what it changes."""
+    if not settings.DEBUG:
+        return None
+    from jobs.local.changes import Changes  # late: production need not load it
+
+    return Changes(settings.BASE_DIR, settings.VAR_DIR)
+
+
+def _renew(changed: Sequence[Path], supervisor: Supervisor) -> None:
+    """Restart the processes that hold the code, each after its work in hand, unless a file is no Python."""
+    from jobs.local.changes import mistake  # late, as above
+
+    names = {path: os.path.relpath(path, settings.BASE_DIR) for path in changed}
+    if wrong := [f"{names[path]}, {why}" for path in changed if (why := mistake(path))]:
+        supervisor.report(f"The code is not restarted: {'; '.join(wrong)}. The next change is tried again.")
+        return
+    children = [child for child in supervisor.children if child.name in CODE]
+    supervisor.report(f"{', '.join(names.values())} changed: restarting {', '.join(child.name for child in children)}.")
+    for child in children:
+        child.renew()
 
 
 def _shortfall(options: Options, scheduled: Counter[str], children: Sequence[Child]) -> str:

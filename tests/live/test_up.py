@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -21,6 +22,7 @@ import redis
 
 from jobs.ledger.outcomes import Follower
 from jobs.local import embedded
+from jobs.local.changes import Changes
 from jobs.local.supervisor import FIRST_DELAY, HEALTHY, LARGEST_LOG, LONGEST_DELAY, Child, Supervisor, SupervisorError
 from jobs.local.up import _wsgi_application
 from jobs.management.commands.up import describe, printable
@@ -81,7 +83,7 @@ def _heed_hangups() -> None:
 class Up:
     """A `manage.py up` in `var`. It inherits only PATH, HOME, LANG and TMPDIR from this process."""
 
-    def __init__(self, workspace, var: Path, *arguments: str, **environment: str) -> None:
+    def __init__(self, workspace, var: Path, *arguments: str, code: Path = ROOT, **environment: str) -> None:
         self.var = var
         self.port, self._reserved = reserve_port()
         self._workspace = workspace
@@ -92,7 +94,7 @@ class Up:
         self._child = workspace.start(
             command,
             self._file,
-            cwd=ROOT,
+            cwd=code,
             env=needed | settings,
             preexec_fn=_heed_hangups,
         )
@@ -514,3 +516,82 @@ def test_it_shows_a_run_in_one_line_without_control_characters(monkeypatch):
         printable(describe(run))
         == "04:05:08  failed     Bad [2J \\u2713                       20 ms late  took 2.0 s  ValueError: no more"
     )
+
+
+def test_it_renews_a_child_after_its_work_in_hand_and_asks_it_once(child, tmp_path):
+    asked, go, ready = (tmp_path / name for name in ("asked", "go", "ready"))
+    work = f"echo x >> {asked}; until test -e {go}; do sleep 0.01; done; exit"
+    it, told = child(f"trap '{work}' TERM; touch {ready}; sleep 300 & wait"), []
+    with Supervisor(told.append) as supervisor:
+        supervisor.start(it)
+        first = it.process
+        eventually(ready.exists)
+        it.renew()
+        eventually(asked.exists)
+        it.renew()
+        supervisor.restart()
+        assert it.process is first
+        go.touch()
+        eventually(lambda: supervisor.restart() or it.process not in (None, first))
+        assert (asked.read_text(), told) == ("x\n", [])
+
+
+def test_it_follows_the_python_files_of_a_folder_and_of_new_folders(tmp_path):
+    for name in ("shop", ".hidden", "var"):
+        (tmp_path / name).mkdir()
+    changes = Changes(tmp_path, tmp_path / "var")
+    for path in ("shop/page.html", ".hidden/a.py", "var/b.py", "shop/tasks.py"):
+        (tmp_path / path).write_text("x = 1")
+    assert eventually(changes.look) == [tmp_path / "shop" / "tasks.py"]
+    (tmp_path / "new").mkdir()
+    (tmp_path / "shop" / "tasks.py").write_text("x = 2")
+    assert eventually(changes.look) == [tmp_path / "shop" / "tasks.py"]
+    (tmp_path / "new" / "tasks.py").write_text("x = 3")
+    assert eventually(changes.look) == [tmp_path / "new" / "tasks.py"]
+
+
+TASKS = """
+from pathlib import Path
+
+from celery import shared_task
+
+
+@shared_task
+def greet(path):
+    with Path(path).open("a") as file:
+        file.write("one\\n")
+"""
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Path:
+    """A copy of the code with an app whose task writes a line into the file `said` beside it, every second."""
+    code = tmp_path / "code"
+    for name in ("jobs", "project", "templates"):
+        shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "manage.py", code)
+    (code / "greetings").mkdir()
+    (code / "greetings" / "__init__.py").touch()
+    (code / "greetings" / "tasks.py").write_text(TASKS)
+    entry = {"task": "greetings.tasks.greet", "schedule": 1, "args": [str(tmp_path / "said")]}
+    with (code / "project" / "settings.py").open("a") as settings:
+        settings.write(f"INSTALLED_APPS.append('greetings')\nCELERY_BEAT_SCHEDULE = {{'greet': {entry}}}\n")
+    return code
+
+
+def test_it_restarts_the_processes_when_code_changes_and_keeps_them_when_it_is_no_python(servers, edited, tmp_path):
+    said, tasks = tmp_path / "said", edited / "greetings" / "tasks.py"
+    up = Up(servers.workspace, tmp_path / "var", code=edited)
+    try:
+        eventually(lambda: said.exists() and "one" in said.read_text())
+        tasks.write_text(TASKS.replace("def greet(path):", "def greet(path:"))
+        up.says(r"The code is not restarted: greetings/tasks.py, line \d+: ")
+        before = said.read_text()
+        eventually(lambda: said.read_text() != before)
+        tasks.write_text(TASKS.replace("one", "two"))
+        up.says(r"greetings/tasks.py changed: restarting web, worker, beat\.")
+        eventually(lambda: "two" in said.read_text())
+        assert not re.search("killed|ended with status", up.lines)
+    finally:
+        up.signal(signal.SIGTERM)
+        up.ends()
