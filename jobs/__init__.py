@@ -10,8 +10,10 @@
     monitoring/   is all well, and who is told?
     worker/       what happens while a run executes?
     beat/         what does a tick do?
+    checks        do the settings suit Punctual?
     local/        how does all of it run on one machine?
     toolkit/      what may a job use?
+    testing       how are jobs tested?
 The doors, which parse, call one function and render:
     tasks/        which jobs can people schedule without writing code?
     admin/        what do people see and do in Django's admin?

@@ -1,6 +1,7 @@
 """Connects the app to Django and Celery: its signal receivers, once, after Django has loaded every model."""
 
 from django.apps import AppConfig
+from django.core.checks import register
 
 
 class JobsConfig(AppConfig):
@@ -9,6 +10,7 @@ class JobsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from jobs import checks
         from jobs.ledger import outcomes
         from jobs.messages import discovery
         from jobs.models import routing
@@ -17,6 +19,8 @@ class JobsConfig(AppConfig):
         from jobs.worker import connection, guard, refusals, resources, signals
 
         routing.install()
+        for check in checks.CHECKS:
+            register(check)
         signals.connect()
         connection.connect()
         discovery.connect()

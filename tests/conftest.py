@@ -1,63 +1,21 @@
-"""Fixtures for all tests: a real database made by the migrations, a real and empty Redis, and their addresses.
+"""Fixtures for Punctual's own tests, besides those of the conftest.py above: servers that fail, and their addresses.
 
-Its one rule: a test in tests/pure starts no server. If a server is missing, the tests that need it are skipped, with
-one sentence. The run ends instead if REQUIRE_SERVERS is set (CI) or the server is that of TEST_DATABASE_URL or
-TEST_REDIS_URL.
+Its one rule: a test in tests/pure starts no server.
 """
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import redis as redis_client
-from django.conf import settings as django_settings
 from django.db import connection
 
-from tests.servers import SERVERS, MissingServerError, MortalBroker, Pooler, Servers
+from tests.servers import MissingServerError, MortalBroker, Pooler, Servers
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"database: {config.getoption('database')}"
-
-
-@pytest.fixture(scope="session")
-def servers(pytestconfig: pytest.Config) -> Servers:
-    """The servers of this run. Each starts when a test first needs a database or `redis`."""
-    return pytestconfig.stash[SERVERS]
-
-
-def _have(server: Callable[[], None], variable: str) -> None:
-    try:
-        server()
-    except MissingServerError as missing:
-        if os.environ.get("REQUIRE_SERVERS") or variable in os.environ:
-            pytest.exit(str(missing), returncode=1)
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="session")
-def django_db_modify_db_settings(servers: Servers) -> None:
-    """pytest-django's hook before it creates the test database."""
-    _have(servers.have_database, "TEST_DATABASE_URL")
-    if servers.database == "sqlite":
-        # A file: other threads and processes cannot see a database in memory.
-        name = str(servers.workspace.folder / "test_punctual.sqlite3")
-        django_settings.DATABASES["default"].setdefault("TEST", {})["NAME"] = name
-
-
-@pytest.fixture(scope="session")
-def redis_server(servers: Servers) -> Iterator[redis_client.Redis]:
-    _have(servers.have_redis, "TEST_REDIS_URL")
-    with redis_client.Redis.from_url(servers.redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def redis(redis_server: redis_client.Redis) -> redis_client.Redis:
-    """A client of the run's Redis, whose database is empty when the test begins."""
-    redis_server.flushdb()
-    return redis_server
 
 
 @pytest.fixture

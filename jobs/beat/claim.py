@@ -90,13 +90,13 @@ _OF_POLICY = {field.attname for field in Policy._meta.concrete_fields}
 _COLUMNS = [column.name if column.name in _OF_POLICY else f"schedule__{column.name}" for column in fields(Claimed)]
 
 
-def claim_due() -> Iterator[list[NewRun]]:
-    """Claim every schedule that is due by the database's clock; yields the runs to send, batch by batch.
+def claim_due(now: datetime | None = None) -> Iterator[list[NewRun]]:
+    """Claim every schedule that is due by the database's clock, or `now`; yields the runs to send, batch by batch.
 
     These runs are committed, and the caller's for `SENDING`; the outbox offers runs that are not sent by then. A
     schedule that is locked, or has more due moments than one pass takes, is still due for the next tick.
     """
-    now = database_now()
+    now = now or database_now()
     claimed = BATCH
     while claimed == BATCH and Policy.objects.due(now).exists():
         try:

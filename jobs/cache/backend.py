@@ -1,7 +1,8 @@
 """How does Django's cache keep values in Redis? As JSON, under keys with the cache's prefix.
 
 Its one rule: every process and every version of the code reads the value that was written. A value that JSON would
-change is refused. Pickles would let anyone who can write to Redis run code here.
+change is refused. Pickles would let anyone who can write to Redis run code here. Pages, which Django's `cache_page`
+stores, have a JSON of their own.
 
 Redis is often the broker, too. So `clear()` deletes only the cache's own keys. Django's would empty the database.
 """
@@ -14,6 +15,9 @@ from typing import Any, NoReturn
 
 from django.core.cache.backends.redis import RedisCache
 from django.db.models import Model, QuerySet
+from django.http import HttpResponse
+
+from jobs.cache import pages
 
 PATIENCE = 1.0  # seconds to wait for Redis: a page without a cache is slow, one with a frozen cache would hang
 BATCH = 1000  # keys in one command
@@ -37,6 +41,8 @@ class JSON:
 
     def dumps(self, value: Any) -> str:
         """Raises `NotJSONError`."""
+        if isinstance(value, HttpResponse):
+            return pages.as_text(value)
         try:
             text = json.dumps(value, default=_refuse, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -49,7 +55,8 @@ class JSON:
         return text
 
     def loads(self, data: bytes) -> Any:
-        return json.loads(data)
+        text = data.decode()
+        return pages.from_text(text) if text.startswith(pages.MARK) else json.loads(text)
 
 
 class Cache(RedisCache):

@@ -1,12 +1,12 @@
 """How do all processes share a computed value for a while? The function that computes it is `cached`.
 
     @cached("prices", seconds=30)
-    def prices() -> dict[str, int]: ...
+    def prices(currency: str) -> dict[str, int]: ...
 
-    invalidate("prices")  # the cached value is no longer served
+    invalidate("prices")  # the cached values are no longer served, whatever their arguments
 
 Its one rule: after an invalidation, no process serves a value computed from older data, even if the computation was
-still running. Each name has a random token, part of its value's key. An invalidation deletes the token. A process that
+still running. Each name has a random token, part of its values' keys. An invalidation deletes the token. A process that
 began with the old token stores its value under a key that is never read again.
 
 Limits: inside a transaction the function always computes, as a rollback may undo its data. An unavailable Redis breaks
@@ -14,22 +14,25 @@ nothing: every call computes. A missed invalidation takes effect when the value 
 by one second in every six.
 """
 
+import hashlib
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import TypeVar, cast
+from typing import ParamSpec, TypeVar, cast
 from uuid import uuid4
 
 from django.core.cache import caches
 from django.db import connection, transaction
 from redis import exceptions
 
-from jobs.cache.backend import JSON, Cache
+from jobs.cache.backend import JSON, Cache, NotJSONError
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 T = TypeVar("T")
 
 RETRY_AFTER = 5.0  # seconds without calls to Redis after a timeout
@@ -54,24 +57,28 @@ class UnavailableError(Exception):
     """Redis does not answer: continue without it."""
 
 
-def cached(name: str, seconds: int) -> Callable[[Callable[[], T]], Callable[[], T]]:
-    """Cache a function's result, which must be plain JSON, for `seconds` or until `invalidate(name)`.
+def cached(name: str, seconds: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Cache a function's results for `seconds` or until `invalidate(name)`: one for each combination of arguments.
 
-    Two processes that miss at the same time both compute. Raises `NotJSONError` if the result is not plain JSON.
+    Arguments and results must be plain JSON. Two processes that miss at the same time both compute. Raises
+    `NotJSONError`.
     """
 
-    def decorate(function: Callable[[], T]) -> Callable[[], T]:
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+
         @wraps(function)
-        def remembered() -> T:
+        def remembered(*args: P.args, **kwargs: P.kwargs) -> T:
+            which = _digest(signature.bind(*args, **kwargs))
             if connection.in_atomic_block:
-                return _checked(function())
+                return _checked(function(*args, **kwargs))
             try:
-                key, value = _find(name)
+                key, value = _find(name, which)
             except UnavailableError:
-                return _checked(function())
+                return _checked(function(*args, **kwargs))
             if value is not NOTHING:
                 return cast("T", value)
-            result = function()
+            result = function(*args, **kwargs)
             with suppress(UnavailableError), _cache() as cache:
                 cache.set(key, result, seconds)
             return result
@@ -102,11 +109,26 @@ def _checked(value: T) -> T:
     return value
 
 
-def _find(name: str) -> tuple[str, object]:
+def _digest(call: inspect.BoundArguments) -> str:
+    """The part of a key that stands for these arguments, however they are passed; empty if there are none.
+
+    Raises `NotJSONError`.
+    """
+    call.apply_defaults()
+    if not call.arguments:
+        return ""
+    try:
+        given = JSON().dumps([list(call.args), dict(sorted(call.kwargs.items()))])
+    except NotJSONError as error:
+        raise NotJSONError(f"The arguments of a cached function are part of the key. {error}") from error
+    return ":" + hashlib.sha256(given.encode()).hexdigest()
+
+
+def _find(name: str, which: str) -> tuple[str, object]:
     """The current key of the value, and the value or NOTHING. Raises UnavailableError."""
     with _cache() as cache:
         token = cache.get_or_set(f"token:{name}", lambda: uuid4().hex, timeout=None)
-        key = f"value:{name}:{token}"
+        key = f"value:{name}:{token}{which}"
         value = cache.get(key, NOTHING)
         cache.count(f"misses:{name}" if value is NOTHING else f"hits:{name}")
     return key, value

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
-from django.db.models import CharField, Exists, IntegerField, OuterRef, QuerySet, UUIDField
+from django.db.models import CharField, Exists, IntegerField, OuterRef, Q, QuerySet, UUIDField
 from django.db.models.functions import Now
 
 from jobs.models import Run, RunQuerySet, State, Step, lease
@@ -82,6 +82,12 @@ def fail_unsent(keys: Collection[str], run_id: UUID) -> None:
     unsent.move({Step.State.QUEUED}, Step.State.FAILED, error_class="Unsent", error_text=why)
 
 
+def forsake(task_ids: Collection[str], run_id: UUID, attempt: int, why: str) -> None:
+    """Note why expected steps will never be sent."""
+    bodies = Step.objects.filter(Q(task_id__in=task_ids) | Q(id__in=task_ids), run=run_id, attempt=attempt)
+    bodies.filter(state=Step.State.EXPECTED).update(error_text=why)
+
+
 def carry(run_id: UUID, attempt: int, **changes: Any) -> None:
     """Record that the body of a run is over: from now on it waits for its steps."""
     Run.objects.filter(id=run_id, attempt=attempt, state=State.RUNNING).update(lease_until=None, **changes)
@@ -110,8 +116,8 @@ def outcome(run: Run) -> tuple[State, str, Step | None]:
     if failed := steps.filter(state=Step.State.FAILED).order_by("finished_at").first():
         why = failed.error_text.strip().rpartition("\n")[2] or failed.error_class
         return State.FAILED, f"step {failed.task} failed: {why}", failed
-    if missing := steps.filter(state=Step.State.EXPECTED).first():
-        why = "the counter of its chord is gone, or it could not be sent"
+    if missing := steps.filter(state=Step.State.EXPECTED).order_by("-error_text").first():
+        why = missing.error_text or "the counter of its chord is gone, or it could not be sent"
         return State.FAILED, f"step {missing.task} never started: {why}", missing
     return State.SUCCEEDED, "", None
 

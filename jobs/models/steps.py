@@ -55,7 +55,8 @@ class StepQuerySet(models.QuerySet["Step"]):
 
     def _known(self, step: "Step", *, is_sender: bool) -> str:
         """Let the row that this step already has start anew; returns its key, empty if it has none."""
-        columns = {name: getattr(step, name) for name in ("task", "task_id", "group", "following", "lease_until")}
+        names = ("task", "task_id", "group", "following", "lease_until", "error_class", "error_text")
+        columns = {name: getattr(step, name) for name in names}
         mine = self._of_attempt(step)
         if is_sender:
             states = {state for state in Step.State if step.state in STEP_TRANSITIONS[state]}

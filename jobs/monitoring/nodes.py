@@ -91,10 +91,11 @@ def _facts(consumer: Any) -> dict[str, Any]:
     }
 
 
-def _on_worker_shutdown(**_: Any) -> None:
+def stop_beating(**_: Any) -> None:
+    """End the heartbeats of this process's worker."""
     _worker_over.set()
 
 
 def connect() -> None:
     signals.worker_ready.connect(_on_worker_ready, dispatch_uid="jobs.monitoring.nodes.ready")
-    signals.worker_shutdown.connect(_on_worker_shutdown, dispatch_uid="jobs.monitoring.nodes.shutdown")
+    signals.worker_shutdown.connect(stop_beating, dispatch_uid="jobs.monitoring.nodes.shutdown")

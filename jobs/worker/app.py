@@ -27,6 +27,8 @@ class Application(Celery):
         self, fun: Any, name: str | None = None, base: Any = None, **options: Any
     ) -> Any:
         # Celery's hook behind `@app.task` and `@shared_task`. No public hook receives `base`.
+        if name == "celery.ping":  # with which celery.contrib.testing waits for its worker
+            options.setdefault("ignore_result", False)
         return self._executable(super()._task_from_fun(fun, name, base=self._as_job(base), **options))
 
     def register_task(self, task: Any, **options: Any) -> Any:
@@ -39,6 +41,11 @@ class Application(Celery):
     @cached_property
     def AsyncResult(self) -> Any:  # noqa: N802 - Celery's name
         return self.subclass_with_self(symbol_by_name("jobs.worker.results:Result"))
+
+    def _get_backend(self) -> Any:
+        # Celery's hook behind every result, also that of its own `AsyncResult`.
+        backend = super()._get_backend()  # type: ignore[misc] # unknown to celery-types
+        return symbol_by_name("jobs.worker.results:watched")(backend)
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         """Publish a task. Inside a run it becomes a step of that run. The tasks of a chord keep their results."""

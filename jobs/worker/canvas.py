@@ -18,10 +18,12 @@ from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from jobs.ledger import steps
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import LONGEST_NAME, Step, lease
 from jobs.models.steps import StepQuerySet
+from jobs.worker import context
 from jobs.worker.connection import has_open_transaction
 from jobs.worker.context import Execution
 from jobs.worker.loops import outside_loop
@@ -111,6 +113,20 @@ def _note(execution: Execution, task_id: str, name: str, state: Step.State, **co
     step = Step(id=own or task_id, task_id=task_id, task=name[:LONGEST_NAME], **columns)
     execution.add_step(task_id)
     return Step.objects.enlist(step, is_sender=own is not None)
+
+
+def forsake(body: Any, why: str) -> None:
+    """Note why the body of a chord of this run will not be sent, for the run's reason."""
+    ids = [first["options"]["task_id"] for first in _firsts_of(body)]
+    if ids and (execution := context.current()):
+        steps.forsake(ids, execution.run_id, execution.attempt, why)
+
+
+def forsake_all(request: Any, why: str) -> None:
+    """Note it of the chords that wait for this task, or for one that follows it in its chain."""
+    why = f"its chord waits for {request.task}, but {why}"
+    for options in ({"chord": request.chord}, *(task.get("options") or {} for task in request.chain or ())):
+        forsake(options.get("chord"), why)
 
 
 def _firsts_of(body: Any) -> list[dict[str, Any]]:

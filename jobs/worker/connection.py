@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from celery import signals
+from celery._state import _task_stack  # type: ignore[attr-defined] # Celery has no public name for it
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db import Error as DatabaseError
 from django.db.backends.signals import connection_created
@@ -41,6 +42,8 @@ def patiently(write: Callable[[], T]) -> T:
 
     A run whose end is not recorded would be executed again, or end as lost. Raises `django.db.Error`.
     """
+    if _is_in_place():
+        return write()
     until, pause = time.monotonic() + lease().total_seconds(), FIRST_PAUSE
     while True:
         try:
@@ -55,6 +58,8 @@ def patiently(write: Callable[[], T]) -> T:
 
 def on_good_connection(write: Callable[[], T]) -> T:
     """Write to the ledger in a session without a task's transaction or settings; once more if the connection broke."""
+    if _is_in_place():
+        return write()
     with outside_loop():
         _clean(connections[DEFAULT_DB_ALIAS])
         try:
@@ -64,6 +69,14 @@ def on_good_connection(write: Callable[[], T]) -> T:
             return write()
         finally:
             _Watch.over(connections[DEFAULT_DB_ALIAS].connection)  # the ledger leaves a session as it is
+
+
+def _is_in_place() -> bool:
+    """Whether Celery executes the task in the process that sends it (CELERY_TASK_ALWAYS_EAGER): connection and
+    transaction are the sender's, and stay as they are.
+    """
+    task = _task_stack.top
+    return bool(task and task.request.is_eager)
 
 
 def tend(sender: Any = None, **_: Any) -> None:

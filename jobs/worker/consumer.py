@@ -19,7 +19,9 @@ from billiard.exceptions import Terminated
 from celery import signals
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request as CeleryRequest
+from django.db import connections
 
+from jobs.monitoring import nodes
 from jobs.rules.errors import logged
 from jobs.worker import refusals
 from jobs.worker.limits import LimitedConsumer
@@ -38,6 +40,12 @@ class Consumer(LimitedConsumer):
         # Celery makes a new connection next, whether the lost one can be closed or not.
         with logged(log, "A lost connection could not be closed.", level=logging.DEBUG):
             super().on_connection_error_after_connected(exc)
+
+    def shutdown(self) -> None:
+        """A worker in a thread of a test ends before its process does. Celery sends no `worker_shutdown` then."""
+        super().shutdown()
+        nodes.stop_beating()
+        connections.close_all()
 
     def cancel_active_requests(self) -> None:
         """A pool without processes cannot end its tasks; Celery's own would raise that in the middle of one."""

@@ -26,7 +26,7 @@ from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import UNSTARTED, Run, State, Step
 from jobs.rules.errors import logged
-from jobs.worker import context, finish, pulse, reports
+from jobs.worker import canvas, context, finish, pulse, reports
 from jobs.worker.connection import on_good_connection, patiently
 from jobs.worker.context import REFUSED, Execution
 from jobs.worker.refusals import Named
@@ -64,14 +64,21 @@ def _on_postrun(task: Any, state: str | None = None, retval: Any = None, **_: An
     try:
         if execution.retry is not None:
             _conclude(execution, execution.retry, getattr(retval, "exc", None))
+        elif task.request.is_eager and getattr(retval, "sig", None):
+            pass  # `self.retry()`: Celery executes the task again at once, as the same attempt
         elif state in CHOSEN:
-            _conclude(execution, partial(finish.finish, execution, *CHOSEN[state]))
+            _conclude(execution, partial(_finish_as_chosen, execution, task.request, *CHOSEN[state]))
         elif state in {states.SUCCESS, None} and (error := sys.exception()) and not _ends_process(error):
             # Celery reported no failure: it is no `Exception`, a follower was not sent, or the result was not stored.
             _conclude(execution, partial(finish.fail, execution, error, "".join(format_exception(error))), error)
     finally:
         pulse.release(execution)
         context.leave(execution)
+
+
+def _finish_as_chosen(execution: Execution, request: Any, state: State, reason: str) -> None:
+    canvas.forsake_all(request, reason)
+    finish.finish(execution, state, reason)
 
 
 def _conclude(execution: Execution, write: Callable[[], object], own: BaseException | None = None) -> None:

@@ -8,19 +8,21 @@ The application in jobs/worker/app.py makes it the base of every task, so a task
 
 import logging
 import os
+import warnings
 from functools import partial
 from typing import Any
 from uuid import UUID
 
+from celery import current_app
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import Ignore
+from celery.exceptions import CDeprecationWarning, Ignore
 from django.db import Error as DatabaseError
 
 from jobs.ledger import outcomes, steps
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import Run
-from jobs.worker import canvas, context, finish, pulse
+from jobs.worker import canvas, context, finish, pulse, results
 from jobs.worker.connection import on_good_connection, patiently
 from jobs.worker.context import Execution, node_of
 from jobs.worker.loops import drop_left_loop, is_pool_child
@@ -32,10 +34,17 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
     abstract = True
     Request = "jobs.worker.consumer:Request"
 
+    @classmethod
+    def bind(cls, app: Any) -> Any:
+        """Like Celery's without its warning of `queue=`: raised as an error, it would leave the task half bound."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CDeprecationWarning)
+            return super().bind(app)
+
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """The start guard. Raises `Ignore` if this attempt was already started, expired, cancelled or rescued."""
         drop_left_loop(self)
-        if self.request.get(ATTEMPT_HEADER) is not None or self.request.get(STEP_HEADER) is not None:
+        if _header(self.request, ATTEMPT_HEADER) is not None or self.request.get(STEP_HEADER) is not None:
             _start(self.request, task_id)
         super().before_start(task_id, args, kwargs)
 
@@ -46,6 +55,8 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
 
         The retry of a step is sent when its body is over, and so after any transaction that it was called in.
         """
+        if self.name in results.MAPS:
+            results.of_map(options, kwargs)
         publish = partial(super().apply_async, args, kwargs, task_id=task_id, **options)
         execution = context.of(self.request) if options.get("retries") else None
         if execution is None or execution.task_id != task_id:
@@ -57,6 +68,14 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
             execution.retry = partial(finish.retry, execution, list(args or ()), kwargs or {}, delay, options)
         return self.AsyncResult(execution.task_id)
 
+    def apply(self, *args: Any, throw: bool | None = None, **options: Any) -> Any:
+        """Like Celery's, but a task that CELERY_TASK_ALWAYS_EAGER executes inside a run fails that run with it."""
+        in_run = throw is None and current_app.conf.task_always_eager and context.current()
+        result = super().apply(*args, throw=False if in_run else throw, **options)  # type: ignore[misc] # by name only
+        if in_run and result.failed():
+            raise result.result
+        return result
+
     def replace(self, sig: Any) -> Any:
         """Like Celery's. A rolled-back replacement fails the run; other tasks that are rolled back do not."""
         if execution := context.of(self.request):
@@ -67,7 +86,8 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
 def _start(request: Any, task_id: str) -> None:
     execution = _execution_of(request, task_id)
     try:
-        started = _claim(execution, node_of(request.hostname))
+        # Celery repeats a task that it executes in place at once: that is the same attempt.
+        started = bool(request.is_eager and request.retries) or _claim(execution, node_of(request.hostname))
     except DatabaseError as error:
         log.warning("Run %s is not started: the database is unavailable. Beat sends it again later.", task_id)
         raise Ignore("The database is unavailable.") from error
@@ -80,12 +100,18 @@ def _start(request: Any, task_id: str) -> None:
         _refuse(execution)
         raise Ignore("This attempt was started before, or is no longer wanted.")
     context.enter(request, execution)
-    pulse.watch(execution)
+    if not request.is_eager:  # in a test, which no other thread may disturb
+        pulse.watch(execution)
+
+
+def _header(request: Any, name: str) -> Any:
+    """A header of the message; with CELERY_TASK_ALWAYS_EAGER, Celery has no message and keeps the headers apart."""
+    return (request.headers or {}).get(name) if request.is_eager else request.get(name)
 
 
 def _execution_of(request: Any, task_id: str) -> Execution:
     """The execution that a message names. Raises `Ignore` if it names no attempt of a run."""
-    attempt, step = request.get(ATTEMPT_HEADER), request.get(STEP_HEADER)
+    attempt, step = _header(request, ATTEMPT_HEADER), request.get(STEP_HEADER)
     try:
         task_id.encode()  # raises UnicodeEncodeError, a ValueError, for text that no database stores
         if attempt is not None:

@@ -1,5 +1,6 @@
 """The tasks of the tests: they work, wait, fail, retry themselves, or kill their own process."""
 
+import json
 import logging
 import math
 import os
@@ -308,6 +309,12 @@ def add(*numbers: int) -> int:
     return sum(numbers)
 
 
+@shared_task(name="tests.add_up")
+def add_up(numbers: list[int]) -> int:
+    """The body of a chord: the sum of its members' results."""
+    return sum(numbers)
+
+
 @shared_task(name="tests.total")
 def total(numbers: list[int], path: str) -> None:
     """The body of a chord: write the sum of its members' results."""
@@ -319,6 +326,20 @@ def leave(value: Any, path: str) -> Any:
     """Write a line with the result of the previous step, and return it."""
     _append(path, str(value))
     return value
+
+
+@shared_task(name="tests.record")
+def record(value: Any, path: str) -> None:
+    """Write a line with the result of the previous step, as JSON."""
+    _append(path, json.dumps(value, separators=(",", ":")))
+
+
+@shared_task(name="tests.join_chord", bind=True)
+def join_chord(self: Task, number: int) -> int:
+    """A member of a chord that adds two more members: a task, and a chain that ends in a group."""
+    self.add_to_chord(add.si(number, 1))
+    self.add_to_chord(chain(add.si(number, 2), group(add.s(3), add.s(4))))
+    return number
 
 
 @shared_task(name="tests.workflow")
@@ -410,7 +431,40 @@ def _linked_chain(path: str) -> Signature:
     return flow
 
 
+def _branching(path: str) -> Signature:
+    """A chord whose members end in a group, in groups of groups, and in a chord whose body is a group."""
+    fork = chain(add.s(1), group(add.s(2), add.s(3)))
+    forks = chain(add.s(1), group(add.s(2), chain(add.s(3), group(add.s(4), add.s(5)))))
+    spread = chord([add.s(1), add.s(2)], group(add_up.s(), add_up.s()))
+    return chord([add.s(1), fork, forks, spread], record.s(path))
+
+
+def _nested_chords(path: str) -> Signature:
+    """Chords in chains in chords."""
+    inner = chain(add.s(1), group(add.s(2), add.s(3)), add_up.s(), group(add.s(4), add.s(5)), add_up.s())
+    return chain(
+        add.s(1), group(inner.clone(), chain(add.s(1), group(inner.clone(), add.s(6)), add_up.s())), record.s(path)
+    )
+
+
+def _joined(path: str) -> Signature:
+    return chord([join_chord.s(10), add.s(1)], record.s(path))
+
+
+def _ignoring(path: str) -> Signature:
+    return chord([ignore.si(), add.s(1)], total.s(path))
+
+
+def _ignoring_chain(path: str) -> Signature:
+    return chord([chain(ignore.si(), add.si(1)), add.s(1)], total.s(path))
+
+
 kinds = {
+    "branching": _branching,
+    "nested_chords": _nested_chords,
+    "joined": _joined,
+    "ignoring": _ignoring,
+    "ignoring_chain": _ignoring_chain,
     "linked_chain": _linked_chain,
     "chain": _chain,
     "group": _group,

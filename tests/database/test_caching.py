@@ -2,10 +2,14 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 from django.core.cache import cache
 from django.db import connection, transaction
+from django.http import HttpRequest, HttpResponse
+from django.template import Context, Template
+from django.views.decorators.cache import cache_page
 
 from jobs.cache.backend import NotJSONError
 from jobs.cache.shared import Usage, cached, invalidate, usage
@@ -55,6 +59,51 @@ def test_it_caches_none_like_any_other_value(redis):
     nothing = cached("nothing", seconds=60)(lambda: calls.append(1))
     assert [nothing(), nothing()] == [None, None]
     assert len(calls) == 1
+
+
+def test_it_keeps_a_value_for_each_combination_of_arguments(redis):
+    calls = []
+
+    @cached("product", seconds=60)
+    def product(a: int, b: int = 1, *more: int, note: str | None = None) -> int:
+        calls.append((a, b))
+        return a * b
+
+    assert [product(2), product(2, 1), product(b=1, a=2), product(2, 1, note=None)] == [2] * 4
+    assert [product(2, 3), product(3, 2), product(2, 3, 4), product(2, note="1")] == [6, 6, 6, 2]
+    assert calls == [(2, 1), (2, 3), (3, 2), (2, 3), (2, 1)]
+    assert usage("product") == Usage(hits=3, misses=5)
+    invalidate("product")
+    assert [product(2), product(2, 3)] == [2, 6]
+    assert len(calls) == 7
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_it_refuses_an_argument_that_is_not_json(redis, inside):
+    entry = FeedEntry.objects.create(feed="a", guid="a", title="a")
+    title_of = cached("title", seconds=60)(lambda entry: entry.title)
+    why = "part of the key. This cannot be cached: FeedEntry is not JSON, pass a dict"
+    with transaction.atomic() if inside else nullcontext(), pytest.raises(NotJSONError, match=why):
+        title_of(entry)
+
+
+def test_it_caches_a_page(redis, rf):
+    views = []
+
+    @cache_page(60)
+    def page(request: HttpRequest) -> HttpResponse:
+        views.append(request.path)
+        return HttpResponse(f"page {len(views)} ü")
+
+    first, again, other = (page(rf.get(path)) for path in ("/a", "/a", "/b"))
+    assert (again.content, again["Content-Type"]) == (first.content, first["Content-Type"])
+    assert again["Expires"] == first["Expires"]
+    assert (again.content.decode(), other.content.decode(), views) == ("page 1 ü", "page 2 ü", ["/a", "/b"])
+
+
+def test_it_caches_a_part_of_a_page(redis):
+    part = Template("{% load cache %}{% cache 60 part %}<b>{{ number }}</b>{% endcache %}")
+    assert [part.render(Context({"number": number})) for number in (1, 2)] == ["<b>1</b>"] * 2
 
 
 def test_it_counts_every_call_of_many_threads(counter, redis):

@@ -5,6 +5,7 @@ block is executed as it stands, and `claims` marks the tests that check the text
 does this for docs/workflows.md.
 """
 
+import json
 import re
 import sys
 import threading
@@ -109,7 +110,7 @@ def load(monkeypatch: pytest.MonkeyPatch, settings: Any, tmp_path: Path) -> Iter
 
     def execute(document: str, number: int) -> ModuleType:
         code = SNIPPETS[document, number]
-        path = re.match(r"# (billing/\w+\.py)\n", code)
+        path = re.match(r"# (billing/(?:tests/)?\w+\.py)\n", code)
         assert path, f"Begin block {number} of {document} with the path of its file, such as `# billing/tasks.py`."
         module = ModuleType(path[1].removesuffix(".py").replace("/", "."))
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -247,6 +248,23 @@ def test_it_finds_no_value_whose_computation_began_before_an_invalidation(snippe
         may_end.set()
         assert earlier.result(DEADLINE) == 1
     assert slow() == 2
+
+
+@claims("docs/caching.md", 2)
+def test_it_caches_a_value_for_each_argument_and_a_page(snippet, redis, rf):
+    Article.objects.bulk_create([Article(name="hat", cents=100), Article(name="cap", cents=50)])
+    assert (snippet.cheaper_than(100), snippet.cheaper_than(101)) == (["cap"], ["cap", "hat"])
+    Article.objects.update(cents=1)
+    assert snippet.cheaper_than(cents=100, limit=10) == ["cap"]
+    assert snippet.cheaper_than(100, 1) == ["cap"]
+    invalidate_cached("cheaper")
+    assert snippet.cheaper_than(100) == ["cap", "hat"]
+    Article.objects.all().delete()
+    pages = [json.loads(snippet.cheap(rf.get("/cheap")).content) for _ in range(2)]
+    assert pages == [{"articles": ["cap", "hat"]}] * 2
+    assert snippet.cheaper_than(0) == []
+    with pytest.raises(NotJSONError, match="isoformat"):
+        snippet.cheaper_than(database_now())
 
 
 def test_it_quotes_the_error_for_a_value_that_is_not_json(load, redis):
@@ -472,3 +490,19 @@ def test_it_charges_all_orders_each_time_outside_a_run(snippet):
     snippet.charge()
     snippet.charge()
     assert charges() == [2]
+
+
+# --- docs/testing.md -------------------------------------------------------------------------------------------------
+
+
+@claims("docs/testing.md", 1)
+def test_it_calls_a_job_like_a_function(snippet):
+    Article.objects.create(name="hat", cents=100)
+    snippet.raise_prices(1)
+    assert Article.objects.get().cents == 101
+
+
+@claims("docs/testing.md", 2)
+def test_it_executes_the_runs_that_are_due_in_a_test(snippet, load, run_due):
+    load("docs/testing.md", 1)
+    snippet.test_prices_rise_on_the_first_of_the_month(run_due)

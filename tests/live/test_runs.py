@@ -257,6 +257,7 @@ def test_it_leaves_plain_tasks_alone_and_keeps_only_requested_results(eventually
     answer = find_task("tests.answer").delay()
     silent = find_task("tests.note").delay(str(path))
     assert answer.get(timeout=DEADLINE) == 42
+    assert find_task("tests.answer").chunks([(), (), ()], 2)().get(timeout=DEADLINE) == [[42, 42], [42]]
     eventually(lambda: lines(path) == [silent.id])
     assert TaskResult.objects.filter(task_id=answer.id).exists()
     assert not TaskResult.objects.filter(task_id=silent.id).exists()

@@ -5,6 +5,7 @@ from decimal import Decimal
 from uuid import UUID
 
 import pytest
+from django.http import HttpResponse, JsonResponse
 
 from jobs.cache.backend import JSON, NotJSONError
 from jobs.models import Run, State
@@ -46,3 +47,17 @@ def test_it_refuses_a_value_that_would_come_back_changed(value, advice):
     with pytest.raises(NotJSONError) as refusal:
         JSON().dumps(value)
     assert advice in str(refusal.value)
+
+
+def test_it_returns_a_page_as_its_client_sees_it():
+    page = HttpResponse(bytes(range(256)), status=203, reason="Odd", headers={"X-Odd": "ü", "Vary": "Cookie"})
+    page.set_cookie("theme", "dark", max_age=60, samesite="Lax")
+    page.set_cookie("tour", "done")
+    again = JSON().loads(JSON().dumps(page).encode())
+    assert again.serialize() == page.serialize()
+    assert (again.status_code, again.reason_phrase, str(again.cookies)) == (203, "Odd", str(page.cookies))
+
+
+def test_it_returns_a_text_that_looks_like_a_page_as_a_text():
+    page = JSON().dumps(JsonResponse({"a": 1}))
+    assert JSON().loads(JSON().dumps(page).encode()) == page

@@ -19,7 +19,7 @@ from tests.servers import ROOT
 
 FILES_AT_THE_TOP = (
     {"manage.py", "Makefile", "README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE"}
-    | {"Dockerfile", ".dockerignore", "docker-compose.yml", "pyproject.toml", "pytest.ini", ".gitignore"}
+    | {"conftest.py", "Dockerfile", ".dockerignore", "docker-compose.yml", "pyproject.toml", "pytest.ini", ".gitignore"}
     | {"requirements.in", "requirements.txt", "requirements-dev.in", "requirements-dev.txt"}
 )
 FOLDERS_AT_THE_TOP = {"project", "jobs", "templates", "tests", ".ci"}
