@@ -8,15 +8,16 @@ from django.conf import settings as django_settings
 
 from jobs.worker.reports import mask_replies
 from project.celery import app
+from project.conf import own
 
 URL, SHOWN = "https://ada:canary-1234@example.com/", "https://ada:***@example.com/"
 
 
 def test_it_gives_celery_only_settings_of_its_namespace():
-    given = set(app.conf.without_defaults()) - {"deprecated_settings"}  # Celery adds that one itself
     named = {name for name in dir(django_settings) if name.startswith("CELERY_")}
-    assert {f"CELERY_{name.upper()}" for name in given} == named
-    assert given - set(DEFAULTS) == {"db_reuse_max"}  # of Celery's support for Django
+    assert {f"CELERY_{name.upper()}" for name in own} == named
+    assert set(own) - set(DEFAULTS) == {"db_reuse_max"}  # of Celery's support for Django
+    assert not {name for name in app.conf.without_defaults() if name.isupper()}
 
 
 def test_it_gives_celery_what_a_project_adds_to_its_settings(settings):
