@@ -16,7 +16,7 @@ class JobsConfig(AppConfig):
         from jobs.models import routing
         from jobs.monitoring import nodes, statistics, strangers
         from jobs.schedules import calendar
-        from jobs.worker import connection, guard, refusals, resources, signals
+        from jobs.worker import connection, guard, logs, refusals, resources, signals
 
         routing.install()
         for check in checks.CHECKS:
@@ -28,6 +28,7 @@ class JobsConfig(AppConfig):
         nodes.connect()
         outcomes.listen(outcomes.pause_failing)
         guard.connect()
+        logs.connect()
         refusals.connect()
         resources.connect()
         statistics.connect()

@@ -28,7 +28,7 @@ def rescue() -> int:
     """
     now = database_now()
     orphans = Run.objects.orphaned(now)
-    rescued = sum(_rescue(run, orphans, _silent(run)) for run in orphans.select_related("schedule__policy")[:BATCH])
+    rescued = sum(_rescue(run, orphans, _why(run)) for run in orphans.select_related("schedule__policy")[:BATCH])
     return rescued + _rescue_by_steps(now) + _settle() + _expire(Run.objects.overdue(now))
 
 
@@ -45,8 +45,8 @@ def _rescue_by_steps(now: datetime) -> int:
 def _rescue_by_step(step: Step, lost: StepQuerySet) -> bool:
     if not lost.filter(id=step.id).move(UNDER_WAY, Step.State.LOST):
         return False
-    what = f"{step.worker} did not renew its lease" if step.worker else "no worker started it"
-    reason = f"lost: step {step.task}, {what} by {step.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+    what = step.error_text or f"{_silent(step) if step.worker else 'no worker started it'} by {_until(step)}"
+    reason = f"lost: step {step.task}, {what}"
     running = Run.objects.filter(state=State.RUNNING)
     return step.attempt == step.run.attempt and _rescue(step.run, running, reason)
 
@@ -70,8 +70,17 @@ def _expire(overdue: RunQuerySet) -> int:
     return outcomes.end(overdue, UNSTARTED, State.EXPIRED, reason=Concat(why, known))
 
 
-def _silent(run: Run) -> str:
-    return f"lost: {run.worker} did not renew its lease by {run.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+def _silent(row: Run | Step) -> str:
+    return f"{row.worker} did not renew its lease"
+
+
+def _until(row: Run | Step) -> str:
+    return f"{row.lease_until:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _why(run: Run) -> str:
+    """A running run has no reason, unless its worker noted why its process ended."""
+    return f"lost: {run.reason or f'{_silent(run)} by {_until(run)}'}"
 
 
 def _rescue(run: Run, among: RunQuerySet, reason: str) -> bool:

@@ -2,14 +2,16 @@
 
 Its one rule: the operator's choice holds. `--loglevel`, `--logfile` and `worker_log_format` replace what LOGGING says;
 where LOGGING does not configure the root logger, as with Django's default, Celery sets up its own handlers. In either
-case each line that a task logs is kept in its run, and secrets are masked in it.
+case each line that a task logs or prints is kept in its run, and secrets are masked in it.
 Outside a run, a log line only costs reading Celery's empty stack of tasks. Celery's own lines are left out.
 
-Limits: the output of `print`, and lines from threads that a task starts, are not in the log of its run. Formatters in
-your own LOGGING mask nothing, unless they are `Formatter`.
+Limits: lines from threads that a task starts are in the log of its run only with the context of the task, and what a
+library writes to the file descriptor of stdout is not. Formatters in your own LOGGING mask nothing, unless they are
+`Formatter`.
 """
 
 import logging
+import sys
 from functools import partial
 from logging.handlers import WatchedFileHandler
 from typing import Any
@@ -56,6 +58,32 @@ class RunHandler(logging.Handler):
                 execution.log(tail(self.format(record), LONGEST_LINE) + "\n")
             except Exception:  # noqa: BLE001 - logging's own rule: a faulty log call does not fail the job
                 self.handleError(record)
+
+
+class Printed:
+    """Stands in for `sys.stdout` in a worker: also appends what a task prints to its run."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> Any:
+        from jobs.worker import context  # late: logging is set up before Django's models can be imported
+
+        if (execution := context.current()) and sys._getframe(1).f_globals.get("__name__") != "logging":
+            execution.log(mask(tail(text, LONGEST_LINE)))
+        return self._stream.write(text)
+
+
+def _on_worker_init(sender: Any, **_: Any) -> None:
+    if not sender.app.conf.worker_redirect_stdouts:  # else Celery makes log lines of them
+        sys.stdout = Printed(sys.stdout)
+
+
+def connect() -> None:
+    signals.worker_init.connect(_on_worker_init, dispatch_uid="jobs.worker.logs.printed")
 
 
 class Logging(CeleryLogging):

@@ -24,8 +24,9 @@ from django.db.models.functions import Now
 from jobs.ledger import outcomes, steps
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
-from jobs.models import UNSTARTED, Run, State, Step
+from jobs.models import LONGEST_REASON, UNSTARTED, Run, State, Step
 from jobs.rules.errors import logged
+from jobs.secrets import in_one_line
 from jobs.worker import canvas, context, finish, pulse, reports
 from jobs.worker.connection import on_good_connection, patiently
 from jobs.worker.context import REFUSED, Execution
@@ -121,7 +122,9 @@ def _record_child_gone(named: Named, task_id: str, exception: BaseException, *, 
     elif revoked and execution.is_step:
         finish.finish(execution, State.FAILED, "it was revoked")
     else:
-        rows.update(lease_until=Now())  # so the next rescue finds it; else it would wait for a whole lease
+        why = in_one_line(exception, LONGEST_REASON).partition(" Job: ")[0].rpartition("prematurely: ")[2].rstrip(".")
+        # So the next rescue finds it, with the reason; else it would wait for a whole lease.
+        rows.update(lease_until=Now(), **{"error_text" if named.step else "reason": f"its process ended: {why}"})
 
 
 def _on_revoked(request: Any, expired: bool = False, **_: Any) -> None:
@@ -130,16 +133,15 @@ def _on_revoked(request: Any, expired: bool = False, **_: Any) -> None:
     if (attempt := request.get(ATTEMPT_HEADER)) is not None:
         run = Run.objects.filter(id=request.id)
         if expired:  # another message of this attempt may have started it
-            worker_state.revoked.discard(
-                request.id
-            )  # or this worker would refuse a later attempt, whose message has the same id
-            outcomes.end(run.filter(attempt=attempt), UNSTARTED, State.CANCELLED, reason=f"cancelled: {why}")
+            worker_state.revoked.discard(request.id)  # a later attempt, whose message has the same id, may start
+            mine, reason = run.filter(attempt=attempt), f"cancelled: {why}"
+            on_good_connection(partial(outcomes.end, mine, UNSTARTED, State.CANCELLED, reason=reason))
         else:
-            outcomes.cancel(run, why)
+            on_good_connection(partial(outcomes.cancel, run, why))
     elif step := request.get(STEP_HEADER):
-        key = steps.key_of(step, request.id)
-        steps.refuse(key, UUID(step[0]), int(step[1]), f"{why} before it started", "Revoked")
-        outcomes.settle(UUID(step[0]), int(step[1]))
+        key, (run_id, number) = steps.key_of(step, request.id), (UUID(step[0]), int(step[1]))
+        on_good_connection(partial(steps.refuse, key, run_id, number, f"{why} before it started", "Revoked"))
+        outcomes.settle(run_id, number)
 
 
 def _on_worker_init(sender: Any, **_: Any) -> None:

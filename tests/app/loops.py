@@ -3,11 +3,13 @@
 import asyncio
 import contextvars
 import json
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +255,25 @@ def break_process() -> None:
 @shared_task(name="tests.query")
 def query_feeds(path: str) -> None:
     write(path, entries=FeedEntry.objects.count())
+
+
+@shared_task(name="tests.print")
+def print_lines() -> None:
+    """Print lines, and log one between them."""
+    print("printed", 1, 2)  # noqa: T201
+    logging.getLogger("tests").info("logged")
+    print("token=hunter2hunter2", end="")  # noqa: T201
+
+
+@shared_task(name="tests.in_processes")
+def in_processes(path: str, module: str) -> None:
+    """Compute in child processes of this one, as docs/runs.md says."""
+    with import_module(module).Pool(2) as pool:
+        write(path, squares=pool.map(square, range(3)))
+
+
+def square(number: int) -> int:
+    return number * number
 
 
 @shared_task(name="tests.in_threads")

@@ -158,6 +158,7 @@ def test_it_fails_an_attempt_whose_end_cannot_be_recorded(raised, times):
     assert "unlikely" in run.reason
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     ("state", "attempt", "left"),
     [

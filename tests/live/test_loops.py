@@ -11,7 +11,7 @@ from jobs.beat.rescue import rescue
 from jobs.ledger import outbox, outcomes
 from jobs.models import FeedEntry, Run, RunLog, State, Step, database_now
 from tests.live.conftest import SHORT_LEASE
-from tests.making import ends, send
+from tests.making import ends, lines, send
 
 pytestmark = pytest.mark.django_db(transaction=True)
 POOLS = [(), ("--pool=threads",), ("--pool=solo",)]
@@ -187,3 +187,39 @@ def test_it_tells_threads_of_a_job_how_to_belong_to_its_run(processes, eventuall
     assert known == {"run": str(run.id), "once": [True, False]}
     assert len(refused) == 3
     assert all("executor.submit(contextvars.copy_context().run, function)" in each["refused"] for each in refused)
+
+
+@pytest.mark.parametrize("pool", [(), ("--pool=threads",), ("--pool=gevent",)])
+def test_it_keeps_what_a_job_prints_in_the_log_of_its_run(processes, eventually, pool):
+    worker = processes.start_worker(*pool)
+    runs = [send("tests.print") for _ in range(3)]
+    eventually(lambda: all(over(run) for run in runs))
+    for run in runs:
+        text = RunLog.objects.get(run=run).text
+        assert text.startswith("printed 1 2\n")
+        assert text.count("logged") == 1
+        assert text.endswith("token=***")
+    assert worker.log.count("printed 1 2") == 3
+
+
+def test_it_executes_runs_and_steps_in_the_gevent_pool_but_no_coroutines(processes, eventually, tmp_path):
+    processes.start_worker("--pool=gevent", "--concurrency=20")
+    path = tmp_path / "left"
+    chords = [send("tests.workflow", "nested", f"{path}.{number}") for number in range(5)]
+    refused, threads = send("tests.decorated_coroutine", str(path)), send("tests.in_threads", f"{path}.threads")
+    eventually(lambda: all(over(run) for run in (*chords, refused, threads)))
+    assert [(run.state, run.attempt) for run in chords] == [(State.SUCCEEDED, 1)] * 5
+    assert [lines(Path(f"{path}.{number}")) for number in range(5)] == [["8"]] * 5
+    assert (refused.state, facts(path)) == (State.FAILED, [])
+    assert "A greenlet pool executes no `async def` jobs" in refused.reason
+    assert threads.state == State.SUCCEEDED
+
+
+def test_it_lets_a_job_compute_in_processes_of_billiard_but_not_of_multiprocessing(processes, eventually, tmp_path):
+    processes.start_worker("--concurrency=1")
+    refused = send("tests.in_processes", str(path := tmp_path / "left"), "multiprocessing")
+    run = send("tests.in_processes", str(path), "billiard")
+    eventually(lambda: over(refused) and over(run))
+    assert (refused.state, refused.error_class) == (State.FAILED, "AssertionError")
+    assert "daemonic processes are not allowed to have children" in refused.reason
+    assert (run.state, run.reason, facts(path)) == (State.SUCCEEDED, "", [{"squares": [0, 1, 4]}])

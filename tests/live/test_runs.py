@@ -82,12 +82,13 @@ def test_it_rescues_a_run_at_once_when_only_the_child_of_a_worker_was_killed(eve
     Path(f"{path}.go").touch()
     eventually(lambda: ends(run))
     assert (run.state, run.attempt) == (State.SUCCEEDED, 2)
+    assert run.attempts.get().reason == "lost: its process ended: signal 9 (SIGKILL)"
 
 
 def test_it_ends_a_job_that_kills_every_process_that_runs_it(eventually, path):
     run = send("tests.die", str(path))
     eventually(lambda: ends(run))
-    assert (run.state, run.attempt) == (State.LOST, 3)
+    assert (run.state, run.attempt, run.reason) == (State.LOST, 3, "lost: its process ended: signal 9 (SIGKILL)")
     assert len(set(lines(path))) == 3
 
 

@@ -331,6 +331,7 @@ def test_it_loses_a_run_whose_step_kills_its_process_in_every_attempt(processes,
     processes.start_worker()
     eventually(lambda: over(run))
     assert (run.state, run.attempt) == (State.LOST, 3)
+    assert run.reason == "lost: step tests.die, its process ended: signal 9 (SIGKILL)"
     assert len(lines(tmp_path / "left")) == 3
 
 
