@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis as redis_client
 from django.conf import settings as django_settings
+from django.db import connections
 
 from tests.servers import SERVERS, MissingServerError, Servers
 
@@ -42,6 +43,13 @@ def django_db_modify_db_settings(servers: Servers) -> None:
 
 
 @pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:  # noqa: ARG001 - pytest-django's own, extended
+    """At the end, close the connection also where code has replaced the one that pytest-django knows."""
+    yield
+    connections.close_all()
+
+
+@pytest.fixture(scope="session")
 def redis_server(servers: Servers) -> Iterator[redis_client.Redis]:
     _have(servers.have_redis, "TEST_REDIS_URL")
     with redis_client.Redis.from_url(servers.redis_url) as client:
@@ -56,9 +64,8 @@ def redis(redis_server: redis_client.Redis) -> redis_client.Redis:
 
 
 @pytest.fixture
-def run_due(request: pytest.FixtureRequest) -> Callable[[datetime], Any]:
-    """`run_due(at)`: execute the runs that are due at a moment, and return them. The test gets a database."""
-    request.getfixturevalue("db")
+def run_due(db: None) -> Callable[[datetime], Any]:  # noqa: ARG001 - the test gets a database
+    """`run_due(at)`: execute the runs that are due at a moment, and return them."""
     from jobs import testing  # late: the environment must be set first
 
     return testing.run_due

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 from celery import current_app
+from django.db.models import Min
 
 from jobs.beat.claim import claim_due
 from jobs.messages.arguments import find_task
@@ -32,12 +33,19 @@ def run_due(at: datetime) -> list[Run]:
     """
     for policy in Policy.objects.filter(schedule__enabled=True).select_related("schedule"):
         _wind(policy, at)
-    for _ in claim_due(at):
-        pass
-    runs = Run.objects.filter(due_at__gt=at - PUNCTUAL, due_at__lte=at).order_by("due_at", "id")
-    for run in runs.filter(state=State.WAITING, not_before__isnull=False):
-        execute(run)
+    runs, done = Run.objects.filter(due_at__gt=at - PUNCTUAL, due_at__lte=at).order_by("due_at", "id"), at - PUNCTUAL
+    while (moment := _next_moment(done)) and moment <= at:  # one after the other: policies look at the run before
+        for _ in claim_due(moment):
+            pass
+        for run in runs.filter(state=State.WAITING, not_before__isnull=False):
+            execute(run)
+        done = moment
     return list(runs.all())
+
+
+def _next_moment(after: datetime) -> datetime | None:
+    moment: datetime | None = Policy.objects.filter(next_due_at__gt=after).aggregate(at=Min("next_due_at"))["at"]
+    return moment
 
 
 def execute(run: Run) -> Run:
@@ -56,7 +64,7 @@ def execute(run: Run) -> Run:
 def _wind(policy: Policy, at: datetime) -> None:
     """Set the next due moment of a schedule as it was at `at`, before beat claimed anything of the last minute."""
     try:
-        spec = spec_of(policy.schedule, policy.timing_since or at)
+        spec = spec_of(policy.schedule, _since(policy, at))
     except Invalid:  # beat would flag it
         return
     due = next_occurrence(spec, at - PUNCTUAL)
@@ -64,6 +72,15 @@ def _wind(policy: Policy, at: datetime) -> None:
     policy.next_due_at, policy.timing_since, policy.timing = due, since, as_text(spec)
     policy.owed_from = policy.former = None
     policy.save(update_fields=["next_due_at", "timing_since", "timing", "owed_from", "former"])
+
+
+def _since(policy: Policy, at: datetime) -> datetime:
+    """From when the schedule counts: for an interval, as many of it earlier that it was due before `at`, too."""
+    since, interval = policy.timing_since or at, policy.schedule.interval
+    if interval is None or since <= at - PUNCTUAL:
+        return since
+    every = timedelta(**{interval.period: interval.every})
+    return since - every * -((at - PUNCTUAL - since) // every)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from jobs.rules import policies
 
 log = logging.getLogger(__name__)
 
+UNDELIVERABLE_AFTER = 86_400.0  # seconds, unless the setting of this name says otherwise
 WORKER, STRANGER = Node.Kind.WORKER, Node.Kind.STRANGER
 
 
@@ -50,7 +51,7 @@ def _unanswered(silent: Sequence[Run]) -> list[Run]:
         consumers = [node for node in nodes if node.consumes(queue)]
         _explain(runs, queue, consumers)
         late = [run for run in runs if _is_past_hope(run)]
-        if late and not _execute(consumers, since=min(run.queued_at or run.due_at for run in late)):
+        if late and not _worked(queue, since=min(run.queued_at or run.due_at for run in late)):
             hopeless += late
     return hopeless
 
@@ -66,12 +67,16 @@ def _explain(runs: Sequence[Run], queue: str, consumers: Sequence[Node]) -> None
 
 
 def _is_past_hope(run: Run) -> bool:
-    return policies.is_past_hope(run.sends, timedelta(seconds=settings.UNDELIVERABLE_AFTER))
+    limit = getattr(settings, "UNDELIVERABLE_AFTER", UNDELIVERABLE_AFTER)
+    return policies.is_past_hope(run.sends, timedelta(seconds=limit))
 
 
-def _execute(consumers: Sequence[Node], since: datetime) -> bool:
-    """Whether one of these workers executes a run or a step now, or a run of it has ended since then."""
-    names = [node.name for node in consumers if node.kind == WORKER]
+def _worked(queue: str, since: datetime) -> bool:
+    """Whether a worker that has consumed this queue since then executes a run or a step, or has ended a run.
+
+    Workers that are restarted, or could not reach the database for a while, count as well.
+    """
+    names = [node.name for node in Node.objects.filter(kind=WORKER, seen_at__gte=since) if node.consumes(queue)]
     runs = Run.objects.filter(node__in=names)
     steps = Step.objects.filter(node__in=names, state=Step.State.RUNNING)
     return runs.filter(state=State.RUNNING).exists() or steps.exists() or runs.filter(finished_at__gte=since).exists()

@@ -16,8 +16,8 @@ class Changes:
     """The changes in a project's folder; `ignored` is left out."""
 
     def __init__(self, folder: Path, ignored: Path) -> None:
-        self._folder, self._ignored = folder, ignored
-        self._followed: set[Path] = set()
+        self._folder, self._outside = folder, {ignored, *ignored.parents}
+        self._followed: dict[Path, int] = {}
         self._follow()
 
     def look(self) -> list[Path]:
@@ -34,9 +34,11 @@ class Changes:
         self._watch = watch(*self._followed, watch_filter=PythonFilter(), rust_timeout=LOOK, step=LOOK, **options)
         next(self._watch, None)  # a generator: nothing is followed before
 
-    def _folders(self) -> set[Path]:
-        found = {each for each in self._folder.iterdir() if each.is_dir() and not each.name.startswith(".")}
-        return {each for each in found if each != self._ignored and not (each / "pyvenv.cfg").exists()}
+    def _folders(self) -> dict[Path, int]:
+        """The folders with their numbers on the disk: one that was made again is another one."""
+        found = [each for each in self._folder.iterdir() if each.is_dir() and not each.name.startswith(".")]
+        code = [each for each in found if each not in self._outside and not (each / "pyvenv.cfg").exists()]
+        return {each: each.stat().st_ino for each in code}
 
 
 def mistake(path: Path) -> str:

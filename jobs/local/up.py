@@ -206,7 +206,7 @@ def _follow(options: Options, supervisor: Supervisor, follower: Follower, descri
     deadline = time.monotonic() + options.deadline
     scheduled = Counter[str]()
     readable = True
-    changes = _changes()
+    changes = _changes(supervisor)
     while options.until is None or scheduled[State.SUCCEEDED] < options.until:
         supervisor.pause(POLL)
         if changes and (changed := changes.look()):
@@ -228,13 +228,17 @@ def _follow(options: Options, supervisor: Supervisor, follower: Follower, descri
         scheduled.update(finished.state for finished in news if finished.trigger == Trigger.SCHEDULE)
 
 
-def _changes() -> "Changes | None":
+def _changes(supervisor: Supervisor) -> "Changes | None":
     """The changes of the code; None in production, where a deployment restarts what it changes."""
     if not settings.DEBUG:
         return None
     from jobs.local.changes import Changes  # late: production need not load it
 
-    return Changes(settings.BASE_DIR, settings.VAR_DIR)
+    try:
+        return Changes(settings.BASE_DIR, settings.VAR_DIR)
+    except OSError as error:  # such as too few watches of inotify
+        supervisor.report(f"Changes of the code are not followed ({error}): restart after an edit.")
+        return None
 
 
 def _renew(changed: Sequence[Path], supervisor: Supervisor) -> None:

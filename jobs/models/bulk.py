@@ -13,6 +13,7 @@ from django.core.exceptions import EmptyResultSet
 from django.db import connection, transaction
 from django.db.models import Field, JSONField, Model, QuerySet
 from django.db.models.constants import OnConflict
+from django.db.models.signals import post_delete, pre_delete
 from django.db.models.sql import InsertQuery, UpdateQuery
 
 
@@ -60,12 +61,19 @@ def update(model: type[Model], rows: Sequence[Any], names: Collection[str]) -> N
 
 
 def delete(model: type[Model], keys: Sequence[Any]) -> None:
-    """Delete the rows with these keys and all that belongs to them. PostgreSQL follows the foreign keys itself."""
-    if connection.vendor == "postgresql":
+    """Delete the rows with these keys and all that belongs to them. PostgreSQL follows our foreign keys itself."""
+    if connection.vendor == "postgresql" and not _is_watched(model):
         key: Any = model._meta.pk
         _execute(f"DELETE FROM {_name(model._meta.db_table)} WHERE {_name(key.column)} = ANY(%s)", [list(keys)])
     else:
         model._default_manager.filter(pk__in=keys).delete()
+
+
+def _is_watched(model: type[Model]) -> bool:
+    """Whether another app refers to these rows, or wants to hear of their deletion: Django takes care of that."""
+    ours = model._meta.app_label
+    referred = any(each.related_model._meta.app_label != ours for each in model._meta.related_objects)
+    return referred or pre_delete.has_listeners(model) or post_delete.has_listeners(model)
 
 
 def update_query(queryset: QuerySet[Any], values: Mapping[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from celery.utils.time import delta_resolution
 from django.core.exceptions import ValidationError
 from django.db import Error as DatabaseError
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
@@ -30,6 +31,10 @@ MEMBERS = {"task", "schedule", "args", "kwargs", "options", "relative", "enabled
 OF_SCHEDULE = {"queue", "exchange", "routing_key", "priority", "headers", "expires"}
 OF_POLICY = {"time_limit", "ignore_result"}
 KEPT = {"soft_time_limit", "serializer", "compression", "shadow", "delivery_mode"}
+
+
+# An entry for it without arguments gives way to a schedule that operators make for it, or call so.
+CLEAN_UP = "jobs.cleanup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,9 @@ def _entries(app: Any) -> dict[str, Mapping[str, Any]]:
     if app.conf.result_expires and not app.backend.supports_autoexpire:
         cleanup = {"task": "celery.backend_cleanup", "schedule": schedules.crontab("0", "4", "*")}
         entries.setdefault("celery.backend_cleanup", {**cleanup, "options": {"expires": 12 * 3600}})
+    by_default = {name for name, each in entries.items() if each.get("task") == CLEAN_UP and not each.get("kwargs")}
+    if PeriodicTask.objects.filter(Q(task=CLEAN_UP) | Q(name__in=by_default), policy__entry="").exists():
+        entries = {name: entries[name] for name in entries.keys() - by_default}
     return entries
 
 

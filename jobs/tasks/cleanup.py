@@ -11,7 +11,8 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Annotated, Any
 
-from celery import shared_task
+from celery import current_app, shared_task
+from celery.utils.time import maybe_timedelta
 from django.conf import settings
 from django_celery_results.models import GroupResult, TaskResult
 from pydantic import Field, validate_call
@@ -39,9 +40,9 @@ def cleanup(
 ) -> dict[str, int]:
     """Delete old runs and files, and expired sessions and results. Returns how many runs and files it deleted."""
     import_module(settings.SESSION_ENGINE).SessionStore.clear_expired()
-    if settings.CELERY_RESULT_EXPIRES:
+    if expires := maybe_timedelta(current_app.conf.result_expires):
         for results in RESULTS:
-            results.delete_expired(timedelta(seconds=settings.CELERY_RESULT_EXPIRES))
+            results.delete_expired(expires)
     now = database_now()
     batches_of = {
         "succeeded": delete_ended(now - timedelta(days=succeeded_days), {State.SUCCEEDED}),

@@ -146,6 +146,8 @@ def _reset(wrapper: Any) -> None:
 def _drop(wrapper: Any) -> None:
     """End a session in any state, also that of Django's wrapper, with all settings that a task made on it."""
     with suppress(DatabaseError, DriverError):
+        if _has_pool(wrapper):
+            wrapper.connection.close()  # the pool replaces it
         wrapper._close()
     wrapper.connection = None
     del connections[wrapper.alias]
@@ -195,6 +197,8 @@ def has_open_transaction(wrapper: Any) -> bool:
         return True
     if wrapper.vendor == "sqlite":
         return bool(raw.in_transaction)
+    if wrapper.vendor != "postgresql":
+        return False
     return bool(raw.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR))
 
 

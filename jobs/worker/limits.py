@@ -82,6 +82,25 @@ class LimitedConsumer(CeleryConsumer):
         bucket = super().bucket_for_task(type)
         return Line(bucket.fill_rate) if bucket else None
 
+    def reset_rate_limits(self) -> None:
+        """After a change of a limit, by remote control too: those that wait join the new line, or start at once."""
+        former = dict(self.task_buckets)  # type: ignore[attr-defined] # not in the stubs
+        super().reset_rate_limits()
+        for name, line in former.items():
+            waiting = list(line.contents) if line else []
+            if waiting:
+                line.clear_pending()
+                self._move(waiting, self.task_buckets[name])  # type: ignore[attr-defined] # not in the stubs
+
+    def _move(self, waiting: list[tuple[Any, int]], line: Line | None) -> None:
+        for request, tokens in waiting:
+            if line is None:
+                self._limit_move_to_pool(request)
+            else:
+                line.add((request, tokens))
+        if line is not None:
+            self._schedule_bucket_request(line)
+
     def _limit_task(self, request: Any, bucket: Line, tokens: int) -> None:
         with bucket.lock:
             if self._may_wait(request, bucket):
@@ -117,7 +136,7 @@ class LimitedConsumer(CeleryConsumer):
             return self._admit(request)
         if named and not named.step and not self._tell_ledger(named, request, line, has_room=has_room):
             return False
-        return self._admit(request) if has_room else True
+        return self._admit(request)
 
     def _admit(self, request: Any) -> bool:
         self._waiting.add(request)

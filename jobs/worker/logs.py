@@ -105,7 +105,8 @@ class Logging(CeleryLogging):
             follow = partial(self._follow_settings, given=loglevel)
             signals.setup_logging.connect(follow, weak=False, dispatch_uid="jobs.worker.logs")
         handled = super().setup_logging_subsystem(loglevel, *args, **options)
-        for logger in (logging.getLogger(), logging.getLogger(TASK_LOGGER)):
+        known = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+        for logger in (logging.getLogger(), logging.getLogger(TASK_LOGGER), *known):
             _keep_lines_of_runs(logger)
         return handled
 
@@ -122,7 +123,8 @@ class Logging(CeleryLogging):
         return super().setup_handlers(logger, logfile, format, colorize, formatter=_masking(formatter), **options)
 
     def _follow_settings(self, logfile: str | None, *, given: Any, **_: Any) -> None:
-        configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
+        # The modules of jobs have made their loggers by now.
+        configure_logging(settings.LOGGING_CONFIG, {**settings.LOGGING, "disable_existing_loggers": False})
         root = logging.getLogger()
         root.setLevel(given or root.level)
         for handler in filter(_writes_to_terminal, root.handlers[:]):

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from celery import states
 from celery.result import AsyncResult
+from django.db import Error as DatabaseError
 from django.db.models import Q
 
 from jobs.messages.arguments import find_task
@@ -77,7 +78,8 @@ def _watching(backend: Any, wait: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(wait)
     def watching(result: Any, *args: Any, on_interval: Callable[[], object] | None = None, **options: Any) -> Any:
         def look() -> None:
-            _demand({str(each.id) for each in leaves(result) if not each._cache}, backend)
+            with outside_loop(), suppress(DatabaseError):  # without the ledger, Celery waits as it does
+                _demand({str(each.id) for each in leaves(result) if not each._cache}, backend)
             if on_interval:
                 on_interval()
 

@@ -721,6 +721,13 @@ def slow() -> None:
     """Start at most every four minutes in each worker."""
 
 
+@shared_task(name="tests.send_hourly")
+def send_hourly() -> None:
+    """Send more steps than their rate limit lets start."""
+    for _ in range(6):
+        hourly.delay()
+
+
 @shared_task(name="tests.hourly", rate_limit="1/h")
 def hourly() -> None:
     """Start at most once an hour in each worker."""

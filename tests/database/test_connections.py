@@ -6,13 +6,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 from django.db import DatabaseError, connection, connections
 from django.db.backends.signals import connection_created
 
 from jobs.models import Run
-from jobs.worker.connection import on_good_connection, tend
+from jobs.worker.connection import has_open_transaction, on_good_connection, tend
 from tests.app.sessions import SPOILERS, backend, look
 from tests.making import only_where_rows_are_locked
 
@@ -158,3 +159,9 @@ def test_it_gives_up_after_the_second_error():
         on_good_connection(lambda: connection.cursor().execute("SELECT no_such_column"))
     tend()
     assert look(connection)
+
+
+def test_it_leaves_the_transactions_of_other_kinds_of_databases_alone():
+    driver = SimpleNamespace(info=lambda: "as a method, not an object")
+    wrapper = {"connection": driver, "vendor": "mysql", "in_atomic_block": False, "get_autocommit": lambda: True}
+    assert not has_open_transaction(SimpleNamespace(**wrapper))

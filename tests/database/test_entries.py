@@ -224,6 +224,27 @@ def test_it_schedules_the_cleanup_from_the_start_and_keeps_what_an_operator_chan
     assert (schedule.kwargs, bool(schedule.policy.pause)) == ('{"succeeded_days": 7}', True)
 
 
+@pytest.mark.parametrize(("name", "task"), [("mine", "jobs.cleanup"), ("Clean up", "tests.note")])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_it_schedules_no_cleanup_in_place_of_an_operators_schedule(name, task, enabled):
+    mine = make_schedule(name, task=task, kwargs={"other_days": 3650}, enabled=enabled)
+    app = app_with()
+    app.conf.beat_schedule = project_settings.CELERY_BEAT_SCHEDULE
+    assert entries.install(app) == entries.Outcome(0, {})
+    assert PeriodicTask.objects.get() == mine
+    mine.refresh_from_db()
+    assert mine.task == task
+
+
+def test_it_replaces_its_cleanup_by_the_one_that_an_operator_makes():
+    app = app_with()
+    app.conf.beat_schedule = project_settings.CELERY_BEAT_SCHEDULE
+    entries.install(app)
+    mine = make_schedule("mine", task="jobs.cleanup")
+    entries.install(app)
+    assert PeriodicTask.objects.get(task="jobs.cleanup") == mine
+
+
 @pytest.mark.django_db(transaction=True)
 def test_it_installs_each_entry_once_when_several_beats_start_at_once():
     given = {f"job{number}": {} for number in range(20)}

@@ -402,6 +402,17 @@ def test_it_fails_no_run_in_a_long_queue_that_workers_work_through(redis, theirs
     assert "the consumers of queue `celery` are busy or do not start runs" in run.reason
 
 
+@pytest.mark.parametrize("column", ["stopped_at", "seen_at"])
+def test_it_fails_no_run_in_a_long_queue_whose_worker_restarts_or_lost_the_database_for_a_while(redis, column):
+    make_node()
+    Node.objects.update(**{column: database_now() - HOUR / 30})
+    make_node(name="celery@new")
+    make_run(node="celery@here", state=State.SUCCEEDED)
+    run = sent(LONG_AGO)
+    outbox.send_waiting()
+    assert Run.objects.get(id=run.id).state == State.QUEUED
+
+
 def test_it_fails_no_run_in_a_long_queue_while_its_consumers_execute_steps(redis):
     make_node()
     run = sent(LONG_AGO)

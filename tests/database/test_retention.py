@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from django.contrib.sessions.models import Session
 from django.db import connection
+from django.db.models.signals import post_delete
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 from django_celery_results.models import TaskResult
@@ -75,6 +76,20 @@ def test_it_deletes_all_rows_that_belong_to_a_run():
     assert [model.objects.exists() for model in (Attempt, Effect, RunLog, Step)] == [False] * 4
     repeated.refresh_from_db()
     assert repeated.parent is None
+
+
+def test_it_leaves_the_deletion_to_django_where_code_of_a_project_hears_of_it():
+    deleted, run = [], make_old(None, State.FAILED, 400)
+
+    def hear(instance: Run, **_: object) -> None:
+        deleted.append(instance.pk)
+
+    post_delete.connect(hear, sender=Run)
+    try:
+        cleanup()
+    finally:
+        post_delete.disconnect(hear, sender=Run)
+    assert deleted == [run.id]
 
 
 def test_it_backfills_no_moment_whose_run_was_deleted():

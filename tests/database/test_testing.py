@@ -6,7 +6,7 @@ from pathlib import Path
 
 import celery.contrib.testing.tasks  # noqa: F401 - its ping
 import pytest
-from celery import current_app, shared_task
+from celery import current_app
 from celery.contrib.testing.worker import start_worker
 
 from jobs import testing
@@ -49,6 +49,14 @@ def test_it_executes_an_interval_at_its_next_moment(run_due, path):
     assert run.state == State.SUCCEEDED
 
 
+@pytest.mark.parametrize("year", [2026, 2040])
+def test_it_executes_each_moment_of_an_interval_after_the_one_before(run_due, path, year):
+    make_schedule(task="tests.note", args=[path], every=timedelta(seconds=10))
+    runs = run_due(datetime(year, 3, 1, 4, tzinfo=UTC))
+    assert [run.state for run in runs] == [State.SUCCEEDED] * 6
+    assert len(lines(Path(path))) == 6
+
+
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     ("task", "args", "state", "left"),
@@ -86,7 +94,7 @@ def test_it_takes_a_task_with_a_queue_though_warnings_are_errors(redis):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
 
-        @shared_task(name="tests.of_queue", queue="elsewhere")
+        @current_app.task(name="tests.of_queue", queue="elsewhere")  # other tests may have left plain applications
         def of_queue() -> None: ...
 
         of_queue.delay()

@@ -1,6 +1,7 @@
 """Tasks with a rate limit: waiting runs keep no other run out of the worker, and copies of messages cost nothing."""
 
 import pytest
+from celery import current_app
 
 from jobs.ledger import outbox, outcomes
 from jobs.models import Run, State
@@ -79,3 +80,24 @@ def test_it_starts_messages_by_their_rate_limit_while_the_ledger_is_unavailable(
     eventually(lambda: worker.log.count("is not started: the database is unavailable") == 4)
     assert "A rate limit acts without the ledger" in worker.log
     assert worker.running
+
+
+def test_it_executes_other_runs_while_steps_wait_for_their_rate_limit(processes, eventually):
+    processes.start_worker("--concurrency=1")
+    run = make_run(task="tests.send_hourly")
+    outbox.send([run])
+    eventually(lambda: run.steps.filter(state="succeeded").count() == 1)
+    other = make_run()
+    outbox.send([other])
+    eventually(lambda: ends(other))
+    assert run.steps.filter(state="queued").count() == 5
+
+
+def test_it_starts_waiting_runs_when_their_rate_limit_is_lifted(processes, eventually):
+    processes.start_worker("--concurrency=1")
+    runs = [make_run(task="tests.slow") for _ in range(2)]
+    outbox.send(runs)
+    eventually(lambda: Run.objects.filter(reason__contains="holds it").exists() and any(ends(run) for run in runs))
+    current_app.control.rate_limit("tests.slow", None)
+    eventually(lambda: all(ends(run) for run in runs))
+    assert {run.state for run in runs} == {State.SUCCEEDED}

@@ -55,6 +55,17 @@ def test_it_logs_to_the_terminal_at_the_level_of_the_settings(processes, changed
         assert not any(word in text for word in (*SECRETS, "in detail"))
 
 
+APART = {"tests": {"handlers": ["console"], "propagate": False}}
+
+
+@pytest.mark.parametrize("more", [{}, {"disable_existing_loggers": False, "loggers": APART}], ids=["plain", "apart"])
+def test_it_keeps_the_lines_of_loggers_that_exist_or_do_not_propagate(processes, changed, say, more):
+    handlers = {"console": {"class": "logging.StreamHandler"}}
+    logging = {"version": 1, "handlers": handlers, "root": {"handlers": ["console"], "level": "INFO"}, **more}
+    processes.start_worker(env=changed(LOGGING=logging) | SECRET)
+    assert say().count("with password=***") == 1
+
+
 @EACH_LOGGING
 def test_it_logs_to_the_file_at_the_level_and_in_the_format_of_the_options(processes, changed, say, changes, tmp_path):
     file, environment = tmp_path / "worker.log", changed(**changes, **FORMAT) | SECRET
