@@ -23,7 +23,7 @@ from django.db import connections
 
 from jobs.monitoring import nodes
 from jobs.rules.errors import logged
-from jobs.worker import refusals
+from jobs.worker import refusals, resources
 from jobs.worker.limits import LimitedConsumer
 from jobs.worker.signals import on_child_gone
 
@@ -45,6 +45,7 @@ class Consumer(LimitedConsumer):
         """A worker in a thread of a test ends before its process does. Celery sends no `worker_shutdown` then."""
         super().shutdown()
         nodes.stop_beating()
+        resources.stop()
         connections.close_all()
 
     def cancel_active_requests(self) -> None:

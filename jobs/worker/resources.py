@@ -234,9 +234,15 @@ def _belong_to(node: str) -> None:
     before_first_use(_begin)
 
 
-def _on_shutdown(**_: Any) -> None:
+def stop(**_: Any) -> None:
+    """End the watch of this process's worker. Resources that are used later, as in a test, belong to no worker."""
+    before_first_use(_nothing)
     if _watch:
         _watch.stop()
+
+
+def _nothing() -> None:
+    """Begin no watch."""
 
 
 def _reset_after_fork() -> None:
@@ -251,5 +257,5 @@ os.register_at_fork(after_in_child=_reset_after_fork)
 def connect() -> None:
     signals.worker_init.connect(_on_worker_init, dispatch_uid="jobs.worker.resources.worker_init")
     signals.worker_process_init.connect(_on_process_init, dispatch_uid="jobs.worker.resources.process_init")
-    signals.worker_process_shutdown.connect(_on_shutdown, dispatch_uid="jobs.worker.resources.process_shutdown")
-    signals.worker_shutdown.connect(_on_shutdown, dispatch_uid="jobs.worker.resources.shutdown")
+    signals.worker_process_shutdown.connect(stop, dispatch_uid="jobs.worker.resources.process_shutdown")
+    signals.worker_shutdown.connect(stop, dispatch_uid="jobs.worker.resources.shutdown")
