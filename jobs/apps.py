@@ -1,7 +1,6 @@
 """Connects the app to Django and Celery: its signal receivers, once, after Django has loaded every model."""
 
 from django.apps import AppConfig
-from django.core.checks import register
 
 
 class JobsConfig(AppConfig):
@@ -19,8 +18,7 @@ class JobsConfig(AppConfig):
         from jobs.worker import connection, guard, logs, refusals, resources, signals
 
         routing.install()
-        for check in checks.CHECKS:
-            register(check)
+        checks.connect()
         signals.connect()
         connection.connect()
         discovery.connect()

@@ -13,7 +13,6 @@ from typing import Any
 
 from celery import current_app, signals
 from celery.loaders.app import AppLoader
-from django.core import checks
 
 from jobs.secrets import in_one_line
 
@@ -33,9 +32,7 @@ class Loader(AppLoader):
         self._is_importing = False
 
     def import_default_modules(self) -> Any:
-        if (
-            self._is_importing
-        ):  # Celery's support for Django runs the checks first, and one of them asks for the modules
+        if self._is_importing:  # Celery's support for Django runs `checks` meanwhile, which asks for the modules
             return []
         self._is_importing = True
         self.broken.clear()
@@ -74,23 +71,14 @@ def broken(app: Any = current_app) -> list[str]:
 
 
 def connect() -> None:
-    """Tell of broken modules: as soon as a worker or beat has set up its log, and in `manage.py check`."""
+    """Tell of broken modules as soon as a worker or beat has set up its log."""
     for signal in (signals.worker_ready, signals.beat_init):
         signal.connect(_tell, dispatch_uid="jobs.messages.discovery")
-    checks.register(_check)
 
 
 def _tell(**_: Any) -> None:
     for sentence in broken():
         log.error("%s. Its jobs are unknown here.", sentence)
-
-
-def _check(**_: Any) -> list[checks.CheckMessage]:
-    """A warning, because an error would also stop `migrate`, which a job may need before it can be imported."""
-    hint = (
-        "Mend the module, or install what it imports. Until then its jobs are unknown, and their due moments skipped."
-    )
-    return [checks.Warning(f"{sentence}.", hint, id="jobs.W001") for sentence in load()]
 
 
 def _place(error: Exception) -> tuple[str, int]:

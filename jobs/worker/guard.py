@@ -1,4 +1,4 @@
-"""Does this process's Celery application start each attempt of a run only once? Beat, workers and Django's checks ask.
+"""Does this process's Celery application start each attempt of a run only once? Beat, workers and `checks` ask.
 
 Its one rule: where `app.Task` is no `Job`, beat and worker do not start: a message may come several times, and only the
 guard of `Job` makes that harmless. The error names the line to write.
@@ -8,8 +8,7 @@ Limit: a worker that does not load this app cannot refuse. `jobs.monitoring.stra
 
 from typing import Any
 
-from celery import current_app, signals
-from django.core import checks
+from celery import signals
 
 from jobs.worker.task import Job
 
@@ -26,17 +25,10 @@ def fault(app: Any) -> str:
     )
 
 
-def check(**_: Any) -> list[checks.CheckMessage]:
-    """Django's check of the application that this process sends its runs with."""
-    found = fault(current_app)
-    return [checks.Error(found, id="jobs.E001")] if found else []
-
-
 def _on_worker_init(sender: Any, **_: Any) -> None:
     if found := fault(sender.app):
         raise SystemExit(found)  # Celery swallows an Exception of a receiver
 
 
 def connect() -> None:
-    checks.register(check)
     signals.worker_init.connect(_on_worker_init, dispatch_uid="jobs.worker.guard")

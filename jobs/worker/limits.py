@@ -6,7 +6,8 @@ ledger hears which runs wait here, and beat sends them again only after their tu
 the ledger instead.
 
 Limits: each worker has its own lines, as with Celery. Where runs come faster than they may start, later ones can
-overtake those that went back. While the database is unavailable, messages wait and start as Celery's do.
+overtake those that went back. Steps and plain tasks cannot go back: all that come wait in the worker's memory. While
+the database is unavailable, messages wait and start as Celery's do.
 """
 
 import logging
@@ -131,21 +132,16 @@ class LimitedConsumer(CeleryConsumer):
         named = refusals.named_by(request.request_dict)
         if named and line.has_copy_of(request):
             return False
-        has_room = line.has_room()
-        if has_room and line.wait() < SOON:
-            return self._admit(request)
-        if named and not named.step and not self._tell_ledger(named, request, line, has_room=has_room):
+        waits_long = line.wait() >= SOON or not line.has_room()
+        if waits_long and named and not named.step and not self._tell_ledger(named, request, line):
             return False
-        return self._admit(request)
-
-    def _admit(self, request: Any) -> bool:
         self._waiting.add(request)
         self.qos.increment_eventually()  # type: ignore[attr-defined] # not in the stubs
         return True
 
-    def _tell_ledger(self, named: refusals.Named, request: Any, line: Line, *, has_room: bool) -> bool:
+    def _tell_ledger(self, named: refusals.Named, request: Any, line: Line) -> bool:
         """Record that a run waits here, or that it comes back later; returns whether it waits here."""
-        limit = f"rate limit {request.task.rate_limit}"
+        limit, has_room = f"rate limit {request.task.rate_limit}", line.has_room()
         if has_room:
             why, tell, wait = f"{self.hostname} holds it: {limit}", outbox.hold, line.wait()
         else:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
+from jobs import checks
 from jobs.ledger import outbox
 from jobs.models import Node, Run, State, database_now
-from jobs.worker import guard
 from project.celery import app
 from tests.making import lines, make_run
 from tests.waiting import DEADLINE
@@ -74,11 +74,11 @@ def test_it_names_a_worker_without_the_start_guard_and_the_runs_that_it_takes(pr
 
 
 def test_django_checks_the_application_that_sends_its_runs():
-    assert guard.check() == []
+    assert checks.application() == []
     plain = Celery("acme")
     try:
         plain.set_current()
-        (error,) = guard.check()
+        (error,) = checks.application()
     finally:
         app.set_current()
     assert error.id == "jobs.E001"
