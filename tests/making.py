@@ -1,10 +1,11 @@
 """Creates the rows that tests start with, through the models that users use."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,6 +109,17 @@ def inside(run: Run) -> Iterator[Execution]:
         context.leave(execution)
         _task_stack.pop()
         task.pop_request()
+
+
+@contextmanager
+def beside_event_loop() -> Iterator[None]:
+    """Act as if an event loop were running in this thread, as one that a job left behind."""
+    with closing(asyncio.new_event_loop()) as loop:
+        asyncio._set_running_loop(loop)
+        try:
+            yield
+        finally:
+            asyncio._set_running_loop(None)
 
 
 def ends(run: Run) -> bool:

@@ -13,6 +13,7 @@ library writes to the file descriptor of stdout is not. Formatters in your own L
 import logging
 import sys
 from functools import partial
+from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from typing import Any
 
@@ -79,6 +80,8 @@ class Printed:
 
 def _on_worker_init(sender: Any, **_: Any) -> None:
     if not sender.app.conf.worker_redirect_stdouts:  # else Celery makes log lines of them
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # in a file, too: a killed child loses what is buffered
         sys.stdout = Printed(sys.stdout)
 
 

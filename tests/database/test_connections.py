@@ -1,6 +1,5 @@
 """In which state a task finds its database connections: `tend` is called as each task starts and when it is over."""
 
-import asyncio
 import os
 import socket
 import threading
@@ -15,7 +14,7 @@ from django.db.backends.signals import connection_created
 from jobs.models import Run
 from jobs.worker.connection import has_open_transaction, on_good_connection, tend
 from tests.app.sessions import SPOILERS, backend, look
-from tests.making import only_where_rows_are_locked
+from tests.making import beside_event_loop, only_where_rows_are_locked
 
 pytestmark = [pytest.mark.django_db(transaction=True), only_where_rows_are_locked]
 
@@ -50,12 +49,8 @@ def test_it_gives_each_task_and_the_ledger_a_session_as_new():
 def test_it_looks_after_connections_beside_an_event_loop_that_a_task_left_running():
     clean = look(connection)
     SPOILERS["transaction"](connection)
-    with closing(asyncio.new_event_loop()) as loop:
-        asyncio._set_running_loop(loop)
-        try:
-            tend()
-        finally:
-            asyncio._set_running_loop(None)
+    with beside_event_loop():
+        tend()
     assert look(connection) == clean
 
 
@@ -165,3 +160,22 @@ def test_it_leaves_the_transactions_of_other_kinds_of_databases_alone():
     driver = SimpleNamespace(info=lambda: "as a method, not an object")
     wrapper = {"connection": driver, "vendor": "mysql", "in_atomic_block": False, "get_autocommit": lambda: True}
     assert not has_open_transaction(SimpleNamespace(**wrapper))
+
+
+def test_it_hands_no_session_in_a_transaction_back_to_a_pool():
+    pooled = connection.copy()
+    options = {**connection.settings_dict["OPTIONS"], "pool": {"min_size": 1, "max_size": 1}}
+    pooled.settings_dict = {**connection.settings_dict, "CONN_MAX_AGE": 0, "OPTIONS": options}
+    others = pooled.copy()  # it takes its connections from the same pool
+    try:
+        clean = look(others)
+        others.close()
+        connections["default"] = pooled
+        for how in ("setting", "transaction"):
+            pooled.ensure_connection()
+            SPOILERS[how](pooled)
+        tend()
+        assert look(others) == clean
+    finally:
+        others.close()
+        others.close_pool()

@@ -126,34 +126,31 @@ def test_it_marks_a_lost_attempt_as_fenced_when_its_process_wakes_and_ends(end, 
     assert run.attempts.get().outcome == Attempt.Outcome.FENCED
 
 
+def succeed(run: Run, errors: list[Exception]) -> None:
+    """End the run's body with a success, while the ledger's first statements raise these errors."""
+
+    def disturb(execute, sql, params, many, context):
+        if errors and sql.startswith("UPDATE"):
+            raise errors.pop()
+        return execute(sql, params, many, context)
+
+    with inside(run), connection.execute_wrapper(disturb):
+        task_success.send(find_task(run.task), result=None)
+    run.refresh_from_db()
+
+
 @pytest.mark.django_db(transaction=True)
 def test_it_records_a_success_though_the_time_limit_comes_while_it_does_so():
     run, late = make_run(state=State.RUNNING), [SoftTimeLimitExceeded()]
-
-    def interrupt(execute, sql, params, many, context):
-        if late and sql.startswith("UPDATE"):
-            raise late.pop()
-        return execute(sql, params, many, context)
-
-    with inside(run), connection.execute_wrapper(interrupt):
-        task_success.send(find_task(run.task), result=None)
-    run.refresh_from_db()
+    succeed(run, late)
     assert (run.state, late) == (State.SUCCEEDED, [])
 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(("raised", "times"), [(DataError, 2), (ValueError, 1)])  # errors of databases: two tries
 def test_it_fails_an_attempt_whose_end_cannot_be_recorded(raised, times):
-    run, unlikely = make_run(state=State.RUNNING), [raised("unlikely") for _ in range(times)]
-
-    def refuse(execute, sql, params, many, context):
-        if unlikely and sql.startswith("UPDATE"):
-            raise unlikely.pop()
-        return execute(sql, params, many, context)
-
-    with inside(run), connection.execute_wrapper(refuse):
-        task_success.send(find_task(run.task), result=None)
-    run.refresh_from_db()
+    run = make_run(state=State.RUNNING)
+    succeed(run, [raised("unlikely") for _ in range(times)])
     assert (run.state, run.error_class) == (State.FAILED, raised.__name__)
     assert "unlikely" in run.reason
 

@@ -17,7 +17,7 @@ from jobs.models import State, Step
 from jobs.worker import results
 from jobs.worker.results import NoResultError, watched
 from tests.app.tasks import add, add_up, answer, nothing
-from tests.making import inside, make_run
+from tests.making import beside_event_loop, inside, make_run
 from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -180,6 +180,12 @@ def of_forsaken_step() -> str:
 def test_it_waits_for_no_result_that_never_comes(backend, make, why):
     task_id = make()
     with pytest.raises(NoResultError, match=why):
+        waits_for(task_id, backend)
+
+
+def test_it_says_so_beside_an_event_loop_too(backend):
+    task_id = of_silent_run()
+    with beside_event_loop(), pytest.raises(NoResultError, match="keep result"):
         waits_for(task_id, backend)
 
 

@@ -1,5 +1,6 @@
 """Testing one's own jobs: runs that are due, eager mode, and a worker in a thread of the test."""
 
+import threading
 import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from celery import current_app
 from celery.contrib.testing.worker import start_worker
 
 from jobs import testing
+from jobs.cache.resources import Resource, registry
 from jobs.ledger import requests
 from jobs.models import Policy, Run, State
 from tests.making import ends, lines, make_schedule, send
@@ -109,3 +111,14 @@ def test_it_executes_runs_in_a_worker_in_a_thread_of_the_test(path):
         run = send("tests.note", path)
         eventually(lambda: ends(run))
     assert (run.state, lines(Path(path))) == (State.SUCCEEDED, [str(run.id)])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_leaves_no_thread_with_a_database_session_when_a_worker_in_a_thread_has_ended():
+    with start_worker(current_app, shutdown_timeout=DEADLINE, ping_task_timeout=DEADLINE):
+        pass
+    try:
+        assert Resource("of.a.test", dict).get() == {}
+    finally:
+        del registry["of.a.test"]
+    eventually(lambda: not {"node", "resources"} & {thread.name for thread in threading.enumerate()})

@@ -24,7 +24,7 @@ from jobs.ledger.outcomes import Follower
 from jobs.local import embedded
 from jobs.local.changes import Changes
 from jobs.local.supervisor import FIRST_DELAY, HEALTHY, LARGEST_LOG, LONGEST_DELAY, Child, Supervisor, SupervisorError
-from jobs.local.up import _wsgi_application
+from jobs.local.up import _changes, _wsgi_application
 from jobs.management.commands.up import describe, printable
 from jobs.models import Run, State, database_now
 from tests.making import make_run
@@ -548,6 +548,30 @@ def test_it_follows_the_python_files_of_a_folder_and_of_new_folders(tmp_path):
     assert eventually(changes.look) == [tmp_path / "shop" / "tasks.py"]
     (tmp_path / "new" / "tasks.py").write_text("x = 3")
     assert eventually(changes.look) == [tmp_path / "new" / "tasks.py"]
+
+
+def test_it_follows_a_folder_that_was_made_again_from_the_next_change_on(tmp_path):
+    for name in ("mail", "shop"):
+        (tmp_path / name).mkdir()
+    changes = Changes(tmp_path, tmp_path / "var")
+    (tmp_path / "shop").rename(tmp_path / ".former")
+    (tmp_path / "shop").mkdir()
+
+    def sees_a_change_of(path: Path) -> bool:
+        with path.open("a") as file:
+            file.write("\n")
+        return path in changes.look()
+
+    eventually(lambda: sees_a_change_of(tmp_path / "mail" / "tasks.py"))
+    assert eventually(lambda: sees_a_change_of(tmp_path / "shop" / "tasks.py"))
+
+
+def test_it_goes_on_where_no_changes_can_be_followed(tmp_path, settings):
+    settings.DEBUG, settings.BASE_DIR = True, tmp_path / "missing"
+    told = []
+    with Supervisor(told.append) as supervisor:
+        assert _changes(supervisor) is None
+    assert "restart after an edit" in told[0]
 
 
 TASKS = """
