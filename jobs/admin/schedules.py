@@ -119,7 +119,10 @@ class PolicyForm(forms.ModelForm[Policy]):
     def save(self, commit: bool = True) -> Policy:
         """Write only the columns that the user changed: beat may have moved the others meanwhile."""
         if commit and self.changed_data:
-            self.instance.save(update_fields=[name for name in self.changed_data if name in self.cleaned_data])
+            changed = set(self.changed_data) & set(self.cleaned_data)
+            self.instance.save(update_fields=changed - {"skip_next"})
+            if "skip_next" in changed:
+                Policy.objects.filter(pk=self.instance.pk).skip(self.instance.skip_next)
         return self.instance
 
 

@@ -7,7 +7,7 @@ gets a reason in one plain sentence, which an operator reads in the ledger at fo
 import random
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -24,6 +24,7 @@ LONGEST_COUNTDOWN = timedelta(days=3650)
 # How long a sent message has to start its run before it counts as lost; doubles with each sending, up to an hour.
 FIRST_PATIENCE = timedelta(seconds=20)
 LONGEST_PATIENCE = timedelta(hours=1)
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class Overlap(StrEnum):
@@ -84,6 +85,7 @@ class Rule:
     cap: int = 100
     pause: Pause | None = None
     skip_next: int = 0
+    skip_from: datetime | None = None
     limit: int | None = None
 
     @classmethod
@@ -96,8 +98,20 @@ class Rule:
             cap=policy.catch_up_cap,
             pause=Pause.of(policy),
             skip_next=policy.skip_next,
+            skip_from=policy.skip_from,
             limit=1 if one_off else policy.remaining_runs,
         )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but an earlier run can keep a moment on time from running."""
+        return self.pause is None and not self.skip_next and self.limit is None
+
+    def by_hand(self, due: Sequence[datetime]) -> Sequence[datetime]:
+        """The moments that an operator chose to skip: the next ones after the choice."""
+        if not self.skip_next:
+            return ()
+        return [moment for moment in due if self.skip_from is None or moment > self.skip_from][: self.skip_next]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +146,15 @@ def decide(
     `busy` lists its unfinished runs, oldest first. `following` counts the missed moments left for the next pass.
     Moments after the last run of a limited schedule get no decision: nothing is due after that run.
     """
-    if len(due) == 1 and not busy and rule == USUAL and now - due[0] <= MISSED_AFTER:
+    if len(due) == 1 and not busy and rule.is_plain and now - due[0] <= MISSED_AFTER:
         return [Decision(due[0], due[0])]
     if rule.limit == 0:
         return skip(due, USED_UP)
-    late = _late(rule, due, now)
-    caught_up = _caught_up(rule, late, due, now, following)
+    late, by_hand = _late(rule, due, now), set(rule.by_hand(due))
+    on_time = [moment for moment in due if moment not in late and moment not in by_hand]
+    caught_up = _caught_up(rule, late, on_time, now, following)
     unwanted = {moment: reason for moment, reason in late.items() if moment not in caught_up}
-    unwanted |= dict.fromkeys(due[: rule.skip_next], SKIPPED_BY_HAND)
+    unwanted |= dict.fromkeys(by_hand, SKIPPED_BY_HAND)
     taken = _taken(rule, [moment for moment in due if moment not in unwanted], busy, catches_up=bool(caught_up))
     if rule.limit is not None and len(taken) == rule.limit:
         due = due[: due.index(taken[-1]) + 1]
@@ -153,8 +168,8 @@ def decide(
     return decisions
 
 
-USUAL = Rule()
 USED_UP = "limited: the schedule has no remaining runs"
+NAMED_LATE = "late: this moment was over when the schedule was enabled or changed"
 SKIPPED_BY_HAND = "by hand: an operator chose to skip the next due moments"
 
 
@@ -171,19 +186,25 @@ def _late(rule: Rule, due: Sequence[datetime], now: datetime) -> dict[datetime, 
 
 
 def _caught_up(
-    rule: Rule, late: Collection[datetime], due: Sequence[datetime], now: datetime, following: int
+    rule: Rule, late: Collection[datetime], on_time: Collection[datetime], now: datetime, following: int
 ) -> set[datetime]:
-    """The late moments that run anyway. The pause decides about paused moments, the policy about missed ones."""
+    """The late moments that run anyway. The pause decides about paused moments, the policy about missed ones.
+
+    `LATEST` runs one moment, unless a later one runs: one on time, one of the other kind, or one of the next pass.
+    """
     paused = [moment for moment in late if rule.pause and rule.pause.covers(moment)]
     missed = [moment for moment in late if not (rule.pause and rule.pause.covers(moment))]
     recent = [moment for moment in missed if now - moment <= rule.window]
     after_pause = rule.pause.catch_up if rule.pause else CatchUp.NONE
     chosen: set[datetime] = set()
+    latest: list[datetime] = []
     for kind, candidates in ((rule.catch_up, recent), (after_pause, paused)):
         if kind is CatchUp.ALL and following < rule.cap:
             chosen.update(candidates[-(rule.cap - following) :])
-        elif kind is CatchUp.LATEST and candidates[-1:] == due[-1:] and not following:
-            chosen.update(candidates[-1:])
+        elif kind is CatchUp.LATEST and not following:
+            latest += candidates[-1:]
+    if latest and max(latest) > max(chosen.union(on_time), default=LONG_AGO):
+        chosen.add(max(latest))
     return chosen
 
 
@@ -220,11 +241,12 @@ def _skip_one(decisions: list[Decision], moment: datetime, reason: str) -> None:
 
 def foresee(rule: Rule, upcoming: Iterable[datetime]) -> Iterator[tuple[datetime, str]]:
     """Upcoming moments up to a limited schedule's last run, each with the reason to skip it (empty: it runs)."""
-    left = rule.limit
-    for number, moment in enumerate(upcoming):
+    left, skipped = rule.limit, 0
+    for moment in upcoming:
         if left == 0:
             return
-        if number < rule.skip_next:
+        if skipped < rule.skip_next and (rule.skip_from is None or moment > rule.skip_from):
+            skipped += 1
             yield moment, SKIPPED_BY_HAND
         elif rule.pause and rule.pause.covers(moment):
             yield moment, rule.pause.sentence

@@ -74,7 +74,7 @@ def skip_next(schedules: Schedules, actor: Actor | str, moments: int) -> int:
     if not 0 <= moments <= MOST_SKIPPED:
         raise Invalid(f"Choose from 0 to {MOST_SKIPPED:,} due moments to skip.")
     sentence = f"Told to skip {moments:,} due moment{'' if moments == 1 else 's'}."
-    return _change(schedules, actor, sentence, lambda policies: policies.update(skip_next=moments))
+    return _change(schedules, actor, sentence, lambda policies: policies.skip(moments))
 
 
 def _switch(schedules: Schedules, actor: Actor | str, *, enabled: bool) -> int:

@@ -333,6 +333,16 @@ def test_it_keeps_the_numbers_that_beat_counted_down_while_a_user_edited(admin_c
     assert (policy.skip_next, policy.remaining_runs, policy.jitter) == (2, 1, timedelta(seconds=5))
 
 
+def test_it_skips_moments_from_when_a_user_saved_the_number(admin_client):
+    schedule = make_schedule()
+    address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
+    before = database_now()
+    admin_client.post(address, form(schedule, name="it", interval=schedule.interval_id, **{"policy-0-skip_next": 2}))
+    policy = Policy.objects.get()
+    assert policy.skip_next == 2
+    assert before <= policy.skip_from <= database_now()
+
+
 def test_it_refuses_a_limit_of_zero_runs_but_keeps_one_that_is_used_up(admin_client):
     schedule = make_schedule(policy={"remaining_runs": 4})
     address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])

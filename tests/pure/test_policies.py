@@ -16,6 +16,7 @@ from jobs.rules.policies import (
     Pause,
     Rule,
     decide,
+    foresee,
     is_past_hope,
     jittered,
     patience,
@@ -156,6 +157,28 @@ def test_it_runs_after_a_pause_as_the_pause_says(catch_up, expected):
     assert outcome(decide(rule, moments(5, 3, 2, 1), NOW)) == expected
 
 
+@pytest.mark.parametrize(
+    ("catch_up", "after_pause", "hours_ago", "expected"),
+    [
+        (CatchUp.LATEST, CatchUp.NONE, (6, 5, 3, 2), ["skip", "run", "skip x2"]),
+        (CatchUp.LATEST, CatchUp.LATEST, (6, 5, 3, 2), ["skip x2", "skip", "run"]),
+        (CatchUp.NONE, CatchUp.LATEST, (3, 2, 0.5), ["skip", "run", "skip"]),
+        (CatchUp.LATEST, CatchUp.LATEST, (3, 2, 0.5), ["skip x2", "run"]),
+        (CatchUp.LATEST, CatchUp.NONE, (6, 5, 3, 2, 0), ["skip x2", "skip x2", "run"]),
+        (CatchUp.ALL, CatchUp.LATEST, (5, 3, 2, 0.5), ["run", "skip x2", "run"]),
+    ],
+)
+def test_it_runs_the_latest_of_an_outage_and_a_pause_together(catch_up, after_pause, hours_ago, expected):
+    pause = paused(after_pause, NOW - HOUR)
+    rule = Rule(Overlap.ALLOW, catch_up, pause=pause)
+    assert outcome(decide(rule, moments(*hours_ago), NOW)) == expected
+
+
+def test_it_runs_only_the_latest_of_all_missed_moments_if_each_cancels_the_one_before():
+    rule = Rule(Overlap.CANCEL_PREVIOUS, CatchUp.ALL)
+    assert outcome(decide(rule, moments(3, 2, 1), NOW)) == ["skip x2", "run"]
+
+
 def test_it_says_who_paused_a_schedule_until_when_and_why():
     rule = Rule(pause=paused(CatchUp.NONE, NOW + HOUR))
     (decision,) = decide(rule, moments(0), NOW)
@@ -184,6 +207,15 @@ def test_it_skips_as_many_moments_as_an_operator_chose():
     decisions = decide(Rule(Overlap.ALLOW, skip_next=2), moments(0.003, 0.002, 0.001), NOW)
     assert outcome(decisions) == ["skip x2", "run"]
     assert decisions[0].reason == SKIPPED_BY_HAND
+
+
+def test_it_skips_no_moment_that_was_due_before_the_operator_chose():
+    rule = Rule(Overlap.ALLOW, CatchUp.ALL, skip_next=1, skip_from=NOW - 1.5 * HOUR)
+    decisions = decide(rule, moments(2, 1, 0), NOW)
+    assert [decision.reason for decision in decisions] == ["", SKIPPED_BY_HAND, ""]
+    assert list(rule.by_hand(moments(2))) == []
+    foreseen = list(foresee(rule, moments(2, 1, 0)))
+    assert [reason for _, reason in foreseen] == ["", SKIPPED_BY_HAND, ""]
 
 
 @pytest.mark.parametrize(
