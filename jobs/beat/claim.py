@@ -7,11 +7,13 @@ A schedule that another process has locked is left to the next pass.
 """
 
 import logging
+import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
-from itertools import islice, takewhile
+from itertools import dropwhile, islice, takewhile
 from typing import Any
 from uuid import UUID
 
@@ -22,20 +24,24 @@ from django_celery_beat.models import PeriodicTask
 from jobs.ledger import outcomes
 from jobs.ledger.new_runs import NewRun, expires_at, new_run
 from jobs.messages.message import Message, message_of
-from jobs.models import SENDING, Ended, Policy, PolicyQuerySet, Run, State, bulk, database_now, worker_text
+from jobs.models import SENDING, Ended, Policy, PolicyQuerySet, Run, State, Trigger, bulk, database_now, worker_text
 from jobs.rules import policies
-from jobs.rules.errors import Invalid
+from jobs.rules.errors import Invalid, UnknownJob
 from jobs.rules.moments import FOREVER
-from jobs.rules.occurrences import from_text, occurrences
+from jobs.rules.occurrences import Clocked, from_text, occurrences
 
 log = logging.getLogger(__name__)
 
 BATCH = 500  # schedules per transaction
-# Due moments of one schedule per pass; after a long outage of a one-second schedule the rest follows in later passes.
-MOMENTS = 10_000
+MOMENTS = 20_000  # due moments per transaction, so that it stays short after a long outage; the rest follows
+LONGEST_PASS = 0.5  # seconds; what is still due then, is left to the next tick
+ASK_OTHERS_EVERY = timedelta(seconds=1)  # while a moment of an unknown job is left to other beats
 # The columns of a policy that a claim writes.
 MOVED = frozenset(
-    ("next_due_at", "owed_from", "former", "stretch", "fingerprint", "invalid_reason", "remaining_runs", "skip_next")
+    [
+        *("next_due_at", "owed_from", "former", "decided_until", "stretch", "fingerprint", "invalid_reason"),
+        *("remaining_runs", "skip_next"),
+    ]
 )
 
 
@@ -51,6 +57,7 @@ class Claimed:
     owed_from: datetime | None
     timing: str
     timing_since: datetime | None
+    decided_until: datetime | None
     former: list[tuple[str, str]] | None
     stretch: UUID | None
     overlap: str
@@ -60,6 +67,7 @@ class Claimed:
     jitter: timedelta
     remaining_runs: int | None
     skip_next: int
+    skip_from: datetime | None
     paused_at: datetime | None
     paused_until: datetime | None
     paused_by: str
@@ -96,30 +104,36 @@ def claim_due(now: datetime | None = None) -> Iterator[list[NewRun]]:
     These runs are committed, and the caller's for `SENDING`; the outbox offers runs that are not sent by then. A
     schedule that is locked, or has more due moments than one pass takes, is still due for the next tick.
     """
-    now = now or database_now()
-    claimed = BATCH
-    while claimed == BATCH and Policy.objects.due(now).exists():
+    now, end = now or database_now(), time.monotonic() + LONGEST_PASS
+    behind: set[int] = set()  # schedules with more due moments than one transaction takes: all others come first
+    while (due := Policy.objects.due(now).exclude(pk__in=behind)).exists():
         try:
-            runs, claimed = _claim_batch(Policy.objects.due(now)[:BATCH], now)
+            runs, claimed = _claim_batch(due[:BATCH], now)
         except (DataError, IntegrityError, ValueError):
             log.warning("A batch of due schedules cannot be stored; claiming them one by one.", exc_info=True)
-            runs, claimed = _claim_singly(now)
+            runs, claimed = _claim_singly(now, behind)
         if runs:
             yield runs
+        behind |= {policy.schedule_id for policy in claimed if policy.next_due_at and policy.next_due_at <= now}
+        if len(claimed) < BATCH:  # all others are claimed, or locked
+            if not behind or time.monotonic() > end:
+                return
+            behind.clear()
 
 
-def _claim_singly(now: datetime) -> tuple[list[NewRun], int]:
+def _claim_singly(now: datetime, behind: Collection[int]) -> tuple[list[NewRun], list[Claimed]]:
     """Claim due schedules one by one, so that a run that cannot be stored stops no other schedule."""
     runs: list[NewRun] = []
-    due = list(Policy.objects.due(now).values_list("schedule", flat=True)[:BATCH])
-    for schedule in due:
+    claimed: list[Claimed] = []
+    for schedule in list(Policy.objects.due(now).exclude(pk__in=behind).values_list("schedule", flat=True)[:BATCH]):
         this = Policy.objects.filter(schedule=schedule)
         try:
-            runs += _claim_batch(this.due(now), now)[0]
+            new, of_this = _claim_batch(this.due(now), now)
+            runs, claimed = runs + new, claimed + of_this
         except (DataError, IntegrityError, ValueError) as error:
             log.exception("Schedule %s cannot be claimed.", schedule, extra={"action": "claim", "schedule": schedule})
             _record_unstorable(this.get(), f"Its run cannot be stored: {error}", now)
-    return runs, len(due)
+    return runs, claimed
 
 
 def _record_unstorable(policy: Policy, reason: str, now: datetime) -> None:
@@ -131,20 +145,21 @@ def _record_unstorable(policy: Policy, reason: str, now: datetime) -> None:
     Policy.objects.filter(pk=policy.pk).update(next_due_at=None, owed_from=None, invalid_reason=reason)
 
 
-def _claim_batch(due: PolicyQuerySet, now: datetime) -> tuple[list[NewRun], int]:
-    """Claim these schedules in one transaction; returns the runs to send, and how many schedules were claimed."""
+def _claim_batch(due: PolicyQuerySet, now: datetime) -> tuple[list[NewRun], list[Claimed]]:
+    """Claim these schedules in one transaction; returns the runs to send, and the schedules."""
     with transaction.atomic():
         locked = [Claimed(*row) for row in due.select_for_update(skip_locked=True).values_list(*_COLUMNS)]
         if not locked:
-            return [], 0
+            return [], []
         busy = _busy([policy.schedule_id for policy in locked if policy.overlap != policies.Overlap.ALLOW])
-        runs = [run for policy in locked for run in _runs_of(policy, now, busy.get(policy.schedule_id, ()))]
+        most = max(1, MOMENTS // len(locked))
+        runs = [run for policy in locked for run in _runs_of(policy, now, busy.get(policy.schedule_id, ()), most)]
         started = [run for run in runs if not run.reason]
         _cancel_previous(locked, started, busy)
         started = _insert(_grow_stretches(locked, runs))
         bulk.update(Policy, locked, MOVED)
         _count(locked, started, now)
-    return [run for run in started if run.not_before == now + SENDING], len(locked)
+    return [run for run in started if run.not_before == now + SENDING], locked
 
 
 def _insert(runs: list[NewRun]) -> list[NewRun]:
@@ -186,18 +201,27 @@ class _Due:
     upcoming: datetime | None
     following: int = 0  # missed moments of the next pass, at most the policy's cap
     held_back: datetime | None = None  # the first moment that only the end of the pause decides
+    named_late: bool = False  # a moment of a one-off that was over when an edit named it
 
 
-def _runs_of(policy: Claimed, now: datetime, busy: Sequence[policies.Busy]) -> list[NewRun]:
-    """The rows for the due moments of one schedule; moves the policy on and sets `policy.invalid_reason`."""
+def _runs_of(policy: Claimed, now: datetime, busy: Sequence[policies.Busy], most: int) -> list[NewRun]:
+    """The rows for at most `most` due moments of one schedule; moves it on, and sets `policy.invalid_reason`."""
     first = policy.owed_from or policy.next_due_at or now
     due = _Due([first], None)
     try:
-        due = _due(policy, first, now)
+        message = _message(policy)
+        until = now - policies.MISSED_AFTER if isinstance(message, UnknownJob) else now
+        if first > until:
+            _leave_to_others(policy, first, str(message), now)
+            return []
+        due = _due(policy, first, until, most)
         _move(policy, due, now)
-        decisions, message = _decide(policy, due, now, busy)
+        decisions = _decide(policy, due, message, now, busy)
+        if due.upcoming is None and _is_clocked(policy):
+            _switch_off(policy)
         ends = [*(decision.due_at for decision in decisions[1:]), due.upcoming]
-        return [_run(policy, decision, end, message, now) for decision, end in zip(decisions, ends, strict=False)]
+        asked = message if isinstance(message, Message) else None
+        return [_run(policy, decision, end, asked, now) for decision, end in zip(decisions, ends, strict=False)]
     except Exception as error:
         schedule = policy.schedule_id
         log.exception("Schedule %s cannot be claimed.", schedule, extra={"action": "claim", "schedule": schedule})
@@ -207,20 +231,84 @@ def _runs_of(policy: Claimed, now: datetime, busy: Sequence[policies.Busy]) -> l
         return [_run(policy, decision, None, None, now) for decision in decisions]
 
 
-def _due(policy: Claimed, first: datetime, now: datetime) -> _Due:
+def _message(policy: Claimed) -> Message | Invalid:
+    """The message of the schedule's runs, or why there is none."""
+    try:
+        return message_of(policy, policy)
+    except Invalid as error:
+        return error
+
+
+def _leave_to_others(policy: Claimed, first: datetime, why: str, now: datetime) -> None:
+    """Leave moments on time to beats whose newer code may know their job, as while a new version is rolled out."""
+    policy.owed_from, policy.next_due_at, policy.invalid_reason = first, now + ASK_OTHERS_EVERY, why
+
+
+def _due(policy: Claimed, first: datetime, now: datetime, most: int) -> _Due:
     coming = _coming(policy, first, now)
     moments, upcoming = [first], next(coming, None)
-    while upcoming is not None and upcoming <= now and len(moments) < MOMENTS:
+    while upcoming is not None and upcoming <= now and len(moments) < most:
         moments.append(upcoming)
         upcoming = next(coming, None)
     pause = policies.Pause.of(policy)
     if pause and (held_back := next((moment for moment in moments if pause.holds_back(moment, now)), None)):
-        return _Due(moments[: moments.index(held_back)], held_back, held_back=held_back)
-    if upcoming is None or upcoming > now:
-        return _Due(moments, upcoming)
-    missed_before = now - policies.MISSED_AFTER
-    also_missed = takewhile(lambda moment: moment < missed_before, islice(coming, policy.catch_up_cap))
-    return _Due(moments, upcoming, following=1 + len(list(also_missed)))
+        due = _Due(moments[: moments.index(held_back)], held_back, held_back=held_back)
+    elif upcoming is None or upcoming > now:
+        due = _Due(moments, upcoming, named_late=_is_named_late(policy, first))
+    else:
+        due = _Due(moments, upcoming, following=_following(policy, pause, upcoming, now))
+    return due if policy.decided_until is None else _undecided(policy, due)
+
+
+def _following(policy: Claimed, pause: policies.Pause | None, upcoming: datetime, now: datetime) -> int:
+    """How many missed moments are left for the next pass, as far as they matter; at least 1 if any moment is left."""
+    runs_all = policies.CatchUp.ALL in (policy.catch_up, policy.pause_catch_up)
+    later = list(islice(_may_run(policy, pause, upcoming, now), policy.catch_up_cap if runs_all else 1))
+    missed = sum(now - moment > policies.MISSED_AFTER for moment in later)
+    return max(missed, len(later[:1]))
+
+
+def _may_run(policy: Claimed, pause: policies.Pause | None, first: datetime, now: datetime) -> Iterator[datetime]:
+    """The moments from `first` until now, without those that a pause skips for good."""
+    skips = pause if pause and pause.catch_up is policies.CatchUp.NONE else None
+    moment: datetime | None = first
+    coming = _coming(policy, first, now)
+    while moment is not None and moment <= now:
+        if not (skips and skips.covers(moment)):
+            yield moment
+        elif skips.end is None:
+            return
+        else:
+            coming = _coming(policy, skips.end - timedelta.resolution, now)
+        moment = next(coming, None)
+
+
+def _undecided(policy: Claimed, due: _Due) -> _Due:
+    """Leave out the first moments that have an outcome already, and leave moments after others that have to a pass.
+
+    So no series of skipped moments includes one that ran.
+    """
+    decided = _decided(policy.schedule_id, due.moments)
+    left = list(dropwhile(decided.__contains__, due.moments))
+    if len(left) < len(due.moments):
+        policy.stretch = None
+    now_left = list(takewhile(lambda moment: moment not in decided, left))
+    if len(now_left) == len(left):
+        if policy.decided_until and due.upcoming and due.upcoming >= policy.decided_until:
+            policy.decided_until = None
+        return replace(due, moments=left)
+    return _Due(now_left, left[len(now_left)], following=due.following + len(left) - len(now_left))
+
+
+def _decided(schedule: int, moments: Sequence[datetime]) -> set[datetime]:
+    """Those of the moments that have an outcome."""
+    if not moments:
+        return set()
+    rows = Run.objects.filter(schedule=schedule, trigger=Trigger.SCHEDULE)
+    ends = dict(rows.filter(due_at__lte=moments[-1], last_due_at__gte=moments[0]).values_list("due_at", "last_due_at"))
+    starts = sorted(ends)
+    before = {moment: bisect_right(starts, moment) - 1 for moment in moments}
+    return {moment for moment, index in before.items() if index >= 0 and moment <= ends[starts[index]]}
 
 
 def _coming(policy: Claimed, first: datetime, now: datetime) -> Iterator[datetime]:
@@ -244,33 +332,46 @@ def _move(policy: Claimed, due: _Due, now: datetime) -> None:
 
 
 def _decide(
-    policy: Claimed, due: _Due, now: datetime, busy: Sequence[policies.Busy]
-) -> tuple[list[policies.Decision], Message | None]:
+    policy: Claimed, due: _Due, message: Message | Invalid, now: datetime, busy: Sequence[policies.Busy]
+) -> list[policies.Decision]:
     if policy.timing:  # without a timing the reason is that it cannot be computed, and stays
         policy.invalid_reason = ""
     if not due.moments:
-        return [], None
+        return []
     if not policy.enabled:
-        policy.next_due_at, policy.fingerprint = None, ""  # computed again when it is enabled
-        return policies.skip(due.moments, "disabled before it could start"), None
-    try:
-        message = message_of(policy, policy)
-    except Invalid as error:
-        policy.invalid_reason = str(error)
-        return policies.skip(due.moments, f"invalid: {error}"), None
-    rule = policies.Rule.of(policy, one_off=policy.one_off)
+        if due.upcoming is None or due.upcoming > now:
+            policy.next_due_at, policy.fingerprint = None, ""  # computed again when it is enabled
+        return policies.skip(due.moments, "disabled before it could start")
+    if isinstance(message, Invalid):
+        policy.invalid_reason = str(message)
+        return policies.skip(due.moments, f"invalid: {message}")
+    if due.named_late:
+        return policies.skip(due.moments, policies.NAMED_LATE)
+    rule = policies.Rule.of(policy, one_off=policy.one_off or _is_clocked(policy))
     decisions = policies.decide(rule, due.moments, now, busy=busy, following=due.following)
-    _count_down(policy, rule.limit, len(due.moments), sum(not decision.reason for decision in decisions))
-    return decisions, message
+    _count_down(policy, rule, due.moments, sum(not decision.reason for decision in decisions))
+    return decisions
 
 
-def _count_down(policy: Claimed, limit: int | None, moments: int, ran: int) -> None:
+def _count_down(policy: Claimed, rule: policies.Rule, moments: Sequence[datetime], ran: int) -> None:
     """Count down the moments to skip and the runs of a limited schedule; its last run disables it."""
-    policy.skip_next = max(0, policy.skip_next - moments)
+    policy.skip_next -= len(rule.by_hand(moments))
     if policy.remaining_runs is not None:
         policy.remaining_runs = max(0, policy.remaining_runs - ran)
-    if limit is not None and ran >= limit:
-        policy.next_due_at, policy.owed_from, policy.enabled, policy.fingerprint = None, None, False, ""
+    if rule.limit is not None and ran >= rule.limit:
+        _switch_off(policy)
+
+
+def _switch_off(policy: Claimed) -> None:
+    policy.next_due_at, policy.owed_from, policy.enabled, policy.fingerprint = None, None, False, ""
+
+
+def _is_named_late(policy: Claimed, first: datetime) -> bool:
+    return not policy.former and policy.timing_since is not None and first < policy.timing_since and _is_clocked(policy)
+
+
+def _is_clocked(policy: Claimed) -> bool:
+    return bool(policy.timing) and isinstance(from_text(policy.timing).timing, Clocked)
 
 
 def _run(

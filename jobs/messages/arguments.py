@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from jobs.messages import discovery
-from jobs.rules.errors import Invalid
+from jobs.rules.errors import Invalid, UnknownJob
 
 # The only one of Celery's own tasks that is worth scheduling: the rest run other tasks by name.
 OWN_TASKS_ALLOWED = frozenset({"celery.backend_cleanup"})
@@ -29,12 +29,12 @@ NAMED = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
 def check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """Refuse an unknown job, and arguments that the job does not accept. Raises `Invalid` with a sentence."""
+    """Refuse an unknown job (`UnknownJob`), and arguments that the job does not accept. Raises `Invalid`."""
     task = find_task(name)
     if task is None:
         close = difflib.get_close_matches(name, _tasks(), n=1)
         hint = f"Did you mean {close[0]!r}?" if close else "Is its app in INSTALLED_APPS?"
-        raise Invalid(f"No job is named {name!r}. {'; '.join(discovery.broken()) or hint}")
+        raise UnknownJob(f"No job is named {name!r}. {'; '.join(discovery.broken()) or hint}")
     if name.startswith("celery.") and name not in OWN_TASKS_ALLOWED:
         raise Invalid(f"{name!r} is an internal task of Celery that runs other tasks: schedule the task itself.")
     check(task, args, kwargs)

@@ -17,6 +17,10 @@ class Invalid(ValueError):  # noqa: N818 - describes the request
     """Refuses a schedule, its arguments or a request. The message is a sentence that says what to change."""
 
 
+class UnknownJob(Invalid):
+    """The code of this process has no job of that name; that of another process may have it."""
+
+
 @contextmanager
 def logged(log: logging.Logger, sentence: str, *args: object, level: int = logging.ERROR) -> Iterator[None]:
     """Run code that may raise anything. Errors are logged with this sentence, and the caller goes on.

@@ -2,7 +2,9 @@
 
 import json
 import threading
+from collections import Counter
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from django.db import connection, transaction
@@ -180,7 +182,7 @@ BAD_ROWS = {
 def test_it_skips_and_flags_a_bad_row_and_runs_all_others(columns):
     bad, good = make_schedule("bad"), make_schedule("good")
     PeriodicTask.objects.filter(pk=bad.pk).update(**columns)
-    make_due(bad, ago=SECOND)
+    make_due(bad, ago=61 * SECOND)  # until then, it leaves a job that it does not know to other beats
     make_due(good)
     assert [run.schedule for run in claim_all()] == [good]
     row, policy = Run.objects.get(schedule=bad), Policy.objects.get(schedule=bad)
@@ -233,13 +235,183 @@ def test_it_flags_an_expiry_after_the_year_9999_and_runs_all_others():
 
 def test_it_clears_the_flag_when_the_row_is_corrected():
     schedule = make_schedule(task="tests.nothin")
-    make_due(schedule)
+    make_due(schedule, ago=61 * SECOND)
     claim_all()
     assert "Did you mean 'tests.nothing'?" in Policy.objects.get().invalid_reason
     PeriodicTask.objects.update(task="tests.nothing")
     make_due(schedule)
     assert len(claim_all()) == 1
     assert Policy.objects.get().invalid_reason == ""
+
+
+def test_it_leaves_a_moment_on_time_to_a_beat_that_knows_the_job():
+    schedule = make_schedule(task="tests.from_a_newer_version")
+    first = make_due(schedule, ago=2 * SECOND)
+    assert claim_all() == []
+    assert not Run.objects.exists()
+    policy = Policy.objects.get()
+    assert policy.invalid_reason.startswith("No job is named 'tests.from_a_newer_version'")
+    assert policy.next_due_at <= database_now() + claim.ASK_OTHERS_EVERY  # this beat asks again, and the others do
+    PeriodicTask.objects.update(task="tests.nothing")  # as the newer code sees it
+    (runs,) = claim.claim_due(policy.next_due_at)
+    assert [run.due_at for run in runs] == [first]
+    policy.refresh_from_db()
+    assert (policy.invalid_reason, policy.owed_from, policy.next_due_at) == ("", None, first + HOUR)
+
+
+def test_it_skips_each_moment_of_a_job_that_no_beat_knows():
+    schedule = make_schedule(task="tests.from_a_newer_version", every=MINUTE)
+    first = make_due(schedule)
+    for seconds in range(185):
+        assert list(claim.claim_due(first + seconds * SECOND)) == []
+    row = Run.objects.get()
+    assert (row.due_at, row.count, row.state) == (first, 3, State.SKIPPED)
+    assert row.reason.startswith("invalid: No job is named")
+
+
+def test_it_decides_few_moments_in_one_transaction_and_all_in_the_end(monkeypatch):
+    monkeypatch.setattr(claim, "MOMENTS", 100)
+    schedules = [make_schedule(f"{n}", every=MINUTE) for n in range(10)]
+    for schedule in schedules:
+        make_due(schedule, ago=HOUR)
+    make_due(on_time := make_schedule("on time"))
+    sizes = []
+    batch = claim._claim_batch
+    monkeypatch.setattr(claim, "_claim_batch", lambda *args: sizes.append(moments()) or batch(*args))
+
+    def moments() -> int:
+        return sum(Run.objects.values_list("count", flat=True))
+
+    runs = [run for runs in claim.claim_due() for run in runs]
+    sizes.append(moments())
+    assert max(after - before for before, after in pairwise(sizes)) <= 100
+    assert runs[0].schedule_id == on_time.pk  # the long debts of others do not delay it
+    assert moments() == 10 * 61 + 1
+    assert Counter(run.schedule_id for run in runs) == dict.fromkeys([each.pk for each in [*schedules, on_time]], 1)
+
+
+@pytest.mark.parametrize("overlap", [Overlap.ALLOW, Overlap.SKIP])
+def test_it_records_all_moments_of_a_long_outage_though_the_schedule_was_disabled_then(monkeypatch, overlap):
+    monkeypatch.setattr(claim, "MOMENTS", 1000)
+    schedule = make_schedule(every=SECOND, policy={"overlap": overlap})
+    first = make_due(schedule, ago=3599.5 * SECOND)
+    schedule.enabled = False
+    schedule.save()
+    off = Policy.objects.get().timing_since
+    for _ in range(9):
+        assert claim_all() == []
+    row = Run.objects.get()
+    assert row.reason == "disabled before it could start"
+    assert (row.due_at, row.last_due_at) == (first, first + (off - first) // SECOND * SECOND)
+    assert row.count == (off - first) // SECOND + 1
+    assert Policy.objects.get().next_due_at is None
+
+
+def test_it_runs_the_latest_missed_moment_though_a_pause_without_runs_followed_in_later_passes(monkeypatch):
+    monkeypatch.setattr(claim, "MOMENTS", 10)
+    schedule = make_schedule(every=MINUTE)
+    first = make_due(schedule, ago=2 * HOUR + 5 * SECOND)
+    now = database_now()
+    pause = {"paused_at": now - HOUR, "paused_until": now, "paused_by": "ada", "pause_catch_up": CatchUp.NONE}
+    Policy.objects.update(**pause)
+    assert [run.due_at for run in claim_all()] == [first + HOUR]
+    rows = Run.objects.order_by("due_at").values_list("state", "count")
+    assert list(rows) == [(State.SKIPPED, 60), (State.WAITING, 1), (State.SKIPPED, 60)]
+
+
+def clocked(ago: timedelta, **options) -> PeriodicTask:
+    """A one-off that was due a while ago, and saved only now."""
+    at = ClockedSchedule.objects.create(clocked_time=database_now() - ago)
+    return make_schedule(clocked=at, one_off=True, **options)
+
+
+def is_off(schedule: PeriodicTask) -> bool:
+    schedule.refresh_from_db()
+    return not schedule.enabled and Policy.objects.get(schedule=schedule).next_due_at is None
+
+
+@pytest.mark.parametrize("ago", [SECOND, 30 * MINUTE], ids=str)
+def test_it_runs_a_one_off_that_was_saved_too_late(ago):
+    schedule = clocked(ago)
+    (run,) = claim_all()
+    assert run.due_at == schedule.clocked.clocked_time
+    assert is_off(schedule)
+    calendar.sweep()
+    assert claim_all() == []
+
+
+def test_it_runs_one_offs_that_were_created_in_bulk_and_are_over_when_beat_finds_them():
+    ats = [ClockedSchedule(clocked_time=database_now() + n * timedelta(milliseconds=1)) for n in range(40)]
+    ats = ClockedSchedule.objects.bulk_create(ats)
+    PeriodicTask.objects.bulk_create(
+        PeriodicTask(name=f"{at.pk}", task="tests.nothing", clocked=at, one_off=True) for at in ats
+    )
+    calendar.find_changes()
+    claimed = [run for runs in claim.claim_due(database_now() + SECOND) for run in runs]
+    assert len(claimed) == 40
+    assert not PeriodicTask.objects.filter(enabled=True).exists()
+
+
+@pytest.mark.parametrize(
+    ("ago", "policy", "why"),
+    [
+        (49 * HOUR, {}, "missed: no beat claimed this within 60 seconds; catch-up: latest, up to 1 day old"),
+        (2 * MINUTE, {"catch_up": CatchUp.NONE}, "missed: no beat claimed this within 60 seconds; catch-up: none"),
+    ],
+)
+def test_it_records_why_a_one_off_does_not_run_and_disables_it(ago, policy, why):
+    schedule = clocked(ago, enabled=False)
+    Policy.objects.all().delete()
+    Policy.objects.create(schedule=schedule, **policy)
+    PeriodicTask.objects.update(enabled=True)
+    calendar.sweep()
+    assert claim_all() == []
+    run = Run.objects.get()
+    assert (run.state, run.reason) == (State.SKIPPED, why)
+    assert is_off(schedule)
+
+
+def _by_enabling(schedule: PeriodicTask) -> None:
+    PeriodicTask.objects.filter(pk=schedule.pk).update(enabled=True)
+
+
+def _by_a_new_time_long_over(schedule: PeriodicTask) -> None:
+    ClockedSchedule.objects.update(clocked_time=database_now() - HOUR)
+    _by_enabling(schedule)
+
+
+@pytest.mark.parametrize("edit", [_by_enabling, _by_a_new_time_long_over])
+def test_it_runs_no_one_off_whose_moment_was_over_when_it_was_edited_and_says_so(edit):
+    schedule = clocked(30 * SECOND, enabled=False)
+    edit(schedule)
+    calendar.sweep()
+    assert claim_all() == []
+    assert Run.objects.get().reason == "late: this moment was over when the schedule was enabled or changed"
+    assert is_off(schedule)
+
+
+def test_it_runs_a_one_off_again_whose_moment_is_set_to_now():
+    schedule = clocked(HOUR)
+    Policy.objects.update(overlap=Overlap.ALLOW)
+    assert len(claim_all()) == 1
+    schedule.clocked = ClockedSchedule.objects.create(clocked_time=database_now())
+    schedule.enabled = True
+    schedule.save()
+    assert [run.due_at for run in claim_all()] == [schedule.clocked.clocked_time]
+    assert is_off(schedule)
+
+
+@pytest.mark.parametrize("one_off", [True, False])
+def test_it_enables_no_one_off_a_second_time_by_itself(one_off):
+    schedule = clocked(SECOND)
+    PeriodicTask.objects.update(one_off=one_off)
+    assert len(claim_all()) == 1
+    assert is_off(schedule)
+    PeriodicTask.objects.update(enabled=True)
+    calendar.sweep()
+    assert claim_all() == []
+    assert Run.objects.count() == 1
+    assert is_off(schedule)
 
 
 def test_it_claims_schedules_one_by_one_if_their_batch_cannot_be_stored():
