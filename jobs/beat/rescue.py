@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import Case, TextField, Value, When
-from django.db.models.functions import Concat
+from django.db.models.functions import Concat, Now
 
 from jobs.ledger import outcomes, steps
 from jobs.models import UNSTARTED, Attempt, Policy, Run, RunQuerySet, State, Step, database_now
+from jobs.models.clock import lease
 from jobs.models.steps import UNDER_WAY, StepQuerySet
 from jobs.rules import policies
 
@@ -30,6 +31,14 @@ def rescue() -> int:
     orphans = Run.objects.orphaned(now)
     rescued = sum(_rescue(run, orphans, _why(run)) for run in orphans.select_related("schedule__policy")[:BATCH])
     return rescued + _rescue_by_steps(now) + _settle() + _expire(Run.objects.overdue(now))
+
+
+def shorten_waits() -> None:
+    """Shorten leases and patience that are longer than any: the database's clock was ahead when they began."""
+    longest = Now() + lease()
+    Run.objects.filter(state=State.RUNNING, lease_until__gt=longest).update(lease_until=longest)
+    Step.objects.filter(state=Step.State.RUNNING, lease_until__gt=longest).update(lease_until=longest)
+    Run.objects.filter(state=State.QUEUED, queued_at__gt=Now()).update(not_before=Now(), queued_at=Now())
 
 
 def _rescue_by_steps(now: datetime) -> int:

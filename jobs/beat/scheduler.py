@@ -23,7 +23,7 @@ from jobs.messages.dispatch import BrokerUnavailableError
 from jobs.models import UNSTARTED, Node, Policy, Run, database_now
 from jobs.monitoring import nodes
 from jobs.rules.errors import hidden
-from jobs.schedules import calendar, entries
+from jobs.schedules import calendar, entries, recheck
 from jobs.worker import guard
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ class Scheduler(beat.Scheduler):
         self._installed = False
         self._name = nodes.beat_name()
         self._changes_mark: object = None
+        self._rechecked: int | None = 0  # the last schedule that was rechecked; None after all of them
+        self._clock: datetime | None = None  # the latest time of the database's clock
         self._last_notice: object = None
 
     def setup_schedule(self) -> None:
@@ -73,19 +75,38 @@ class Scheduler(beat.Scheduler):
     def _pass(self) -> float:
         close_old_connections()
         self._install()
-        if self._is_time_for("sweep", SWEEP_EVERY):
-            self._changes_mark = None
-        if self._is_time_for("changes", CHANGES_EVERY) or self._was_notified():
-            self._changes_mark = calendar.find_changes(self._changes_mark)
+        self._look_for_changes()
         if self._is_time_for("heartbeat", nodes.EVERY):
             nodes.heartbeat(self._name, kind=Node.Kind.BEAT)
         if self._is_time_for("rescue", RESCUE_EVERY):
             rescue.rescue()
         agenda = _Agenda.read()
+        self._look_at_clock(agenda.now)
+        if agenda.has_marked:
+            calendar.compute_marked()
         if agenda.has_work:
             self._send_due()
             agenda = _Agenda.read()
-        return agenda.pause(self.max_interval)
+        return agenda.pause(self.max_interval if self._rechecked is None else STILL_DUE_SLEEP)
+
+    def _look_for_changes(self) -> None:
+        if self._is_time_for("sweep", SWEEP_EVERY):
+            self._changes_mark, self._rechecked = None, 0
+        if self._is_time_for("changes", CHANGES_EVERY) or self._was_notified():
+            self._changes_mark = calendar.find_changes(self._changes_mark)
+        if self._rechecked == 0:
+            rescue.shorten_waits()
+        if self._rechecked is not None:
+            self._rechecked = recheck.recheck(self._rechecked)
+
+    def _look_at_clock(self, now: datetime) -> None:
+        """Recheck all that was computed from a clock that has gone back since."""
+        if self._clock and now < self._clock - recheck.TOLERANCE:
+            log.warning(
+                "The database's clock went back from %s to %s: beat rechecks what it decided.", self._clock, now
+            )
+            self._rechecked = 0
+        self._clock = now
 
     def _install(self) -> None:
         """Install CELERY_BEAT_SCHEDULE once, in the first pass that reaches the database."""
@@ -138,14 +159,17 @@ class _Agenda:
     next_due_at: datetime | None
     next_send_at: datetime | None
     has_waiting_turn: bool
+    has_marked: bool
 
     @classmethod
     def read(cls) -> "_Agenda":
+        now, known = database_now(), Policy.objects.aggregate(at=Min("next_due_at"), marked=Min("stale_since"))
         return cls(
-            database_now(),
-            Policy.objects.aggregate(at=Min("next_due_at"))["at"],
+            now,
+            known["at"],
             Run.objects.filter(state__in=UNSTARTED).aggregate(at=Min("not_before"))["at"],
             Run.objects.waiting_turn().exists(),
+            has_marked=known["marked"] is not None,
         )
 
     @property
@@ -156,6 +180,6 @@ class _Agenda:
     def pause(self, longest: float) -> float:
         """Seconds until there is something to do."""
         waits = [(moment - self.now).total_seconds() for moment in (self.next_due_at, self.next_send_at) if moment]
-        wait = min([longest, *waits, *([WAITING_TURN_SLEEP] if self.has_waiting_turn else [])])
+        wait = min([longest, *waits, *([WAITING_TURN_SLEEP] if self.has_waiting_turn or self.has_marked else [])])
         # Work that is still due is locked elsewhere, or is more than one pass takes: try again soon, but do not spin.
         return max(wait, SHORTEST_SLEEP) if wait > 0 else STILL_DUE_SLEEP

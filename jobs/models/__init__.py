@@ -30,7 +30,7 @@ from jobs.models.runs import (
     new_run_id,
     worker_text,
 )
-from jobs.models.schedules import CATCH_UP_CHOICES, Backfill, Policy, PolicyQuerySet
+from jobs.models.schedules import CATCH_UP_CHOICES, Backfill, ChangedTiming, Policy, PolicyQuerySet
 from jobs.models.steps import Step
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "UNSTARTED",
     "Attempt",
     "Backfill",
+    "ChangedTiming",
     "Delivery",
     "Effect",
     "Ended",

@@ -29,8 +29,15 @@ NOTHING_HELD_BACK: dict[str, Any] = {"next_due_at": Coalesce("owed_from", "next_
 
 class PolicyQuerySet(models.QuerySet["Policy"]):
     def due(self, now: datetime) -> "PolicyQuerySet":
-        """Schedules with a due moment, the earliest first (index policy_next_due)."""
-        return self.filter(next_due_at__lte=now).order_by("next_due_at")
+        """Schedules with a due moment, the earliest first (index policy_next_due); none with an uncomputed change."""
+        due = self.filter(next_due_at__lte=now, stale_since=None).order_by("next_due_at")
+        for timing in ChangedTiming.objects.all():
+            due = due.exclude(schedule__in=timing.schedules)
+        return due
+
+    def stale(self) -> "PolicyQuerySet":
+        """Schedules whose timing has changed and must be computed, those that are due first (index policy_stale)."""
+        return self.filter(stale_since__isnull=False).order_by(F("next_due_at").asc(nulls_last=True), "pk")
 
     def paused(self) -> "PolicyQuerySet":
         """Schedules that are paused now."""
@@ -54,6 +61,10 @@ class PolicyQuerySet(models.QuerySet["Policy"]):
     def resume(self) -> int:
         """End the pause now. Its catch-up decides which moments of the pause run; nothing else starts early."""
         return self.paused().update(paused_until=Now(), **NOTHING_HELD_BACK)
+
+    def skip(self, moments: int) -> int:
+        """Skip as many of the moments that are due from now on, replacing an earlier choice."""
+        return self.update(skip_next=moments, skip_from=Now())
 
     def pause_if_failing(self) -> bool:
         """Pause this one schedule if its runs have failed as often in a row as its policy allows; returns whether."""
@@ -79,6 +90,14 @@ class Policy(models.Model):
     timing_since = models.DateTimeField(null=True, editable=False, help_text="When the current timing took effect.")
     fingerprint = models.TextField(
         editable=False, default="", help_text="The schedule's timing columns behind `timing`."
+    )
+    stale_since = models.DateTimeField(
+        null=True, editable=False, help_text="When its timing changed, if beat has yet to compute it."
+    )
+    decided_until = models.DateTimeField(
+        null=True,
+        editable=False,
+        help_text="Moments before this may have an outcome already, because the clock or the rules of a zone changed.",
     )
     former = models.JSONField(
         editable=False, null=True, help_text="Earlier timings whose due moments beat has not claimed yet."
@@ -143,6 +162,7 @@ class Policy(models.Model):
         help_text="Disable the schedule after this many more runs; skipped and manual ones do not count.",
     )
     skip_next = models.PositiveIntegerField(default=0, help_text="How many of the next due moments to skip.")
+    skip_from = models.DateTimeField(null=True, editable=False, help_text="When an operator chose to skip moments.")
     pause_after_failures = models.PositiveSmallIntegerField(
         null=True,
         blank=True,
@@ -190,7 +210,10 @@ class Policy(models.Model):
 
     class Meta:
         verbose_name_plural = "policies"
-        indexes = [models.Index("next_due_at", name="policy_next_due", condition=Q(next_due_at__isnull=False))]
+        indexes = [
+            models.Index("next_due_at", name="policy_next_due", condition=Q(next_due_at__isnull=False)),
+            models.Index("stale_since", name="policy_stale", condition=Q(stale_since__isnull=False)),
+        ]
         constraints = [
             models.CheckConstraint(
                 condition=Q(
@@ -214,6 +237,25 @@ class Policy(models.Model):
     def pause(self) -> policies.Pause | None:
         """The current or the last pause; None before the first."""
         return policies.Pause.of(self)
+
+
+class ChangedTiming(models.Model):
+    """A saved crontab or interval, solar event or clocked moment whose many schedules beat has yet to compute."""
+
+    kind = models.CharField(max_length=10, help_text="The column of PeriodicTask that refers to it.")
+    row = models.BigIntegerField()
+    changed_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["kind", "row"], name="changed_timing_once")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.row}"
+
+    @property
+    def schedules(self) -> models.QuerySet[PeriodicTask]:
+        found: models.QuerySet[PeriodicTask] = PeriodicTask.objects.filter(**{self.kind: self.row})
+        return found
 
 
 class Backfill(models.Model):

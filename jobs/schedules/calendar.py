@@ -5,8 +5,10 @@ a schedule was edited, enabled or resumed. A moment that was already due stays d
 
 A saved row is detected in its own transaction. `QuerySet.update()`, `bulk_create`, fixtures and plain SQL send no
 signal: the next `find_changes` compares the fingerprints of the timings that were written, inside the database.
+Where a row changes many schedules, they are only marked (`Policy.stale_since`), and beat computes them in slices.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import reduce
 from itertools import islice
@@ -27,11 +29,12 @@ from django_celery_beat.models import (
     SolarSchedule,
 )
 
-from jobs.models import Policy, bulk, database_now
+from jobs.models import ChangedTiming, Policy, bulk, database_now
 from jobs.rules.crontab import Crontab
 from jobs.rules.errors import Invalid
-from jobs.rules.moments import FOREVER
+from jobs.rules.moments import FOREVER, INSTANT
 from jobs.rules.occurrences import Clocked, Interval, Spec, Timing, as_text, from_text, next_occurrence, occurrences
+from jobs.rules.policies import MISSED_AFTER
 from jobs.rules.solar import Solar
 
 KINDS = {"interval": IntervalSchedule, "crontab": CrontabSchedule, "solar": SolarSchedule, "clocked": ClockedSchedule}
@@ -39,9 +42,13 @@ SCHEDULES = (PeriodicTask, *KINDS.values())
 CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 # The errors of reading a row that bypassed every check: an impossible date, an unknown time zone.
 UNREADABLE = (DataError, ValidationError, ArithmeticError, LookupError, ValueError)
-# Changed schedules per pass, so that memory stays bounded after a bulk load.
-BATCH = 2000
-COMPUTED = ("next_due_at", "timing", "timing_since", "fingerprint", "former", "invalid_reason")
+# Changed schedules per transaction, so that memory stays bounded after a bulk load, and beat claims in between.
+SLICE = 500
+# Changed schedules that a save computes itself; where there are more, beat computes them.
+AT_ONCE = 100
+# Changed schedules that beat marks at a time.
+MARKED = 5000
+COMPUTED = ("next_due_at", "timing", "timing_since", "fingerprint", "former", "invalid_reason", "stale_since")
 
 # All columns that decide when a schedule is due.
 TIMING_COLUMNS = (
@@ -69,25 +76,10 @@ def refresh(schedules: QuerySet[PeriodicTask], *, wait: bool = True) -> int:
     It waits for policies that another transaction has locked or, with `wait` off, skips them until another time.
     """
     total, last = 0, 0
-    while stale := list(changed(schedules).filter(pk__gt=last).values_list("pk", flat=True)[:BATCH]):
-        try:
-            _renew(changed(schedules).in_bulk(stale), wait=wait)
-        except UNREADABLE:
-            for pk in stale:
-                _renew_or_flag(schedules, pk, wait=wait)
+    while stale := list(changed(schedules).filter(pk__gt=last).values_list("pk", flat=True)[:SLICE]):
+        _renew_or_flag(stale, wait=wait)
         total, last = total + len(stale), stale[-1]
     return total
-
-
-def _renew_or_flag(schedules: QuerySet[PeriodicTask], pk: int, *, wait: bool) -> None:
-    """Refresh one schedule, or flag it if its row cannot be read, so that it blocks no other schedule."""
-    try:
-        _renew(changed(schedules).in_bulk([pk]), wait=wait)
-    except UNREADABLE as error:
-        known = PeriodicTask.objects.filter(pk=OuterRef("pk")).annotate(known=_fingerprint()).values("known")
-        reason = f"It cannot be read from the database: {error}"
-        row = Policy.objects.filter(pk=pk)
-        row.update(fingerprint=Subquery(known), timing="", next_due_at=None, invalid_reason=reason)
 
 
 def sweep() -> int:
@@ -96,13 +88,60 @@ def sweep() -> int:
 
 
 def find_changes(since: Any = None) -> Any:
-    """Refresh the schedules that were written, in any way, since the call that returned the mark `since` (None: all).
+    """Find the schedules that were written, in any way, since the call that returned the mark `since` (None: all).
 
-    Returns the mark for the next call: `since` itself after a change, because its policy may have been locked.
+    Computes a slice of them; `compute_marked` computes the rest. Returns the mark for the next call: `since` itself
+    after a change, because its policy may have been locked.
     """
+    for timing in ChangedTiming.objects.all():
+        if mark(timing.schedules, timing.changed_at) < MARKED:
+            timing.delete()
     now, written = _written(since)
-    found = sweep() if since is None else refresh(PeriodicTask.objects.filter(written), wait=False) if written else 0
-    return since if found else now
+    if since is not None and not written:
+        return now
+    if not mark(PeriodicTask.objects.filter(written) if since is not None else PeriodicTask.objects.all()):
+        return now
+    compute_marked()
+    return since
+
+
+def mark(schedules: QuerySet[PeriodicTask], since: datetime | None = None) -> int:
+    """Note that beat must compute the changed ones among `schedules`, and since when (None: now).
+
+    Returns how many it found, at most `MARKED`. It skips policies that another transaction has locked.
+    """
+    unmarked = changed(schedules).filter(policy__stale_since=None)
+    stale = list(unmarked.values_list("pk", "policy")[:MARKED])
+    if stale:
+        since = since or database_now()
+        bulk.insert(Policy, [Policy(schedule_id=pk, stale_since=since) for pk, policy in stale if policy is None])
+        known = Policy.objects.filter(pk__in=[policy for _, policy in stale if policy is not None])
+        with transaction.atomic():
+            free = list(known.select_for_update(skip_locked=True).values_list("pk", flat=True))
+            Policy.objects.filter(pk__in=free).update(stale_since=since)
+    return len(stale)
+
+
+def compute_marked() -> bool:
+    """Compute a slice of the marked schedules, those that are due first; returns whether there were any."""
+    stale = list(Policy.objects.stale().values_list("pk", flat=True)[:SLICE])
+    _renew_or_flag(stale, wait=False)
+    return bool(stale)
+
+
+def _renew_or_flag(schedules: Sequence[int], *, wait: bool) -> None:
+    """Renew these schedules, and flag those whose rows cannot be read, so that they block no others."""
+    try:
+        _renew(schedules, wait=wait)
+    except UNREADABLE as error:
+        if len(schedules) > 1:
+            for pk in schedules:
+                _renew_or_flag([pk], wait=wait)
+            return
+        known = PeriodicTask.objects.filter(pk=OuterRef("pk")).annotate(known=_fingerprint()).values("known")
+        reason = f"It cannot be read from the database: {error}"
+        flagged = {"timing": "", "next_due_at": None, "invalid_reason": reason, "stale_since": None}
+        Policy.objects.filter(pk__in=schedules).update(fingerprint=Subquery(known), **flagged)
 
 
 def _written(since: Any) -> tuple[Any, Q]:
@@ -124,35 +163,60 @@ def _written(since: Any) -> tuple[Any, Q]:
     return now, reduce(or_, conditions, Q())
 
 
-def _renew(schedules: dict[int, Any], *, wait: bool) -> None:
+def _renew(schedules: Sequence[int], *, wait: bool) -> None:
+    """Compute these schedules, changed or not."""
+    if not schedules:
+        return
     with transaction.atomic():
         known = Policy.objects.filter(pk__in=schedules)
-        new = schedules.keys() - set(known.values_list("pk", flat=True))
+        new = set(schedules) - set(known.values_list("pk", flat=True))
         bulk.insert(Policy, [Policy(schedule_id=pk) for pk in sorted(new)])
         locked = list(known.select_for_update(skip_locked=not wait).order_by("pk"))
+        rows = PeriodicTask.objects.annotate(fingerprint=_fingerprint()).select_related(*KINDS).in_bulk(schedules)
         now = database_now()
         for policy in locked:
-            _compute(policy, schedules[policy.pk], now)
+            if schedule := rows.get(policy.pk):
+                _compute(policy, schedule, policy.stale_since or now)
         bulk.update(Policy, locked, COMPUTED)
 
 
-def _compute(policy: Policy, schedule: Any, now: datetime) -> None:
-    """Set the columns that follow from the timing. A moment that is already due stays due, with its former timing."""
+def _compute(policy: Policy, schedule: Any, since: datetime) -> None:
+    """Set the columns that follow from the timing in force `since`.
+
+    A moment that was already due stays due, with its former timing.
+    """
     owed_from = policy.owed_from or policy.next_due_at
-    is_owed = owed_from is not None and owed_from <= now
+    is_owed = owed_from is not None and owed_from <= since
     if is_owed:
-        policy.former = [*(policy.former or ()), (policy.timing, now.isoformat())]
-    before = policy.timing
-    policy.timing, policy.timing_since, policy.fingerprint = "", now, schedule.fingerprint
-    policy.invalid_reason, upcoming = "", None
+        policy.former = [*(policy.former or ()), (policy.timing, since.isoformat())]
+    former, policy.timing, policy.invalid_reason, upcoming = policy.timing, "", "", None
     try:
-        spec = spec_of(schedule, _grid_from(before, schedule) or now)
+        spec = spec_of(schedule, _grid_from(former, schedule) or since)
         if schedule.enabled:
-            policy.timing, upcoming = as_text(spec), next_occurrence(spec, after=now)
+            after, since = _in_force(policy, schedule, since)
+            policy.timing, upcoming = as_text(spec), next_occurrence(spec, after)
     except Invalid as error:
         policy.invalid_reason = str(error)
+    policy.timing_since, policy.fingerprint, policy.stale_since = since, schedule.fingerprint, None
     if not is_owed:
         policy.next_due_at = upcoming
+
+
+def _in_force(policy: Policy, schedule: Any, since: datetime) -> tuple[datetime, datetime]:
+    """After which moment the timing is due, and since when it is in force: usually since the change.
+
+    A new schedule may name its first moment itself, by its start time or as a one-off, and be saved a little later. A
+    one-off that is late, and an edited one, is due even if its moment is over: the claim says what became of it.
+    """
+    named = schedule.clocked.clocked_time if schedule.clocked else schedule.start_time
+    if named is None or named > since:
+        return since, since
+    is_new, is_on_time = policy.timing_since is None, since - named <= MISSED_AFTER
+    if schedule.clocked is None:
+        return (named - INSTANT, named) if is_new and is_on_time else (since, since)
+    column = TIMING_COLUMNS.index("clocked__clocked_time")
+    is_changed = policy.fingerprint.split("|")[column:][:1] != schedule.fingerprint.split("|")[column:][:1]
+    return named - INSTANT, named if is_new or (is_on_time and is_changed) else since
 
 
 def _grid_from(before: str, schedule: Any) -> datetime | None:
@@ -217,10 +281,15 @@ def _on_save(instance: Any, raw: bool = False, **_: Any) -> None:
     if raw or not isinstance(instance, SCHEDULES):  # raw: a fixture, whose references may not exist yet; see `sweep`
         return
     if isinstance(instance, PeriodicTask):
-        of_this = Q(pk=instance.pk)
+        refresh(PeriodicTask.objects.filter(pk=instance.pk))
+        return
+    timing = ChangedTiming(
+        kind=next(kind for kind, model in KINDS.items() if isinstance(instance, model)), row=instance.pk
+    )
+    if timing.schedules[AT_ONCE : AT_ONCE + 1].exists():
+        ChangedTiming.objects.bulk_create([timing], ignore_conflicts=True)
     else:
-        of_this = Q(**{next(kind for kind, model in KINDS.items() if isinstance(instance, model)): instance.pk})
-    refresh(PeriodicTask.objects.filter(of_this))
+        refresh(timing.schedules)
 
 
 def connect() -> None:

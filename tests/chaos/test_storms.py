@@ -15,6 +15,7 @@ from jobs.models import Backfill, Run, State, database_now
 from jobs.models.audit import Actor
 from tests.chaos.proxy import Proxy
 from tests.chaos.storm import SECOND, Storm
+from tests.clock import adjustable_clock
 from tests.making import make_schedule
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.chaos]
@@ -124,10 +125,24 @@ def runs_cancelled_and_requested_at_random(storm: Storm) -> None:
         one.join()
 
 
+def database_s_clock_wrong(storm: Storm) -> None:
+    with adjustable_clock() as set_clock:
+        storm.cut()  # the next sessions have that clock
+        for ahead in ("1 hour", "0", "-10 minutes", "0"):
+            storm.wait(2)
+            set_clock(ahead)
+        storm.wait(2)
+
+
 SINGLE = [
     *(worker_tree, worker_s_child, worker_s_main_process_only, frozen_beyond_the_lease, workers_asked_to_end),
     *(five_beats_one_after_the_other_killed, broker_emptied, broker_frozen, broker_out_of_memory),
-    *(database_connections_cut, hostile_items_in_the_queue, runs_cancelled_and_requested_at_random),
+    *(
+        database_connections_cut,
+        database_s_clock_wrong,
+        hostile_items_in_the_queue,
+        runs_cancelled_and_requested_at_random,
+    ),
 ]
 
 

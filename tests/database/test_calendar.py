@@ -8,10 +8,10 @@ import pytest
 from django.core import serializers
 from django.db import connection, transaction
 from django.utils import timezone
-from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from jobs.beat import claim
-from jobs.models import Policy, Run, database_now
+from jobs.models import ChangedTiming, Policy, Run, database_now
 from jobs.schedules import calendar
 from tests.making import make_due, make_run, make_schedule
 from tests.waiting import DEADLINE
@@ -42,6 +42,23 @@ def test_it_waits_for_the_start_time():
     assert next_due(make_schedule(every=HOUR, start_time=start)) == start
 
 
+def test_it_takes_the_start_time_of_a_new_schedule_for_its_first_due_moment_if_it_is_on_time():
+    start = timezone.now()
+    schedule = make_schedule(every=30 * 24 * HOUR, start_time=start)
+    assert next_due(schedule) == start
+    assert [run.due_at for runs in claim.claim_due() for run in runs] == [start]
+    assert next_due(schedule) == start + 30 * 24 * HOUR
+
+
+@pytest.mark.parametrize("edit", ["start_time", "enabled"])
+def test_it_takes_no_start_time_of_an_edited_schedule_for_a_due_moment(edit):
+    start = timezone.now()
+    schedule = make_schedule(every=HOUR, **({} if edit == "start_time" else {"start_time": start, "enabled": False}))
+    schedule.start_time, schedule.enabled = start, True
+    schedule.save()
+    assert next_due(schedule) == start + HOUR
+
+
 def test_it_reads_crontabs_in_their_own_zone():
     cron = {"minute": "30", "hour": "4", "timezone": "Asia/Kathmandu"}
     moment = next_due(make_schedule(cron=cron))
@@ -51,8 +68,6 @@ def test_it_reads_crontabs_in_their_own_zone():
 def test_it_gives_no_next_due_moment_to_a_schedule_that_is_disabled_or_over():
     assert next_due(make_schedule("off", enabled=False)) is None
     assert next_due(make_schedule("over", expires=timezone.now() - HOUR)) is None
-    past = ClockedSchedule.objects.create(clocked_time=timezone.now() - HOUR)
-    assert next_due(make_schedule("past", clocked=past, one_off=True)) is None
 
 
 def test_it_keeps_the_next_due_moment_when_something_else_is_edited():
@@ -265,13 +280,13 @@ def elsewhere(sql: str, go: threading.Event | None = None) -> threading.Thread:
 def test_it_finds_the_changes_of_other_transactions(table, django_assert_max_num_queries):
     schedule = make_schedule()
     mark = calendar.find_changes(calendar.find_changes())
-    with django_assert_max_num_queries(1):
+    with django_assert_max_num_queries(2):
         mark = calendar.find_changes(mark)
     elsewhere(f"UPDATE django_celery_beat_{table}").join()
     assert calendar.find_changes(mark) == mark  # after a change, the mark stays
     assert next_due(schedule) - database_now() > HOUR
     mark = calendar.find_changes(mark)
-    with django_assert_max_num_queries(1):
+    with django_assert_max_num_queries(2):
         calendar.find_changes(mark)
 
 
@@ -311,3 +326,87 @@ def test_it_writes_no_shared_row_when_a_schedule_is_saved():
     schedule.crontab.save()
     schedule.crontab.delete()
     assert not PeriodicTasks.objects.exists()
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    """A crontab that more schedules use than a save computes."""
+    monkeypatch.setattr(calendar, "AT_ONCE", 3)
+    monkeypatch.setattr(calendar, "SLICE", 4)
+    crontab = CrontabSchedule.objects.create(minute="0", hour="4")
+    PeriodicTask.objects.bulk_create(
+        PeriodicTask(name=f"{n}", task="tests.nothing", crontab=crontab) for n in range(10)
+    )
+    calendar.sweep()
+    return crontab
+
+
+def compute_all() -> list[int]:
+    """Compute as beat does; returns how many marked schedules each step left."""
+    left: list[int] = []
+    while calendar.compute_marked():
+        left.append(Policy.objects.stale().count())
+    return left
+
+
+def test_it_leaves_many_changes_of_one_save_to_beat_and_claims_none_of_them_before(shared):
+    due = database_now() - timedelta(seconds=1)
+    Policy.objects.filter(schedule__name__in=["8", "9"]).update(next_due_at=due)
+    PeriodicTask.objects.filter(name="7").update(enabled=False)
+    shared.hour = "5"
+    shared.save()
+    shared.save()
+    assert list(claim.claim_due()) == []  # the new timing decides first
+    calendar.find_changes()
+    assert Policy.objects.stale().count() == 10
+    calendar.compute_marked()
+    assert not Policy.objects.filter(schedule__name__in=["8", "9"]).stale().exists()  # they are due
+    assert compute_all() == [2, 0]
+    assert sorted(run.due_at for runs in claim.claim_due() for run in runs) == [due, due]
+    hours = [each and each.hour for each in Policy.objects.order_by("pk").values_list("next_due_at", flat=True)]
+    assert hours == [5] * 7 + [None] + [5] * 2
+    assert calendar.sweep() == 0
+
+
+def test_it_computes_many_changes_as_of_the_moment_of_their_save(shared):
+    shared.minute, shared.hour = "*", "*"
+    shared.save()
+    change = database_now() - 2 * HOUR
+    ChangedTiming.objects.update(changed_at=change)
+    calendar.find_changes()
+    compute_all()
+    assert {each > change + timedelta(minutes=1) for each in Policy.objects.values_list("next_due_at", flat=True)} == {
+        False
+    }
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_computes_many_changes_in_the_end_though_a_policy_is_locked_meanwhile(shared):
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite lets one write at a time.")
+    mark, go = calendar.find_changes(calendar.find_changes()), threading.Event()
+    pk = Policy.objects.latest("pk").pk
+    locking = elsewhere(f"SELECT 1 FROM jobs_policy WHERE schedule_id = {pk} FOR UPDATE", go)
+    shared.hour = "5"
+    shared.save()
+    calendar.find_changes(mark)
+    compute_all()
+    go.set()
+    locking.join()
+    calendar.find_changes(mark)
+    compute_all()
+    assert {each.hour for each in Policy.objects.values_list("next_due_at", flat=True)} == {5}
+
+
+def test_it_finds_schedules_created_in_bulk_slice_by_slice(monkeypatch):
+    monkeypatch.setattr(calendar, "SLICE", 4)
+    interval = IntervalSchedule.objects.create(every=1, period="hours")
+    PeriodicTask.objects.bulk_create(
+        PeriodicTask(name=f"{n}", task="tests.nothing", interval=interval) for n in range(10)
+    )
+    now = database_now()
+    calendar.find_changes()
+    assert Policy.objects.filter(next_due_at__gt=now).count() == 4
+    compute_all()
+    assert Policy.objects.filter(next_due_at__gt=now).count() == 10
+    assert calendar.sweep() == 0

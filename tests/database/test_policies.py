@@ -13,8 +13,8 @@ from jobs.ledger import backfills, outcomes
 from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, database_now
 from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid
-from jobs.rules.policies import CatchUp, Overlap
-from jobs.schedules import calendar
+from jobs.rules.policies import SKIPPED_BY_HAND, CatchUp, Overlap
+from jobs.schedules import acts, calendar
 from tests.making import make_due, make_run, make_schedule, run_now
 
 pytestmark = pytest.mark.django_db
@@ -162,6 +162,21 @@ def test_it_does_not_count_a_manual_run_of_a_limited_schedule():
     schedule = make_schedule(policy={"remaining_runs": 2})
     run_now(schedule)
     assert Policy.objects.get().remaining_runs == 2
+
+
+def test_it_skips_the_moment_that_the_page_names_though_older_ones_wait_for_a_decision():
+    schedule = make_schedule(every=10 * MINUTE)
+    first = make_due(schedule, ago=35 * MINUTE)
+    pause(schedule, ago=HOUR, catch_up="latest")
+    claim_all()
+    Policy.objects.filter(schedule=schedule).resume()
+    acts.skip_next(PeriodicTask.objects.all(), "ada", 1)
+    assert [run.due_at for run in claim_all()] == [first + 30 * MINUTE]
+    assert Policy.objects.get().skip_next == 1
+    assert list(claim.claim_due(first + 40 * MINUTE)) == []
+    skipped = Run.objects.latest("due_at")
+    assert (skipped.due_at, skipped.reason) == (first + 40 * MINUTE, SKIPPED_BY_HAND)
+    assert Policy.objects.get().skip_next == 0
 
 
 def test_it_skips_the_next_moments_when_an_operator_chose_so():

@@ -18,6 +18,7 @@ from django.core.management import call_command
 from django.db import connection
 
 from tests import waiting
+from tests.clock import adjustable_clock
 from tests.servers import ROOT, Workspace
 from tests.waiting import DEADLINE
 
@@ -181,3 +182,10 @@ def processes(servers, environment: dict[str, str]) -> Iterator[Processes]:
 def eventually(processes: Processes) -> Callable[..., object]:
     """`eventually(function)`: wait until `function` returns something true, and return that."""
     return processes.eventually
+
+
+@pytest.fixture
+def wrong_clock(transactional_db: None) -> Iterator[Callable[[str], None]]:
+    """Sets how far the database's clock is ahead, for sessions that begin in the test."""
+    with adjustable_clock() as set_clock:
+        yield set_clock

@@ -3,6 +3,7 @@
 import os
 import signal
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,30 @@ def test_it_uses_the_database_s_clock_if_the_host_s_is_wrong(processes, eventual
     for run in runs.filter(state=State.SUCCEEDED):
         assert run.due_at.microsecond == 0
         assert timedelta(0) <= run.lateness < HOUR / 2
+
+
+@pytest.mark.parametrize("ahead", ["1 day", "-1 hour"])
+def test_it_goes_on_after_the_database_s_clock_was_wrong(processes, eventually, path, wrong_clock, ahead):
+    schedule = make_schedule(every=SECOND, task="tests.note", args=[str(path)])
+    processes.start_worker()
+    beat = processes.start_beat()
+    runs = Run.objects.filter(schedule=schedule)
+    eventually(lambda: runs.filter(state=State.SUCCEEDED).count() >= 2)
+    wrong_clock(ahead)
+    eventually(lambda: runs.filter(started_at__lt=database_now() - HOUR / 2).exists() or "1 day" in ahead)
+    eventually(lambda: runs.filter(due_at__gt=database_now() + HOUR).exists() or "hour" in ahead)
+    wrong_clock("0")
+    back_at = database_now()
+    eventually(lambda: runs.filter(due_at__gt=back_at, started_at__range=(back_at, back_at + HOUR)).count() >= 3)
+    beat.stop()
+    assert beat.log.count("clock went back") == 1
+    ids = lines(path)
+    assert len(ids) == len(set(ids))
+    taken = sorted(runs.filter(due_at__lt=database_now()).values_list("due_at", "last_due_at"))
+    assert all(end < due for (_, end), (due, _) in pairwise(taken))  # no moment has two outcomes
+    if ahead == "1 day":
+        moments = sum(runs.filter(due_at__lt=database_now()).values_list("count", flat=True))
+        assert moments == (taken[-1][1] - taken[0][0]) / SECOND + 1  # and none is missing
 
 
 def test_it_recovers_by_itself_after_the_database_was_unavailable(processes, eventually):

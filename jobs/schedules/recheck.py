@@ -1,0 +1,97 @@
+"""Does each stored due moment still follow from its timing? Not if the database's clock or the rules of a zone changed.
+
+Its one rule: it moves `Policy.next_due_at` and decides nothing. Moments from the last one with an outcome on are due
+again, and the claim leaves those alone that have one (`Policy.decided_until`). A clock that was ahead made outcomes of
+moments that have not come: those that skipped a moment are withdrawn, runs stay.
+"""
+
+import logging
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from django.db import transaction
+
+from jobs.models import Policy, PolicyQuerySet, Run, RunQuerySet, State, Trigger, bulk, database_now
+from jobs.rules.crontab import Crontab
+from jobs.rules.moments import INSTANT
+from jobs.rules.occurrences import Interval, Spec, as_text, from_text, next_occurrence, occurrences
+
+log = logging.getLogger(__name__)
+
+SLICE = 1000  # schedules per call
+TOLERANCE = timedelta(seconds=1)  # clocks of several connections to one server may differ a little
+
+
+def recheck(after: int) -> int | None:
+    """Check a slice of the schedules, by key after `after`; returns the last key, or None after the last schedule."""
+    now = database_now()
+    rows = list(_checkable().filter(pk__gt=after).order_by("pk").values_list(*_READ)[:SLICE])
+    if wrong := [key for key, *stored in rows if not _follows(now, *stored)]:
+        _correct(wrong)
+    return rows[-1][0] if len(rows) == SLICE else None
+
+
+_READ = ("pk", "timing", "timing_since", "next_due_at", "former")
+
+
+def _checkable() -> PolicyQuerySet:
+    """Policies whose next due moment is the next one of their timing, or a due one of it."""
+    known = Policy.objects.filter(owed_from=None, stale_since=None, invalid_reason="")
+    return known.exclude(timing="").exclude(fingerprint="")
+
+
+def _follows(now: datetime, timing: str, since: datetime | None, stored: datetime | None, former: object) -> bool:
+    if since is not None and since > now + TOLERANCE:
+        return False
+    spec = from_text(timing)
+    if stored is None or stored > now:
+        return stored == next_occurrence(spec, now)
+    # The rules of a zone may have changed after an owed moment was computed; those of other kinds depend on no rules.
+    by_rules = isinstance(spec.timing, Crontab) and not former
+    return not by_rules or stored == next_occurrence(spec, stored - INSTANT)
+
+
+def _correct(schedules: list[int]) -> None:
+    with transaction.atomic():
+        locked = list(_checkable().filter(pk__in=schedules).select_for_update(skip_locked=True))
+        now = database_now()
+        wrong = [each for each in locked if not _follows(now, *(getattr(each, name) for name in _READ[1:]))]
+        for policy in wrong:
+            _move(policy, now)
+        bulk.update(Policy, wrong, ("next_due_at", "timing", "timing_since", "decided_until"))
+    if wrong:
+        log.warning(
+            "The next due moments of %d schedules did not follow from their timings and were computed again: the "
+            "clock of the database was wrong, or the rules of a time zone have changed.",
+            len(wrong),
+        )
+
+
+def _move(policy: Policy, now: datetime) -> None:
+    spec = _begun(from_text(policy.timing), now)
+    since = min(policy.timing_since or now, now)
+    policy.timing, policy.timing_since = as_text(spec), since
+    decided = Run.objects.filter(schedule=policy.pk, trigger=Trigger.SCHEDULE).order_by("-due_at")
+    _withdraw(decided.filter(state=State.SKIPPED, last_due_at__gt=now), spec, now)
+    ends = decided.values_list("last_due_at", flat=True)
+    latest, before_now = ends.first(), ends.filter(last_due_at__lte=now).first()
+    policy.next_due_at = next_occurrence(spec, after=max(before_now or since, since))
+    policy.decided_until = latest + INSTANT if latest and latest > now else None
+
+
+def _begun(spec: Spec, now: datetime) -> Spec:
+    """The same timing; an interval whose grid begins in the future, without a start time, gets earlier moments."""
+    timing = spec.timing
+    if not isinstance(timing, Interval) or spec.start is not None or timing.grid_from <= now:
+        return spec
+    earlier = -((now - timing.grid_from) // timing.every)
+    return replace(spec, timing=replace(timing, grid_from=timing.grid_from - earlier * timing.every))
+
+
+def _withdraw(skipped: RunQuerySet, spec: Spec, now: datetime) -> None:
+    """Withdraw these outcomes of moments that have not come. Terminal rows never change otherwise."""
+    skipped.filter(finished_at__gt=now).delete()
+    for row in skipped:
+        moments = list(occurrences(spec, row.due_at - INSTANT, now)) or [row.due_at]
+        row.count, row.last_due_at = len(moments), moments[-1]
+        row.save(update_fields=["count", "last_due_at"])
