@@ -10,7 +10,7 @@ class JobsConfig(AppConfig):
 
     def ready(self) -> None:
         from jobs import checks
-        from jobs.ledger import outcomes
+        from jobs.ledger import outcomes, windows
         from jobs.messages import discovery
         from jobs.models import routing
         from jobs.monitoring import nodes, statistics, strangers
@@ -23,6 +23,7 @@ class JobsConfig(AppConfig):
         connection.connect()
         discovery.connect()
         calendar.connect()
+        windows.connect()
         nodes.connect()
         outcomes.listen(outcomes.pause_failing)
         guard.connect()

@@ -347,7 +347,7 @@ def _decide(
         return policies.skip(due.moments, f"invalid: {message}")
     if due.named_late:
         return policies.skip(due.moments, policies.NAMED_LATE)
-    rule = policies.Rule.of(policy, one_off=policy.one_off or _is_clocked(policy))
+    rule = policies.Rule.of(policy, one_off=policy.one_off)
     decisions = policies.decide(rule, due.moments, now, busy=busy, following=due.following)
     _count_down(policy, rule, due.moments, sum(not decision.reason for decision in decisions))
     return decisions

@@ -6,25 +6,25 @@ runs start oldest first, a few at a time.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from itertools import islice
+from datetime import UTC, datetime
+from heapq import merge
+from itertools import groupby, islice
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Q
 from django_celery_beat.models import PeriodicTask
 
+from jobs.ledger import windows
 from jobs.ledger.new_runs import NewRun, new_run
 from jobs.messages.message import Message, message_of
 from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, bulk, database_now
 from jobs.models.audit import Actor, note
 from jobs.rules.errors import Invalid
-from jobs.rules.occurrences import occurrences
-from jobs.schedules.calendar import spec_of
+from jobs.schedules import past
 
 NO_POLICY = "The schedule was created a moment ago, and beat has not read it yet: try again in a few seconds."
 MOST_BACKFILLED = 10_000  # due moments
-_INSTANT = timedelta.resolution
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -38,10 +38,15 @@ _PRESENT = {
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The moments that a backfill would run, and how many others of the range it would leave alone."""
+    """The moments that a backfill would run, and how many others of the range it would leave alone.
+
+    `starts` are the starts of their data windows. `assumed` moments lie before the schedule's timings are known.
+    """
 
     moments: list[datetime]
     left_alone: int
+    starts: list[datetime | None]
+    assumed: int
 
 
 def preview(request: Backfill) -> Preview:
@@ -52,22 +57,37 @@ def preview(request: Backfill) -> Preview:
     message_of(policy.schedule, policy)
     if not _EPOCH < request.start < request.end <= database_now():
         raise Invalid("Choose a range in the past, after 1970, that ends after it starts.")
-    spec = spec_of(policy.schedule, policy.timing_since or database_now())
-    moments = list(islice(occurrences(spec, request.start - _INSTANT, request.end - _INSTANT), MOST_BACKFILLED + 1))
+    due = _due(request, policy)
+    left_alone = _left_alone(request, policy, due)
+    windows_of = zip(due, [windows.previous(policy, request.start), *due], strict=False)
+    wanted = [(moment, start) for moment, start in windows_of if moment not in left_alone]
+    known = past.known_since(policy) or request.end
+    moments = [moment for moment, _ in wanted]
+    return Preview(moments, len(left_alone), [start for _, start in wanted], sum(moment < known for moment in moments))
+
+
+def _due(request: Backfill, policy: Policy) -> list[datetime]:
+    """The moments of the range that were due, by the timings in force then or in the ledger. Raises `Invalid`."""
+    runs = Run.objects.filter(schedule=policy.pk, trigger=Trigger.SCHEDULE)
+    rows = runs.filter(due_at__gte=request.start, due_at__lt=request.end).order_by("due_at")
+    pairs = rows.values_list("due_at", "last_due_at")[: MOST_BACKFILLED + 1]
+    recorded = sorted(moment for pair in pairs for moment in pair if moment < request.end)
+    due = groupby(merge(past.due(policy, request.start, request.end), recorded))
+    moments = [moment for moment, _ in islice(due, MOST_BACKFILLED + 1)]
     if len(moments) > MOST_BACKFILLED:
         raise Invalid(f"There are more than {MOST_BACKFILLED} due moments in this range; choose a shorter one.")
+    return moments
+
+
+def _left_alone(request: Backfill, policy: Policy, due: list[datetime]) -> set[datetime]:
+    """The moments that ran, or will run, or may have run before the clean-up, or that beat has yet to decide."""
     present = _present(request, _PRESENT[Backfill.Which(request.which)])
-    forgotten = policy.forgotten_until if request.which != Backfill.Which.ALL else None
-    known = _present(request, list(State)) if forgotten else set()
-    undecided = policy.owed_from or policy.next_due_at or request.end  # beat has yet to decide about later moments
-    wanted = [
-        moment
-        for moment in moments
-        if moment < undecided
-        and moment not in present
-        and not (forgotten and moment <= forgotten and moment not in known)
-    ]
-    return Preview(wanted, len(moments) - len(wanted))
+    undecided = policy.owed_from or policy.next_due_at or request.end
+    left = {moment for moment in due if moment in present or moment >= undecided}
+    if policy.forgotten_until and request.which != Backfill.Which.ALL:
+        known = _present(request, list(State))
+        left |= {moment for moment in due if moment <= policy.forgotten_until and moment not in known}
+    return left
 
 
 def _present(request: Backfill, states: Collection[State]) -> set[datetime]:
@@ -91,12 +111,13 @@ def backfill(request: Backfill, actor: Actor | str) -> int:
             return 0
         if policy is None:
             raise Invalid(NO_POLICY)
-        moments = preview(request).moments
+        seen = preview(request)
         request.save(force_insert=True)
         message = message_of(policy.schedule, policy)
-        bulk.insert(Run, [_backfilling(request, policy.schedule, message, moment) for moment in moments])
+        due = zip(seen.moments, seen.starts, strict=True)
+        bulk.insert(Run, [_backfilling(request, policy.schedule, message, *each) for each in due])
         note(actor, PeriodicTask, [(policy.pk, policy.schedule.name)], f"Backfilled: {request}.")
-    return len(moments)
+    return len(seen.moments)
 
 
 def _check(request: Backfill) -> None:
@@ -107,7 +128,10 @@ def _check(request: Backfill) -> None:
         raise Invalid(" ".join(f"{name}: {' '.join(texts)}" for name, texts in error.message_dict.items())) from error
 
 
-def _backfilling(request: Backfill, schedule: PeriodicTask, asked: Message, moment: datetime) -> NewRun:
+def _backfilling(
+    request: Backfill, schedule: PeriodicTask, asked: Message, moment: datetime, start: datetime | None
+) -> NewRun:
     run = new_run(schedule.pk, schedule.name, asked, moment, moment)
     run.trigger, run.actor, run.backfill_id, run.not_before = Trigger.BACKFILL.value, request.actor, request.id, None
+    run.window_start = windows.written(start)
     return run

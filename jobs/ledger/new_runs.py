@@ -24,6 +24,7 @@ class NewRun:
     due_at: datetime
     last_due_at: datetime
     not_before: datetime | None
+    window_start: datetime | None = None
     trigger: str = Trigger.SCHEDULE.value
     actor: str = ""
     key: str | None = None

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from django.db import IntegrityError, transaction
 from django_celery_beat.models import PeriodicTask
 
-from jobs.ledger import outbox, outcomes
+from jobs.ledger import outbox, outcomes, windows
 from jobs.ledger.new_runs import NewRun, new_run
 from jobs.ledger.outcomes import Cancelled
 from jobs.messages.arguments import check_fits, find_task
@@ -48,7 +48,7 @@ def run_now(schedules: Iterable[PeriodicTask], actor: Actor | str) -> Requested:
 def retry(runs: Iterable[Run], actor: Actor | str) -> Requested:
     """Repeat each of these runs, which must be over, with the same message. The new run names it as its parent.
 
-    The new run has the same due moment, and so the same data window.
+    The new run has the same due moment and the same data window.
     """
     return _request_each(partial(_repeat, actor=Actor.of(actor)), runs)
 
@@ -142,6 +142,7 @@ def _repeat(run: Run, actor: Actor) -> NewRun:
     message = Message(run.task, run.args, run.kwargs, run.queue, run.priority, options)
     new = new_run(run.schedule_id, run.schedule_name, message, run.due_at, database_now())
     new.trigger, new.actor, new.parent_id = Trigger.RETRY.value, actor.name, run.id
+    new.window_start = windows.written(windows.window_start(run))
     return new
 
 

@@ -32,6 +32,7 @@ from jobs.models.runs import (
 )
 from jobs.models.schedules import CATCH_UP_CHOICES, Backfill, ChangedTiming, Policy, PolicyQuerySet
 from jobs.models.steps import Step
+from jobs.models.timings import PastTiming
 
 __all__ = [
     "ACTIVE",
@@ -56,6 +57,7 @@ __all__ = [
     "Holding",
     "Measurement",
     "Node",
+    "PastTiming",
     "Policy",
     "PolicyQuerySet",
     "ResourceVersion",

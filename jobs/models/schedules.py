@@ -88,6 +88,9 @@ class Policy(models.Model):
     next_due_at = models.DateTimeField(null=True, editable=False, help_text="Empty: no further runs.")
     timing = models.TextField(editable=False, default="", help_text="The timing behind next_due_at, as a Spec.")
     timing_since = models.DateTimeField(null=True, editable=False, help_text="When the current timing took effect.")
+    known_since = models.DateTimeField(
+        null=True, editable=False, help_text="Since when its timings are known; before that, the first one counts."
+    )
     fingerprint = models.TextField(
         editable=False, default="", help_text="The schedule's timing columns behind `timing`."
     )

@@ -29,7 +29,7 @@ from django_celery_beat.models import (
     SolarSchedule,
 )
 
-from jobs.models import ChangedTiming, Policy, bulk, database_now
+from jobs.models import ChangedTiming, PastTiming, Policy, bulk, database_now
 from jobs.rules.crontab import Crontab
 from jobs.rules.errors import Invalid
 from jobs.rules.moments import FOREVER, INSTANT
@@ -48,7 +48,10 @@ SLICE = 500
 AT_ONCE = 100
 # Changed schedules that beat marks at a time.
 MARKED = 5000
-COMPUTED = ("next_due_at", "timing", "timing_since", "fingerprint", "former", "invalid_reason", "stale_since")
+COMPUTED = (
+    *("next_due_at", "timing", "timing_since", "known_since", "stale_since", "fingerprint", "former"),
+    "invalid_reason",
+)
 
 # All columns that decide when a schedule is due.
 TIMING_COLUMNS = (
@@ -139,9 +142,18 @@ def _renew_or_flag(schedules: Sequence[int], *, wait: bool) -> None:
                 _renew_or_flag([pk], wait=wait)
             return
         known = PeriodicTask.objects.filter(pk=OuterRef("pk")).annotate(known=_fingerprint()).values("known")
-        reason = f"It cannot be read from the database: {error}"
-        flagged = {"timing": "", "next_due_at": None, "invalid_reason": reason, "stale_since": None}
-        Policy.objects.filter(pk__in=schedules).update(fingerprint=Subquery(known), **flagged)
+        _flag(schedules[0], f"It cannot be read from the database: {error}", fingerprint=Subquery(known))
+
+
+@transaction.atomic
+def _flag(schedule: int, reason: str, **columns: Any) -> None:
+    locked, now = list(Policy.objects.select_for_update().filter(pk=schedule)), database_now()
+    with PastTiming.settling(locked, now):
+        for policy in locked:
+            policy.timing, policy.timing_since, policy.stale_since = "", policy.stale_since or now, None
+            policy.next_due_at, policy.invalid_reason = None, reason
+    bulk.update(Policy, locked, COMPUTED)
+    Policy.objects.filter(pk__in=[policy.pk for policy in locked]).update(**columns)
 
 
 def _written(since: Any) -> tuple[Any, Q]:
@@ -174,9 +186,10 @@ def _renew(schedules: Sequence[int], *, wait: bool) -> None:
         locked = list(known.select_for_update(skip_locked=not wait).order_by("pk"))
         rows = PeriodicTask.objects.annotate(fingerprint=_fingerprint()).select_related(*KINDS).in_bulk(schedules)
         now = database_now()
-        for policy in locked:
-            if schedule := rows.get(policy.pk):
-                _compute(policy, schedule, policy.stale_since or now)
+        with PastTiming.settling(locked, now):
+            for policy in locked:
+                if schedule := rows.get(policy.pk):
+                    _compute(policy, schedule, policy.stale_since or now)
         bulk.update(Policy, locked, COMPUTED)
 
 
@@ -232,18 +245,6 @@ def upcoming(policy: Policy, count: int) -> list[datetime]:
     if not policy.timing:
         return []
     return list(islice(occurrences(from_text(policy.timing), database_now(), FOREVER), count))
-
-
-def previous(policy: Policy, moment: datetime) -> datetime | None:
-    """The last due moment before `moment` under the current timing; None if there is none within eight years."""
-    try:
-        spec = from_text(policy.timing) if policy.timing else spec_of(policy.schedule, policy.timing_since or moment)
-    except Invalid:
-        return None
-    for hours in (1, 24, 24 * 32, 24 * 366 * 8):
-        if earlier := list(occurrences(spec, moment - timedelta(hours=hours), moment - timedelta.resolution)):
-            return earlier[-1]
-    return None
 
 
 def spec_of(schedule: PeriodicTask, since: datetime) -> Spec:

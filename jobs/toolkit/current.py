@@ -13,8 +13,8 @@ from uuid import UUID
 
 from django.db import transaction
 
-from jobs.models import LONGEST_NAME, Effect, Run, Trigger
-from jobs.schedules import calendar
+from jobs.ledger.windows import window_start
+from jobs.models import LONGEST_NAME, Effect, Run
 from jobs.secrets import head
 from jobs.worker import context
 from jobs.worker.loops import outside_loop
@@ -50,17 +50,7 @@ def current_run() -> CurrentRun | None:
         return None
     with outside_loop():
         run = Run.objects.select_related("schedule__policy").get(id=execution.run_id)
-        return CurrentRun(run.id, run.schedule_name, run.trigger, execution.attempt, run.due_at, _window_start(run))
-
-
-def _window_start(run: Run) -> datetime | None:
-    """The previous due moment; for scheduled runs from the ledger, which knows it even if the timing has changed."""
-    earlier = Run.objects.of_schedule(run.schedule_id or 0).filter(trigger=Trigger.SCHEDULE, due_at__lt=run.due_at)
-    before: datetime | None = None
-    if run.trigger == Trigger.SCHEDULE:
-        before = earlier.values_list("last_due_at", flat=True).first()
-    policy = getattr(run.schedule, "policy", None)
-    return before or (calendar.previous(policy, run.due_at) if policy else None)
+        return CurrentRun(run.id, run.schedule_name, run.trigger, execution.attempt, run.due_at, window_start(run))
 
 
 def progress(done: int, total: int | None = None, message: str = "") -> None:

@@ -359,6 +359,7 @@ def test_it_leaves_many_changes_of_one_save_to_beat_and_claims_none_of_them_befo
     assert list(claim.claim_due()) == []  # the new timing decides first
     calendar.find_changes()
     assert Policy.objects.stale().count() == 10
+    assert list(claim.claim_due()) == []
     calendar.compute_marked()
     assert not Policy.objects.filter(schedule__name__in=["8", "9"]).stale().exists()  # they are due
     assert compute_all() == [2, 0]
