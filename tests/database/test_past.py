@@ -174,6 +174,19 @@ def test_it_backfills_nothing_after_the_last_run_of_a_limited_schedule(at):
     assert moments == [MONDAY + minute * MINUTE for minute in (1, 2, 11)]
 
 
+def test_it_backfills_nothing_after_a_claim_has_found_that_a_schedule_is_disabled(at):
+    at(MONDAY + MINUTE / 2)
+    schedule = make_schedule(cron={"minute": "*"})
+    for minute in (1, 2):
+        at(MONDAY + minute * MINUTE)
+        claim_all()
+        PeriodicTask.objects.update(enabled=False)
+    at(MONDAY + 10 * MINUTE)
+    edit(schedule, enabled=True)
+    at(MONDAY + 12 * MINUTE)
+    assert due(schedule, MONDAY, MONDAY + 12 * MINUTE)[1:] == [MONDAY + minute * MINUTE for minute in (1, 2, 11)]
+
+
 def test_it_judges_times_before_a_schedule_existed_by_its_first_timing_and_says_so(nightly, at):
     at(MONDAY + 5.5 * DAY)
     edit(nightly, cron={"minute": "0", "hour": "3"})
