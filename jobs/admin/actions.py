@@ -228,6 +228,9 @@ def _shown(preview: backfills.Preview | None) -> dict[str, Any] | None:
         left_out = counted(preview.left_alone, "due moment", "due moments")
         why = "because of runs that exist or may have been deleted, or because beat has not decided yet"
         sentence += f" It would leave out {left_out}, {why}."
+    if preview.assumed:
+        runs = counted(preview.assumed, "run lies", "runs lie")
+        sentence += f" {runs} before the timings of this schedule are known: its first one counts there."
     rows = [moment(due_at) for due_at in preview.moments[:NAMED]]
     if number > NAMED:
         rows += ["…", moment(preview.moments[-1])]

@@ -440,7 +440,9 @@ def hidden_of(response) -> dict[str, str]:
 def test_it_previews_a_backfill_and_creates_its_runs_once(admin_client):
     schedule = make_schedule("hourly", cron={"minute": "30"})
     previewed = act(admin_client, "backfill", schedule, **backfill_fields(preview="Preview"))
-    assert "This backfill would create 12 runs. " in text(previewed)
+    assert "This backfill would create 12 runs. 12 runs lie before the timings of this schedule are known: " in text(
+        previewed
+    )
     assert "Create 12 runs" in previewed.content.decode()
     assert not Backfill.objects.exists()
     fields = backfill_fields(do="Create 12 runs", **hidden_of(previewed))
