@@ -62,7 +62,7 @@ def _hold_windows(runs: Collection[UUID], ended: RunQuerySet, last: dict[int, da
     nexts = set(found.values_list(Subquery(following.values("pk")[:1]), flat=True)) - {None, *runs}
     rows = ended.filter(pk__in=nexts).values_list("pk", "schedule", "last_due_at")
     nexts -= {run for run, schedule, due in rows if due <= last.get(schedule, _NEVER)}
-    windows.hold(Run.objects.filter(pk__in=nexts))
+    windows.hold(nexts)
 
 
 def _batches(ended: RunQuerySet) -> Iterator[Sequence[tuple[UUID, int | None, datetime, datetime | None]]]:

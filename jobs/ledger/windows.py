@@ -5,10 +5,12 @@ requested run, also from the timings in force then. It is written down (`window_
 repeat, in a backfill, and before the rows are deleted from which it follows.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
-from django.db.models import Case, F, IntegerField, OuterRef, Q, Subquery, When
+from django.db.models import Case, F, IntegerField, OuterRef, Q, Subquery, UUIDField, When
 from django.db.models.signals import pre_delete
 
 from jobs.models import Policy, Run, RunQuerySet, Trigger
@@ -64,19 +66,13 @@ def _computed(policy: Policy, moment: datetime) -> datetime | None:
         return None
 
 
-def hold(runs: RunQuerySet) -> None:
-    """Write down the windows of these runs as the ledger has them, before rows of it are deleted."""
-    without, columns = _holding(runs)
-    without.update(**columns)
+def hold(runs: Iterable[UUID]) -> None:
+    """Write down the windows of these runs as the ledger has them, before rows of it are deleted.
 
-
-def _holding(runs: RunQuerySet) -> tuple[RunQuerySet, dict[str, Any]]:
-    before = _before(OuterRef("due_at")).filter(schedule=OuterRef("schedule"))
-    return runs.filter(window_start=None), {"window_start": Subquery(before.values("moment")[:1])}
-
-
-# Prepared, because Django announces the deletion of 20,000 schedules one by one.
-_HOLD = Update(lambda schedule: _holding(Run.objects.filter(schedule=schedule)), {"schedule": IntegerField()})
+    One by one: a statement that locks many could wait for a claim that waits for it.
+    """
+    for run in runs:
+        _HOLD(run=run)
 
 
 def connect() -> None:
@@ -85,8 +81,21 @@ def connect() -> None:
 
 
 def _before_deletion(instance: Policy, **_: Any) -> None:
-    if not _HOLD(schedule=instance.pk):
+    _LOCK(schedule=instance.pk)  # before its runs, like a claim
+    if not _HOLD_ALL(schedule=instance.pk):
         return
     runs = Run.objects.filter(schedule=instance.pk)
     for first in runs.filter(window_start=None, trigger=Trigger.SCHEDULE).select_related("schedule__policy"):
         runs.filter(pk=first.pk).update(window_start=written(window_start(first)))
+
+
+def _holding(runs: RunQuerySet) -> tuple[RunQuerySet, dict[str, Any]]:
+    before = _before(OuterRef("due_at")).filter(schedule=OuterRef("schedule"))
+    return runs.filter(window_start=None), {"window_start": Subquery(before.values("moment")[:1])}
+
+
+# Prepared, because Django announces the deletion of 20,000 schedules one by one.
+_SCHEDULE = {"schedule": IntegerField()}
+_LOCK = Update(lambda schedule: (Policy.objects.filter(pk=schedule), {"stretch": None}), _SCHEDULE)
+_HOLD_ALL = Update(lambda schedule: _holding(Run.objects.filter(schedule=schedule)), _SCHEDULE)
+_HOLD = Update(lambda run: _holding(Run.objects.filter(pk=run)), {"run": UUIDField()})

@@ -150,8 +150,10 @@ def _flag(schedule: int, reason: str, **columns: Any) -> None:
     locked, now = list(Policy.objects.select_for_update().filter(pk=schedule)), database_now()
     with PastTiming.settling(locked, now):
         for policy in locked:
-            policy.timing, policy.timing_since, policy.stale_since = "", policy.stale_since or now, None
-            policy.next_due_at, policy.invalid_reason = None, reason
+            since = policy.stale_since or now
+            if not _keep_owed(policy, since):
+                policy.next_due_at = None
+            policy.timing, policy.timing_since, policy.stale_since, policy.invalid_reason = "", since, None, reason
     bulk.update(Policy, locked, COMPUTED)
     Policy.objects.filter(pk__in=[policy.pk for policy in locked]).update(**columns)
 
@@ -198,10 +200,7 @@ def _compute(policy: Policy, schedule: Any, since: datetime) -> None:
 
     A moment that was already due stays due, with its former timing.
     """
-    owed_from = policy.owed_from or policy.next_due_at
-    is_owed = owed_from is not None and owed_from <= since
-    if is_owed:
-        policy.former = [*(policy.former or ()), (policy.timing, since.isoformat())]
+    is_owed = _keep_owed(policy, since)
     former, policy.timing, policy.invalid_reason, upcoming = policy.timing, "", "", None
     try:
         spec = spec_of(schedule, _grid_from(former, schedule) or since)
@@ -213,6 +212,15 @@ def _compute(policy: Policy, schedule: Any, since: datetime) -> None:
     policy.timing_since, policy.fingerprint, policy.stale_since = since, schedule.fingerprint, None
     if not is_owed:
         policy.next_due_at = upcoming
+
+
+def _keep_owed(policy: Policy, since: datetime) -> bool:
+    """Remember the timing of moments that were due before `since` and not claimed; returns whether there are any."""
+    owed_from = policy.owed_from or policy.next_due_at
+    is_owed = owed_from is not None and owed_from <= since
+    if is_owed:
+        policy.former = [*(policy.former or ()), (policy.timing, since.isoformat())]
+    return is_owed
 
 
 def _in_force(policy: Policy, schedule: Any, since: datetime) -> tuple[datetime, datetime]:

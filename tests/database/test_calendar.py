@@ -218,6 +218,17 @@ def test_it_flags_a_row_that_cannot_be_read_and_detects_changes_of_all_others(sq
     assert calendar.sweep() == 0
 
 
+def test_it_keeps_a_moment_that_was_due_before_the_row_could_not_be_read():
+    schedule = make_schedule(cron={"minute": "5"})
+    owed = make_due(schedule)
+    CrontabSchedule.objects.update(timezone="Mars/Phobos")
+    calendar.sweep()
+    assert next_due(schedule.pk) == owed
+    assert [run.due_at for runs in claim.claim_due() for run in runs] == [owed]
+    assert next_due(schedule.pk) is None
+    assert Policy.objects.get().invalid_reason
+
+
 def test_it_removes_a_policy_with_its_schedule_and_keeps_the_runs():
     schedule = make_schedule()
     make_due(schedule)
