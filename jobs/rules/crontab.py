@@ -1,6 +1,7 @@
 """When is a crontab due by the wall clocks of its time zone?
 
 Its one rule: Celery's syntax, Celery's AND of the two day fields, and Debian's rule for clock changes (see `Calendar`).
+What only cron allows is read where its meaning is sure: spaces beside commas, 7 for Sunday, and `?` for any day.
 Limits: the years 2 to 9998. Two clock changes of one zone must lie more than a day apart; the closest pair in the time
 zone database lies nearly four days apart.
 """
@@ -28,7 +29,7 @@ _MINUTES_OF_DAY = tuple(timedelta(minutes=n) for n in range(24 * 60))  # shared:
 
 @dataclass(frozen=True, slots=True)
 class Crontab:
-    """Celery's five fields, read by the wall clocks of `zone` (an IANA name)."""
+    """Celery's five fields, as Celery reads them, by the wall clocks of `zone` (an IANA name)."""
 
     minute: str
     hour: str
@@ -38,6 +39,13 @@ class Crontab:
     zone: str
 
     def __post_init__(self) -> None:
+        if self.day_of_month.strip() == "?" and _NUMBER.search(self.day_of_week):
+            raise Invalid(
+                f"Day of week {self.day_of_week} is unclear beside ?: Quartz and AWS count from Sunday = 1, Celery from"
+                " Sunday = 0. Write names such as mon-fri."
+            )
+        for name, field in FIELDS.items():
+            object.__setattr__(self, name, _plain(field, getattr(self, name)))
         calendar_of(self)
 
 
@@ -64,8 +72,46 @@ _WEEKDAY = _Field(
     names="sunday monday tuesday wednesday thursday friday saturday",
 )
 
+FIELDS = {
+    "minute": _MINUTE,
+    "hour": _HOUR,
+    "day_of_month": _DAY_OF_MONTH,
+    "month_of_year": _MONTH,
+    "day_of_week": _WEEKDAY,
+}
+
 _VALUE = "([0-9a-zA-Z]+)"
 _PART = re.compile(rf"{_VALUE}|(?:\*|{_VALUE}-{_VALUE})(?:/([0-9]+))?")
+_NUMBER = re.compile(r"(?<!/)\b[0-9]")
+_TO_SUNDAY = re.compile(r"0*7(?:/0*([1-9][0-9]*))?")
+# What other schedulers write for days that Celery cannot name: L, 5L, L-3, LW, 15W, 5#2.
+_OF_OTHERS = re.compile(r"([0-9]*|[a-z]{3})l(-[0-9]+)?|[0-9]*l?w|.+#.+", re.IGNORECASE)
+
+
+@lru_cache(maxsize=4096)
+def _plain(field: _Field, text: str) -> str:
+    """The text as Celery reads it."""
+    text = re.sub(r"\s*([,/-])\s*", r"\1", text.strip())
+    if text == "?" and field in (_DAY_OF_MONTH, _WEEKDAY):
+        return "*"
+    return ",".join(map(_sunday_as_0, text.split(","))) if field is _WEEKDAY and "7" in text else text
+
+
+def _sunday_as_0(part: str) -> str:
+    """Write 7, and a range that ends with it, as days from 0 to 6."""
+    first, dash, last = part.partition("-")
+    start = _weekday(first)
+    if start is not None and (matched := _TO_SUNDAY.fullmatch(last)):
+        return ",".join(str(day % 7) for day in range(start, 8, int(matched[1] or 1)))
+    return f"0{dash}{last}" if start == 7 else part
+
+
+def _weekday(text: str) -> int | None:
+    if text.isdecimal():
+        return int(text) if int(text) <= 7 else None
+    names = _WEEKDAY.names.split()
+    found = [number for number, name in enumerate(names) if len(text) > 2 and name.startswith(text.lower())]
+    return found[0] if found else None
 
 
 @lru_cache(maxsize=4096)
@@ -85,10 +131,10 @@ def _check_part(field: _Field, part: str) -> None:
     if matched is None:
         raise _unreadable(field, part)
     *values, step = matched.groups()
-    for value in filter(None, values):
-        _check_value(field, value)
     if step is not None and not 1 <= int(step) <= field.size:
         raise Invalid(f"{field.label}: the step in {part!r} must be from 1 to {field.size}.")
+    for value in filter(None, values):
+        _check_value(field, value)
 
 
 def _check_value(field: _Field, value: str) -> None:
@@ -96,11 +142,16 @@ def _check_value(field: _Field, value: str) -> None:
         if len(value) < 3 or not any(name.startswith(value.lower()) for name in field.names.split()):
             raise _unreadable(field, value)
     elif not field.low <= int(value) < field.low + field.size:
-        hint = " (Sunday is 0 or sun)" if field is _WEEKDAY else ""
+        hint = " (Sunday is 0, 7 or sun)" if field is _WEEKDAY else ""
         raise Invalid(f"{field.label}: choose from {field.low} to {field.low + field.size - 1}{hint}, not {value}.")
 
 
 def _unreadable(field: _Field, text: str) -> Invalid:
+    if field in (_DAY_OF_MONTH, _WEEKDAY) and _OF_OTHERS.fullmatch(text):
+        return Invalid(
+            f"{field.label}: cannot read {text!r}; Celery has no last day (L), nearest workday (W) or nth weekday (#)."
+            " Choose every day that may be meant, and let the job check the date."
+        )
     return Invalid(
         f"{field.label}: cannot read {text!r}; write * or values such as {field.example}, separated by commas."
     )

@@ -25,9 +25,10 @@ from cronsim import CronSim
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from jobs.rules.crontab import Crontab
+from jobs.rules.crontab import FIELDS, Crontab
 from jobs.rules.errors import Invalid
 from jobs.rules.occurrences import Clocked, Interval, Spec, as_text, from_text, next_occurrence, occurrences
+from jobs.rules.pasted import NICKNAMES, doubt, looks_like_line, read_line
 from jobs.rules.solar import HIGHEST_LATITUDE, SOLAR_EVENTS, Solar
 
 THOROUGH = bool(os.environ.get("THOROUGH"))
@@ -528,8 +529,10 @@ REFUSED = [
     ("31 February", "0 0 31 2 *", "Day 31 never occurs in month 2; choose an earlier day."),
     ("30 February", "0 0 30,31 feb *", "Day 30,31 never occurs in month feb; choose an earlier day."),
     ("31 of short months", "0 0 31 4,6,9,11 *", "Day 31 never occurs in month 4,6,9,11; choose an earlier day."),
-    ("weekday 7", "0 0 * * 7", "Day of week: choose from 0 to 6 (Sunday is 0 or sun), not 7."),
-    ("weekdays to 7", "0 0 * * 1-7", "Day of week: choose from 0 to 6 (Sunday is 0 or sun), not 7."),
+    ("weekday 8", "0 0 * * 8", "Day of week: choose from 0 to 6 (Sunday is 0, 7 or sun), not 8."),
+    ("weekdays to 8", "0 0 * * 1-8", "Day of week: choose from 0 to 6 (Sunday is 0, 7 or sun), not 8."),
+    ("weekdays to 7 from 9", "0 0 * * 9-7", "Day of week: choose from 0 to 6 (Sunday is 0, 7 or sun), not 9."),
+    ("weekdays to 7 with step 0", "0 0 * * 1-7/0", "Day of week: the step in '1-7/0' must be from 1 to 7."),
     ("minute 60", "60 * * * *", "Minute: choose from 0 to 59, not 60."),
     ("hour 24", "0 24 * * *", "Hour: choose from 0 to 23, not 24."),
     ("day 0", "0 0 0 * *", "Day of month: choose from 1 to 31, not 0."),
@@ -558,7 +561,13 @@ REFUSED = [
     ("an unknown name", "0 0 * * monkey", "Day of week: cannot read 'monkey'; "),
     ("a name that is too short", "0 0 * * s", "Day of week: cannot read 's'; "),
     ("a named step", "0 0 * */feb *", "Month: cannot read '*/feb'; "),
-    ("the last day", "0 0 L * *", "Day of month: cannot read 'L'; "),
+    ("the last day", "0 0 L * *", "Day of month: cannot read 'L'; Celery has no last day (L)"),
+    ("days before the last", "0 0 L-3 * *", "Day of month: cannot read 'L'; Celery has no last day (L)"),
+    ("the nearest workday", "0 0 15W * *", "Day of month: cannot read '15W'; Celery has no "),
+    ("the second Friday", "0 0 * * 5#2", "Day of week: cannot read '5#2'; Celery has no "),
+    ("the last Sunday", "0 0 * * sunL", "Day of week: cannot read 'sunL'; Celery has no "),
+    ("any minute", "? 0 * * *", "Minute: cannot read '?'; "),
+    ("a number beside any day", "0 9 ? * 2-6", "Day of week 2-6 is unclear beside ?: "),
     ("digits of another script", "\u0661 * * * *", "Minute: cannot read '\u0661'; "),
     ("a look-alike letter", "0 0 * o\u212at *", "Month: cannot read 'o\u212at'; "),
     ("a field that is too long", f"{'1,' * 120}1 * * * *", "Minute is longer than 240 characters; "),
@@ -573,13 +582,90 @@ def test_it_refuses_a_crontab_that_is_never_due_or_cannot_be_read(expression, se
     assert str(refusal.value).endswith((".", "commas."))
 
 
-@pytest.mark.parametrize("text", [" ", " 5", "5 ", "1, 2", "1\n", "*\n", "\t*", "1\x00", "5\u00a0"])
-def test_it_refuses_a_field_that_contains_a_space(text):
+@pytest.mark.parametrize("text", ["1 2", "* *", "1,2 3", "1\x00", "*/5 1"])
+def test_it_refuses_a_field_of_several_words(text):
     for position in range(5):
         fields = ["*"] * 5
         fields[position] = text
         with pytest.raises(Invalid, match=r"cannot read .*separated by commas\.$"):
             Crontab(*fields, "UTC")
+
+
+SPELLINGS = [
+    ({"hour": "0, 6, 12, 18"}, {"hour": "0,6,12,18"}),
+    ({"hour": "\t0 ,6\u00a0, 12\n"}, {"hour": "0,6,12"}),
+    ({"minute": " * "}, {"minute": "*"}),
+    ({"minute": "*/ 5, 7 - 9"}, {"minute": "*/5,7-9"}),
+    ({"day_of_week": "mon , FRI"}, {"day_of_week": "mon,FRI"}),
+    ({"day_of_week": "7"}, {"day_of_week": "0"}),
+    ({"day_of_week": "1,07"}, {"day_of_week": "1,0"}),
+    ({"day_of_week": "5-7"}, {"day_of_week": "5,6,0"}),
+    ({"day_of_week": "fri-7/2"}, {"day_of_week": "5,0"}),
+    ({"day_of_week": "7-2"}, {"day_of_week": "0-2"}),
+    ({"day_of_week": "7-7"}, {"day_of_week": "0"}),
+    ({"day_of_week": "*/7"}, {"day_of_week": "*/7"}),
+    ({"day_of_week": "?"}, {"day_of_week": "*"}),
+    ({"day_of_month": " ?", "day_of_week": "mon-fri"}, {"day_of_month": "*", "day_of_week": "mon-fri"}),
+]
+
+
+@pytest.mark.parametrize(("given", "read"), SPELLINGS)
+def test_it_reads_what_only_cron_writes_as_celery_writes_it(given, read):
+    every = dict.fromkeys(FIELDS, "*")
+    crontab = Crontab(**every | given, zone="UTC")
+    assert crontab == Crontab(**every | read, zone="UTC")
+    assert {name: getattr(crontab, name) for name in FIELDS} == every | read
+
+
+LINES = [
+    ("0 9 * * MON-FRI", "0 9 * * mon-fri"),
+    ("  0, 30\t9 1 JAN,Dec * ", "0,30 9 1 jan,dec *"),
+    ("0 22-2 ? * *", "0 22-2 * * *"),
+    ("15 10 ? * 7", "Day of week 7 is unclear beside ?"),
+    ("0 0 * * 5-7", "0 0 * * 5,6,0"),
+    ("@Daily", "0 0 * * *"),
+    (" @weekly ", "0 0 * * 0"),
+    ("@reboot", "'@reboot' cannot be read; a crontab names times"),
+    ("@every 5m", "'@every 5m' cannot be read; choose an interval instead."),
+    ("@dayly", "'@dayly' cannot be read; choose from @yearly, "),
+    ("0 0 12 * * MON", "A crontab line has five fields (minute, hour, day of month, month, day of week), not 6: "),
+    ("0 9 * * 1 /usr/bin/true", "A crontab line has five fields"),
+    ("0 9", "A crontab line has five fields"),
+    ("", "A crontab line has five fields"),
+    ("0 0 l * *", "Day of month: cannot read 'l'; Celery has no last day (L)"),
+    ("0 0 30 2 *", "Day 30 never occurs in month 2; "),
+    ("H 9 * * *", "Minute: cannot read 'H'; "),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), LINES)
+def test_it_reads_a_pasted_line_or_says_what_to_write_instead(line, expected):
+    try:
+        found = " ".join(read_line(line))
+    except Invalid as refusal:
+        found = str(refusal)
+    assert found.startswith(expected)
+    assert looks_like_line(line) or len(line.split()) < 5
+
+
+@pytest.mark.parametrize("name", NICKNAMES)
+def test_it_reads_every_nickname_as_celery_does(name):
+    celery_crontab.from_string(" ".join(read_line(name)))
+
+
+@pytest.mark.parametrize(
+    ("line", "differs"),
+    [
+        ("0 0 13 * fri", True),
+        ("0 0 1-7 * 1", True),
+        ("0 0 13 * *", False),
+        ("0 0 * * fri", False),
+        ("0 0 */2 * fri", False),  # cron, too, says AND where a field begins with a star
+        ("0 0 ? * fri", False),
+    ],
+)
+def test_it_says_where_cron_would_be_due_on_either_day(line, differs):
+    assert ("as in Celery" in doubt(read_line(line))) is differs
 
 
 def test_it_refuses_an_empty_field():
