@@ -64,7 +64,7 @@ def execute(run: Run) -> Run:
 def _wind(policy: Policy, at: datetime) -> None:
     """Set the next due moment of a schedule as it was at `at`, before beat claimed anything of the last minute."""
     try:
-        spec = spec_of(policy.schedule, _since(policy, at))
+        spec = spec_of(policy.schedule, _since(policy, at), policy.wall_zone)
     except Invalid:  # beat would flag it
         return
     due = next_occurrence(spec, at - PUNCTUAL)

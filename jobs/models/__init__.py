@@ -6,7 +6,7 @@ The ledger and its companions: runs, steps, policies, nodes, resources, and the 
 from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile
 from jobs.models.clock import database_now, lease
 from jobs.models.measurements import Measurement
-from jobs.models.nodes import Node
+from jobs.models.nodes import LONGEST_PROJECT, Node, Release
 from jobs.models.resources import Holding, ResourceVersion
 from jobs.models.runs import (
     ACTIVE,
@@ -42,6 +42,7 @@ __all__ = [
     "LONGEST_ADDRESS",
     "LONGEST_ERROR_TEXT",
     "LONGEST_NAME",
+    "LONGEST_PROJECT",
     "LONGEST_REASON",
     "SENDING",
     "TERMINAL",
@@ -60,6 +61,7 @@ __all__ = [
     "PastTiming",
     "Policy",
     "PolicyQuerySet",
+    "Release",
     "ResourceVersion",
     "Run",
     "RunLog",

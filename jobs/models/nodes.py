@@ -7,8 +7,24 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 LONGEST_QUEUES = 500  # characters
+LONGEST_PROJECT = 100  # characters
 # After this long without a heartbeat a node counts as silent; it sends one every `nodes.EVERY` seconds.
 SILENT_AFTER = timedelta(seconds=60)
+
+
+class Release(models.Model):
+    """The entries of one version of a project's code. A later release has a greater id: it was first seen later."""
+
+    project = models.CharField(max_length=LONGEST_PROJECT)
+    version = models.CharField(max_length=100, blank=True, help_text="The version of its code, as CODE_VERSION says.")
+    entries = models.CharField(max_length=64, help_text="A hash of its entries.")
+    first_seen_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["project", "version", "entries"], name="release_known_once")]
+
+    def __str__(self) -> str:
+        return f"{self.project} {self.version or self.entries[:8]}"
 
 
 class NodeQuerySet(models.QuerySet["Node"]):
@@ -36,6 +52,9 @@ class Node(models.Model):
         max_length=100, blank=True, help_text="Its pool, and how many runs it executes at a time."
     )
     version = models.CharField(max_length=100, help_text="The version of its code.")
+    release = models.ForeignKey(
+        Release, models.SET_NULL, null=True, editable=False, help_text="The entries that a beat knows."
+    )
     pid = models.PositiveIntegerField()
     started_at = models.DateTimeField(db_default=Now())
     seen_at = models.DateTimeField(db_default=Now(), db_index=True)

@@ -10,6 +10,7 @@ from django.db.models import Case, F, Q, When
 from django.db.models.functions import Coalesce, Now
 from django_celery_beat.models import PeriodicTask
 
+from jobs.models.nodes import LONGEST_PROJECT
 from jobs.models.runs import ENDED_BY_ITSELF, LONGEST_ACTOR, Run, State, Trigger
 from jobs.rules import policies
 
@@ -121,6 +122,26 @@ class Policy(models.Model):
         editable=False,
         default="",
         help_text="Its entry in CELERY_BEAT_SCHEDULE, as last installed; empty if it has none.",
+    )
+    owner = models.CharField(
+        max_length=LONGEST_PROJECT,
+        editable=False,
+        default="",
+        db_default="",
+        help_text="The project whose settings define its entry; empty if an earlier version of Punctual installed it.",
+    )
+    removed_at = models.DateTimeField(
+        null=True, editable=False, help_text="When its entry was found gone from the settings."
+    )
+    enabled_before = models.BooleanField(
+        editable=False, default=True, db_default=True, help_text="Whether it was enabled when its entry went."
+    )
+    wall_zone = models.CharField(
+        max_length=63,
+        editable=False,
+        default="",
+        db_default="",
+        help_text="An interval of days keeps the time of day of this zone; empty: a day is 24 hours.",
     )
     options = models.JSONField(
         editable=False, null=True, help_text="Other options of its messages, as for apply_async."

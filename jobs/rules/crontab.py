@@ -182,9 +182,9 @@ class Calendar:
         return self._elapsed(after, until) if self.elapsed else self._fixed(after)
 
     def _fixed(self, after: datetime) -> Iterator[datetime]:
-        reading = after + _offset(self.zone, after)
+        reading = reading_of(self.zone, after)
         for wall in self._walls(reading + INSTANT):  # readings up to this one were due by `after`
-            yield _moment(self.zone, wall)
+            yield first_moment(self.zone, wall)
 
     def _elapsed(self, after: datetime, until: datetime) -> Iterator[datetime]:
         while after <= until:
@@ -223,7 +223,7 @@ def calendar_of(crontab: Crontab) -> Calendar:
             f"Day {crontab.day_of_month} never occurs in month {crontab.month_of_year}; choose an earlier day."
         )
     return Calendar(
-        zone=_zone(crontab.zone),
+        zone=zone_of(crontab.zone),
         elapsed=crontab.minute.startswith("*") or crontab.hour.startswith("*"),
         months=months,
         days=days,
@@ -237,18 +237,24 @@ def _times(hours: tuple[int, ...], minutes: tuple[int, ...]) -> tuple[timedelta,
     return tuple(_MINUTES_OF_DAY[hour * 60 + minute] for hour in hours for minute in minutes)
 
 
-def _zone(name: str) -> ZoneInfo:
+def zone_of(name: str) -> ZoneInfo:
+    """The time zone of an IANA name. Raises `Invalid`."""
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:
         raise Invalid(f"There is no time zone {name!r}; choose an IANA name such as Europe/Berlin or UTC.") from error
 
 
+def reading_of(zone: ZoneInfo, moment: datetime) -> datetime:
+    """What the clocks of the zone show at a moment, as a "wall"."""
+    return moment + _offset(zone, moment)
+
+
 def _offset(zone: ZoneInfo, moment: datetime) -> timedelta:
     return moment.astimezone(zone).utcoffset() or _ZERO
 
 
-def _moment(zone: ZoneInfo, wall: datetime) -> datetime:
+def first_moment(zone: ZoneInfo, wall: datetime) -> datetime:
     """The first moment at which the clocks read `wall`; where they skip it, the moment of the change."""
     offset = zone.utcoffset(wall) or _ZERO  # in a gap, the offset before it
     moment = wall - offset

@@ -13,9 +13,9 @@ from datetime import date, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from jobs.rules.crontab import Crontab, calendar_of
+from jobs.rules.crontab import Crontab, calendar_of, first_moment, reading_of, zone_of
 from jobs.rules.errors import Invalid
-from jobs.rules.moments import FIRST, FOREVER, INSTANT, LAST, store_utc, utc
+from jobs.rules.moments import DAY, FIRST, FOREVER, INSTANT, LAST, store_utc, utc
 from jobs.rules.solar import Solar, solar_moments
 
 SHORTEST = timedelta(seconds=1)
@@ -24,10 +24,14 @@ LONGEST = timedelta(days=date.max.toordinal() - 1)  # from the first day of the 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A fixed grid, exact to the microsecond: `grid_from`, then every whole multiple of `every` after it."""
+    """A grid, exact to the microsecond: `grid_from`, then every whole multiple of `every` after it.
+
+    With a `zone`, `every` is whole days, and the zone's clocks show the same time of day as at `grid_from`.
+    """
 
     every: timedelta
     grid_from: datetime
+    zone: str = ""
 
     def __post_init__(self) -> None:
         store_utc(self, "grid_from")
@@ -35,6 +39,12 @@ class Interval:
             raise Invalid(f"An interval of {self.every.total_seconds():g} s is too short; choose one second or more.")
         if self.every > LONGEST:
             raise Invalid(f"An interval of {self.every.days} days is too long; choose {LONGEST.days} days or fewer.")
+        if self.zone and (self.every % DAY or not FIRST <= self.grid_from < LAST):
+            raise Invalid(
+                f"An interval that follows the clocks of {self.zone} has whole days, and starts in the years 2 to 9998."
+            )
+        if self.zone:
+            zone_of(self.zone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,7 @@ def next_occurrence(spec: Spec, after: datetime) -> datetime | None:
 def as_text(spec: Spec) -> str:
     """The schedule as JSON, stored beside its next due moment. Equal schedules have equal texts. See `from_text`."""
     bounds = {name: at for name, at in (("start", spec.start), ("end", spec.end)) if at is not None}
-    own = {field.name: getattr(spec.timing, field.name) for field in fields(spec.timing)}
+    own = {field.name: value for field in fields(spec.timing) if (value := getattr(spec.timing, field.name)) != ""}
     values = {"kind": type(spec.timing).__name__.lower(), **own, **bounds}
     return json.dumps(values, default=_plain, separators=(",", ":"))
 
@@ -126,8 +136,10 @@ def _read(name: str, value: Any) -> Any:
 def _moments(timing: Timing, after: datetime, until: datetime) -> Iterator[datetime]:
     """All moments of the range in order; may start before it, continue after it, and contain a moment twice."""
     match timing:
-        case Interval():
+        case Interval(zone=""):
             return _grid(timing, after, until)
+        case Interval():
+            return _days(timing, max(after, FIRST), min(until, LAST))
         case Crontab():
             return calendar_of(timing).moments(max(after, FIRST), min(until, LAST))
         case Clocked():
@@ -142,3 +154,12 @@ def _grid(interval: Interval, after: datetime, until: datetime) -> Iterator[date
     while step * every <= until - origin:  # compares durations: the next moment may lie after the year 9999
         yield origin + step * every
         step += 1
+
+
+def _days(interval: Interval, after: datetime, until: datetime) -> Iterator[datetime]:
+    every, zone = interval.every, zone_of(interval.zone)
+    origin = reading_of(zone, interval.grid_from)
+    wall = origin + max(0, (reading_of(zone, after) - origin) // every) * every
+    while wall - DAY <= until:  # no zone is a whole day from UTC
+        yield first_moment(zone, wall)
+        wall += every

@@ -32,7 +32,7 @@ from django_celery_beat.models import (
 from jobs.models import ChangedTiming, PastTiming, Policy, bulk, database_now
 from jobs.rules.crontab import Crontab
 from jobs.rules.errors import Invalid
-from jobs.rules.moments import FOREVER, INSTANT
+from jobs.rules.moments import DAY, FOREVER, INSTANT
 from jobs.rules.occurrences import Clocked, Interval, Spec, Timing, as_text, from_text, next_occurrence, occurrences
 from jobs.rules.policies import MISSED_AFTER
 from jobs.rules.solar import Solar
@@ -64,7 +64,9 @@ TIMING_COLUMNS = (
 def _fingerprint() -> Func:
     """All timing columns as one text, built by the database; flat, as SQLite cannot parse so many nested Concats."""
     columns = (Coalesce(Cast(F(column), TextField()), Value("")) for column in TIMING_COLUMNS)
-    return Func(*columns, template="(%(expressions)s)", arg_joiner=" || '|' || ", output_field=TextField())
+    own = Func(*columns, template="(%(expressions)s)", arg_joiner=" || '|' || ", output_field=TextField())
+    zone = Coalesce(F("policy__wall_zone"), Value(""))  # without a separator: most schedules have none
+    return Func(own, zone, template="(%(expressions)s)", arg_joiner=" || ", output_field=TextField())
 
 
 def changed(schedules: QuerySet[PeriodicTask]) -> QuerySet[PeriodicTask]:
@@ -203,7 +205,7 @@ def _compute(policy: Policy, schedule: Any, since: datetime) -> None:
     is_owed = _keep_owed(policy, since)
     former, policy.timing, policy.invalid_reason, upcoming = policy.timing, "", "", None
     try:
-        spec = spec_of(schedule, _grid_from(former, schedule) or since)
+        spec = spec_of(schedule, _grid_from(former, schedule) or since, policy.wall_zone)
         if schedule.enabled:
             after, since = _in_force(policy, schedule, since)
             policy.timing, upcoming = as_text(spec), next_occurrence(spec, after)
@@ -255,20 +257,24 @@ def upcoming(policy: Policy, count: int) -> list[datetime]:
     return list(islice(occurrences(from_text(policy.timing), database_now(), FOREVER), count))
 
 
-def spec_of(schedule: PeriodicTask, since: datetime) -> Spec:
-    """The timing of a schedule that took effect at `since`, with start and end. Raises `Invalid` with the reason."""
+def spec_of(schedule: PeriodicTask, since: datetime, wall_zone: str = "") -> Spec:
+    """The timing of a schedule that took effect at `since`, with start and end. Raises `Invalid` with the reason.
+
+    `wall_zone` is that of its policy.
+    """
     kinds = [kind for kind in KINDS if getattr(schedule, f"{kind}_id") is not None]
     if len(kinds) != 1:
         raise Invalid("Choose exactly one of interval, crontab, solar or clocked.")
-    timing = timing_of(getattr(schedule, kinds[0]), schedule.start_time or since)
+    timing = timing_of(getattr(schedule, kinds[0]), schedule.start_time or since, wall_zone)
     return Spec(timing, start=schedule.start_time, end=schedule.expires)
 
 
-def timing_of(row: Any, grid_from: datetime) -> Timing:
+def timing_of(row: Any, grid_from: datetime, wall_zone: str = "") -> Timing:
     """The timing in a row of one of `KINDS`. Raises `Invalid` with the reason."""
     kind = next(kind for kind, model in KINDS.items() if isinstance(row, model))
     if kind == "interval":
-        return Interval(_length(row), grid_from)
+        length = _length(row)
+        return Interval(length, grid_from, "" if length % DAY else wall_zone)
     if kind == "crontab":
         return Crontab(**{field: getattr(row, field) for field in CRONTAB_FIELDS}, zone=str(row.timezone))
     if kind == "clocked":

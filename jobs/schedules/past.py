@@ -67,7 +67,7 @@ def _first(policy: Policy, known: datetime) -> Spec:
     """The first known timing; that of its columns if it was never in force."""
     first = PastTiming.objects.filter(schedule=policy.pk).order_by("since").first()
     text = first.timing if first else policy.timing
-    return from_text(text) if text else spec_of(policy.schedule, known)
+    return from_text(text) if text else spec_of(policy.schedule, known, policy.wall_zone)
 
 
 def _last(timing: InForce) -> datetime | None:

@@ -20,6 +20,7 @@ import ephem
 import pytest
 from celery import Celery
 from celery.schedules import crontab as celery_crontab
+from celery.schedules import schedule as celery_schedule
 from celery.schedules import solar as celery_solar
 from cronsim import CronSim
 from hypothesis import given, reject, settings
@@ -296,6 +297,27 @@ def test_it_counts_real_hours_when_an_interval_crosses_a_clock_change():
     assert next_occurrence(Spec(Interval(DAY, origin)), origin) == datetime(2026, 3, 29, 13, tzinfo=berlin)
 
 
+@pytest.mark.parametrize(
+    ("zone", "start", "expected"),
+    [
+        ("Europe/Berlin", "2026-03-28T00:00", "28T00:00+0100 29T00:00+0100 30T00:00+0200 31T00:00+0200"),
+        ("Europe/Berlin", "2026-03-28T02:30", "28T02:30+0100 29T03:00+0200 30T02:30+0200 31T02:30+0200"),
+        ("Europe/Berlin", "2026-10-24T02:30", "24T02:30+0200 25T02:30+0200 26T02:30+0100 27T02:30+0100"),
+        ("America/Sao_Paulo", "2018-11-03T00:00", "03T00:00-0300 04T01:00-0200 05T00:00-0200 06T00:00-0200"),
+    ],
+)
+def test_it_keeps_the_time_of_day_of_an_interval_that_follows_the_clocks(zone, start, expected):
+    start = datetime.fromisoformat(start).replace(tzinfo=ZoneInfo(zone))
+    spec = Spec(Interval(DAY, start, zone), start)
+    assert readings(occurrences(spec, start - 9 * DAY, start + 3 * DAY + HOUR), zone) == expected
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Pacific/Kiritimati", "Pacific/Niue"])
+def test_it_ends_an_interval_that_follows_the_clocks_with_the_calendar(zone):
+    spec = Spec(Interval(DAY, utc("9998-12-25T12:00"), zone))
+    assert 5 <= len(list(occurrences(spec, utc("9998-12-25T12:00"), END_OF_TIME))) <= 8
+
+
 def test_it_is_due_once_when_clocked():
     at = utc("2026-01-01T12:00")
     assert next_occurrence(Spec(Clocked(at)), at - MICROSECOND) == at
@@ -458,6 +480,9 @@ TEXTS = {  # as databases store them
     '{"kind":"interval","every":1500000,"grid_from":"2026-01-01T00:00:00.000003+00:00"}': Spec(
         Interval(1.5 * SECOND, utc("2026-01-01T00:00:00.000003"))
     ),
+    '{"kind":"interval","every":86400000000,"grid_from":"2026-01-01T23:00:00.000000+00:00","zone":"Asia/Tokyo"}': Spec(
+        Interval(DAY, utc("2026-01-01T23:00"), "Asia/Tokyo")
+    ),
     '{"kind":"crontab","minute":"*/5","hour":"9-17","day_of_month":"*","month_of_year":"jan","day_of_week":"mon",'
     '"zone":"Europe/Berlin","start":"2026-01-01T00:00:00.000000+00:00","end":"2027-01-01T00:00:00.000001+00:00"}': Spec(
         Crontab("*/5", "9-17", "*", "jan", "mon", "Europe/Berlin"),
@@ -473,7 +498,7 @@ TEXTS = {  # as databases store them
 }
 
 
-@pytest.mark.parametrize(("text", "spec"), TEXTS.items(), ids=["interval", "crontab", "clocked", "solar"])
+@pytest.mark.parametrize(("text", "spec"), TEXTS.items(), ids=["interval", "days", "crontab", "clocked", "solar"])
 def test_it_writes_and_reads_a_schedule_in_the_stored_format(text, spec):
     assert as_text(spec) == text
     assert from_text(text) == spec
@@ -699,6 +724,19 @@ def test_it_refuses_an_interval_that_is_too_short_or_too_long(every, sentence):
 
 
 @pytest.mark.parametrize(
+    ("every", "start", "zone", "sentence"),
+    [
+        (HOUR, "2026-01-01T00:00", "Europe/Berlin", "has whole days"),
+        (DAY, "9999-12-31T23:00", "Asia/Tokyo", "has whole days, and starts in the years 2 to 9998."),
+        (DAY, "2026-01-01T00:00", "Mars/Phobos", "There is no time zone 'Mars/Phobos'"),
+    ],
+)
+def test_it_refuses_an_interval_that_cannot_follow_the_clocks(every, start, zone, sentence):
+    with pytest.raises(Invalid, match=sentence):
+        Interval(every, utc(start), zone)
+
+
+@pytest.mark.parametrize(
     ("solar", "sentence"),
     [
         (
@@ -792,6 +830,7 @@ def specs_and_cuts(draw: st.DrawFn) -> tuple[Spec, datetime, datetime, datetime]
         | solars
         | st.builds(Clocked, around)
         | st.builds(Interval, st.timedeltas(99 * SECOND, DAY), around)
+        | st.builds(Interval, st.integers(1, 3).map(lambda days: days * DAY), around, st.just(zone))
     )
     start, end = draw(st.none() | around), draw(st.none() | around)
     if start and end and end <= start:
@@ -851,7 +890,8 @@ def test_it_finds_the_same_solar_events_wherever_the_range_starts_or_is_cut(sola
     crontabs(st.sampled_from(ZONES))
     | solars
     | st.builds(Clocked, moments_ever)
-    | st.builds(Interval, st.timedeltas(SECOND, 3_652_058 * DAY), moments_ever),
+    | st.builds(Interval, st.timedeltas(SECOND, 3_652_058 * DAY), moments_ever)
+    | st.builds(Interval, st.just(DAY), st.just(utc("2026-03-28T23:00")), st.sampled_from(ZONES)),
     st.lists(moments_ever, min_size=2, max_size=2, unique=True).map(sorted),
     st.booleans(),
     st.booleans(),
@@ -931,6 +971,39 @@ def test_it_agrees_with_a_walk_through_every_minute_when_clocks_change(data, tur
 
 
 COMMON = ["0 * * * *", "*/15 * * * *", "7 */2 * * *", "*/20 1-3 * * *", "30 0,1,2,3,23 * * *", "0-59 0-23 * * *"]
+
+
+def celerys_relative_moments(days: int, zone: str, start: datetime, end: datetime) -> list[datetime]:
+    """When Celery is due with a `relative` schedule that it runs in time."""
+    app = Celery("tests", set_as_current=False)
+    app.conf.timezone = zone
+    schedule = celery_schedule(days * DAY, relative=True, app=app)
+    found = [start]
+    while found[-1] <= end:
+        last = found[-1].astimezone(app.timezone)
+        schedule.nowfun = lambda last=last: last
+        found.append(found[-1] + schedule.remaining_estimate(last))
+    return found[1:-1]
+
+
+@pytest.mark.parametrize(
+    ("zone", "year"),
+    [
+        ("Europe/Berlin", 2026),
+        ("Australia/Lord_Howe", 2026),
+        ("America/Sao_Paulo", 2018),  # a gap at midnight
+        ("Africa/Cairo", 2026),  # a gap at midnight
+        ("America/Havana", 2026),  # a repeated midnight
+        ("America/St_Johns", 2010),
+        ("UTC", 2026),
+    ],
+)
+@pytest.mark.parametrize("days", [1, 2, 3, 7])
+def test_it_agrees_with_celerys_relative_days_all_year(zone, year, days):
+    start = datetime(year, 1, 1, tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    end = start + 400 * DAY
+    spec = Spec(Interval(days * DAY, start, zone))
+    assert list(occurrences(spec, start, end)) == celerys_relative_moments(days, zone, start, end)
 
 
 @pytest.mark.parametrize(("zone", "turn"), TURNS)
