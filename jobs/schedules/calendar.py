@@ -8,6 +8,7 @@ signal: the next `find_changes` compares the fingerprints of the timings that we
 Where a row changes many schedules, they are only marked (`Policy.stale_since`), and beat computes them in slices.
 """
 
+import threading
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import reduce
@@ -52,6 +53,8 @@ COMPUTED = (
     *("next_due_at", "timing", "timing_since", "known_since", "stale_since", "fingerprint", "former"),
     "invalid_reason",
 )
+
+_migrated = threading.Event()  # set once this process has seen our table complete
 
 # All columns that decide when a schedule is due.
 TIMING_COLUMNS = (
@@ -295,6 +298,8 @@ def _on_save(instance: Any, raw: bool = False, **_: Any) -> None:
     """Receives the saves of every model, because a `sender` would miss proxies of these."""
     if raw or not isinstance(instance, SCHEDULES):  # raw: a fixture, whose references may not exist yet; see `sweep`
         return
+    if not _is_migrated():  # the first look of beat finds it
+        return
     if isinstance(instance, PeriodicTask):
         refresh(PeriodicTask.objects.filter(pk=instance.pk))
         return
@@ -305,6 +310,19 @@ def _on_save(instance: Any, raw: bool = False, **_: Any) -> None:
         ChangedTiming.objects.bulk_create([timing], ignore_conflicts=True)
     else:
         refresh(timing.schedules)
+
+
+def _is_migrated() -> bool:
+    """Whether our table is complete: a migration of another app may save schedules before ours are applied."""
+    if not _migrated.is_set():
+        table, needed = Policy._meta.db_table, {field.column for field in Policy._meta.concrete_fields}
+        with connection.cursor() as cursor:
+            look = connection.introspection
+            exists = table in look.table_names(cursor)
+            columns = {column.name for column in look.get_table_description(cursor, table)} if exists else set()
+        if needed <= columns:
+            _migrated.set()
+    return _migrated.is_set()
 
 
 def connect() -> None:

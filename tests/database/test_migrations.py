@@ -1,18 +1,22 @@
 """A database of a former version can be migrated, and its runs continue."""
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, transaction
 from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 from jobs.beat import rescue
-from jobs.models import Run, State
+from jobs.models import Policy, Run, State
+from jobs.schedules import calendar
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -79,3 +83,36 @@ def test_it_runs_no_sql_for_new_help_texts_and_labels():
     call_command("sqlmigrate", "jobs", "0007_plain_words", stdout=(out := StringIO()))
     statements = [line for line in out.getvalue().splitlines() if line and not line.startswith("--")]
     assert statements == ["BEGIN;", "COMMIT;"]
+
+
+@contextmanager
+def unmigrated(monkeypatch, table: str) -> Iterator[None]:
+    """As a migration of another app may find the database: `table` instead of ours."""
+    monkeypatch.setattr(calendar, "_migrated", threading.Event())  # as in a process that has just started
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE jobs_policy RENAME TO elsewhere")
+        if table:
+            cursor.execute(table)
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE IF EXISTS jobs_policy")
+            cursor.execute("ALTER TABLE elsewhere RENAME TO jobs_policy")
+
+
+@pytest.mark.parametrize("table", ["", "CREATE TABLE jobs_policy (schedule_id integer PRIMARY KEY)"])
+def test_it_lets_migrations_of_other_apps_save_schedules_before_its_own(monkeypatch, table):
+    with unmigrated(monkeypatch, table), transaction.atomic():
+        interval = IntervalSchedule.objects.create(every=1, period="hours")
+        schedule = PeriodicTask.objects.create(name="early", task="tests.nothing", interval=interval)
+        schedule.description = "saved again"
+        schedule.save()
+        interval.save()
+    assert PeriodicTask.objects.get().description == "saved again"
+    assert not Policy.objects.exists()
+    calendar.find_changes()
+    assert Policy.objects.get().next_due_at is not None
+    assert calendar._migrated.is_set() is False
+    schedule.save()
+    assert calendar._migrated.is_set()
