@@ -20,7 +20,7 @@ from django_celery_beat.models import PeriodicTasks
 from jobs.beat import claim, release, rescue
 from jobs.ledger import outbox
 from jobs.messages.dispatch import BrokerUnavailableError
-from jobs.models import UNSTARTED, Node, Policy, Run, database_now
+from jobs.models import UNSTARTED, Node, Policy, Release, Run, database_now
 from jobs.monitoring import nodes
 from jobs.rules.errors import hidden
 from jobs.schedules import calendar, entries, recheck
@@ -35,7 +35,12 @@ WAITING_TURN_SLEEP = 0.2  # while a run waits for another one to end
 CHANGES_EVERY = 1.5  # seconds between searches for changes that sent no signal
 SWEEP_EVERY = 300.0  # seconds between comparisons of all schedules, in case a search missed a change
 RESCUE_EVERY = 2.0  # seconds
+INSTALL_EVERY = 5.0  # seconds between attempts, until the entries are installed
 LONGEST_BACKOFF = 15.0  # seconds between ticks while the database is unavailable
+STANDS_BACK = (
+    "Beats of a newer release are there: %s. This beat leaves CELERY_BEAT_SCHEDULE to them, and installs its own"
+    " entries once they have gone. If they belong to another project, give each its own PROJECT."
+)
 
 
 class Scheduler(beat.Scheduler):
@@ -50,7 +55,8 @@ class Scheduler(beat.Scheduler):
         self.max_interval = min(self.max_interval, LONGEST_SLEEP)
         self._failures = 0
         self._done_at: dict[str, float] = {}
-        self._installed = False
+        self._installed = self._stands_back = False
+        self._release: Release | None = None
         self._name = nodes.beat_name()
         self._changes_mark: object = None
         self._rechecked: int | None = 0  # the last schedule that was rechecked; None after all of them
@@ -74,10 +80,10 @@ class Scheduler(beat.Scheduler):
 
     def _pass(self) -> float:
         close_old_connections()
+        if self._is_time_for("heartbeat", nodes.EVERY):
+            self._report()
         self._install()
         self._look_for_changes()
-        if self._is_time_for("heartbeat", nodes.EVERY):
-            nodes.heartbeat(self._name, kind=Node.Kind.BEAT)
         if self._is_time_for("rescue", RESCUE_EVERY):
             rescue.rescue()
         agenda = _Agenda.read()
@@ -108,14 +114,25 @@ class Scheduler(beat.Scheduler):
             self._rechecked = 0
         self._clock = now
 
+    def _report(self) -> None:
+        """Send a heartbeat that says which entries this beat knows."""
+        if self._release is None:
+            self._release = entries.release_of(self.app)
+            nodes.at_exit(self._name)
+        nodes.heartbeat(self._name, kind=Node.Kind.BEAT, release=self._release)
+
     def _install(self) -> None:
-        """Install CELERY_BEAT_SCHEDULE once, in the first pass that reaches the database."""
-        if self._installed:
+        """Install CELERY_BEAT_SCHEDULE once, as soon as the database answers and no newer release is there."""
+        if self._installed or not self._is_time_for("install", INSTALL_EVERY):
             return
-        for name, reason in entries.install(self.app).refused.items():
+        outcome = entries.install(self.app)
+        for name, reason in outcome.refused.items():
             log.error("The entry %r of CELERY_BEAT_SCHEDULE is not installed: %s", name, reason)
-        self._installed = True
-        nodes.at_exit(self._name)
+        for name, reason in outcome.flagged.items():
+            log.error("The entry %r of CELERY_BEAT_SCHEDULE is installed, but cannot run: %s", name, reason)
+        if outcome.newer and not self._stands_back:
+            log.warning(STANDS_BACK, ", ".join(outcome.newer))
+        self._stands_back, self._installed = bool(outcome.newer), not outcome.newer
 
     def _was_notified(self) -> bool:
         """Whether django-celery-beat's `PeriodicTasks.update_changed()` was called, for example after a bulk change."""

@@ -1,71 +1,124 @@
 """Which schedules does the code define? Beat installs the entries of CELERY_BEAT_SCHEDULE when it starts.
 
 Its one rule: each version of an entry is written once. Edits in the admin hold until the entry changes, and a changed
-entry never enables, disables, pauses or resumes an existing schedule. A schedule whose entry is gone is deleted. An
-entry that cannot be installed stops no other entry, and its schedule stays as it was installed last.
+entry never enables, disables, pauses or resumes an existing schedule. An entry that cannot be installed stops no other
+entry, and its schedule stays as it was installed last.
+
+A schedule whose entry is gone is disabled, and deleted weeks later: if the entry returns, so does its policy. An entry
+with a new name and the same job, timing and arguments is a rename. No project changes the schedules of another (the
+setting PROJECT), and no beat those of a newer release while a beat of that release is there.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from hashlib import sha256
+from typing import Any, NamedTuple, TypeVar
 
 from celery import schedules
 from celery.utils.time import delta_resolution
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import Error as DatabaseError
 from django.db import IntegrityError, transaction
 from django.db.models import Q
-from django.utils import timezone
+from django.db.models.functions import Now
 from django_celery_beat.models import PeriodicTask
 
 from jobs.messages import discovery
-from jobs.models import LONGEST_NAME, Policy
+from jobs.messages.message import message_of
+from jobs.models import Node, Policy, PolicyQuerySet, Release
 from jobs.rules.errors import Invalid
-from jobs.schedules.calendar import CRONTAB_FIELDS, KINDS
+from jobs.schedules import acts, calendar
+from jobs.schedules.calendar import KINDS
+from jobs.schedules.entry import as_text, read, wall_zone_of
 
-UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1))
-MEMBERS = {"task", "schedule", "args", "kwargs", "options", "relative", "enabled", "one_off", "description"}
-# Options with a column in the schedule, options with a column in its policy, and options stored as they are.
-OF_SCHEDULE = {"queue", "exchange", "routing_key", "priority", "headers", "expires"}
-OF_POLICY = {"time_limit", "ignore_result"}
-KEPT = {"soft_time_limit", "serializer", "compression", "shadow", "delivery_mode"}
+T = TypeVar("T")
 
+log = logging.getLogger(__name__)
 
 # An entry for it without arguments gives way to a schedule that operators make for it, or call so.
 CLEAN_UP = "jobs.cleanup"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How many schedules were created, changed or deleted, and the entries that were refused, with the reasons."""
-
-    changed: int
-    refused: dict[str, str]
-
+KEPT_FOR = timedelta(days=30)  # a schedule whose entry is gone
+# How long a beat waits for a newer one that may come back: one that stopped in order, and one that went silent.
+STOPPED, SILENT = timedelta(seconds=30), timedelta(minutes=2)
 
 # Errors from reading an entry that does not follow Celery's documentation.
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How many schedules were created, changed or removed, and for each entry that cannot run the reason."""
+
+    changed: int
+    refused: dict[str, str] = field(default_factory=dict)
+    flagged: dict[str, str] = field(default_factory=dict)  # these are installed
+    newer: tuple[str, ...] = ()  # beats of a newer release: the entries were left to them
+
+
+class Known(NamedTuple):
+    """An entry as it was installed last, and the state of its schedule."""
+
+    pk: int
+    name: str
+    text: str
+    owner: str
+    wall_zone: str
+    removed_at: datetime | None
+    enabled_before: bool
+
+
 def install(app: Any) -> Outcome:
-    """Write the entries that changed since the last time, and delete the schedules whose entry is gone.
+    """Write the entries that changed since the last time, and remove the schedules whose entry is gone.
 
     Two beats may do this at once: the second writes the same values again, or finds that the first has written them.
     """
-    entries = _entries(app)
-    known = dict(Policy.objects.exclude(entry="").values_list("schedule__name", "entry"))
-    changed, refused = 0, {}
-    for name, entry in entries.items():
+    if newer := _newer_beats(release_of(app)):
+        return Outcome(0, newer=newer)
+    entries = _without_default(_entries(app))
+    wanted, refused = _readable(entries, app)
+    _release_enabled(entries)
+    known = {row.name: row for row in _known()}
+    # A broken module may have added an entry that is missing now.
+    gone = [] if discovery.broken(app) else [row for row in known.values() if _is_gone(row, entries)]
+    renamed = _renamed(gone, wanted)
+    changed = 0
+    for name, columns in wanted.items():
         try:
-            changed += _install(name, entry, known.get(name, ""), app)
+            changed += _install(name, columns, known.get(name) or renamed.get(name))
         except (Invalid, ValidationError, DatabaseError, *UNREADABLE) as error:
             refused[name] = str(error) or repr(error)
-    # A broken module may have added an entry that is missing now.
-    gone = set() if discovery.broken(app) else known.keys() - entries.keys()
-    _, deleted = PeriodicTask.objects.filter(name__in=gone).exclude(policy__entry="").delete()
-    return Outcome(changed + deleted.get(PeriodicTask._meta.label, 0), refused)
+    changed += _remove([row for row in gone if row not in renamed.values()])
+    _delete_forgotten()
+    _tell_of_strays(known.values(), entries)
+    return Outcome(changed, refused, _flagged(refused))
+
+
+# --- which beat may install -----------------------------------------------------------------------------------------
+
+
+def release_of(app: Any) -> Release:
+    """What this process knows of the entries. The first call of a release decides which releases are older."""
+    wanted, refused = _readable(_entries(app), app)
+    texts = {name: as_text(columns) for name, columns in wanted.items()} | dict.fromkeys(refused, "")
+    digest = sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+    release, _ = Release.objects.get_or_create(
+        project=settings.PROJECT, version=settings.CODE_VERSION[:100], entries=digest
+    )
+    return release
+
+
+def _newer_beats(release: Release) -> tuple[str, ...]:
+    """The beats of newer releases of this project that are there, or may come back in a moment."""
+    there = Q(stopped_at=None, seen_at__gt=Now() - SILENT) | Q(stopped_at__gt=Now() - STOPPED)
+    newer = Node.objects.filter(there, release__project=release.project, release__gt=release.pk)
+    return tuple(newer.order_by("name").values_list("name", flat=True))
+
+
+# --- what is defined, and what is known -----------------------------------------------------------------------------
 
 
 def _entries(app: Any) -> dict[str, Mapping[str, Any]]:
@@ -76,20 +129,75 @@ def _entries(app: Any) -> dict[str, Mapping[str, Any]]:
     if app.conf.result_expires and not app.backend.supports_autoexpire:
         cleanup = {"task": "celery.backend_cleanup", "schedule": schedules.crontab("0", "4", "*")}
         entries.setdefault("celery.backend_cleanup", {**cleanup, "options": {"expires": 12 * 3600}})
-    by_default = {name for name, each in entries.items() if each.get("task") == CLEAN_UP and not each.get("kwargs")}
-    if PeriodicTask.objects.filter(Q(task=CLEAN_UP) | Q(name__in=by_default), policy__entry="").exists():
-        entries = {name: entries[name] for name in entries.keys() - by_default}
     return entries
 
 
-def _install(name: str, entry: Mapping[str, Any], known: str, app: Any) -> bool:
-    columns = _read(name, entry, app)
-    text = json.dumps(columns, sort_keys=True, default=str)
-    if text == known:
-        return False
+def _without_default(entries: dict[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    by_default = {name for name, each in entries.items() if each.get("task") == CLEAN_UP and not each.get("kwargs")}
+    if PeriodicTask.objects.filter(Q(task=CLEAN_UP) | Q(name__in=by_default), policy__entry="").exists():
+        return {name: entries[name] for name in entries.keys() - by_default}
+    return entries
+
+
+def _readable(entries: Mapping[str, Any], app: Any) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The columns of each entry, and for each one that cannot be read or is never due the reason."""
+    wanted, refused = {}, {}
+    for name, entry in entries.items():
+        try:
+            wanted[name] = read(name, entry, app)
+        except (Invalid, *UNREADABLE) as error:
+            refused[name] = str(error) or repr(error)
+    return wanted, refused
+
+
+def _known() -> list[Known]:
+    columns = ("pk", "schedule__name", "entry", "owner", "wall_zone", "removed_at", "enabled_before")
+    return [Known(*row) for row in Policy.objects.exclude(entry="").values_list(*columns)]
+
+
+def _is_gone(row: Known, entries: Mapping[str, Any]) -> bool:
+    return row.owner == settings.PROJECT and row.name not in entries and row.removed_at is None
+
+
+def _renamed(gone: list[Known], wanted: Mapping[str, dict[str, Any]]) -> dict[str, Known]:
+    """The schedules that new entries rename, by the new name. Where several would fit, none is renamed."""
+    taken = set(PeriodicTask.objects.filter(name__in=wanted).values_list("name", flat=True))
+    new = _by_work((name, as_text(columns)) for name, columns in wanted.items() if name not in taken)
+    old = _by_work((row, row.text) for row in gone)
+    return {new[work][0]: old[work][0] for work in new.keys() & old.keys() if len(new[work]) == len(old[work]) == 1}
+
+
+def _by_work(entries: Iterable[tuple[T, str]]) -> dict[str, list[T]]:
+    """Group entries by what a rename keeps: the job, the timing and the arguments."""
+    found: dict[str, list[T]] = {}
+    for each, text in entries:
+        columns = _columns(text)
+        schedule = columns.get("schedule", {})
+        work = [columns.get("timing"), *(schedule.get(name) for name in ("task", "args", "kwargs"))]
+        found.setdefault(json.dumps(work), []).append(each)
+    return found
+
+
+def _columns(text: str) -> dict[str, Any]:
+    """The columns of an entry that was installed before; none if it cannot be read."""
+    try:
+        columns = json.loads(text)
+    except ValueError:
+        return {}
+    return columns if isinstance(columns, dict) else {}
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def _install(name: str, columns: dict[str, Any], row: Known | None) -> bool:
+    """Write an entry if it changed; returns whether it did."""
+    text = as_text(columns)
+    if row is not None and (row.name, row.text) == (name, text):
+        return _keep(row, wall_zone_of(columns))
     try:
         with transaction.atomic():
-            _write(name, columns, text)
+            _write(name, columns, text, row)
     except (IntegrityError, ValidationError):
         if not Policy.objects.filter(schedule__name=name, entry=text).exists():  # else another beat was faster
             raise
@@ -97,18 +205,48 @@ def _install(name: str, entry: Mapping[str, Any], known: str, app: Any) -> bool:
     return True
 
 
-def _write(name: str, columns: dict[str, Any], text: str) -> None:
-    schedule = PeriodicTask.objects.select_for_update().filter(name=name).first() or PeriodicTask(name=name)
-    if schedule.pk is not None:
-        columns["schedule"].pop("enabled")
+def _check_owner(policies: PolicyQuerySet) -> None:
+    """Refuse to change an entry that another project defines."""
+    for owner in (
+        policies.filter(removed_at=None).exclude(owner__in=("", settings.PROJECT)).values_list("owner", flat=True)
+    ):
+        raise Invalid(
+            f"the project {owner!r} has installed an entry of this name in the same database; choose another name. If"
+            f" both are one project, set PROJECT={owner} (here it is {settings.PROJECT!r})."
+        )
+
+
+def _keep(row: Known, wall_zone: str) -> bool:
+    """Own an entry of an earlier version, and bring back one that had been gone; returns whether it had."""
+    if (row.owner, row.wall_zone, row.removed_at) == (settings.PROJECT, wall_zone, None):
+        return False
+    this, policies = PeriodicTask.objects.filter(pk=row.pk), Policy.objects.filter(pk=row.pk)
+    _check_owner(policies)
+    policies.update(owner=settings.PROJECT, wall_zone=wall_zone, removed_at=None)
+    if row.removed_at and row.enabled_before:
+        acts.enable(this, "Punctual")
+    calendar.refresh(this)
+    return row.removed_at is not None
+
+
+def _write(name: str, columns: dict[str, Any], text: str, row: Known | None) -> None:
+    schedule = PeriodicTask.objects.select_for_update().filter(Q(pk=row.pk) if row else Q(name=name)).first()
+    if schedule is not None:
+        _check_owner(Policy.objects.filter(pk=schedule.pk))
     kind, timing = columns["timing"]
-    for field, value in {**columns["schedule"], **dict.fromkeys(KINDS), kind: _timing(kind, timing)}.items():
-        setattr(schedule, field, value)
-    relative = columns["relative"] and kind == "interval"  # crontabs follow the clock anyway
-    schedule.start_time = _aligned(timing, columns["zone"]) if relative else None
+    values = {**columns["schedule"], "name": name, **dict.fromkeys(KINDS), kind: _timing(kind, timing)}
+    if schedule is None:
+        schedule = PeriodicTask()
+    else:  # only users decide whether it is enabled
+        values["enabled"] = row.enabled_before if row and row.removed_at else schedule.enabled
+    for column, value in values.items():
+        setattr(schedule, column, value)
+    schedule.start_time = _start_of(columns, row, schedule.start_time)
     schedule.clean_fields()
     schedule.save()
-    Policy.objects.filter(schedule=schedule).update(entry=text, **columns["policy"])
+    own = {"entry": text, "owner": settings.PROJECT, "removed_at": None, "wall_zone": wall_zone_of(columns)}
+    Policy.objects.filter(schedule=schedule).update(**own, **columns["policy"])
+    calendar.refresh(PeriodicTask.objects.filter(pk=schedule.pk))
 
 
 def _timing(kind: str, values: dict[str, Any]) -> Any:
@@ -116,95 +254,85 @@ def _timing(kind: str, values: dict[str, Any]) -> Any:
     return found or KINDS[kind].objects.create(**values)
 
 
+def _start_of(columns: dict[str, Any], row: Known | None, former: datetime | None) -> datetime | None:
+    """Where the grid of a relative interval begins, in the past; it stays while the timing does."""
+    kind, timing = columns["timing"]
+    if not columns["relative"] or kind != "interval":  # crontabs follow the clock anyway
+        return None
+    before = _columns(row.text) if row else {}
+    now = json.loads(as_text(columns))
+    if former and all(before.get(name) == now[name] for name in ("timing", "relative", "zone")):
+        return former
+    return _aligned(timing, columns["zone"])
+
+
 def _aligned(interval: dict[str, Any], zone: Any) -> datetime:
     """The start of the current day, hour, minute or second, the unit of the interval, in the app's time zone."""
-    unit = timedelta(**{interval["period"]: 1})
-    return delta_resolution(datetime.now(zone), unit)
+    start = delta_resolution(datetime.now(zone), timedelta(**{interval["period"]: 1}))
+    while interval["period"] == "days" and _is_skipped(start):
+        start -= timedelta(days=interval["every"])
+    return start
 
 
-# --- reading an entry -----------------------------------------------------------------------------------------------
+def _is_skipped(midnight: datetime) -> bool:
+    """Whether the clocks of its zone skip this midnight, so that it says nothing about those after it."""
+    return datetime.fromtimestamp(midnight.timestamp(), midnight.tzinfo).hour != 0
 
 
-def _read(name: str, entry: Mapping[str, Any], app: Any) -> dict[str, Any]:
-    """The entry as columns. Raises `Invalid` with a sentence that says what to change."""
-    if unknown := sorted(set(entry) - MEMBERS):
-        raise Invalid(f"unknown keys: {', '.join(unknown)}; choose from {', '.join(sorted(MEMBERS))}.")
-    if len(name) > LONGEST_NAME:
-        raise Invalid(f"its name is longer than {LONGEST_NAME} characters; give it a shorter one.")
-    if not isinstance(entry.get("args") or (), (list, tuple)) or not isinstance(entry.get("kwargs") or {}, dict):
-        raise Invalid("its args must be a list or tuple, and its kwargs a dict.")
-    options = dict(entry.get("options") or {})
-    relative = bool(entry.get("relative") or getattr(entry.get("schedule"), "relative", False))
-    return {
-        "timing": _read_timing(entry.get("schedule"), app),
-        "relative": relative,
-        "zone": app.timezone if relative else None,
-        "schedule": {
-            "task": entry.get("task", ""),
-            "args": _json(list(entry.get("args") or ()), "args"),
-            "kwargs": _json(dict(entry.get("kwargs") or {}), "kwargs"),
-            "enabled": bool(entry.get("enabled", True)),
-            "one_off": bool(entry.get("one_off", False)),
-            "description": entry.get("description", ""),
-            **_read_columns(options, app),
-        },
-        "policy": _read_policy(options),
-    }
+# --- removing -------------------------------------------------------------------------------------------------------
 
 
-def _read_timing(schedule: Any, app: Any) -> tuple[str, dict[str, Any]]:
-    if isinstance(schedule, (int, float, timedelta)):
-        schedule = schedules.schedule(schedule, app=app)
-    if isinstance(schedule, schedules.crontab):
-        fields = {field: _field(getattr(schedule, f"_orig_{field}")) for field in CRONTAB_FIELDS}
-        return "crontab", {**fields, "timezone": str(vars(schedule).get("tz") or app.timezone)}
-    if isinstance(schedule, schedules.solar):
-        place = {"latitude": round(schedule.lat, 6), "longitude": round(schedule.lon, 6)}  # as precise as the columns
-        return "solar", {"event": schedule.event, **place}
-    if type(schedule) is not schedules.schedule:
-        raise Invalid(f"{schedule!r} is not a supported schedule; use seconds, a timedelta, a crontab or solar.")
-    seconds = vars(schedule)["run_every"].total_seconds()
-    if seconds < 1 or seconds % 1:
-        raise Invalid(f"its interval is {seconds:g} s; choose whole seconds, one or more.")
-    period, length = next((period, length) for period, length in UNITS if seconds % length == 0)
-    return "interval", {"every": int(seconds // length), "period": period}
+def _remove(gone: list[Known]) -> int:
+    """Disable the schedules whose entry is gone; returns how many."""
+    if not gone:
+        return 0
+    rows = PeriodicTask.objects.filter(pk__in=[row.pk for row in gone])
+    with transaction.atomic():
+        enabled = dict(rows.select_for_update().order_by("pk").values_list("pk", "enabled"))
+        acts.disable(rows, "Punctual")
+        policies = Policy.objects.filter(pk__in=enabled, removed_at=None)  # another beat may have been faster
+        for before in (True, False):
+            those = [pk for pk, was_enabled in enabled.items() if was_enabled is before]
+            policies.filter(pk__in=those).update(removed_at=Now(), enabled_before=before)
+    for row in gone:
+        log.warning(
+            "The entry %r of project %s is gone: its schedule is disabled, and deleted after %d days.",
+            *(row.name, settings.PROJECT, KEPT_FOR.days),
+        )
+    return len(enabled)
 
 
-def _field(value: Any) -> str:
-    """A crontab field as text; Celery also accepts numbers and collections of numbers."""
-    return str(value) if isinstance(value, (str, int)) else ",".join(map(str, sorted(value)))
+def _release_enabled(entries: Collection[str]) -> None:
+    """A schedule without entry that a user has enabled again is the user's."""
+    enabled = Policy.objects.filter(owner=settings.PROJECT, removed_at__isnull=False, schedule__enabled=True)
+    enabled.exclude(schedule__name__in=entries).update(entry="", owner="", removed_at=None, wall_zone="")
 
 
-def _read_columns(options: dict[str, Any], app: Any) -> dict[str, Any]:
-    expires = options.get("expires")
-    end = expires if isinstance(expires, datetime) else None
-    seconds = expires.total_seconds() if isinstance(expires, timedelta) else None if end else expires
-    return {
-        "queue": getattr(options.get("queue"), "name", options.get("queue")),
-        "exchange": getattr(options.get("exchange"), "name", options.get("exchange")),
-        "routing_key": options.get("routing_key"),
-        "priority": options.get("priority"),
-        "headers": _json(dict(options.get("headers") or {}), "headers"),
-        "expires": timezone.make_aware(end, app.timezone) if end and timezone.is_naive(end) else end,
-        "expire_seconds": None if seconds is None else max(1, int(seconds)),
-    }
+def _delete_forgotten() -> None:
+    forgotten = Policy.objects.filter(owner=settings.PROJECT, removed_at__lt=Now() - KEPT_FOR)
+    PeriodicTask.objects.filter(policy__in=forgotten, enabled=False).delete()
 
 
-def _read_policy(options: dict[str, Any]) -> dict[str, Any]:
-    if unknown := sorted(set(options) - OF_SCHEDULE - OF_POLICY - KEPT):
-        raise Invalid(f"a schedule cannot store the option {', '.join(unknown)}; set it on the task.")
-    further = {name: options[name] for name in sorted(KEPT & set(options))}
-    _json(further, "options")
-    ignored = options.get("ignore_result")
-    return {
-        "time_limit": options.get("time_limit"),
-        "keep_result": None if ignored is None else not ignored,
-        "options": further or None,
-    }
+def _tell_of_strays(known: Iterable[Known], entries: Collection[str]) -> None:
+    """An earlier version of Punctual did not say which project installed an entry."""
+    for row in known:
+        if row.owner == "" and row.name not in entries:
+            log.warning("No entry here defines the schedule %r: delete it, unless another project does.", row.name)
 
 
-def _json(value: Any, what: str) -> str:
+# --- what cannot run ------------------------------------------------------------------------------------------------
+
+
+def _flagged(refused: Collection[str]) -> dict[str, str]:
+    """The reasons of schedules of this project that are installed and enabled, but cannot run."""
+    own = PeriodicTask.objects.filter(policy__owner=settings.PROJECT, enabled=True).exclude(policy__entry="")
+    reasons = {each.name: _why_not(each) for each in own.exclude(name__in=refused).select_related("policy")}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _why_not(schedule: Any) -> str:
     try:
-        return json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise Invalid(f"its {what} cannot be written as JSON: {error}.") from error
+        message_of(schedule, schedule.policy)
+    except Invalid as error:
+        return str(error)
+    return str(schedule.policy.invalid_reason)

@@ -1,21 +1,37 @@
-"""CELERY_BEAT_SCHEDULE: its entries are installed, changed and deleted with the settings; edits in the admin hold."""
+"""CELERY_BEAT_SCHEDULE: its entries are installed, changed and removed with the settings; edits in the admin hold."""
 
+import json
+import logging
 import threading
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from datetime import UTC, datetime, time, timedelta
+from itertools import pairwise
+from zoneinfo import ZoneInfo
 
 import pytest
-from celery import Celery, schedules
+from celery import Celery, current_app, schedules
 from django.db import connection
 from django_celery_beat.models import PeriodicTask
+from django_celery_beat.tzcrontab import TzAwareCrontab
 from kombu import Queue
 
-from jobs.beat import claim
-from jobs.models import Policy, Run, database_now
-from jobs.schedules import acts, entries
+from jobs.beat import Scheduler, claim
+from jobs.ledger import outbox
+from jobs.models import Node, Policy, Run, State, database_now
+from jobs.monitoring import nodes
+from jobs.rules.occurrences import from_text, occurrences
+from jobs.schedules import acts, calendar, entries
 from project import settings as project_settings
 from tests.making import make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def project(settings) -> None:
+    settings.PROJECT = "punctual"
+
+
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
@@ -33,6 +49,23 @@ def app_with(timezone="Europe/Berlin", **given) -> Celery:
 def install(**given) -> int:
     """Install these entries; returns how many schedules changed."""
     return entries.install(app_with(**given)).changed
+
+
+def beat_with(settings, **given) -> Scheduler:
+    """A beat with these entries in its settings."""
+    settings.CELERY_BEAT_SCHEDULE = app_with(**given).conf.beat_schedule
+    return Scheduler(current_app, lazy=True)
+
+
+@pytest.fixture
+def told() -> Iterator[list[logging.LogRecord]]:
+    """What beat tells in its log. Celery configures logging again when it loads jobs, which would cut off caplog."""
+    handler, beat = logging.Handler(), logging.getLogger("jobs")
+    records: list[logging.LogRecord] = []
+    handler.emit = records.append
+    beat.addHandler(handler)
+    yield records
+    beat.removeHandler(handler)
 
 
 @pytest.fixture
@@ -59,13 +92,87 @@ def test_it_keeps_edits_until_the_entry_changes(job):
     assert Policy.objects.paused().get().pause_reason == "maintenance"
 
 
-def test_it_deletes_a_schedule_whose_entry_is_gone_and_no_other_schedule(job):
+@pytest.mark.django_db(transaction=True)
+def test_it_disables_a_schedule_whose_entry_is_gone_and_no_other_schedule(job, settings, told):
     make_schedule("made by hand")
+    beat_with(settings, other={"schedule": DAY}).tick()
+    assert set(PeriodicTask.objects.filter(enabled=True).values_list("name", flat=True)) == {"made by hand", "other"}
+    assert "The entry 'job' of project punctual" in told[0].getMessage()
+    make_due(job)
+    list(claim.claim_due())
+    assert Run.objects.get().state == State.SKIPPED
+    assert install(other={"schedule": DAY}) == 0
+
+
+def test_it_deletes_a_schedule_a_month_after_its_entry_went(job):
     run = make_run(job)
-    assert install(other={}) == 2
-    assert set(PeriodicTask.objects.values_list("name", flat=True)) == {"made by hand", "other"}
+    assert install() == 1
+    install()
+    assert PeriodicTask.objects.exists()
+    Policy.objects.update(removed_at=database_now() - entries.KEPT_FOR - DAY)
+    install()
+    assert not PeriodicTask.objects.exists()
     run.refresh_from_db()
     assert (run.schedule, run.schedule_name) == (None, "job")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("changed", [{}, {"description": "changed"}])
+def test_it_brings_a_schedule_back_with_its_policy_when_its_entry_returns(job, enabled, changed):
+    PeriodicTask.objects.update(enabled=enabled)
+    Policy.objects.update(overlap="allow")
+    Policy.objects.pause(by="ada", reason="maintenance")
+    install()
+    assert not PeriodicTask.objects.get().enabled
+    assert install(job=changed) == 1
+    back = PeriodicTask.objects.get()
+    assert (back.pk, back.enabled, back.policy.overlap, back.policy.removed_at) == (job.pk, enabled, "allow", None)
+    assert back.policy.pause_reason == "maintenance"
+    assert back.policy.next_due_at is None or back.policy.next_due_at > database_now()
+    assert list(claim.claim_due()) == []
+    assert install(job=changed) == 0
+
+
+def test_it_leaves_a_schedule_without_entry_to_the_user_who_enables_it(job):
+    install()
+    acts.enable(PeriodicTask.objects.all(), "ada")
+    install()
+    Policy.objects.update(removed_at=database_now() - entries.KEPT_FOR - DAY)
+    install()
+    assert (PeriodicTask.objects.get().enabled, Policy.objects.get().entry) == (True, "")
+
+
+def test_it_keeps_the_policy_and_the_history_of_an_entry_that_is_renamed(job):
+    Policy.objects.update(overlap="allow")
+    Policy.objects.pause(by="ada", reason="maintenance")
+    before = Policy.objects.get().next_due_at
+    assert install(new_name={"description": "and described", "options": {"priority": 3}}) == 1
+    renamed = PeriodicTask.objects.get()
+    assert (renamed.pk, renamed.name, renamed.priority) == (job.pk, "new-name", 3)
+    assert (renamed.policy.overlap, renamed.policy.pause_reason) == ("allow", "maintenance")
+    assert renamed.policy.next_due_at == before
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        {"one": {}, "two": {}},  # which of them is it?
+        {"one": {"schedule": DAY}},
+        {"one": {"task": "tests.note"}},
+        {"one": {"args": [1]}},
+        {"one": {}, "job": {}},
+    ],
+)
+def test_it_takes_no_other_entry_for_a_renamed_one(job, new):
+    install(**new)
+    assert set(PeriodicTask.objects.values_list("name", flat=True)) == {"job", *new}
+
+
+def test_it_makes_a_new_schedule_of_a_name_that_was_taken_by_hand(job):
+    mine = make_schedule("other", task="tests.nothing")
+    install(other={})
+    assert PeriodicTask.objects.get(name="other").pk == mine.pk
+    assert not PeriodicTask.objects.get(name="job").enabled
 
 
 def test_it_adopts_a_schedule_that_already_has_the_name():
@@ -74,7 +181,116 @@ def test_it_adopts_a_schedule_that_already_has_the_name():
     schedule.refresh_from_db()
     assert (schedule.task, schedule.enabled) == ("tests.nothing", False)
     assert install() == 1
+    assert Policy.objects.get().removed_at is not None
+
+
+# --- several projects, several releases -----------------------------------------------------------------------------
+
+
+def test_it_changes_no_entry_of_another_project(job, settings):
+    settings.PROJECT = "another"
+    outcome = entries.install(app_with(job={"task": "tests.note"}, other={}))
+    assert outcome.changed == 1
+    assert "the project 'punctual' has installed an entry of this name" in outcome.refused["job"]
+    assert "set PROJECT=punctual (here it is 'another')" in outcome.refused["job"]
+    job.refresh_from_db()
+    assert (job.task, job.enabled) == ("tests.nothing", True)
+    settings.PROJECT = "punctual"
+    assert install(job={}) == 0
+    assert PeriodicTask.objects.filter(enabled=True).count() == 2
+
+
+def test_it_takes_over_an_entry_that_another_project_has_given_up(job, settings):
+    install()
+    settings.PROJECT = "another"
+    assert install(job={}) == 1
+    assert (PeriodicTask.objects.get().pk, Policy.objects.get().owner) == (job.pk, "another")
+    settings.PROJECT = "punctual"
+    assert install() == 0
+    assert PeriodicTask.objects.get().enabled
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_owns_the_entries_of_an_earlier_version_that_it_defines_and_removes_no_other(job, settings, told):
+    install(job={}, stray={"schedule": DAY})
+    Policy.objects.update(owner="")  # as before owners were known
+    PeriodicTask.objects.update(queue="mine")
+    beat_with(settings, job={}).tick()
+    assert dict(Policy.objects.values_list("schedule__name", "owner")) == {"job": "punctual", "stray": ""}
+    assert set(PeriodicTask.objects.values_list("queue", "enabled")) == {("mine", True)}
+    assert "No entry here defines the schedule 'stray': delete it" in told[0].getMessage()
+
+
+def beat_of(app, name: str) -> Node:
+    nodes.heartbeat(name, kind=Node.Kind.BEAT, release=entries.release_of(app))
+    return Node.objects.get(name=name)
+
+
+def gone(node: Node, ago: timedelta, **columns) -> None:
+    """As if the node had last been seen so long ago."""
+    Node.objects.filter(pk=node.pk).update(seen_at=database_now() - ago, **columns)
+
+
+@pytest.mark.parametrize("version", ["", "abc123"])
+def test_it_leaves_the_entries_to_the_beats_of_a_newer_release_while_they_are_there(settings, version):
+    settings.CODE_VERSION = version
+    old, new = app_with(job={}, dropped={"schedule": DAY}), app_with(job={"schedule": DAY}, added={"schedule": 60})
+    beat_of(old, "beat@old")
+    entries.install(old)
+    settings.CODE_VERSION = version and "def456"
+    newer = beat_of(new, "beat@new")
+    assert entries.install(new).changed == 3
+    settings.CODE_VERSION = version
+    for ago, columns in [
+        (timedelta(0), {}),
+        (entries.SILENT / 2, {}),  # it was killed, and its supervisor starts it again
+        (timedelta(0), {"stopped_at": database_now()}),
+    ]:
+        gone(newer, ago, **columns)
+        assert entries.install(old) == entries.Outcome(0, newer=("beat@new",))
+    assert str(PeriodicTask.objects.get(name="job").interval) == "every day"
+    assert dict(PeriodicTask.objects.values_list("name", "enabled")) == {"job": True, "dropped": False, "added": True}
+    gone(newer, DAY, stopped_at=database_now() - entries.STOPPED - HOUR)
+    assert entries.install(old).changed == 3
+    assert dict(PeriodicTask.objects.values_list("name", "enabled")) == {"job": True, "dropped": True, "added": False}
+
+
+def test_it_installs_a_newer_release_beside_beats_of_older_ones_and_of_other_projects(settings):
+    old, new = app_with(job={}), app_with(job={"schedule": DAY})
+    beat_of(old, "beat@old")
+    settings.PROJECT = "another"
+    beat_of(app_with(theirs={}), "beat@another")
+    settings.PROJECT = "punctual"
+    nodes.heartbeat("beat@before", kind=Node.Kind.BEAT)  # of a version that knew no releases
+    assert entries.install(new) == entries.Outcome(1)
+
+
+def test_it_takes_a_release_with_the_same_entries_for_a_newer_one_if_its_version_is_new(settings):
+    settings.CODE_VERSION = "1"
+    first = entries.release_of(app_with(job={}))
+    settings.CODE_VERSION = "2"
+    assert entries.release_of(app_with(job={})).pk > first.pk
+    settings.CODE_VERSION = "1"
+    assert entries.release_of(app_with(job={})).pk == first.pk
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_installs_in_the_end_what_beat_had_left_to_a_newer_release(settings, told):
+    scheduler = beat_with(settings, job={})
+    entries.release_of(scheduler.app)
+    newer = beat_of(app_with(), "beat@new")
+    for _ in range(2):
+        scheduler._done_at.clear()  # the time between its attempts has passed
+        scheduler.tick()
     assert not PeriodicTask.objects.exists()
+    assert [line.getMessage()[:50] for line in told] == ["Beats of a newer release are there: beat@new. This"]
+    newer.delete()
+    scheduler._done_at.clear()
+    scheduler.tick()
+    assert PeriodicTask.objects.get().name == "job"
+
+
+# --- timings --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -100,6 +316,60 @@ def test_it_installs_every_kind_of_schedule(timing, expected):
     assert Policy.objects.get().invalid_reason == ""
     assert Policy.objects.get().next_due_at is not None
     assert install(job={"schedule": timing}) == 0
+
+
+def moments_of(policy: Policy) -> list[datetime]:
+    """The due moments of the next 400 days, by the clock of the app."""
+    now = database_now()
+    found = occurrences(from_text(policy.timing), now, now + 400 * DAY)
+    return [moment.astimezone(ZoneInfo("Europe/Berlin")) for moment in found]
+
+
+@pytest.mark.parametrize("days", [1, 2, 3, 7])
+def test_it_keeps_local_midnight_of_a_relative_interval_of_days_all_year(days):
+    assert install(job={"schedule": days * DAY, "relative": True}) == 1
+    assert list(claim.claim_due()) == []
+    moments = moments_of(Policy.objects.get())
+    assert {moment.time() for moment in moments} == {time(0)}
+    assert {later.date() - earlier.date() for earlier, later in pairwise(moments)} == {days * DAY}
+    assert install(job={"schedule": days * DAY, "relative": True}) == 0
+
+
+def test_it_keeps_the_days_of_a_relative_interval_until_its_timing_changes():
+    def given(**members):
+        return {"job": {"schedule": 3 * DAY, "relative": True, **members}}
+
+    install(**given())
+    schedule = PeriodicTask.objects.get()
+    schedule.start_time -= DAY  # as if it had been installed yesterday
+    schedule.save()
+    before = moments_of(Policy.objects.get())
+    assert install(**given(description="changed")) == 1
+    assert moments_of(Policy.objects.get()) == before
+    assert install(**given(schedule=2 * DAY)) == 1
+    assert {moment.time() for moment in moments_of(Policy.objects.get())} == {time(0)}
+
+
+def test_it_gives_local_midnight_to_a_relative_interval_of_an_earlier_version():
+    entry = {"job": {"schedule": DAY, "relative": True}}
+    install(**entry)
+    Policy.objects.update(wall_zone="", owner="")
+    PeriodicTask.objects.update(queue="mine")
+    calendar.sweep()
+    assert len({moment.time() for moment in moments_of(Policy.objects.get())}) == 2
+    assert install(**entry) == 0
+    assert {moment.time() for moment in moments_of(Policy.objects.get())} == {time(0)}
+    assert PeriodicTask.objects.get().queue == "mine"
+
+
+def test_it_counts_24_hours_for_a_day_of_an_interval_that_is_not_relative():
+    install(job={"schedule": DAY})
+    assert len({moment.time() for moment in moments_of(Policy.objects.get())}) == 2
+
+
+def test_it_begins_a_relative_interval_on_no_day_without_midnight():
+    assert entries._is_skipped(datetime(2018, 11, 4, tzinfo=ZoneInfo("America/Sao_Paulo")))
+    assert not entries._is_skipped(datetime(2018, 11, 5, tzinfo=ZoneInfo("America/Sao_Paulo")))
 
 
 @pytest.mark.parametrize("every", [DAY, HOUR])
@@ -144,6 +414,103 @@ def test_it_puts_every_option_into_the_message():
     }
 
 
+def test_it_passes_on_the_options_of_a_broker_and_needs_no_retry_of_a_publisher(redis):
+    options = {"MessageGroupId": "billing", "retry": True, "retry_policy": {"max_retries": 3}, "countdown": None}
+    assert install(job={"options": options}) == 1
+    make_due(PeriodicTask.objects.get())
+    for runs in claim.claim_due():
+        outbox.send(runs)
+    assert Run.objects.get().options == {"MessageGroupId": "billing"}
+    assert json.loads(redis.lpop("celery"))["properties"]["MessageGroupId"] == "billing"
+
+
+class LastDay(schedules.crontab):
+    """Due on the last day of the month only."""
+
+    def is_due(self, last_run_at):
+        return super().is_due(last_run_at)
+
+
+class Preset(schedules.crontab):
+    """Changes no decision."""
+
+    tz = ZoneInfo("Asia/Tokyo")
+
+    def __init__(self):
+        super().__init__("0", "4")
+
+
+class Shifted(schedules.solar):
+    def remaining_estimate(self, last_run_at):
+        return super().remaining_estimate(last_run_at) + HOUR
+
+
+def replaced() -> schedules.crontab:
+    crontab = schedules.crontab("0", "4")
+    crontab.is_due = lambda last_run_at: (False, 60)
+    return crontab
+
+
+@pytest.mark.parametrize(
+    ("schedule", "names"),
+    [
+        (LastDay("0", "4"), "its schedule, LastDay, changes when Celery's crontab is due: is_due."),
+        (
+            Shifted("sunset", 52.5, 13.4),
+            "its schedule, Shifted, changes when Celery's solar is due: remaining_estimate.",
+        ),
+        (type("Weekdays", (schedules.schedule,), {"now": None})(60), "Weekdays, changes when Celery's schedule is due"),
+        (replaced(), "its schedule, crontab, changes when Celery's crontab is due: is_due."),
+        (schedules.crontab("0", "4", nowfun=database_now), "Celery's crontab is due: nowfun."),
+    ],
+)
+def test_it_refuses_a_schedule_that_decides_by_itself_when_it_is_due(schedule, names):
+    assert names in entries.install(app_with(job={"schedule": schedule})).refused["job"]
+    assert not PeriodicTask.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Preset(), "0 4 * * * (m/h/dM/MY/d) Asia/Tokyo"),
+        (TzAwareCrontab("0", "4", tz=ZoneInfo("Asia/Tokyo")), "0 4 * * * (m/h/dM/MY/d) Asia/Tokyo"),
+        (schedules.crontab("0", hour="0, 6, 12, 18"), "0 0,6,12,18 * * * (m/h/dM/MY/d) Europe/Berlin"),
+        (
+            schedules.crontab(" 0", hour=[6, 18], day_of_week="MON-FRI"),
+            "0 6,18 * * MON-FRI (m/h/dM/MY/d) Europe/Berlin",
+        ),
+    ],
+)
+def test_it_installs_every_crontab_that_it_understands(schedule, expected):
+    assert install(job={"schedule": schedule}) == 1
+    assert str(PeriodicTask.objects.get().crontab) == expected
+    assert Policy.objects.get().next_due_at is not None
+    assert install(job={"schedule": schedule}) == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_writes_one_error_line_for_each_entry_that_cannot_run(settings, told):
+    given = {
+        "polar": {"schedule": schedules.solar("sunset", 89.9, 0)},
+        "unread": {"schedule": "hourly"},
+        "unknown": {"task": "tests.nothin"},
+        "misfit": {"task": "tests.note"},
+        "sound": {},
+        "off": {"task": "tests.nothin", "enabled": False},
+    }
+    beat_with(settings, **given).tick()
+    lines = [record.getMessage() for record in told if record.levelname == "ERROR"]
+    expected = {
+        "polar": "is not installed: At latitude 89.9, sunset may not occur",
+        "unread": "is not installed: 'hourly' is not a supported schedule",
+        "unknown": "is installed, but cannot run: No job is named 'tests.nothin'",
+        "misfit": "is installed, but cannot run: The arguments do not fit",
+    }
+    assert len(lines) == len(expected), lines
+    for name, reason in expected.items():
+        assert any(line.startswith(f"The entry '{name}' of CELERY_BEAT_SCHEDULE {reason}") for line in lines), lines
+
+
 def test_it_reads_an_expiry_date_as_the_end_of_the_schedule():
     end = datetime(2030, 1, 1)  # noqa: DTZ001 - settings often use naive ones
     assert install(job={"options": {"expires": end}}) == 1
@@ -159,8 +526,10 @@ def test_it_reads_an_expiry_date_as_the_end_of_the_schedule():
         ({"schedule": None}, "not a supported schedule"),
         ({"args": [object()]}, "cannot be written as JSON"),
         ({"kwargs": {"a": float("nan")}}, "cannot be written as JSON"),
-        ({"options": {"countdown": 5}}, "cannot store the option countdown"),
-        ({"options": {"link": "x"}}, "cannot store the option link"),
+        ({"options": {"countdown": 5}}, "cannot store the option countdown: a run starts when it is due"),
+        ({"options": {"link": "x"}}, "cannot store the option link: let the job start what follows it"),
+        ({"options": {"task_id": "x", "nonsense": 1}}, "option nonsense: set it on the task; task_id: each run has"),
+        ({"options": {"MessageDeduplicationId": "x"}}, "the broker would drop the messages of later runs"),
         ({"optoins": {}}, "unknown keys: optoins; choose from"),
         ({"task": "x" * 300}, "at most 200 characters"),
         ({"args": 5}, "must be a list or tuple"),
@@ -173,7 +542,7 @@ def test_it_reads_an_expiry_date_as_the_end_of_the_schedule():
 def test_it_says_why_it_refuses_an_entry_and_installs_the_rest(members, sentence):
     outcome = entries.install(app_with(bad=members, good={}))
     assert sentence in outcome.refused.pop("bad")
-    assert outcome == entries.Outcome(changed=1, refused={})
+    assert outcome == entries.Outcome(changed=1)
     assert PeriodicTask.objects.get().name == "good"
 
 
@@ -242,7 +611,7 @@ def test_it_replaces_its_cleanup_by_the_one_that_an_operator_makes():
     entries.install(app)
     mine = make_schedule("mine", task="jobs.cleanup")
     entries.install(app)
-    assert PeriodicTask.objects.get(task="jobs.cleanup") == mine
+    assert PeriodicTask.objects.get(task="jobs.cleanup", enabled=True) == mine
 
 
 @pytest.mark.django_db(transaction=True)

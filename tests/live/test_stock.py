@@ -177,9 +177,9 @@ def test_s05_it_goes_on_when_a_row_is_bad(redis, spoil):
     assert Policy.objects.get(schedule=bad).invalid_reason
 
 
-@pytest.mark.parametrize("fields", [{"day_of_month": "31", "month_of_year": "2"}, {"day_of_week": "7"}])
-def test_s06_it_refuses_a_crontab_that_is_never_due(fields):
-    row = CrontabSchedule(**fields)
+@pytest.mark.parametrize("month", ["2", "4,6"])
+def test_s06_it_refuses_a_crontab_that_is_never_due(month):
+    row = CrontabSchedule(day_of_month="31", month_of_year=month)
     row.full_clean()
     with pytest.raises(Invalid):
         calendar.timing_of(row, database_now())
@@ -399,7 +399,7 @@ def test_s16_it_installs_entries_of_the_settings_with_their_options_and_keeps_ed
     Stock(app)
     assert PeriodicTask.objects.exists()
     entries.install(app)
-    assert not PeriodicTask.objects.exists()
+    assert not PeriodicTask.objects.filter(enabled=True).exists()
 
 
 def test_s17_it_lets_no_header_name_another_task(redis):
