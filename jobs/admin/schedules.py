@@ -1,4 +1,4 @@
-"""Schedules with their policies, and the intervals, crontabs, solar events and clocked moments they refer to."""
+"""How do users see and edit schedules with their policies?"""
 
 import json
 from datetime import datetime
@@ -20,14 +20,16 @@ from django_celery_beat.models import PeriodicTask
 
 from jobs.admin import actions, typed
 from jobs.admin.display import NOTHING, between, moment, state
-from jobs.admin.guard import GuardedAdmin
+from jobs.admin.guard import GuardedAdmin, without_backfills
+from jobs.admin.timings import shared, tell_of_return
 from jobs.messages import discovery
 from jobs.messages.arguments import find_task, model_of
-from jobs.models import Backfill, Policy, Run, Trigger
+from jobs.models import Policy, Run, Trigger
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import Rule, foresee
 from jobs.schedules import calendar
 from jobs.schedules.check import check
+from jobs.schedules.entries import KEPT_FOR
 
 SHOWN = 5  # upcoming due moments
 ARGUMENTS = "Arguments"
@@ -78,20 +80,6 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
         schedule = PeriodicTask(**{name: data[name] for name in columns & data.keys()})
         try:
             check(schedule, Policy(), timezone.now(), timing_changed=bool(TIMING & set(self.changed_data)))
-        except Invalid as error:
-            raise ValidationError(str(error)) from error
-        return data
-
-
-class TimingForm(forms.ModelForm[Any]):
-    """Refuses a timing that is never due, even if the validators of django-celery-beat accept it."""
-
-    def clean(self) -> dict[str, Any]:
-        data: dict[str, Any] = super().clean() or {}
-        if self.errors:
-            return data
-        try:
-            calendar.timing_of(self._meta.model(**data), timezone.now())
         except Invalid as error:
             raise ValidationError(str(error)) from error
         return data
@@ -184,9 +172,16 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
     def origin(self, policy: Policy) -> str:
         if not policy.entry:
             return "the admin, a fixture or a script"
+        if policy.removed_at:
+            return format_html(
+                "CELERY_BEAT_SCHEDULE of the project {}, until {}. Its entry is gone: beat has disabled it, and deletes"
+                " it after {} days. If the entry returns, so does the schedule. Enable it to keep it as your own.",
+                *(policy.owner, moment(policy.removed_at), KEPT_FOR.days),
+            )
         return (
-            "CELERY_BEAT_SCHEDULE, or add_periodic_task in code. When beat starts, it applies changes of its entry, and"
-            " deletes the schedule if the entry is gone. Changes never enable, disable, pause or resume the schedule."
+            f"CELERY_BEAT_SCHEDULE, or add_periodic_task in code, of the project {policy.owner or 'that defines it'}."
+            " When beat starts, it applies changes of its entry, and disables the schedule if the entry is gone."
+            " Changes never enable, disable, pause or resume the schedule."
         )
 
 
@@ -195,13 +190,19 @@ class StatusFilter(admin.SimpleListFilter):
     parameter_name = "condition"
 
     def lookups(self, _request: HttpRequest, _schedules: Any) -> list[tuple[str, str]]:
-        return [("paused", "paused"), ("flagged", "cannot run"), ("settings", "from the settings")]
+        return [
+            ("paused", "paused"),
+            ("flagged", "cannot run"),
+            ("settings", "from the settings"),
+            ("removed", "gone from the settings"),
+        ]
 
     def queryset(self, _request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> QuerySet[PeriodicTask]:
         conditions = {
             "paused": Q(policy__in=Policy.objects.paused()),
             "flagged": ~Q(policy__invalid_reason=""),
             "settings": ~Q(policy__entry=""),
+            "removed": Q(policy__removed_at__isnull=False),
         }
         chosen = self.value()
         if chosen is not None and chosen not in conditions:
@@ -209,15 +210,7 @@ class StatusFilter(admin.SimpleListFilter):
         return queryset.filter(conditions.get(chosen or "", Q()))
 
 
-admin.site.unregister([PeriodicTask, *calendar.KINDS.values()])
-
-
-@admin.register(*calendar.KINDS.values())
-class TimingAdmin(GuardedAdmin):
-    form = TimingForm
-
-    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        return _without_backfills(super().get_deleted_objects(objs, request))
+admin.site.unregister(PeriodicTask)
 
 
 @admin.register(PeriodicTask)
@@ -264,12 +257,24 @@ class ScheduleAdmin(GuardedAdmin):
         fields = {title: list(options["fields"]) for title, options in self.fieldsets} | {ARGUMENTS: names}
         if obj and not self.has_change_permission(request, obj):
             fields[None].remove("regtask")  # a list to choose from: it shows no value
+        if obj:
+            fields["Timing"].append("timing_shared")
         return [(title, {"fields": shown}) for title, shown in fields.items()]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """A schedule from the settings keeps its name: beat would install its entry again under the old one."""
-        names = super().get_readonly_fields(request, obj)
+        names = [*super().get_readonly_fields(request, obj), *(["timing_shared"] if obj else [])]
         return [*names, "name"] if obj and Policy.objects.filter(schedule=obj).exclude(entry="").exists() else names
+
+    def get_object(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
+        schedule: Any = super().get_object(request, *args, **options)
+        if schedule:
+            schedule.viewer = request.user  # `timing_shared` offers what this user may do
+        return schedule
+
+    @admin.display(description="timing used by")
+    def timing_shared(self, schedule: Any) -> str:
+        return shared(schedule, schedule.viewer)
 
     def _typed_job(self, request: HttpRequest, schedule: PeriodicTask | None) -> Any:
         """The job, if this page has a field for each of its arguments; None if it takes them as JSON."""
@@ -295,7 +300,8 @@ class ScheduleAdmin(GuardedAdmin):
         super().save_model(request, obj, form, change)
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        return _without_backfills(super().get_deleted_objects(objs, request))
+        tell_of_return(request, PeriodicTask.objects.filter(pk__in=[schedule.pk for schedule in objs]))
+        return without_backfills(super().get_deleted_objects(objs, request))
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodicTask]:
         latest = Run.objects.filter(schedule=OuterRef("pk")).exclude(trigger=Trigger.BACKFILL).order_by("-due_at")
@@ -341,12 +347,6 @@ def _show_broken_modules(request: HttpRequest) -> None:
     find_task("")  # imports every module that can be imported
     for sentence in discovery.broken() if request.method == "GET" else ():
         messages.error(request, f"{sentence}. Mend it and restart.")
-
-
-def _without_backfills(found: tuple[Any, Any, set[str], Any]) -> Any:
-    """Deleting a schedule deletes its backfills, and needs no further permission for them."""
-    rows, counts, needed, protected = found
-    return rows, counts, needed - {str(Backfill._meta.verbose_name)}, protected
 
 
 def _problem(policy: Policy) -> str:

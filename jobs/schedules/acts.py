@@ -1,4 +1,4 @@
-"""What can people do to schedules? Enable, disable, pause, resume, skip: one function each, for every door.
+"""What can people do to schedules? Enable, disable, pause, resume, skip, retime: one function each, for every door.
 
 Its one rule: an act gets the actor, then checks, locks, changes and records, in one transaction; a door checks the
 permission, parses, calls and renders. No act starts a run: only a due moment does.
@@ -75,6 +75,18 @@ def skip_next(schedules: Schedules, actor: Actor | str, moments: int) -> int:
         raise Invalid(f"Choose from 0 to {MOST_SKIPPED:,} due moments to skip.")
     sentence = f"Told to skip {moments:,} due moment{'' if moments == 1 else 's'}."
     return _change(schedules, actor, sentence, lambda policies: policies.skip(moments))
+
+
+def retime(schedules: Schedules, actor: Actor | str, timing: Any) -> int:
+    """Make these schedules due by `timing`, a row of one of `calendar.KINDS`; returns how many there are."""
+    chosen = _chosen(schedules)
+    kinds = {kind: timing if isinstance(timing, model) else None for kind, model in calendar.KINDS.items()}
+    with transaction.atomic():
+        number = _lock(chosen.select_for_update(no_key=True))
+        chosen.update(**kinds)
+        _note(chosen, actor, f"Given a timing of its own: {timing}.")
+        transaction.on_commit(partial(calendar.refresh, chosen))
+    return number
 
 
 def _switch(schedules: Schedules, actor: Actor | str, *, enabled: bool) -> int:

@@ -223,7 +223,13 @@ def test_it_accepts_edits_of_a_schedule_whose_time_is_over(admin_client):
     ("fields", "sentence"),
     [
         ({"day_of_week": "-1"}, "day"),
-        ({"day_of_week": "7"}, "day"),
+        ({"day_of_week": "8"}, "day"),
+        ({"minute": ""}, "Minute is empty; write * for all values."),
+        ({"hour": "x" * 97}, "at most 96 characters"),
+        ({"day_of_week": "1-7,1-7,1-7,1-7,1-7,1-7"}, "is longer than 64 characters: write it shorter, with ranges."),
+        ({"line": "0 0 L * *"}, "Celery has no last day (L)"),
+        ({"line": "@reboot"}, "cannot be read"),
+        ({"minute": "0 0 12 * * MON"}, "A crontab line has five fields"),
         ({"day_of_month": "31", "month_of_year": "2"}, "month"),
         ({"minute": "*/0"}, "must be from 1 to 60"),
         ({"timezone": "Mars/Phobos"}, "Select a valid choice"),
@@ -234,6 +240,138 @@ def test_it_refuses_a_crontab_that_is_invalid_or_never_due(admin_client, fields,
     page = text(admin_client.post(NEW_CRONTAB, {**every, "timezone": "UTC", **fields}))
     assert sentence in page.split("Please correct the error")[1]
     assert not CrontabSchedule.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "stored"),
+    [
+        ({"line": "0 9 * * MON-FRI", "minute": ""}, "0 9 * * mon-fri"),
+        ({"minute": " 30, 45 22-2 * * 7 "}, "30,45 22-2 * * 0"),
+        ({"line": "@daily"}, "0 0 * * *"),
+        ({"hour": "0, 6, 12, 18"}, "* 0,6,12,18 * * *"),
+        ({"hour": "22-2", "day_of_week": "monday,7", "month_of_year": "december"}, "* 22-2 * december monday,0"),
+        ({"minute": "*/60"}, "*/60 * * * *"),
+    ],
+)
+def test_it_stores_a_crontab_as_celery_reads_it(admin_client, fields, stored):
+    every = dict.fromkeys(("minute", "hour", "day_of_month", "month_of_year", "day_of_week"), "*")
+    page = text(admin_client.post(NEW_CRONTAB, {**every, "timezone": "UTC", **fields}, follow=True))
+    assert "was added successfully" in page
+    assert "as in Celery" not in page
+    row = CrontabSchedule.objects.get()
+    assert f"{row.minute} {row.hour} {row.day_of_month} {row.month_of_year} {row.day_of_week}" == stored
+    assert row.schedule.hour  # Celery reads it
+
+
+def test_it_warns_of_a_crontab_that_cron_would_read_in_another_way(admin_client):
+    page = text(admin_client.post(NEW_CRONTAB, {"line": "0 0 13 * fri", "timezone": "UTC"}, follow=True))
+    assert "days that match both day of month 13 and day of week fri, as in Celery. cron would" in page
+
+
+def timing_page(client, timing, **query) -> str:
+    name = timing._meta.model_name
+    return text(client.get(reverse(f"admin:django_celery_beat_{name}_change", args=[timing.pk])))
+
+
+def test_it_names_the_schedules_that_use_a_timing(admin_client):
+    crontab = CrontabSchedule.objects.create(minute="5")
+    for number in range(22):
+        make_schedule(f"<b>{number:02}", crontab=crontab)
+    make_schedule("another")
+    page = timing_page(admin_client, crontab)
+    assert "Used by: 22 schedules <b>00 ( change only this one )" in page
+    assert "<b>19" in page
+    assert "<b>20" not in page
+    assert "0 schedules" in timing_page(admin_client, ClockedSchedule.objects.create(clocked_time=database_now()))
+    assert "Timing used by: 21 other schedules ( change only this one )" in page_of(
+        admin_client, PeriodicTask.objects.get(name="<b>00")
+    )
+    assert "Timing used by: no other schedule" in page_of(admin_client, PeriodicTask.objects.get(name="another"))
+    assert "used by" not in text(admin_client.get(NEW_CRONTAB)).lower()
+
+
+def test_it_changes_the_timing_of_one_schedule_only(admin_client, django_capture_on_commit_callbacks):
+    crontab = CrontabSchedule.objects.create(minute="5", timezone="Asia/Tokyo")
+    one, other = make_schedule("<one>", crontab=crontab), make_schedule("other", crontab=crontab)
+    address = f"{NEW_CRONTAB}?schedule={one.pk}"
+    page = admin_client.get(address)
+    assert "Change the crontab of “<one>” only" in text(page)
+    shown = {name: page.context["adminform"].form[name].value() for name in ("minute", "hour", "timezone")}
+    assert {name: str(value) for name, value in shown.items()} == {"minute": "5", "hour": "*", "timezone": "Asia/Tokyo"}
+    with django_capture_on_commit_callbacks(execute=True):
+        page = admin_client.post(address, {"line": "7 4 * * *", "timezone": "Asia/Tokyo"}, follow=True)
+    assert "“<one>” now has a crontab of its own: 7 4 * * *" in text(page)
+    assert page.redirect_chain[-1][0] == reverse("admin:django_celery_beat_periodictask_change", args=[one.pk])
+    one.refresh_from_db()
+    other.refresh_from_db()
+    assert (one.crontab.minute, one.crontab.hour, other.crontab) == ("7", "4", crontab)
+    assert f"{Policy.objects.get(schedule=one).next_due_at:%H:%M}" == "19:07"
+    assert history(one) == ["Given a timing of its own: 7 4 * * * (m/h/dM/MY/d) Asia/Tokyo."]
+
+
+@pytest.mark.parametrize("kind", ["interval", "solar", "clocked"])
+def test_it_changes_every_kind_of_timing_of_one_schedule_only(admin_client, kind):
+    makers = {
+        "interval": lambda: IntervalSchedule.objects.create(every=1, period="hours"),
+        "solar": lambda: SolarSchedule.objects.create(event="sunset", latitude=52, longitude=13),
+        "clocked": lambda: ClockedSchedule.objects.create(clocked_time=database_now() + timedelta(days=1)),
+    }
+    timing = makers[kind]()
+    one, other = (make_schedule(name, **{kind: timing}, one_off=kind == "clocked") for name in ("one", "other"))
+    assert "2 schedules" in timing_page(admin_client, timing)
+    new = {"every": "2", "period": "hours", "event": "sunrise", "latitude": "52", "longitude": "13"}
+    new |= {"clocked_time_0": "2099-01-01", "clocked_time_1": "00:00"}
+    address = reverse(f"admin:django_celery_beat_{timing._meta.model_name}_add")
+    assert admin_client.post(f"{address}?schedule={one.pk}", new).status_code == 302
+    one.refresh_from_db()
+    other.refresh_from_db()
+    assert getattr(one, kind) != timing == getattr(other, kind)
+
+
+@pytest.mark.parametrize("key", ["x", "0", "9" * 30, ""])
+def test_it_knows_no_timing_of_a_schedule_that_does_not_exist(admin_client, key):
+    make_schedule("hourly")
+    assert admin_client.get(f"{NEW_CRONTAB}?schedule={key}").status_code == 404
+    hourly = PeriodicTask.objects.get()
+    assert admin_client.get(f"{NEW_CRONTAB}?schedule={hourly.pk}").status_code == 404  # it has an interval
+
+
+def test_it_lets_only_users_who_may_change_a_schedule_change_its_timing(viewer):
+    schedule = make_schedule("nightly", cron={"hour": "4"})
+    user = User.objects.get()
+    user.user_permissions.add(*Permission.objects.filter(codename__in=["add_crontabschedule", "view_crontabschedule"]))
+    assert "Timing used by: no other schedule" in page_of(viewer, schedule)
+    page = timing_page(viewer, schedule.crontab)
+    assert "1 schedule nightly" in page
+    assert "change only this one" not in page
+    address = f"{NEW_CRONTAB}?schedule={schedule.pk}"
+    assert viewer.get(address).status_code == 403
+    assert viewer.post(address, {"line": "@daily", "timezone": "UTC"}).status_code == 403
+    assert CrontabSchedule.objects.count() == 1
+    user.user_permissions.remove(Permission.objects.get(codename="view_periodictask"))
+    assert "nightly" not in timing_page(viewer, schedule.crontab)
+
+
+def test_it_says_that_a_deleted_schedule_of_the_settings_comes_back(admin_client):
+    schedule = make_schedule("installed", policy={"entry": "x", "owner": "punctual"})
+    mine, removed = make_schedule("mine"), make_schedule("old", policy={"entry": "x", "removed_at": database_now()})
+    sentence = "From the settings: installed. Deleted, such a schedule comes back when beat next starts."
+    for row in (schedule, schedule.interval):
+        address = reverse(f"admin:django_celery_beat_{row._meta.model_name}_delete", args=[row.pk])
+        assert sentence in text(admin_client.get(address))
+    for rows, said in (([mine, removed], False), ([schedule], True)):
+        data = {"action": "delete_selected", "_selected_action": [row.pk for row in rows]}
+        assert (sentence in text(admin_client.post(SCHEDULES, data))) is said
+        assert (sentence in text(admin_client.post(SCHEDULES, data | {"post": "yes"}, follow=True))) is said
+    assert not PeriodicTask.objects.exists()
+
+
+def test_it_says_that_the_entry_of_a_schedule_is_gone(admin_client):
+    policy = {"entry": "x", "owner": "punctual", "removed_at": database_now()}
+    page = page_of(admin_client, make_schedule(policy=policy, enabled=False))
+    assert "CELERY_BEAT_SCHEDULE of the project punctual, until" in page
+    assert "Enable it to keep it as your own." in page
+    assert "1 periodic task" in text(admin_client.get(f"{SCHEDULES}?condition=removed"))
 
 
 def test_it_lists_an_invalid_crontab_that_was_created_without_the_form(admin_client):
