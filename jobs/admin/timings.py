@@ -153,7 +153,9 @@ class CrontabAdmin(TimingAdmin):
     form = CrontabForm
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        return sorted(super().get_fields(request, obj), key=lambda name: name != "line")
+        names = [name for name in super().get_fields(request, obj) if name != "line"]
+        may = self.has_change_permission(request, obj) if obj else True
+        return [*(["line"] if may else []), *names]
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)

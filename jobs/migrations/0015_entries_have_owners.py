@@ -50,4 +50,6 @@ class Migration(migrations.Migration):
             name='release',
             field=models.ForeignKey(editable=False, help_text='The entries that a beat knows.', null=True, on_delete=django.db.models.deletion.SET_NULL, to='jobs.release'),
         ),
+        # Beat computes flagged schedules again: it reads more crontabs than the former version did.
+        migrations.RunSQL("UPDATE jobs_policy SET fingerprint = '' WHERE invalid_reason <> ''", migrations.RunSQL.noop),
     ]

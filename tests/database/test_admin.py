@@ -343,6 +343,8 @@ def test_it_lets_only_users_who_may_change_a_schedule_change_its_timing(viewer):
     assert "Timing used by: no other schedule" in page_of(viewer, schedule)
     page = timing_page(viewer, schedule.crontab)
     assert "1 schedule nightly" in page
+    assert "Whole line" not in page
+    assert "Line:" not in page
     assert "change only this one" not in page
     address = f"{NEW_CRONTAB}?schedule={schedule.pk}"
     assert viewer.get(address).status_code == 403

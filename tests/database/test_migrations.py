@@ -17,6 +17,7 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from jobs.beat import rescue
 from jobs.models import Policy, Run, State
 from jobs.schedules import calendar
+from tests.making import make_schedule
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -77,6 +78,16 @@ def test_it_continues_the_runs_of_a_former_version(former):
     rescued = Run.objects.get(id=run.id)
     assert (rescued.state, rescued.attempt) == (State.WAITING, 2)
     assert rescued.attempts.get().worker == "celery@here (7)"
+
+
+def test_it_reads_a_crontab_again_that_the_former_version_could_not_read():
+    make_schedule(cron={"hour": "0, 6, 12, 18"})
+    before = migrate("0012_deletes_of_runs_in_sql").get_model("jobs", "Policy").objects
+    before.update(invalid_reason="Hour: cannot read ' 6'", next_due_at=None, timing="")
+    migrate(latest())
+    calendar.find_changes()
+    policy = Policy.objects.get()
+    assert (policy.invalid_reason, policy.next_due_at is None) == ("", False)
 
 
 def test_it_runs_no_sql_for_new_help_texts_and_labels():
