@@ -125,7 +125,7 @@ class Scheduler(beat.Scheduler):
         """Install CELERY_BEAT_SCHEDULE once, as soon as the database answers and no newer release is there."""
         if self._installed or not self._is_time_for("install", INSTALL_EVERY):
             return
-        outcome = entries.install(self.app)
+        outcome = entries.install(self.app, self._release)
         for name, reason in outcome.refused.items():
             log.error("The entry %r of CELERY_BEAT_SCHEDULE is not installed: %s", name, reason)
         for name, reason in outcome.flagged.items():

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 # An entry for it without arguments gives way to a schedule that operators make for it, or call so.
 CLEAN_UP = "jobs.cleanup"
+CLEAN_UP_OF_CELERY = "celery.backend_cleanup"  # one project's is enough for a database
 KEPT_FOR = timedelta(days=30)  # a schedule whose entry is gone
 # How long a beat waits for a newer one that may come back: one that stopped in order, and one that went silent.
 STOPPED, SILENT = timedelta(seconds=30), timedelta(minutes=2)
@@ -69,19 +70,20 @@ class Known(NamedTuple):
     wall_zone: str
     removed_at: datetime | None
     enabled_before: bool
+    enabled: bool
 
 
-def install(app: Any) -> Outcome:
+def install(app: Any, release: Release | None = None) -> Outcome:
     """Write the entries that changed since the last time, and remove the schedules whose entry is gone.
 
     Two beats may do this at once: the second writes the same values again, or finds that the first has written them.
+    `release` is that of this process, if the caller knows it.
     """
-    if newer := _newer_beats(release_of(app)):
+    if newer := _newer_beats(release or release_of(app)):
         return Outcome(0, newer=newer)
     entries = _without_default(_entries(app))
     wanted, refused = _readable(entries, app)
-    _release_enabled(entries)
-    known = {row.name: row for row in _known()}
+    known = {row.name: row for row in _released(_known(), entries)}
     # A broken module may have added an entry that is missing now.
     gone = [] if discovery.broken(app) else [row for row in known.values() if _is_gone(row, entries)]
     renamed = _renamed(gone, wanted)
@@ -92,7 +94,7 @@ def install(app: Any) -> Outcome:
         except (Invalid, ValidationError, DatabaseError, *UNREADABLE) as error:
             refused[name] = str(error) or repr(error)
     changed += _remove([row for row in gone if row not in renamed.values()])
-    _delete_forgotten()
+    _delete_forgotten(known.values())
     _tell_of_strays(known.values(), entries)
     return Outcome(changed, refused, _flagged(refused))
 
@@ -127,15 +129,18 @@ def _entries(app: Any) -> dict[str, Mapping[str, Any]]:
     app.finalize()
     entries = dict(app.conf.beat_schedule)
     if app.conf.result_expires and not app.backend.supports_autoexpire:
-        cleanup = {"task": "celery.backend_cleanup", "schedule": schedules.crontab("0", "4", "*")}
-        entries.setdefault("celery.backend_cleanup", {**cleanup, "options": {"expires": 12 * 3600}})
+        cleanup = {"task": CLEAN_UP_OF_CELERY, "schedule": schedules.crontab("0", "4", "*")}
+        entries.setdefault(CLEAN_UP_OF_CELERY, {**cleanup, "options": {"expires": 12 * 3600}})
     return entries
 
 
 def _without_default(entries: dict[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    by_default = {name for name, each in entries.items() if each.get("task") == CLEAN_UP and not each.get("kwargs")}
-    if PeriodicTask.objects.filter(Q(task=CLEAN_UP) | Q(name__in=by_default), policy__entry="").exists():
-        return {name: entries[name] for name in entries.keys() - by_default}
+    """Leave out a clean-up for which an operator or another project has a schedule."""
+    theirs = Q(policy__removed_at=None) & ~Q(policy__owner__in=("", settings.PROJECT))
+    for task, others in ((CLEAN_UP, Q(policy__entry="") | theirs), (CLEAN_UP_OF_CELERY, theirs)):
+        names = {name for name, each in entries.items() if each.get("task") == task and not each.get("kwargs")}
+        if names and PeriodicTask.objects.filter(Q(task=task) | Q(name__in=names), others).exists():
+            entries = {name: entry for name, entry in entries.items() if name not in names}
     return entries
 
 
@@ -151,7 +156,10 @@ def _readable(entries: Mapping[str, Any], app: Any) -> tuple[dict[str, dict[str,
 
 
 def _known() -> list[Known]:
-    columns = ("pk", "schedule__name", "entry", "owner", "wall_zone", "removed_at", "enabled_before")
+    columns = (
+        *("pk", "schedule__name", "entry", "owner", "wall_zone"),
+        *("removed_at", "enabled_before", "schedule__enabled"),
+    )
     return [Known(*row) for row in Policy.objects.exclude(entry="").values_list(*columns)]
 
 
@@ -161,6 +169,8 @@ def _is_gone(row: Known, entries: Mapping[str, Any]) -> bool:
 
 def _renamed(gone: list[Known], wanted: Mapping[str, dict[str, Any]]) -> dict[str, Known]:
     """The schedules that new entries rename, by the new name. Where several would fit, none is renamed."""
+    if not gone:
+        return {}
     taken = set(PeriodicTask.objects.filter(name__in=wanted).values_list("name", flat=True))
     new = _by_work((name, as_text(columns)) for name, columns in wanted.items() if name not in taken)
     old = _by_work((row, row.text) for row in gone)
@@ -207,9 +217,8 @@ def _install(name: str, columns: dict[str, Any], row: Known | None) -> bool:
 
 def _check_owner(policies: PolicyQuerySet) -> None:
     """Refuse to change an entry that another project defines."""
-    for owner in (
-        policies.filter(removed_at=None).exclude(owner__in=("", settings.PROJECT)).values_list("owner", flat=True)
-    ):
+    others = policies.filter(removed_at=None).exclude(owner__in=("", settings.PROJECT))
+    if owner := others.values_list("owner", flat=True).first():
         raise Invalid(
             f"the project {owner!r} has installed an entry of this name in the same database; choose another name. If"
             f" both are one project, set PROJECT={owner} (here it is {settings.PROJECT!r})."
@@ -286,7 +295,8 @@ def _remove(gone: list[Known]) -> int:
     """Disable the schedules whose entry is gone; returns how many."""
     if not gone:
         return 0
-    rows = PeriodicTask.objects.filter(pk__in=[row.pk for row in gone])
+    # By name, too: another beat may have renamed one of them meanwhile.
+    rows = PeriodicTask.objects.filter(pk__in=[row.pk for row in gone], name__in=[row.name for row in gone])
     with transaction.atomic():
         enabled = dict(rows.select_for_update().order_by("pk").values_list("pk", "enabled"))
         acts.disable(rows, "Punctual")
@@ -302,15 +312,23 @@ def _remove(gone: list[Known]) -> int:
     return len(enabled)
 
 
-def _release_enabled(entries: Collection[str]) -> None:
-    """A schedule without entry that a user has enabled again is the user's."""
-    enabled = Policy.objects.filter(owner=settings.PROJECT, removed_at__isnull=False, schedule__enabled=True)
-    enabled.exclude(schedule__name__in=entries).update(entry="", owner="", removed_at=None, wall_zone="")
+def _released(known: list[Known], entries: Collection[str]) -> list[Known]:
+    """A schedule without entry that a user has enabled again is the user's; returns the others."""
+    users = {row.pk for row in known if _was_removed_here(row) and row.enabled and row.name not in entries}
+    if users:
+        Policy.objects.filter(pk__in=users).update(entry="", owner="", removed_at=None, wall_zone="")
+    return [row for row in known if row.pk not in users]
 
 
-def _delete_forgotten() -> None:
-    forgotten = Policy.objects.filter(owner=settings.PROJECT, removed_at__lt=Now() - KEPT_FOR)
-    PeriodicTask.objects.filter(policy__in=forgotten, enabled=False).delete()
+def _was_removed_here(row: Known) -> bool:
+    return row.owner == settings.PROJECT and row.removed_at is not None
+
+
+def _delete_forgotten(known: Iterable[Known]) -> None:
+    """Delete schedules whose entry has been gone for long, unless it has returned."""
+    if removed := [row.pk for row in known if _was_removed_here(row)]:
+        forgotten = Policy.objects.filter(pk__in=removed, removed_at__lt=Now() - KEPT_FOR)
+        PeriodicTask.objects.filter(policy__in=forgotten, enabled=False).delete()
 
 
 def _tell_of_strays(known: Iterable[Known], entries: Collection[str]) -> None:

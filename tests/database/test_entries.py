@@ -258,6 +258,7 @@ def test_it_leaves_the_entries_to_the_beats_of_a_newer_release_while_they_are_th
 def test_it_installs_a_newer_release_beside_beats_of_older_ones_and_of_other_projects(settings):
     old, new = app_with(job={}), app_with(job={"schedule": DAY})
     beat_of(old, "beat@old")
+    entries.release_of(new)
     settings.PROJECT = "another"
     beat_of(app_with(theirs={}), "beat@another")
     settings.PROJECT = "punctual"
@@ -614,9 +615,8 @@ def test_it_replaces_its_cleanup_by_the_one_that_an_operator_makes():
     assert PeriodicTask.objects.get(task="jobs.cleanup", enabled=True) == mine
 
 
-@pytest.mark.django_db(transaction=True)
-def test_it_installs_each_entry_once_when_several_beats_start_at_once():
-    given = {f"job{number}": {} for number in range(20)}
+def at_once(given: dict[str, dict]) -> dict[str, str]:
+    """Let three beats install these entries at the same time; returns what they refused."""
     barrier, refused = threading.Barrier(3), {}
 
     def beat() -> None:
@@ -629,6 +629,41 @@ def test_it_installs_each_entry_once_when_several_beats_start_at_once():
         thread.start()
     for thread in threads:
         thread.join()
+    return refused
+
+
+def test_it_schedules_one_cleanup_for_projects_that_share_a_database(settings):
+    app = app_with()
+    app.conf.update(result_backend="django-db", result_expires=3600)
+    app.conf.beat_schedule = project_settings.CELERY_BEAT_SCHEDULE
+    assert entries.install(app) == entries.Outcome(2)
+    settings.PROJECT = "another"
+    assert entries.install(app) == entries.Outcome(0)
+    assert set(Policy.objects.values_list("owner", flat=True)) == {"punctual"}
+    settings.PROJECT = "punctual"
+    app.conf.update(beat_schedule={}, result_expires=None)
+    assert entries.install(app).changed == 2
+    settings.PROJECT = "another"
+    app.conf.update(beat_schedule=project_settings.CELERY_BEAT_SCHEDULE, result_expires=3600)
+    assert entries.install(app).changed == 2
+    assert set(Policy.objects.values_list("owner", flat=True)) == {"another"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_installs_each_entry_once_when_several_beats_start_at_once():
+    given = {f"job{number}": {} for number in range(20)}
+    assert at_once(given) == {}
     assert set(PeriodicTask.objects.values_list("name", flat=True)) == set(given)
     assert not Policy.objects.filter(entry="").exists()
-    assert refused == {}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_renames_and_removes_each_schedule_once_when_several_beats_start_at_once():
+    assert at_once({f"job{number}": {"args": [number]} for number in range(10)}) == {}
+    before = dict(PeriodicTask.objects.values_list("args", "pk"))
+    assert at_once({f"new{number}": {"args": [number]} for number in range(5)}) == {}
+    assert dict(PeriodicTask.objects.values_list("args", "pk")) == before
+    renamed = PeriodicTask.objects.filter(enabled=True, policy__removed_at=None)
+    assert set(renamed.values_list("name", flat=True)) == {f"new{number}" for number in range(5)}
+    removed = PeriodicTask.objects.filter(enabled=False, policy__enabled_before=True).exclude(policy__removed_at=None)
+    assert set(removed.values_list("name", flat=True)) == {f"job{number}" for number in range(5, 10)}
