@@ -80,10 +80,10 @@ class Scheduler(beat.Scheduler):
 
     def _pass(self) -> float:
         close_old_connections()
+        self._look_for_changes()
         if self._is_time_for("heartbeat", nodes.EVERY):
             self._report()
         self._install()
-        self._look_for_changes()
         if self._is_time_for("rescue", RESCUE_EVERY):
             rescue.rescue()
         agenda = _Agenda.read()

@@ -16,7 +16,7 @@ from jobs.beat.scheduler import SWEEP_EVERY, Scheduler
 from jobs.ledger import backfills
 from jobs.models import Backfill, Node, Policy, Run, State, Trigger, database_now
 from jobs.models.audit import Actor
-from jobs.schedules import calendar
+from jobs.schedules import calendar, entries
 from tests.live.conftest import SHORT_LEASE
 from tests.making import ends, lines, make_due, make_schedule
 
@@ -133,6 +133,27 @@ def test_it_detects_a_timing_changed_without_a_signal_and_fires_nothing(processe
     expected = calendar.next_occurrence(calendar.spec_of(PeriodicTask.objects.get(), database_now()), database_now())
     eventually(lambda: Policy.objects.get().next_due_at == expected, deadline=SWEEP_EVERY / 3)
     assert not Run.objects.exists()
+
+
+def test_it_leaves_the_schedules_of_the_settings_to_newer_beats_until_they_have_gone(processes, eventually):
+    """The settings of these beats define no entry, so a beat that installs finds that of this schedule gone."""
+
+    def start(version: str):
+        return processes.start_beat(env={"CODE_VERSION": version, "PROJECT": "live"})
+
+    old = start("1")
+    eventually(Node.objects.filter(release__version="1").exists)
+    newer = start("2")
+    eventually(Node.objects.filter(release__version="2").exists)
+    make_schedule("of the newer one", policy={"entry": "{}", "owner": "live"})
+    old.kill()
+    newer.kill()
+    restarted = start("1")
+    eventually(lambda: "This beat leaves CELERY_BEAT_SCHEDULE to them" in restarted.log)
+    assert PeriodicTask.objects.get().enabled
+    Node.objects.filter(release__version="2").update(seen_at=database_now() - entries.SILENT)
+    eventually(lambda: not PeriodicTask.objects.get().enabled)
+    eventually(lambda: "The entry 'of the newer one' of project live is gone" in restarted.log)
 
 
 def test_it_runs_a_backfill_a_few_runs_at_a_time(processes, eventually, path):

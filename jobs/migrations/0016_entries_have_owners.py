@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('jobs', '0012_deletes_of_runs_in_sql'),
+        ('jobs', '0015_deletes_of_timings_in_sql'),
     ]
 
     operations = [
