@@ -12,12 +12,13 @@ class JobsConfig(AppConfig):
         from jobs import checks
         from jobs.ledger import outcomes, windows
         from jobs.messages import discovery
-        from jobs.models import routing
+        from jobs.models import dates, routing
         from jobs.monitoring import nodes, statistics, strangers
         from jobs.schedules import calendar
         from jobs.worker import connection, guard, logs, refusals, resources, signals
 
         routing.install()
+        dates.install()
         checks.connect()
         signals.connect()
         connection.connect()

@@ -361,7 +361,7 @@ def _problem(policy: Policy) -> str:
 def _upcoming_moment(due_at: datetime, reason: str, zone: ZoneInfo | None) -> SafeString:
     """A due moment in the site's zone, also in the schedule's zone if it differs, and why it will not run then."""
     local = (
-        f" = {due_at.astimezone(zone):%Y-%m-%d %H:%M:%S} {zone}"
+        f" = {timezone.localtime(due_at, zone):%Y-%m-%d %H:%M:%S} {zone}"
         if zone and str(zone) != timezone.get_current_timezone_name()
         else ""
     )

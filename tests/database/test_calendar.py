@@ -196,20 +196,10 @@ def test_it_keeps_the_grid_of_an_interval_when_something_else_is_edited():
     assert next_due(schedule) < before
 
 
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "UPDATE django_celery_beat_periodictask SET expires = 'infinity' WHERE name = 'bad'",
-        "UPDATE django_celery_beat_periodictask SET start_time = '12000-01-01' WHERE name = 'bad'",
-        "UPDATE django_celery_beat_crontabschedule SET timezone = 'Mars/Phobos'",
-    ],
-)
-def test_it_flags_a_row_that_cannot_be_read_and_detects_changes_of_all_others(sql):
-    if connection.vendor == "sqlite" and "timezone" not in sql:
-        pytest.skip("SQLite stores any text as a date.")
+def test_it_flags_a_row_that_cannot_be_read_and_detects_changes_of_all_others():
     bad, good = make_schedule("bad", cron={"minute": "5"}), make_schedule("good", every=HOUR)
     with connection.cursor() as cursor:
-        cursor.execute(sql)
+        cursor.execute("UPDATE django_celery_beat_crontabschedule SET timezone = 'Mars/Phobos'")
     IntervalSchedule.objects.update(every=7200)
     assert calendar.sweep() == 2
     assert next_due(good) - database_now() > HOUR
