@@ -14,9 +14,11 @@ class JobsConfig(AppConfig):
         from jobs.messages import discovery
         from jobs.models import dates, routing
         from jobs.monitoring import nodes, statistics, strangers
+        from jobs.rules import zones
         from jobs.schedules import calendar
         from jobs.worker import connection, guard, logs, refusals, resources, signals
 
+        zones.use_newest()
         routing.install()
         dates.install()
         checks.connect()
