@@ -97,6 +97,12 @@ def secret(text: str) -> str:
     return text
 
 
+def short_name(text: str) -> str:
+    if len(text) > 100 or not text.isprintable():
+        raise ValueError
+    return text
+
+
 def result_backend(text: str) -> str:
     """A backend that Celery knows by name, or a class of an installed module."""
     name = text.partition("://")[0].partition("+")[0]
@@ -110,6 +116,7 @@ def result_backend(text: str) -> str:
 # How to read each kind of value, and how an error describes it. Lower case: Django treats capitals as settings.
 kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "str": (str, "text"),
+    "name": (short_name, "one line of at most 100 characters"),
     "bool": (truth, "true or false"),
     "count": (count, "a whole number above 0"),
     "lifetime": (lifetime, "a whole number above 0, or never"),
@@ -152,6 +159,9 @@ EMBEDDED: bool = read("bool", "EMBEDDED", DEBUG)
 VAR_DIR = Path(read("str", "VAR_DIR", str(BASE_DIR / "var"))).absolute()
 # Signs sessions and tokens: at least 50 random characters, the same in every process.
 SECRET_KEY: str = read("str", "SECRET_KEY", "" if DEBUG else required) or embedded.secret_key(VAR_DIR)
+# The name of this installation, such as production or staging. A database that one of another name has adopted is left
+# alone. Empty: no check.
+INSTALLATION: str = read("name", "INSTALLATION", "")
 # The host names that the web process serves, separated by commas.
 ALLOWED_HOSTS: list[str] = read("list", "ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"] if DEBUG else required)
 # The address under which users and jobs reach the web process.

@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponseRedirect
 from django.utils.functional import cached_property
 
 from jobs.admin.display import NOTHING
-from jobs.models import Backfill
+from jobs.models import Backfill, installation
 
 
 class GuardedAdmin(admin.ModelAdmin[Any]):
@@ -20,6 +20,12 @@ class GuardedAdmin(admin.ModelAdmin[Any]):
 
     empty_value_display = NOTHING
     linked_by: tuple[str, ...] = ()
+
+    def changelist_view(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
+        page = super().changelist_view(request, *args, **options)
+        if request.method == "GET" and (why := installation.refusal()):
+            messages.error(request, why)
+        return page
 
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:  # noqa: ARG002 - Django's names
         """Refuse any other filter with 400: a bad pattern or year would fail in the database, with 500."""

@@ -20,7 +20,7 @@ from django_celery_beat.models import PeriodicTasks
 from jobs.beat import claim, release, rescue
 from jobs.ledger import outbox
 from jobs.messages.dispatch import BrokerUnavailableError
-from jobs.models import UNSTARTED, Node, Policy, Release, Run, database_now
+from jobs.models import UNSTARTED, Node, Policy, Release, Run, database_now, installation
 from jobs.monitoring import nodes
 from jobs.rules.errors import hidden
 from jobs.schedules import calendar, entries, recheck
@@ -36,6 +36,7 @@ CHANGES_EVERY = 1.5  # seconds between searches for changes that sent no signal
 SWEEP_EVERY = 300.0  # seconds between comparisons of all schedules, in case a search missed a change
 RESCUE_EVERY = 2.0  # seconds
 INSTALL_EVERY = 5.0  # seconds between attempts, until the entries are installed
+REFUSED_SLEEP = 2.0  # seconds between looks at a database of another installation
 LONGEST_BACKOFF = 15.0  # seconds between ticks while the database is unavailable
 STANDS_BACK = (
     "Beats of a newer release are there: %s. This beat leaves CELERY_BEAT_SCHEDULE to them, and installs its own"
@@ -57,6 +58,7 @@ class Scheduler(beat.Scheduler):
         self._done_at: dict[str, float] = {}
         self._installed = self._stands_back = False
         self._release: Release | None = None
+        self._refusal = ""
         self._name = nodes.beat_name()
         self._changes_mark: object = None
         self._rechecked: int | None = 0  # the last schedule that was rechecked; None after all of them
@@ -80,6 +82,8 @@ class Scheduler(beat.Scheduler):
 
     def _pass(self) -> float:
         close_old_connections()
+        if self._is_refused():
+            return REFUSED_SLEEP
         self._look_for_changes()
         if self._is_time_for("heartbeat", nodes.EVERY):
             self._report()
@@ -121,6 +125,18 @@ class Scheduler(beat.Scheduler):
             nodes.at_exit(self._name)
         nodes.heartbeat(self._name, kind=Node.Kind.BEAT, release=self._release)
 
+    def _is_refused(self) -> bool:
+        """Whether the database belongs to another installation. The first beat adopts it; a refused one looks again."""
+        if not self._installed:
+            installation.adopt()
+        why = installation.refusal()
+        if why != self._refusal:
+            log.log(logging.ERROR if why else logging.INFO, "%s", why or "This installation has taken over.")
+        self._refusal = why
+        if why and self._is_time_for("heartbeat", nodes.EVERY):
+            nodes.heartbeat(self._name, kind=Node.Kind.BEAT)
+        return bool(why)
+
     def _install(self) -> None:
         """Install CELERY_BEAT_SCHEDULE once, as soon as the database answers and no newer release is there."""
         if self._installed or not self._is_time_for("install", INSTALL_EVERY):
@@ -133,6 +149,10 @@ class Scheduler(beat.Scheduler):
         if outcome.newer and not self._stands_back:
             log.warning(STANDS_BACK, ", ".join(outcome.newer))
         self._stands_back, self._installed = bool(outcome.newer), not outcome.newer
+        if self._installed and not installation.own_name() and (theirs := installation.adopter()):
+            log.warning(
+                "This database belongs to %r, but this beat has no name, and runs it: set INSTALLATION.", theirs
+            )
 
     def _was_notified(self) -> bool:
         """Whether django-celery-beat's `PeriodicTasks.update_changed()` was called, for example after a bulk change."""

@@ -18,7 +18,7 @@ from django_celery_beat.models import PeriodicTask
 from jobs.ledger import windows
 from jobs.ledger.new_runs import NewRun, new_run
 from jobs.messages.message import Message, message_of
-from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, bulk, database_now
+from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, bulk, database_now, installation
 from jobs.models.audit import Actor, note
 from jobs.rules.errors import Invalid
 from jobs.schedules import past
@@ -51,6 +51,8 @@ class Preview:
 
 def preview(request: Backfill) -> Preview:
     """The moments that `backfill` would run now, oldest first. Raises `Invalid`, which says what to choose instead."""
+    if why := installation.refusal():
+        raise Invalid(why)
     policy = Policy.objects.select_related("schedule").filter(schedule=request.schedule_id).first()
     if policy is None:
         raise Invalid(NO_POLICY)

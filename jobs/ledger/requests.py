@@ -24,7 +24,7 @@ from jobs.ledger.outcomes import Cancelled
 from jobs.messages.arguments import check_fits, find_task
 from jobs.messages.dispatch import BrokerUnavailableError
 from jobs.messages.message import Message, message_of, read
-from jobs.models import ACTIVE, LONGEST_NAME, Policy, Run, RunQuerySet, Trigger, bulk, database_now
+from jobs.models import ACTIVE, LONGEST_NAME, Policy, Run, RunQuerySet, Trigger, bulk, database_now, installation
 from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid, logged
 
@@ -61,6 +61,8 @@ def run_job(job: str, arguments: dict[str, Any], actor: Actor | str, key: str | 
     """
     if key is not None and not (0 < len(key) <= LONGEST_NAME and key.isprintable()):
         raise Invalid(f"The key of a request is text of at most {LONGEST_NAME} characters, all printable.")
+    if why := installation.refusal():
+        raise Invalid(why)
     new = _of_job(arguments, job, Actor.of(actor))
     new.key = key
     if bulk.insert(Run, [new]):
@@ -84,6 +86,8 @@ def cancel(runs: RunQuerySet, actor: Actor | str) -> Cancelled:
 
 
 def _request_each(make: Callable[[T], NewRun], wanted: Iterable[T]) -> Requested:
+    if why := installation.refusal():
+        return Requested([], [(each, why) for each in wanted])
     made, refused = [], []
     for each in wanted:
         try:

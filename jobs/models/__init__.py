@@ -5,6 +5,7 @@ The ledger and its companions: runs, steps, policies, nodes, resources, and the 
 
 from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile
 from jobs.models.clock import database_now, lease
+from jobs.models.installation import Installation
 from jobs.models.measurements import Measurement
 from jobs.models.nodes import LONGEST_PROJECT, Node, Release
 from jobs.models.resources import Holding, ResourceVersion
@@ -56,6 +57,7 @@ __all__ = [
     "Ended",
     "FeedEntry",
     "Holding",
+    "Installation",
     "Measurement",
     "Node",
     "PastTiming",

@@ -1,4 +1,4 @@
-"""The beats and workers of this installation, known by their heartbeats, and strangers that consume its queues."""
+"""The beats and workers of this installation, known by their heartbeats, and strangers that act without its ledger."""
 
 from datetime import timedelta
 
@@ -6,7 +6,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
-LONGEST_QUEUES = 500  # characters
+LONGEST_QUEUES = LONGEST_PROBLEM = 500  # characters
 LONGEST_PROJECT = 100  # characters
 # After this long without a heartbeat a node counts as silent; it sends one every `nodes.EVERY` seconds.
 SILENT_AFTER = timedelta(seconds=60)
@@ -33,8 +33,8 @@ class NodeQuerySet(models.QuerySet["Node"]):
         return self.filter(Q(stopped_at=None), seen_at__gt=Now() - SILENT_AFTER)
 
     def consumers(self) -> "NodeQuerySet":
-        """Live workers and strangers."""
-        return self.live().exclude(kind=Node.Kind.BEAT)
+        """Live workers and strangers that take messages."""
+        return self.live().exclude(kind=Node.Kind.BEAT).exclude(queues="")
 
 
 class Node(models.Model):
@@ -43,7 +43,7 @@ class Node(models.Model):
     class Kind(models.TextChoices):
         BEAT = "beat"
         WORKER = "worker"
-        STRANGER = "stranger"  # it consumes queues of this installation, but does not report to its ledger
+        STRANGER = "stranger"  # it consumes our queues or runs our schedules, but does not report to the ledger
 
     name = models.CharField(max_length=200, primary_key=True)
     kind = models.CharField(max_length=10, choices=Kind.choices)
@@ -54,6 +54,12 @@ class Node(models.Model):
     version = models.CharField(max_length=100, help_text="The version of its code.")
     release = models.ForeignKey(
         Release, models.SET_NULL, null=True, editable=False, help_text="The entries that a beat knows."
+    )
+    tzdata = models.CharField(
+        max_length=20, blank=True, default="", db_default="", help_text="The version of the rules of its time zones."
+    )
+    problem = models.CharField(
+        max_length=LONGEST_PROBLEM, blank=True, default="", db_default="", help_text="What is wrong, and what to do."
     )
     pid = models.PositiveIntegerField()
     started_at = models.DateTimeField(db_default=Now())

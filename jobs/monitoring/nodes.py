@@ -18,8 +18,9 @@ from django.conf import settings
 from django.db import Error, connection
 from django.db.models.functions import Now
 
-from jobs.models import Node
-from jobs.models.nodes import LONGEST_QUEUES
+from jobs.models import Node, installation
+from jobs.models.nodes import LONGEST_PROBLEM, LONGEST_QUEUES
+from jobs.rules import zones
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def beat_name() -> str:
 
 def heartbeat(name: str, **facts: Any) -> None:
     """Record that this node lives, and these facts. Raises `django.db.Error`."""
+    facts |= {"problem": installation.refusal()[:LONGEST_PROBLEM], "tzdata": zones.version()}
     known = Node.objects.filter(name=name, pid=os.getpid(), stopped_at=None)
     if (name, os.getpid()) in _registered and known.update(seen_at=Now(), **facts):
         return

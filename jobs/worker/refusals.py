@@ -8,6 +8,7 @@ Limit: while the database is unavailable, a refusal is only logged. The run is t
 """
 
 import logging
+import time
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -19,11 +20,14 @@ from jobs.ledger import outbox, outcomes, steps
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import LONGEST_REASON
+from jobs.monitoring import strangers
 from jobs.rules.errors import logged
 from jobs.secrets import in_one_line
 from jobs.worker.connection import on_good_connection
 
 log = logging.getLogger(__name__)
+
+RIVALS_EVERY = 20.0  # seconds, so that another scheduler stays live on the nodes page while it sends
 
 
 class Named(NamedTuple):
@@ -48,9 +52,12 @@ def named_by(headers: Any) -> Named | None:
 
 def refuse(message: Any, why: str) -> None:
     """Give back the run of this message, or fail its step; do nothing for the message of a plain task."""
-    named = named_by(message.headers)
-    if named is None:
-        return
+    if named := named_by(message.headers):
+        give_back(named, why)
+
+
+def give_back(named: Named, why: str) -> None:
+    """Let a run wait again, for another worker; its step fails."""
     log.warning("Run %s: %s", named.run, why, extra={"action": "refuse", "run": str(named.run)})
     with logged(log, "The refusal of run %s could not be recorded.", named.run):
         on_good_connection(partial(_refuse_step if named.step else _give_back, named, why[:LONGEST_REASON]))
@@ -63,6 +70,19 @@ def _give_back(named: Named, why: str) -> None:
 def _refuse_step(named: Named, why: str) -> None:
     steps.refuse(named.step, named.run, named.attempt, why, "Undeliverable")
     outcomes.settle(named.run, named.attempt)
+
+
+def notice_rival(schedule: str, origin: str) -> None:
+    """A message that names a schedule but no attempt: another scheduler sent it. Looks at one in a while."""
+    if time.monotonic() < _Rivals.again_at:
+        return
+    _Rivals.again_at = time.monotonic() + RIVALS_EVERY
+    with logged(log, "The sender of a message for the schedule %r could not be recorded.", schedule):
+        on_good_connection(partial(strangers.notice, schedule, origin))
+
+
+class _Rivals:
+    again_at = 0.0  # of this process, by its monotonic clock
 
 
 def sentence(worker: str, error: Exception | None) -> str:

@@ -21,11 +21,12 @@ from django.db import Error as DatabaseError
 from jobs.ledger import outcomes, steps
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
-from jobs.models import Run
-from jobs.worker import canvas, context, finish, pulse, results
+from jobs.models import Run, installation
+from jobs.worker import canvas, context, finish, pulse, refusals, results
 from jobs.worker.connection import on_good_connection, patiently
 from jobs.worker.context import Execution, node_of
 from jobs.worker.loops import drop_left_loop, is_pool_child
+from jobs.worker.refusals import Named
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
         drop_left_loop(self)
         if _header(self.request, ATTEMPT_HEADER) is not None or self.request.get(STEP_HEADER) is not None:
             _start(self.request, task_id)
+        elif (schedule := self.request.get("periodic_task_name")) is not None:
+            refusals.notice_rival(schedule, self.request.origin)
         super().before_start(task_id, args, kwargs)
 
     def apply_async(  # type: ignore[override] # options are passed through as they come
@@ -140,6 +143,9 @@ def _refuse(execution: Execution) -> None:
 def _claim(execution: Execution, node: str) -> bool:
     """Claim the attempt for this process. Beat sends unstarted runs again, so only steps wait for the database."""
     run_id, attempt, pid = execution.run_id, execution.attempt, os.getpid()
+    if why := installation.own_name() and on_good_connection(installation.refusal):
+        refusals.give_back(Named(run_id, attempt, execution.step or ""), f"{node} starts nothing here: {why}")
+        return False
     if execution.step is not None:
         return patiently(partial(steps.start, execution.step, run_id, attempt, node, pid))
     return on_good_connection(partial(Run.objects.start, run_id, attempt, node, pid))
