@@ -10,6 +10,7 @@ class JobsConfig(AppConfig):
 
     def ready(self) -> None:
         from jobs import checks
+        from jobs.beat import rivals
         from jobs.ledger import outcomes, windows
         from jobs.messages import discovery
         from jobs.models import dates, routing
@@ -33,5 +34,6 @@ class JobsConfig(AppConfig):
         logs.connect()
         refusals.connect()
         resources.connect()
+        rivals.connect()
         statistics.connect()
         strangers.connect()

@@ -1,14 +1,20 @@
 """Do the settings suit Punctual? Django's system checks (`manage.py check`), one function for each.
 
-Its one rule: a check refuses what would make the ledger wrong, and warns of jobs that are missing.
+Its one rule: a check refuses what would make the ledger wrong, and warns of what jobs or operators lack.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from celery import current_app
 from django.core import checks
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, transaction
+from django.utils import timezone
 
+from jobs.beat import rivals
 from jobs.messages import discovery
+from jobs.models import Node
+from jobs.rules import zones
 from jobs.worker import guard
 
 
@@ -28,6 +34,12 @@ def protocol(**_: Any) -> list[checks.CheckMessage]:
     ]
 
 
+def scheduler(**_: Any) -> list[checks.CheckMessage]:
+    """A beat with another scheduler runs every job beside the ledger."""
+    found = rivals.fault(current_app.conf.beat_scheduler)
+    return [checks.Error(found, id="jobs.E003")] if found else []
+
+
 def modules(**_: Any) -> list[checks.CheckMessage]:
     """A warning, because an error would also stop `migrate`, which a job may need before it can be imported."""
     hint = (
@@ -36,6 +48,33 @@ def modules(**_: Any) -> list[checks.CheckMessage]:
     return [checks.Warning(f"{sentence}.", hint, id="jobs.W001") for sentence in discovery.load()]
 
 
+def zone_rules(**_: Any) -> list[checks.CheckMessage]:
+    """With old rules, schedules are an hour early or late where a government has changed its clocks since."""
+    version = zones.version()
+    if not zones.is_old(version, timezone.now()):
+        return []
+    warning = f"The rules of time zones on this machine are of version {version}, more than a year old."
+    return [checks.Warning(warning, "Upgrade the package tzdata with pip, or the machine's.", id="jobs.W002")]
+
+
+def live_nodes(databases: Collection[str] | None = None, **_: Any) -> list[checks.CheckMessage]:
+    """What the live nodes report. Django calls it only with `check --database default`, and in `migrate`."""
+    if DEFAULT_DB_ALIAS not in (databases or ()):
+        return []
+    try:
+        with transaction.atomic():
+            nodes = list(Node.objects.live().order_by("name"))
+    except DatabaseError:  # before the first `migrate`, and before one that adds a column
+        return []
+    found: list[checks.CheckMessage] = [checks.Warning(node.problem, id="jobs.W003") for node in nodes if node.problem]
+    if len(versions := sorted({node.tzdata for node in nodes if node.tzdata})) > 1:
+        warning = f"Live beats and workers use different rules of time zones: {', '.join(versions)}."
+        hint = "Upgrade tzdata on all machines, then restart them. The page of nodes shows which has which."
+        found.append(checks.Warning(warning, hint, id="jobs.W004"))
+    return found
+
+
 def connect() -> None:
-    for check in (application, protocol, modules):
+    for check in (application, protocol, scheduler, modules, zone_rules):
         checks.register(check)
+    checks.register(live_nodes, checks.Tags.database)

@@ -200,7 +200,7 @@ class BackfillAdmin(ReadOnlyAdmin, GuardedAdmin):
 class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
     list_display = (
         *("name", "kind", "status", "seen", "runs"),
-        *("queues", "concurrency", "resources", "version", "started"),
+        *("queues", "concurrency", "resources", "version", "tzdata", "started"),
     )
     fields = list_display
     list_filter = (("kind", KnownChoices),)
@@ -215,8 +215,8 @@ class NodeAdmin(ReadOnlyAdmin, GuardedAdmin):
     def status(self, node: Any) -> SafeString:
         if node.stopped_at:
             return format_html("{} at {}", state("skipped", "stopped"), moment(node.stopped_at))
-        if node.is_live and node.kind == Node.Kind.STRANGER:
-            return state("failed", "live, does not report")
+        if node.is_live and node.problem:
+            return format_html("{} {}", state("failed", "live"), node.problem)
         return state("succeeded", "live") if node.is_live else state("lost", "silent")
 
     @admin.display(description="last seen", ordering="seen_at")

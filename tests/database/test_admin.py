@@ -848,9 +848,11 @@ def test_it_shows_the_status_of_each_node_and_its_runs(admin_client):
     Node.objects.create(name="celery@here", kind="worker", pid=1, queues="celery, slow", version="abc123")
     Node.objects.create(name="celery@gone", kind="worker", pid=2, seen_at=database_now() - timedelta(hours=1))
     Node.objects.create(name="beat@here", kind="beat", pid=3, stopped_at=database_now())
-    Node.objects.create(name="celery@old", kind="stranger", pid=0, queues="celery")
+    Node.objects.create(
+        name="celery@old", kind="stranger", pid=0, queues="celery", problem="It consumes queue celery: stop it."
+    )
     page = text(admin_client.get(reverse("admin:jobs_node_changelist")))
-    assert "celery@old Stranger live, does not report" in page
+    assert "celery@old Stranger live It consumes queue celery: stop it." in page
     assert re.search(r"celery@here Worker live .* nightly celery, slow .* abc123", page)
     assert "celery@gone Worker silent" in page
     assert "beat@here Beat stopped at" in page

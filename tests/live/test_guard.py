@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from jobs import checks
 from jobs.ledger import outbox
 from jobs.models import Node, Run, State, database_now
 from project.celery import app
-from tests.making import lines, make_run
+from tests.making import lines, make_run, make_schedule
 from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -46,6 +47,47 @@ def test_a_process_of_a_plain_application_says_what_to_write_and_ends(environmen
     ended = subprocess.run(line, env=environment | plain, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert ended.returncode == 1
     assert LINE in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("beat", "-S", "django"), ("beat", "--scheduler=django_celery_beat.schedulers:DatabaseScheduler")),
+        ("worker", "--pool=solo", "-B", "--scheduler=django"),
+    ],
+)
+def test_a_beat_with_another_scheduler_says_what_to_write_and_ends(environment, command):
+    line = [sys.executable, "-m", "celery", "-A", "project", *command]
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert ended.returncode == 1
+    assert (
+        'Write CELERY_BEAT_SCHEDULER = "jobs.beat:Scheduler" in the settings, and start beat without -S' in ended.stderr
+    )
+
+
+STOCK = """
+from project.settings import *
+
+INSTALLED_APPS = [app for app in INSTALLED_APPS if app != "jobs"]
+ROOT_URLCONF = "stock_settings"
+urlpatterns = []
+CELERY_BEAT_SCHEDULE, CELERY_RESULT_BACKEND, CELERY_WORKER_CONSUMER = {}, None, "celery.worker.consumer:Consumer"
+"""
+
+
+def test_its_worker_names_a_beat_of_django_celery_beat_beside_ours(processes, eventually, tmp_path):
+    (tmp_path / "stock_settings.py").write_text(STOCK)
+    (tmp_path / "stock.py").write_text(
+        "from celery import Celery\n\napp = Celery('stock')\n"
+        "app.config_from_object('django.conf:settings', namespace='CELERY')\n"
+    )
+    make_schedule("often", every=timedelta(seconds=1))
+    worker = processes.start_worker("--pool=solo")
+    stock = {"PYTHONPATH": str(tmp_path), "DJANGO_SETTINGS_MODULE": "stock_settings"}
+    processes.start_other_beat("stock", "-S", "django", env=stock)
+    stranger = eventually(lambda: Node.objects.filter(kind=Node.Kind.STRANGER).first())
+    assert stranger.name.startswith("beat at gen")
+    assert stranger.problem in worker.log
 
 
 def test_it_names_a_worker_without_the_start_guard_and_the_runs_that_it_takes(processes, eventually, plain, tmp_path):
