@@ -606,6 +606,12 @@ def test_it_schedules_no_cleanup_in_place_of_an_operators_schedule(name, task, e
     assert mine.task == task
 
 
+def test_it_schedules_a_cleanup_with_arguments_beside_an_operators_own():
+    make_schedule("mine", task="jobs.cleanup")
+    assert install(job={"task": "jobs.cleanup", "kwargs": {"other_days": 9}}) == 1
+    assert PeriodicTask.objects.filter(task="jobs.cleanup").count() == 2
+
+
 def test_it_replaces_its_cleanup_by_the_one_that_an_operator_makes():
     app = app_with()
     app.conf.beat_schedule = project_settings.CELERY_BEAT_SCHEDULE

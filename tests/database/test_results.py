@@ -10,10 +10,11 @@ from celery import chord, current_app
 from celery.app.backends import by_url
 from celery.exceptions import TimeoutError as NotYet
 from celery.result import AsyncResult, GroupResult
+from django.db import OperationalError, connection
 from django_celery_results.models import ChordCounter
 
 from jobs.local import embedded
-from jobs.models import State, Step
+from jobs.models import Run, State, Step
 from jobs.worker import results
 from jobs.worker.results import NoResultError, watched
 from tests.app.tasks import add, add_up, answer, nothing
@@ -187,6 +188,22 @@ def test_it_says_so_beside_an_event_loop_too(backend):
     task_id = of_silent_run()
     with beside_event_loop(), pytest.raises(NoResultError, match="keep result"):
         waits_for(task_id, backend)
+
+
+def test_it_keeps_a_result_beside_an_event_loop(backend):
+    with beside_event_loop():
+        backend.store_result("plain", 42, "SUCCESS")
+        assert waits_for("plain", backend) == 42
+
+
+def test_it_waits_as_celery_does_while_the_ledger_cannot_be_read(backend):
+    def refuse(execute: Any, sql: str, *statement: Any) -> Any:
+        if f'"{Run._meta.db_table}"' in sql:
+            raise OperationalError("The ledger is unavailable.")
+        return execute(sql, *statement)
+
+    with connection.execute_wrapper(refuse), pytest.raises(NotYet):
+        AsyncResult("sent by another process", app=current_app, backend=backend).get(timeout=0)
 
 
 def test_it_waits_for_no_group_whose_tasks_keep_no_results(redis):

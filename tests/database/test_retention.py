@@ -4,9 +4,11 @@ import io
 from datetime import timedelta
 
 import pytest
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.db import connection
-from django.db.models.signals import post_delete
+from django.db.models.signals import post_delete, pre_delete
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 from django_celery_results.models import TaskResult
@@ -24,6 +26,7 @@ from jobs.models import (
     State,
     Step,
     StoredFile,
+    bulk,
     database_now,
 )
 from jobs.tasks.cleanup import cleanup
@@ -78,18 +81,27 @@ def test_it_deletes_all_rows_that_belong_to_a_run():
     assert repeated.parent is None
 
 
-def test_it_leaves_the_deletion_to_django_where_code_of_a_project_hears_of_it():
+@pytest.mark.parametrize("signal", [pre_delete, post_delete])
+def test_it_leaves_the_deletion_to_django_where_code_of_a_project_hears_of_it(signal):
     deleted, run = [], make_old(None, State.FAILED, 400)
 
     def hear(instance: Run, **_: object) -> None:
         deleted.append(instance.pk)
 
-    post_delete.connect(hear, sender=Run)
+    signal.connect(hear, sender=Run)
     try:
         cleanup()
     finally:
-        post_delete.disconnect(hear, sender=Run)
+        signal.disconnect(hear, sender=Run)
     assert deleted == [run.id]
+
+
+def test_it_leaves_the_deletion_to_django_where_rows_of_another_app_refer_to_them():
+    user = User.objects.create_user("ada")
+    LogEntry.objects.create(user=user, action_flag=CHANGE, object_repr="x")
+    bulk.delete(User, [user.pk])
+    assert not User.objects.exists()
+    assert not LogEntry.objects.exists()
 
 
 def test_it_backfills_no_moment_whose_run_was_deleted():
