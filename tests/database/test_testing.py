@@ -59,6 +59,11 @@ def test_it_executes_each_moment_of_an_interval_after_the_one_before(run_due, pa
     assert len(lines(Path(path))) == 6
 
 
+def test_it_executes_a_whole_minute_of_an_interval_that_was_made_within_it(run_due, path):
+    schedule = make_schedule(task="tests.note", args=[path], every=timedelta(seconds=10))
+    assert len(run_due(Policy.objects.get(schedule=schedule).timing_since + timedelta(seconds=30))) == 6
+
+
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     ("task", "args", "state", "left"),
