@@ -83,6 +83,13 @@ def test_it_acts_on_all_schedules_even_if_a_row_cannot_be_read():
     assert {entry.object_id for entry in LogEntry.objects.all()} == {str(good.pk), str(bad.pk)}
 
 
+def test_it_records_a_name_that_is_too_long_with_a_mark_where_it_is_cut():
+    make_schedule()
+    for name, kept in (("a" * 254, "a" * 254), ("a" * 255, "a" * 253 + "…")):
+        acts.pause(ALL(), name)
+        assert Policy.objects.get().paused_by == kept
+
+
 @pytest.mark.parametrize(
     ("act", "sentence"),
     [

@@ -143,6 +143,22 @@ def test_it_deletes_in_batches(monkeypatch):
     assert list(retention.delete_ended(database_now() - 30 * DAY, {State.SUCCEEDED})) == [3, 3, 1]
 
 
+def test_it_finds_each_batch_by_the_index_behind_the_one_before(monkeypatch):
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite says nothing of the part of an index that it reads.")
+    monkeypatch.setattr(retention, "BATCH", 1)
+    for days in (500, 400):
+        make_old(None, State.FAILED, days)
+    with CaptureQueriesContext(connection) as queries:
+        cleanup()
+    later = next(each["sql"] for each in queries if " OR " in each["sql"] and "ORDER BY" in each["sql"])
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute(f"EXPLAIN {later}")
+        plan = [line for (line,) in cursor.fetchall()]
+    assert any("Index Cond" in line and "finished_at >=" in line for line in plan)
+
+
 def test_it_writes_each_policy_once_in_a_pass(monkeypatch):
     monkeypatch.setattr(retention, "BATCH", 2)
     for name in ("one", "two", "three"):
