@@ -88,7 +88,7 @@ def test_it_names_a_beat_that_writes_down_runs_which_were_not_claimed():
 
 
 def test_it_takes_claims_and_saved_forms_for_its_own():
-    schedule = make_schedule("hourly")
+    schedule = make_schedule("hourly", policy={"overlap": "allow"})
     make_due(schedule)
     before = strangers.compare({})
     list(claim.claim_due())
