@@ -1,6 +1,10 @@
 """Connects the app to Django and Celery: its signal receivers, once, after Django has loaded every model."""
 
+from typing import Any
+
 from django.apps import AppConfig
+
+from jobs.rules import zones
 
 
 class JobsConfig(AppConfig):
@@ -8,18 +12,20 @@ class JobsConfig(AppConfig):
     verbose_name = "Punctual"
     default_auto_field = "django.db.models.BigAutoField"
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        zones.use_newest()  # before any model makes a zone: two that were made of different rules are not equal
+
     def ready(self) -> None:
         from jobs import checks
         from jobs.beat import rivals
-        from jobs.ledger import outcomes, windows
+        from jobs.ledger import outcomes
         from jobs.messages import discovery
         from jobs.models import dates, routing
         from jobs.monitoring import nodes, statistics, strangers
-        from jobs.rules import zones
         from jobs.schedules import calendar
         from jobs.worker import connection, guard, logs, refusals, resources, signals
 
-        zones.use_newest()
         routing.install()
         dates.install()
         checks.connect()
@@ -27,7 +33,6 @@ class JobsConfig(AppConfig):
         connection.connect()
         discovery.connect()
         calendar.connect()
-        windows.connect()
         nodes.connect()
         outcomes.listen(outcomes.pause_failing)
         guard.connect()

@@ -103,11 +103,13 @@ class TimingAdmin(GuardedAdmin):
     @admin.display(description="used by")
     def used_by(self, row: Any) -> str:
         using = PeriodicTask.objects.filter(**{kind_of(row): row}).order_by("name")
-        number = counted(using.count(), "schedule", "schedules")
+        count = using.count()
+        number = counted(count, "schedule", "schedules")
         if not (row.viewer.has_perm(VIEW) or row.viewer.has_perm(CHANGE)):
             return number
         lines = ((link_to(each), only_this_one(each, row.viewer)) for each in using[:LISTED])
-        return format_html("{}{}", number, format_html_join("", "<br>{} {}", lines))
+        which = f", the first {LISTED}:" if count > LISTED else ":" if count else ""
+        return format_html("{}{}{}", number, which, format_html_join("", "<br>{} {}", lines))
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> Any:
         if schedule := self._only(request):

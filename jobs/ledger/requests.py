@@ -130,6 +130,7 @@ def _now(schedule: PeriodicTask, actor: Actor) -> NewRun:
     now = database_now()
     new = new_run(schedule.pk, schedule.name, message_of(schedule, policy), now, now)
     new.trigger, new.actor = Trigger.MANUAL.value, actor.name
+    new.window_start = windows.written(windows.previous(policy, now))
     return new
 
 

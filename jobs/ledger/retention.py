@@ -1,9 +1,9 @@
 """What may the ledger delete, and when? Runs that ended long ago, each state after its own time, and old timings.
 
 Its one rule: deleting changes no answer. A backfill counts every moment up to the latest deleted run as done, the
-latest run of each schedule stays, an unfinished run is never touched, and a run that stays keeps its data window. So a
-pass first writes into each policy how far it will delete, once, and then deletes nothing beyond. Rows are deleted in
-batches, oldest first, each batch in its own transaction; an interruption leaves the rest for the next time.
+latest run of each schedule stays, and an unfinished run is never touched. So a pass first writes into each policy how
+far it will delete, once, and then deletes nothing beyond. Rows are deleted in batches, oldest first, each batch in its
+own transaction; an interruption leaves the rest for the next time.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Exists, Max, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Exists, Max, OuterRef, Q, QuerySet
 
-from jobs.ledger import windows
 from jobs.models import TERMINAL, PastTiming, Policy, Run, RunQuerySet, State, Trigger, bulk
 
 BATCH = 1000  # runs, or policies, per transaction
@@ -29,7 +28,6 @@ def delete_ended(before: datetime, states: Collection[State]) -> Iterator[int]:
     for batch in _batches(ended):
         wanted = [run for run, schedule, due, _ in batch if schedule is None or due <= last.get(schedule, _NEVER)]
         if wanted:
-            _hold_windows(wanted, ended, last)
             bulk.delete(Run, wanted)
             yield len(wanted)
 
@@ -51,18 +49,6 @@ def _delete_timings(old: QuerySet[PastTiming], ends: dict[int, datetime]) -> Non
         policy.known_since = ends[policy.pk]
     bulk.update(Policy, policies, ["known_since"])
     old.delete()
-
-
-def _hold_windows(runs: Collection[UUID], ended: RunQuerySet, last: dict[int, datetime]) -> None:
-    """Write down the windows of the runs that follow these, which are about to be deleted, and stay themselves."""
-    following = Run.objects.filter(
-        schedule=OuterRef("schedule"), trigger=Trigger.SCHEDULE, due_at__gt=OuterRef("due_at")
-    ).order_by("due_at")
-    found = Run.objects.filter(pk__in=runs, trigger=Trigger.SCHEDULE, schedule__isnull=False)
-    nexts = set(found.values_list(Subquery(following.values("pk")[:1]), flat=True)) - {None, *runs}
-    rows = ended.filter(pk__in=nexts).values_list("pk", "schedule", "last_due_at")
-    nexts -= {run for run, schedule, due in rows if due <= last.get(schedule, _NEVER)}
-    windows.hold(nexts)
 
 
 def _batches(ended: RunQuerySet) -> Iterator[Sequence[tuple[UUID, int | None, datetime, datetime | None]]]:

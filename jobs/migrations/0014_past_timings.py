@@ -1,4 +1,4 @@
-"""Keep the timings that were in force, and the data windows that can no longer be computed.
+"""Keep the timings that were in force, and the data windows of requested runs.
 
 A schedule counts as known since its timing took effect; before that, its first timing counts. On PostgreSQL no table is
 rewritten; SQLite copies the runs.
@@ -24,7 +24,8 @@ class Migration(migrations.Migration):
             "run",
             "window_start",
             models.DateTimeField(
-                help_text="The start of its data window, if it was written down; year 2: it has none.", null=True
+                help_text="The start of its data window; year 2: it has none. Empty: it follows from the runs before.",
+                null=True,
             ),
         ),
         migrations.CreateModel(

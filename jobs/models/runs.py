@@ -244,7 +244,8 @@ class Run(Executed):
         help_text="The last due moment of this row; it differs from due_at for a stretch of skipped moments."
     )
     window_start = models.DateTimeField(
-        null=True, help_text="The start of its data window, if it was written down; year 2: it has none."
+        null=True,
+        help_text="The start of its data window; year 2: it has none. Empty: it follows from the runs before.",
     )
     count = models.PositiveIntegerField(default=1, help_text="The number of due moments in this row.")
     not_before = models.DateTimeField(

@@ -3,8 +3,8 @@
 Its one rule: governments change them with days of notice, so the newest version wins. Python alone would take the
 machine's, even if they are years old. A folder of unknown version counts as the oldest.
 
-Limit: a zone that was made before keeps its rules, so `use_newest` is called as Django starts. New files on the machine
-apply when a process starts again.
+Limit: a zone that was made before keeps its rules, so `use_newest` is called before Django loads models. New files on
+the machine apply when a process starts again.
 """
 
 import re
@@ -24,8 +24,9 @@ def use_newest() -> None:
     folders = list(dict.fromkeys([*map(str, zoneinfo.TZPATH), *_package()]))
     _versions.update({folder: _version_of(Path(folder)) for folder in folders})
     folders.sort(key=lambda folder: _versions[folder], reverse=True)
-    zoneinfo.reset_tzpath(folders)
-    zoneinfo.ZoneInfo.clear_cache()
+    if folders[:1] != list(map(str, zoneinfo.TZPATH[:1])):
+        zoneinfo.reset_tzpath(folders)
+        zoneinfo.ZoneInfo.clear_cache()
 
 
 def version() -> str:

@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,6 +31,7 @@ from jobs.messages import discovery
 from jobs.messages.message import message_of
 from jobs.models import Node, Policy, PolicyQuerySet, Release
 from jobs.rules.errors import Invalid
+from jobs.rules.policies import MISSED_AFTER
 from jobs.schedules import acts, calendar
 from jobs.schedules.calendar import KINDS
 from jobs.schedules.entry import as_text, read, wall_zone_of
@@ -276,10 +277,16 @@ def _start_of(columns: dict[str, Any], row: Known | None, former: datetime | Non
 
 
 def _aligned(interval: dict[str, Any], zone: Any) -> datetime:
-    """The start of the current day, hour, minute or second, the unit of the interval, in the app's time zone."""
-    start = delta_resolution(datetime.now(zone), timedelta(**{interval["period"]: 1}))
-    while interval["period"] == "days" and _is_skipped(start):
-        start -= timedelta(days=interval["every"])
+    """A start of a day, hour, minute or second, the unit of the interval, in the app's time zone.
+
+    It lies so far in the past that it is not due itself: a schedule's start time on time would be.
+    """
+    period, every = interval["period"], timedelta(**{interval["period"]: interval["every"]})
+    now = datetime.now(zone)
+    start = delta_resolution(now, timedelta(**{period: 1}))
+    start = start if period == "days" else start.astimezone(UTC)  # days by the wall clock, others by elapsed time
+    while now - start <= MISSED_AFTER or (period == "days" and _is_skipped(start)):
+        start -= every
     return start
 
 

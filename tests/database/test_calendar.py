@@ -211,7 +211,8 @@ def test_it_flags_a_row_that_cannot_be_read_and_detects_changes_of_all_others():
 def test_it_keeps_a_moment_that_was_due_before_the_row_could_not_be_read():
     schedule = make_schedule(cron={"minute": "5"})
     owed = make_due(schedule)
-    CrontabSchedule.objects.update(timezone="Mars/Phobos")
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE django_celery_beat_crontabschedule SET timezone = 'Mars/Phobos'")
     calendar.sweep()
     assert next_due(schedule.pk) == owed
     assert [run.due_at for runs in claim.claim_due() for run in runs] == [owed]

@@ -382,6 +382,13 @@ def test_it_aligns_a_relative_interval_with_the_clock_of_the_app(every):
     assert install(job={"schedule": every, "relative": True}) == 0
 
 
+@pytest.mark.parametrize("every", [DAY, HOUR, timedelta(minutes=5), timedelta(seconds=10)])
+def test_it_fires_nothing_when_it_installs_a_relative_interval(every):
+    before = database_now()
+    install(job={"schedule": every, "relative": True})
+    assert Policy.objects.get().next_due_at > before
+
+
 def test_it_keeps_the_grid_of_a_long_interval_across_restarts(job):
     before = Policy.objects.get().next_due_at
     for _ in range(3):

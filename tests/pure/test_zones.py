@@ -29,6 +29,8 @@ show()
 child = multiprocessing.get_context("fork").Process(target=show)
 child.start()
 child.join()
+from django_celery_beat.models import CrontabSchedule
+CrontabSchedule(timezone="Europe/Paris").full_clean()  # models and forms have the same zones
 """
 
 

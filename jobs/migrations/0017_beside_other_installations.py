@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('jobs', '0012_deletes_of_runs_in_sql'),
+        ('jobs', '0016_entries_have_owners'),
     ]
 
     operations = [
