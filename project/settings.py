@@ -84,12 +84,6 @@ def email_url(text: str) -> dict[str, Any]:
     return config
 
 
-def project(text: str) -> str:
-    if len(text) > 100 or not text.isprintable():
-        raise ValueError
-    return text
-
-
 def secret(text: str) -> str:
     """A text long enough to be masked everywhere, and encodable as UTF-8."""
     if len(text.encode()) < 8:
@@ -123,7 +117,6 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "float": (positive, "a number above 0"),
     "list": (words, "a list separated by commas"),
     "site": (site, "the address of a site, such as https://punctual.example"),
-    "project": (project, "a name of at most 100 characters"),
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
     "secret": (secret, "UTF-8 text of at least 8 bytes"),
@@ -341,7 +334,7 @@ CANCEL_GRACE_SECONDS: float = read("float", "CANCEL_GRACE_SECONDS", 10.0)
 
 # The name of this project. Several may share a database: each installs, changes and removes only its own entries of
 # CELERY_BEAT_SCHEDULE. A developer's machine (DEBUG) counts as a project of its own.
-PROJECT: str = read("project", "PROJECT", "punctual-debug" if DEBUG else "punctual")
+PROJECT: str = read("name", "PROJECT", "punctual-debug" if DEBUG else "punctual")
 
 # The version of your code, such as a commit or a tag. The admin shows it beside each beat and worker.
 CODE_VERSION: str = read("str", "CODE_VERSION", "")

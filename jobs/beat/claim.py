@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 
 BATCH = 500  # schedules per transaction
 MOMENTS = 20_000  # due moments per transaction, so that it stays short after a long outage; the rest follows
-LONGEST_PASS = 0.5  # seconds; what is still due then, is left to the next tick
-ASK_OTHERS_EVERY = timedelta(seconds=1)  # while a moment of an unknown job is left to other beats
+LONGEST_PASS = 0.5  # seconds; after that, no second portion of a schedule is claimed before the next tick
+MOST_BEHIND = 10_000  # schedules with more portions than one, at a time
+FIRST_LOOK, LONGEST_LOOK = timedelta(seconds=1), timedelta(seconds=10)  # at a moment that is left to other beats
 # The columns of a policy that a claim writes.
 MOVED = frozenset(
     [
@@ -115,7 +116,7 @@ def claim_due(now: datetime | None = None) -> Iterator[list[NewRun]]:
         if runs:
             yield runs
         behind |= {policy.schedule_id for policy in claimed if policy.next_due_at and policy.next_due_at <= now}
-        if len(claimed) < BATCH:  # all others are claimed, or locked
+        if len(claimed) < BATCH or len(behind) > MOST_BEHIND:  # all others are claimed, or locked
             if not behind or time.monotonic() > end:
                 return
             behind.clear()
@@ -154,9 +155,8 @@ def _claim_batch(due: PolicyQuerySet, now: datetime) -> tuple[list[NewRun], list
         busy = _busy([policy.schedule_id for policy in locked if policy.overlap != policies.Overlap.ALLOW])
         most = max(1, MOMENTS // len(locked))
         runs = [run for policy in locked for run in _runs_of(policy, now, busy.get(policy.schedule_id, ()), most)]
-        started = [run for run in runs if not run.reason]
-        _cancel_previous(locked, started, busy)
         started = _insert(_grow_stretches(locked, runs))
+        _cancel_previous(locked, started, busy)
         bulk.update(Policy, locked, MOVED)
         _count(locked, started, now)
     return [run for run in started if run.not_before == now + SENDING], locked
@@ -175,6 +175,7 @@ def _cancel_previous(locked: list[Claimed], started: list[NewRun], busy: Collect
     ones = {policy.schedule_id for policy in locked if policy.overlap == policies.Overlap.CANCEL_PREVIOUS}
     if replaced := ones.intersection(run.schedule_id for run in started).intersection(busy):
         previous = Run.objects.active().filter(schedule__in=replaced, backfill=None)
+        previous = previous.exclude(id__in=[run.id for run in started])
         outcomes.cancel(previous, "the next run of its schedule takes its place; policy: cancel previous")
 
 
@@ -214,7 +215,7 @@ def _runs_of(policy: Claimed, now: datetime, busy: Sequence[policies.Busy], most
         if first > until:
             _leave_to_others(policy, first, str(message), now)
             return []
-        due = _due(policy, first, until, most)
+        due = _due(policy, first, now, until, most)
         _move(policy, due, now)
         decisions = _decide(policy, due, message, now, busy)
         if due.upcoming is None and _is_clocked(policy):
@@ -241,19 +242,24 @@ def _message(policy: Claimed) -> Message | Invalid:
 
 def _leave_to_others(policy: Claimed, first: datetime, why: str, now: datetime) -> None:
     """Leave moments on time to beats whose newer code may know their job, as while a new version is rolled out."""
-    policy.owed_from, policy.next_due_at, policy.invalid_reason = first, now + ASK_OTHERS_EVERY, why
+    wait = max(FIRST_LOOK, min(now - first, LONGEST_LOOK))
+    policy.owed_from, policy.next_due_at, policy.invalid_reason = first, now + wait, why
 
 
-def _due(policy: Claimed, first: datetime, now: datetime, most: int) -> _Due:
+def _due(policy: Claimed, first: datetime, now: datetime, until: datetime, most: int) -> _Due:
+    """The due moments up to `until`, which is now, or earlier where later ones are left to other beats."""
     coming = _coming(policy, first, now)
     moments, upcoming = [first], next(coming, None)
-    while upcoming is not None and upcoming <= now and len(moments) < most:
+    while upcoming is not None and upcoming <= until and len(moments) < most:
         moments.append(upcoming)
         upcoming = next(coming, None)
+    if policy.former and policy.timing_since and _is_clocked(policy):  # each setting of a one-off has its own run
+        moments, later = [each for each in moments if each <= policy.timing_since] or moments, moments
+        upcoming = later[len(moments)] if len(moments) < len(later) else upcoming
     pause = policies.Pause.of(policy)
     if pause and (held_back := next((moment for moment in moments if pause.holds_back(moment, now)), None)):
         due = _Due(moments[: moments.index(held_back)], held_back, held_back=held_back)
-    elif upcoming is None or upcoming > now:
+    elif upcoming is None or upcoming > until:
         due = _Due(moments, upcoming, named_late=_is_named_late(policy, first))
     else:
         due = _Due(moments, upcoming, following=_following(policy, pause, upcoming, now))
@@ -284,7 +290,7 @@ def _may_run(policy: Claimed, pause: policies.Pause | None, first: datetime, now
 
 
 def _undecided(policy: Claimed, due: _Due) -> _Due:
-    """Leave out the first moments that have an outcome already, and leave moments after others that have to a pass.
+    """Leave out moments that have an outcome, and all after the next of these, which a later pass decides.
 
     So no series of skipped moments includes one that ran.
     """
@@ -304,8 +310,9 @@ def _decided(schedule: int, moments: Sequence[datetime]) -> set[datetime]:
     """Those of the moments that have an outcome."""
     if not moments:
         return set()
-    rows = Run.objects.filter(schedule=schedule, trigger=Trigger.SCHEDULE)
-    ends = dict(rows.filter(due_at__lte=moments[-1], last_due_at__gte=moments[0]).values_list("due_at", "last_due_at"))
+    rows = Run.objects.filter(schedule=schedule, trigger=Trigger.SCHEDULE).values_list("due_at", "last_due_at")
+    ends = dict(rows.filter(due_at__lte=moments[0]).order_by("-due_at")[:1])  # a series may have begun before
+    ends |= dict(rows.filter(due_at__range=(moments[0], moments[-1])))
     starts = sorted(ends)
     before = {moment: bisect_right(starts, moment) - 1 for moment in moments}
     return {moment for moment, index in before.items() if index >= 0 and moment <= ends[starts[index]]}
@@ -358,7 +365,7 @@ def _count_down(policy: Claimed, rule: policies.Rule, moments: Sequence[datetime
     policy.skip_next -= len(rule.by_hand(moments))
     if policy.remaining_runs is not None:
         policy.remaining_runs = max(0, policy.remaining_runs - ran)
-    if rule.limit is not None and ran >= rule.limit:
+    if rule.limit is not None and ran >= rule.limit and not _is_clocked(policy):
         _switch_off(policy)
 
 

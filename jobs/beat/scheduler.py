@@ -20,7 +20,7 @@ from django_celery_beat.models import PeriodicTasks
 from jobs.beat import claim, release, rescue
 from jobs.ledger import outbox
 from jobs.messages.dispatch import BrokerUnavailableError
-from jobs.models import UNSTARTED, Node, Policy, Release, Run, database_now, installation
+from jobs.models import UNSTARTED, ChangedTiming, Node, Policy, Release, Run, database_now, installation
 from jobs.monitoring import nodes
 from jobs.rules.errors import hidden
 from jobs.schedules import calendar, entries, recheck
@@ -104,6 +104,8 @@ class Scheduler(beat.Scheduler):
             self._changes_mark, self._rechecked = None, 0
         if self._is_time_for("changes", CHANGES_EVERY) or self._was_notified():
             self._changes_mark = calendar.find_changes(self._changes_mark)
+            if ChangedTiming.objects.exists():  # more schedules than one call marks
+                self._done_at.pop("changes", None)
         if self._rechecked == 0:
             rescue.shorten_waits()
         if self._rechecked is not None:

@@ -13,7 +13,7 @@ import difflib
 import inspect
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast, get_type_hints
 
 from celery import current_app
@@ -32,12 +32,17 @@ def check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
     """Refuse an unknown job (`UnknownJob`), and arguments that the job does not accept. Raises `Invalid`."""
     task = find_task(name)
     if task is None:
-        close = difflib.get_close_matches(name, _tasks(), n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else "Is its app in INSTALLED_APPS?"
+        close = _close_to(name, len(_tasks()))
+        hint = f"Did you mean {close!r}?" if close else "Is its app in INSTALLED_APPS?"
         raise UnknownJob(f"No job is named {name!r}. {'; '.join(discovery.broken()) or hint}")
     if name.startswith("celery.") and name not in OWN_TASKS_ALLOWED:
         raise Invalid(f"{name!r} is an internal task of Celery that runs other tasks: schedule the task itself.")
     check(task, args, kwargs)
+
+
+@lru_cache(maxsize=1024)  # beat asks for the same ones again and again
+def _close_to(name: str, _tasks_known: int) -> str:
+    return next(iter(difflib.get_close_matches(name, _tasks(), n=1)), "")
 
 
 def find_task(name: str) -> Any:

@@ -1,12 +1,14 @@
-"""Policies of schedules, with their pauses, and backfills."""
+"""Policies of schedules, with their pauses, backfills, and saved timings whose schedules are yet to be computed."""
 
 from datetime import datetime, timedelta
+from functools import reduce
+from operator import or_
 from typing import Any
 from uuid import uuid4
 
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
-from django.db.models import Case, F, Q, When
+from django.db.models import Case, Exists, F, OuterRef, Q, When
 from django.db.models.functions import Coalesce, Now
 from django_celery_beat.models import PeriodicTask
 
@@ -23,6 +25,7 @@ CATCH_UP_CHOICES = [
 ]
 
 
+KINDS = ("interval", "crontab", "solar", "clocked")  # the columns of PeriodicTask that refer to a timing
 PAUSED = Q(paused_at__isnull=False, paused_until__isnull=True) | Q(paused_until__gt=Now())
 # The moments that a pause held back are due again; the next claim decides about them.
 NOTHING_HELD_BACK: dict[str, Any] = {"next_due_at": Coalesce("owed_from", "next_due_at"), "owed_from": None}
@@ -31,10 +34,9 @@ NOTHING_HELD_BACK: dict[str, Any] = {"next_due_at": Coalesce("owed_from", "next_
 class PolicyQuerySet(models.QuerySet["Policy"]):
     def due(self, now: datetime) -> "PolicyQuerySet":
         """Schedules with a due moment, the earliest first (index policy_next_due); none with an uncomputed change."""
-        due = self.filter(next_due_at__lte=now, stale_since=None).order_by("next_due_at")
-        for timing in ChangedTiming.objects.all():
-            due = due.exclude(schedule__in=timing.schedules)
-        return due
+        own = (Q(kind=kind, row=OuterRef(f"schedule__{kind}")) for kind in KINDS)
+        changed = ChangedTiming.objects.filter(reduce(or_, own))
+        return self.filter(~Exists(changed), next_due_at__lte=now, stale_since=None).order_by("next_due_at")
 
     def stale(self) -> "PolicyQuerySet":
         """Schedules whose timing has changed and must be computed, those that are due first (index policy_stale)."""

@@ -2,7 +2,7 @@
 
 A worker without the start guard executes a run again with each message. A beat with django-celery-beat's own scheduler
 runs each job a second time. Its one rule: it only reports, as a node of the kind *stranger*, with what to do. Beat asks
-all workers of the broker, in a thread, so a broker that does not answer delays no run, and compares what is written.
+all workers of the broker, in a thread, so a broker that does not answer delays no run, and compares the writes.
 
 Limits: a worker without remote control, or on a broker that cannot broadcast, does not answer. One with the name of a
 live worker of ours is taken for that. One of ours that cannot reach the database for a minute looks like a stranger.
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 EVERY = 20.0  # seconds; a stranger that is not seen for `SILENT_AFTER` counts as gone
 TIMEOUT = 2.0  # seconds that workers have to answer
+UNNAMED = "another beat"  # known only by its writes
 COMPARED = 1000  # schedules, those that ran last: another scheduler runs all of them
 GRACE = 5.0  # seconds that a worker may need from its first answer to its first heartbeat
 
@@ -61,7 +62,7 @@ Written = dict[int, tuple[Any, Any]]
 
 
 def compare(before: Written) -> Written:
-    """Record a beat that wrote down runs which no beat of ours has claimed; returns what is written now.
+    """Record a beat that wrote down runs which no beat of ours has claimed; returns the present columns.
 
     A claim moves both `last_run_at` and `next_due_at`, in one transaction. Saved forms move `last_run_at` back, if at
     all. So one that moves forward alone was written by another scheduler.
@@ -69,9 +70,9 @@ def compare(before: Written) -> Written:
     rows = PeriodicTask.objects.filter(last_run_at__isnull=False, policy__isnull=False)
     latest = rows.order_by("-last_run_at").values_list("pk", "last_run_at", "policy__next_due_at")[:COMPARED]
     now = {pk: (ran_at, due_at) for pk, ran_at, due_at in latest}
-    moved = [pk for pk in now.keys() & before if now[pk][0] > before[pk][0] and now[pk][1] == before[pk][1]]
-    if moved and not Node.objects.live().filter(kind=Node.Kind.STRANGER, queues="").exists():
-        _record_beat("another beat")
+    moved = [pk for pk in now.keys() & before if now[pk][0] > before[pk][0] and before[pk][1] == now[pk][1] is not None]
+    if moved and not Node.objects.live().filter(kind=Node.Kind.STRANGER, queues="").exclude(name=UNNAMED).exists():
+        _record_beat(UNNAMED)
     return now
 
 
@@ -92,7 +93,7 @@ def _record(name: str, problem: str, queues: str = "") -> None:
 def _keep_looking(app: Any) -> None:
     written: Written = {}
     while True:
-        with logged(log, "Beat could not compare what is written.", level=logging.DEBUG), closing(connection):
+        with logged(log, "Beat could not compare the writes to schedules.", level=logging.DEBUG), closing(connection):
             written = compare(written)
         with logged(log, "Beat could not ask for the queues of all workers.", level=logging.DEBUG), closing(connection):
             look(app)

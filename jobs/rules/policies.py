@@ -150,7 +150,8 @@ def decide(
         return [Decision(due[0], due[0])]
     if rule.limit == 0:
         return skip(due, USED_UP)
-    late, by_hand = _late(rule, due, now), set(rule.by_hand(due))
+    by_hand = set(rule.by_hand(due))
+    late = {moment: reason for moment, reason in _late(rule, due, now).items() if moment not in by_hand}
     on_time = [moment for moment in due if moment not in late and moment not in by_hand]
     caught_up = _caught_up(rule, late, on_time, now, following)
     unwanted = {moment: reason for moment, reason in late.items() if moment not in caught_up}

@@ -1,7 +1,8 @@
 """When is a schedule due next? Turns django-celery-beat's rows into timings, and detects every change of them.
 
 Its one rule: `Policy.next_due_at` is computed when the timing changes, from that moment on. So nothing fires because
-a schedule was edited, enabled or resumed. A moment that was already due stays due, under its former timing.
+a schedule was edited, enabled or resumed, except for a one-off that is set to a moment of the last minute. A moment
+that was already due stays due, under its former timing.
 
 A saved row is detected in its own transaction. `QuerySet.update()`, `bulk_create`, fixtures and plain SQL send no
 signal: the next `find_changes` compares the fingerprints of the timings that were written, inside the database.
@@ -51,7 +52,7 @@ AT_ONCE = 100
 MARKED = 5000
 COMPUTED = (
     *("next_due_at", "timing", "timing_since", "known_since", "stale_since", "fingerprint", "former"),
-    "invalid_reason",
+    *("decided_until", "invalid_reason"),
 )
 
 _migrated = threading.Event()  # set once this process has seen our table complete
@@ -156,7 +157,7 @@ def _flag(schedule: int, reason: str, **columns: Any) -> None:
     with PastTiming.settling(locked, now):
         for policy in locked:
             since = policy.stale_since or now
-            if not _keep_owed(policy, since):
+            if not _keep_owed(policy, since, until=since):
                 policy.next_due_at = None
             policy.timing, policy.timing_since, policy.stale_since, policy.invalid_reason = "", since, None, reason
     bulk.update(Policy, locked, COMPUTED)
@@ -196,35 +197,37 @@ def _renew(schedules: Sequence[int], *, wait: bool) -> None:
         with PastTiming.settling(locked, now):
             for policy in locked:
                 if schedule := rows.get(policy.pk):
-                    _compute(policy, schedule, policy.stale_since or now)
+                    _compute(policy, schedule, policy.stale_since or now, now)
         bulk.update(Policy, locked, COMPUTED)
 
 
-def _compute(policy: Policy, schedule: Any, since: datetime) -> None:
-    """Set the columns that follow from the timing in force `since`.
+def _compute(policy: Policy, schedule: Any, changed_at: datetime, now: datetime) -> None:
+    """Set the columns that follow from the timing since its change.
 
     A moment that was already due stays due, with its former timing.
     """
-    is_owed = _keep_owed(policy, since)
+    after, since = _in_force(policy, schedule, changed_at) if schedule.enabled else (changed_at, changed_at)
+    is_owed = _keep_owed(policy, changed_at, until=since)
     former, policy.timing, policy.invalid_reason, upcoming = policy.timing, "", "", None
     try:
-        spec = spec_of(schedule, _grid_from(former, schedule) or since, policy.wall_zone)
+        spec = spec_of(schedule, _grid_from(former, schedule) or changed_at, policy.wall_zone)
         if schedule.enabled:
-            after, since = _in_force(policy, schedule, since)
             policy.timing, upcoming = as_text(spec), next_occurrence(spec, after)
     except Invalid as error:
         policy.invalid_reason = str(error)
     policy.timing_since, policy.fingerprint, policy.stale_since = since, schedule.fingerprint, None
+    if upcoming and upcoming <= now:  # claims may have decided about it between the change and its commit
+        policy.decided_until = now
     if not is_owed:
         policy.next_due_at = upcoming
 
 
-def _keep_owed(policy: Policy, since: datetime) -> bool:
-    """Remember the timing of moments that were due before `since` and not claimed; returns whether there are any."""
+def _keep_owed(policy: Policy, changed_at: datetime, until: datetime) -> bool:
+    """Remember the timing, up to `until`, of moments that were due and not claimed; returns whether there are any."""
     owed_from = policy.owed_from or policy.next_due_at
-    is_owed = owed_from is not None and owed_from <= since
+    is_owed = owed_from is not None and owed_from <= changed_at
     if is_owed:
-        policy.former = [*(policy.former or ()), (policy.timing, since.isoformat())]
+        policy.former = [*(policy.former or ()), (policy.timing, until.isoformat())]
     return is_owed
 
 
@@ -242,7 +245,7 @@ def _in_force(policy: Policy, schedule: Any, since: datetime) -> tuple[datetime,
         return (named - INSTANT, named) if is_new and is_on_time else (since, since)
     column = TIMING_COLUMNS.index("clocked__clocked_time")
     is_changed = policy.fingerprint.split("|")[column:][:1] != schedule.fingerprint.split("|")[column:][:1]
-    return named - INSTANT, named if is_new or (is_on_time and is_changed) else since
+    return named - INSTANT, named - INSTANT if is_new or (is_on_time and is_changed) else since
 
 
 def _grid_from(before: str, schedule: Any) -> datetime | None:

@@ -29,7 +29,7 @@ from django_celery_beat.models import PeriodicTask
 
 from jobs.messages import discovery
 from jobs.messages.message import message_of
-from jobs.models import Node, Policy, PolicyQuerySet, Release
+from jobs.models import Node, Policy, PolicyQuerySet, Release, database_now
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import MISSED_AFTER
 from jobs.schedules import acts, calendar
@@ -121,7 +121,7 @@ def _newer_beats(release: Release) -> tuple[str, ...]:
     return tuple(newer.order_by("name").values_list("name", flat=True))
 
 
-# --- what is defined, and what is known -----------------------------------------------------------------------------
+# --- definitions, and known schedules -----------------------------------------------------------------------------
 
 
 def _entries(app: Any) -> dict[str, Mapping[str, Any]]:
@@ -240,7 +240,7 @@ def _keep(row: Known, wall_zone: str) -> bool:
 
 
 def _write(name: str, columns: dict[str, Any], text: str, row: Known | None) -> None:
-    schedule = PeriodicTask.objects.select_for_update().filter(Q(pk=row.pk) if row else Q(name=name)).first()
+    schedule = PeriodicTask.objects.select_for_update(no_key=True).filter(Q(pk=row.pk) if row else Q(name=name)).first()
     if schedule is not None:
         _check_owner(Policy.objects.filter(pk=schedule.pk))
     kind, timing = columns["timing"]
@@ -282,7 +282,7 @@ def _aligned(interval: dict[str, Any], zone: Any) -> datetime:
     It lies so far in the past that it is not due itself: a schedule's start time on time would be.
     """
     period, every = interval["period"], timedelta(**{interval["period"]: interval["every"]})
-    now = datetime.now(zone)
+    now = database_now().astimezone(zone)
     start = delta_resolution(now, timedelta(**{period: 1}))
     start = start if period == "days" else start.astimezone(UTC)  # days by the wall clock, others by elapsed time
     while now - start <= MISSED_AFTER or (period == "days" and _is_skipped(start)):
@@ -305,7 +305,7 @@ def _remove(gone: list[Known]) -> int:
     # By name, too: another beat may have renamed one of them meanwhile.
     rows = PeriodicTask.objects.filter(pk__in=[row.pk for row in gone], name__in=[row.name for row in gone])
     with transaction.atomic():
-        enabled = dict(rows.select_for_update().order_by("pk").values_list("pk", "enabled"))
+        enabled = dict(rows.select_for_update(no_key=True).order_by("pk").values_list("pk", "enabled"))
         acts.disable(rows, "Punctual")
         policies = Policy.objects.filter(pk__in=enabled, removed_at=None)  # another beat may have been faster
         for before in (True, False):

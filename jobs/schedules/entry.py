@@ -1,7 +1,8 @@
 """What does one entry of CELERY_BEAT_SCHEDULE ask for? Reads it as columns of a schedule and its policy.
 
-Its one rule: what is not exactly understood is refused, with a sentence that says what to change. It reads; `entries`
-writes. Limit: a relative interval of 90 minutes has 90 minutes here, and an hour in Celery, which rounds it down.
+Its one rule: it refuses all that it does not understand exactly, with a sentence that says what to change. It reads;
+`entries` writes. Limit: a relative interval of 90 minutes has 90 minutes here, and an hour in Celery, which rounds it
+down.
 """
 
 import json

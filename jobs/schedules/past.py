@@ -35,7 +35,7 @@ def due(policy: Policy, start: datetime, end: datetime) -> Iterator[datetime]:
 
 def previous(policy: Policy, moment: datetime) -> datetime | None:
     """The last moment before `moment` that was due; None if there is none within eight years. Raises `Invalid`."""
-    return next(filter(None, map(_last, _in_force(policy, FIRST, moment, MOST_READ))), None)
+    return next(filter(None, (last(*each) for each in _in_force(policy, FIRST, moment, MOST_READ))), None)
 
 
 def known_since(policy: Policy) -> datetime | None:
@@ -70,10 +70,11 @@ def _first(policy: Policy, known: datetime) -> Spec:
     return from_text(text) if text else spec_of(policy.schedule, known, policy.wall_zone)
 
 
-def _last(timing: InForce) -> datetime | None:
-    """The last moment of a timing while it was in force."""
+def last(spec: Spec, since: datetime, until: datetime) -> datetime | None:
+    """The last moment of a timing after `since`, up to `until`; None if there is none within eight years before."""
+    until = min(until, spec.end - INSTANT) if spec.end else until
     for back in LOOKS_BACK:
-        since = timing.until - min(back, timing.until - timing.since)
-        if moments := list(occurrences(timing.spec, since, timing.until)):
+        start = until - min(back, max(until - since, INSTANT))
+        if moments := list(occurrences(spec, start, until)):
             return moments[-1]
     return None

@@ -3,6 +3,8 @@
 Its one rule: it moves `Policy.next_due_at` and decides nothing. Moments from the last one with an outcome on are due
 again, and the claim leaves those alone that have one (`Policy.decided_until`). A clock that was ahead made outcomes of
 moments that have not come: those that skipped a moment are withdrawn, runs stay.
+
+Limit: what a wrong clock told a job to do later, such as a retry in 30 seconds, waits for that time.
 """
 
 import logging
@@ -10,11 +12,15 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from django.db import transaction
+from django.db.models import Q
 
 from jobs.models import Policy, PolicyQuerySet, Run, RunQuerySet, State, Trigger, bulk, database_now
 from jobs.rules.crontab import Crontab
+from jobs.rules.errors import Invalid
 from jobs.rules.moments import INSTANT
 from jobs.rules.occurrences import Interval, Spec, as_text, from_text, next_occurrence, occurrences
+from jobs.rules.policies import SKIPPED_BY_HAND
+from jobs.schedules import past
 
 log = logging.getLogger(__name__)
 
@@ -25,25 +31,32 @@ TOLERANCE = timedelta(seconds=1)  # clocks of several connections to one server 
 def recheck(after: int) -> int | None:
     """Check a slice of the schedules, by key after `after`; returns the last key, or None after the last schedule."""
     now = database_now()
-    rows = list(_checkable().filter(pk__gt=after).order_by("pk").values_list(*_READ)[:SLICE])
+    rows = list(_checkable().filter(pk__gt=after).order_by("pk").values_list("pk", *_READ)[:SLICE])
     if wrong := [key for key, *stored in rows if not _follows(now, *stored)]:
         _correct(wrong)
     return rows[-1][0] if len(rows) == SLICE else None
 
 
-_READ = ("pk", "timing", "timing_since", "next_due_at", "former")
+_READ = ("timing", "timing_since", "next_due_at", "owed_from", "former")
 
 
 def _checkable() -> PolicyQuerySet:
-    """Policies whose next due moment is the next one of their timing, or a due one of it."""
-    known = Policy.objects.filter(owed_from=None, stale_since=None, invalid_reason="")
-    return known.exclude(timing="").exclude(fingerprint="")
+    """Policies whose next due moment follows from their timing: not those that a claim has stopped."""
+    known = Policy.objects.filter(stale_since=None).exclude(timing="").exclude(fingerprint="")
+    return known.exclude(~Q(invalid_reason=""), next_due_at=None)
 
 
-def _follows(now: datetime, timing: str, since: datetime | None, stored: datetime | None, former: object) -> bool:
-    if since is not None and since > now + TOLERANCE:
+def _follows(
+    now: datetime, timing: str, since: datetime | None, stored: datetime | None, owed: datetime | None, former: object
+) -> bool:
+    if any(moment and moment > now + TOLERANCE for moment in (since, owed)):
         return False
-    spec = from_text(timing)
+    if owed:
+        return True  # the claim looks at it again
+    try:
+        spec = from_text(timing)
+    except Invalid:  # a zone that this machine does not have: the claim says so
+        return True
     if stored is None or stored > now:
         return stored == next_occurrence(spec, now)
     # The rules of a zone may have changed after an owed moment was computed; those of other kinds depend on no rules.
@@ -55,10 +68,11 @@ def _correct(schedules: list[int]) -> None:
     with transaction.atomic():
         locked = list(_checkable().filter(pk__in=schedules).select_for_update(skip_locked=True))
         now = database_now()
-        wrong = [each for each in locked if not _follows(now, *(getattr(each, name) for name in _READ[1:]))]
+        wrong = [each for each in locked if not _follows(now, *(getattr(each, name) for name in _READ))]
         for policy in wrong:
             _move(policy, now)
-        bulk.update(Policy, wrong, ("next_due_at", "timing", "timing_since", "decided_until"))
+        moved = ("next_due_at", "owed_from", "timing", "timing_since", "decided_until", "skip_next")
+        bulk.update(Policy, wrong, moved)
     if wrong:
         log.warning(
             "The next due moments of %d schedules did not follow from their timings and were computed again: the "
@@ -72,10 +86,10 @@ def _move(policy: Policy, now: datetime) -> None:
     since = min(policy.timing_since or now, now)
     policy.timing, policy.timing_since = as_text(spec), since
     decided = Run.objects.filter(schedule=policy.pk, trigger=Trigger.SCHEDULE).order_by("-due_at")
-    _withdraw(decided.filter(state=State.SKIPPED, last_due_at__gt=now), spec, now)
+    policy.skip_next += _withdraw(decided.filter(state=State.SKIPPED, last_due_at__gt=now), spec, now)
     ends = decided.values_list("last_due_at", flat=True)
     latest, before_now = ends.first(), ends.filter(last_due_at__lte=now).first()
-    policy.next_due_at = next_occurrence(spec, after=max(before_now or since, since))
+    policy.next_due_at, policy.owed_from = next_occurrence(spec, after=max(before_now or since, since)), None
     policy.decided_until = latest + INSTANT if latest and latest > now else None
 
 
@@ -88,10 +102,20 @@ def _begun(spec: Spec, now: datetime) -> Spec:
     return replace(spec, timing=replace(timing, grid_from=timing.grid_from - earlier * timing.every))
 
 
-def _withdraw(skipped: RunQuerySet, spec: Spec, now: datetime) -> None:
-    """Withdraw these outcomes of moments that have not come. Terminal rows never change otherwise."""
-    skipped.filter(finished_at__gt=now).delete()
+def _withdraw(skipped: RunQuerySet, spec: Spec, now: datetime) -> int:
+    """Withdraw outcomes of moments that have not come; returns how many of them an operator had chosen to skip.
+
+    A row that was written while the clock was ahead goes whole: its earlier moments are decided again.
+    """
+    ahead = skipped.filter(finished_at__gt=now)
+    by_hand = sum(ahead.filter(reason=SKIPPED_BY_HAND).values_list("count", flat=True))
+    ahead.delete()
     for row in skipped:
-        moments = list(occurrences(spec, row.due_at - INSTANT, now)) or [row.due_at]
-        row.count, row.last_due_at = len(moments), moments[-1]
+        beyond = sum(1 for _ in occurrences(spec, now, row.last_due_at))
+        row.count, row.last_due_at = (
+            max(1, row.count - beyond),
+            past.last(spec, row.due_at - INSTANT, now) or row.due_at,
+        )
         row.save(update_fields=["count", "last_due_at"])
+        by_hand += beyond if row.reason == SKIPPED_BY_HAND else 0
+    return by_hand

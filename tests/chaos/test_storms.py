@@ -126,6 +126,7 @@ def runs_cancelled_and_requested_at_random(storm: Storm) -> None:
 
 
 def database_s_clock_wrong(storm: Storm) -> None:
+    storm.clock_was_wrong = True
     Policy.objects.update(catch_up="latest")  # an hour of all moments would take minutes to run
     with adjustable_clock() as set_clock:
         storm.cut()  # the next sessions have that clock

@@ -259,7 +259,9 @@ def test_it_leaves_a_moment_on_time_to_a_beat_that_knows_the_job():
     assert not Run.objects.exists()
     policy = Policy.objects.get()
     assert policy.invalid_reason.startswith("No job is named 'tests.from_a_newer_version'")
-    assert policy.next_due_at <= database_now() + claim.ASK_OTHERS_EVERY  # this beat asks again, and the others do
+    assert (
+        policy.next_due_at <= database_now() + claim.FIRST_LOOK + 2 * SECOND
+    )  # this beat asks again, and the others do
     PeriodicTask.objects.update(task="tests.nothing")  # as the newer code sees it
     (runs,) = claim.claim_due(policy.next_due_at)
     assert [run.due_at for run in runs] == [first]
@@ -270,7 +272,7 @@ def test_it_leaves_a_moment_on_time_to_a_beat_that_knows_the_job():
 def test_it_skips_each_moment_of_a_job_that_no_beat_knows():
     schedule = make_schedule(task="tests.from_a_newer_version", every=MINUTE)
     first = make_due(schedule)
-    for seconds in range(185):
+    for seconds in range(200):
         assert list(claim.claim_due(first + seconds * SECOND)) == []
     row = Run.objects.get()
     assert (row.due_at, row.count, row.state) == (first, 3, State.SKIPPED)
@@ -279,6 +281,7 @@ def test_it_skips_each_moment_of_a_job_that_no_beat_knows():
 
 def test_it_decides_few_moments_in_one_transaction_and_all_in_the_end(monkeypatch):
     monkeypatch.setattr(claim, "MOMENTS", 100)
+    monkeypatch.setattr(claim, "BATCH", 5)
     schedules = [make_schedule(f"{n}", every=MINUTE) for n in range(10)]
     for schedule in schedules:
         make_due(schedule, ago=HOUR)
@@ -421,6 +424,71 @@ def test_it_enables_no_one_off_a_second_time_by_itself(one_off):
     assert is_off(schedule)
 
 
+def test_it_cancels_nothing_for_a_moment_that_has_its_run():
+    schedule = clocked(SECOND)
+    Policy.objects.update(overlap=Overlap.CANCEL_PREVIOUS)
+    (run,) = claim_all()
+    Run.objects.update(state=State.RUNNING, lease_until=database_now() + HOUR)
+    PeriodicTask.objects.update(enabled=True)
+    calendar.sweep()
+    assert claim_all() == []
+    run.refresh_from_db()
+    assert (run.state, run.cancel_reason) == (State.RUNNING, "")
+    assert is_off(schedule)
+
+
+def test_it_decides_no_moment_again_that_was_claimed_before_a_long_transaction_with_a_change_was_committed():
+    schedule = make_schedule(every=MINUTE, policy={"overlap": Overlap.SKIP})
+    make_run(schedule, State.RUNNING, trigger=Trigger.MANUAL)
+    first = make_due(schedule, ago=10 * MINUTE)
+    claim_to_the_end()
+    PeriodicTask.objects.update(expires=first + HOUR)  # as if saved long ago, in a transaction that ends now
+    Policy.objects.update(stale_since=first + 30 * SECOND)
+    calendar.compute_marked()
+    claim_to_the_end()
+    rows = Run.objects.filter(trigger=Trigger.SCHEDULE).order_by("due_at").values_list("due_at", "last_due_at", "count")
+    assert sum(count for *_, count in rows) == 11
+    assert all(end < due for (_, end, _), (due, *_) in pairwise(rows))
+
+
+def test_it_runs_each_moment_of_a_one_off_that_is_set_to_now_again_and_again():
+    schedule = clocked(timedelta(0), policy={"overlap": Overlap.ALLOW})
+    first = schedule.clocked.clocked_time
+    schedule.clocked = ClockedSchedule.objects.create(clocked_time=database_now())
+    schedule.save()
+    assert [run.due_at for run in claim_to_the_end()] == [first, schedule.clocked.clocked_time]
+    assert list(Run.objects.order_by("due_at").values_list("due_at", flat=True)) == [
+        first,
+        schedule.clocked.clocked_time,
+    ]
+    assert is_off(schedule)
+
+
+def test_it_looks_seldom_at_moments_that_it_leaves_to_others():
+    make_schedule(task="tests.from_a_newer_version", every=MINUTE)
+    first = Policy.objects.get().next_due_at
+    looks, now = [], first
+    while not Run.objects.exists():
+        list(claim.claim_due(now))
+        looks.append(now)
+        now = Policy.objects.get().next_due_at
+    assert len(looks) <= 12
+    assert looks[-1] - first <= timedelta(seconds=75)
+
+
+def test_it_leaves_moments_to_others_after_a_pause_without_turning_in_circles(monkeypatch):
+    schedule = make_schedule(task="tests.from_a_newer_version", every=SECOND)
+    make_due(schedule, ago=2 * MINUTE)
+    now = database_now()
+    pause = {"paused_at": now - HOUR, "paused_until": now - 30 * SECOND, "pause_catch_up": CatchUp.ALL}
+    Policy.objects.update(**pause)
+    batches = []
+    batch = claim._claim_batch
+    monkeypatch.setattr(claim, "_claim_batch", lambda *args: batches.append(1) or batch(*args))
+    list(claim.claim_due(now))
+    assert len(batches) <= 3
+
+
 def test_it_claims_schedules_one_by_one_if_their_batch_cannot_be_stored():
     bad, good = make_schedule("bad"), make_schedule("good")
     make_due(bad, ago=SECOND)
@@ -451,9 +519,10 @@ def test_it_skips_the_due_moment_of_a_schedule_that_was_disabled():
 def test_it_runs_a_one_off_schedule_once_and_disables_it(kind):
     timing = {}
     if kind == "clocked":
-        timing["clocked"] = ClockedSchedule.objects.create(clocked_time=database_now() + HOUR)
+        timing["clocked"] = ClockedSchedule.objects.create(clocked_time=database_now() - SECOND)
     schedule = make_schedule(one_off=True, **timing)
-    make_due(schedule)
+    if kind == "interval":
+        make_due(schedule)
     assert len(claim_all()) == 1
     calendar.sweep()
     schedule.refresh_from_db()

@@ -1,4 +1,4 @@
-"""Nodes: stopped ones are marked, and strangers are named: other schedulers, whoever consumes their messages."""
+"""Nodes: stopped ones are marked, and strangers are named: other schedulers, and workers that do not report."""
 
 from datetime import timedelta
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from zoneinfo import TZPATH, ZoneInfo, reset_tzpath
 
 import pytest
+from celery import current_app
 from django.db import connection
+from django_celery_beat.models import IntervalSchedule
 
 from jobs.beat import claim, rescue
+from jobs.beat.scheduler import Scheduler
 from jobs.models import Policy, Run, State, Step, database_now
 from jobs.models.clock import lease
 from jobs.rules import crontab, occurrences
-from jobs.rules.policies import Overlap
+from jobs.rules.policies import SKIPPED_BY_HAND, Overlap
 from jobs.schedules import recheck
 from tests.making import make_due, make_run, make_schedule
 
@@ -136,6 +139,56 @@ def test_it_rechecks_schedules_slice_by_slice(monkeypatch):
     assert turns == 3
     assert not Policy.objects.filter(next_due_at__gt=database_now() + HOUR).exists()
     assert len(schedules) == 5
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_goes_on_with_all_schedules_if_this_machine_lacks_the_zone_of_one(redis):
+    lacking = make_schedule("lacking", cron={"minute": "5", "timezone": ZONE})
+    timing = Policy.objects.get(schedule=lacking).timing.replace(ZONE, "Europe/Nowhere")
+    Policy.objects.filter(schedule=lacking).update(timing=timing)
+    make_due(make_schedule("good"))
+    Scheduler(app=current_app).tick()
+    assert Run.objects.get().schedule_name == "good"
+
+
+def test_it_cuts_a_stretch_that_spans_several_timings():
+    schedule = make_schedule(every=MINUTE, headers="[]")
+    first = make_due(schedule, ago=20 * MINUTE)
+    claim_at(first + 10 * MINUTE + SECOND)
+    schedule.interval = IntervalSchedule.objects.create(every=30, period="seconds")
+    schedule.save()
+    claim_at(database_now())
+    before = sum(Run.objects.values_list("count", flat=True))
+    claim_at(database_now() + DAY)
+    assert Run.objects.get().count > 1000
+    recheck.recheck(0)
+    assert before <= Run.objects.get().count <= before + 1
+    assert Run.objects.get().last_due_at <= database_now()
+
+
+def test_it_corrects_flagged_schedules_and_moments_that_others_should_decide():
+    flagged = make_schedule("flagged", headers="[]")
+    make_due(flagged)
+    unknown = make_schedule("unknown", task="tests.gone")
+    make_due(unknown)
+    claim_at(database_now() + DAY)
+    ahead = database_now() + DAY
+    Policy.objects.filter(schedule=unknown).update(owed_from=ahead, next_due_at=ahead)
+    recheck.recheck(0)
+    assert all(each <= database_now() + HOUR for each in Policy.objects.values_list("next_due_at", flat=True))
+    assert not Policy.objects.exclude(owed_from=None).exists()
+
+
+def test_it_gives_a_choice_to_skip_back_if_only_a_wrong_clock_used_it():
+    schedule = make_schedule(every=HOUR, policy={"overlap": Overlap.ALLOW})
+    Policy.objects.update(skip_next=3, skip_from=database_now())
+    claim_at(database_now() + 10 * HOUR)
+    assert Policy.objects.get().skip_next == 0
+    recheck.recheck(0)
+    assert Policy.objects.get().skip_next == 3
+    first = next_due()
+    assert claim_at(first + 3 * HOUR) == [first + 3 * HOUR]
+    assert schedule.runs.filter(reason=SKIPPED_BY_HAND).get().count == 3
 
 
 def test_it_shortens_leases_and_patience_that_began_under_a_clock_ahead():

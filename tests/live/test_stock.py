@@ -301,7 +301,7 @@ def test_s11_it_takes_few_queries_to_dispatch_many(redis):
     with CaptureQueriesContext(connection) as captured:
         scheduler.tick()
     assert redis.llen("celery") == 500
-    assert len(captured) < 500 / 8
+    assert len(captured) < 500 / 8  # the first tick also installs entries, and rechecks all schedules
 
 
 def test_s12_it_keeps_an_interval_on_its_grid_however_late_a_tick_comes(redis):

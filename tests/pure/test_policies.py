@@ -218,6 +218,11 @@ def test_it_skips_no_moment_that_was_due_before_the_operator_chose():
     assert [reason for _, reason in foreseen] == ["", SKIPPED_BY_HAND, ""]
 
 
+def test_it_runs_the_latest_missed_moment_that_the_operator_did_not_skip():
+    rule = Rule(Overlap.ALLOW, CatchUp.LATEST, skip_next=1, skip_from=NOW - 1.5 * HOUR)
+    assert [decision.reason == "" for decision in decide(rule, moments(2, 1), NOW)] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("overlap", "limit", "expected"),
     [
