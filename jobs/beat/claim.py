@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
-from itertools import dropwhile, islice, takewhile
+from itertools import dropwhile, takewhile
 from typing import Any
 from uuid import UUID
 
@@ -200,7 +200,7 @@ class _Due:
 
     moments: list[datetime]
     upcoming: datetime | None
-    following: int = 0  # missed moments of the next pass, at most the policy's cap
+    later: policies.Later = policies.NONE_LATER
     held_back: datetime | None = None  # the first moment that only the end of the pause decides
     named_late: bool = False  # a moment of a one-off that was over when an edit named it
 
@@ -262,31 +262,27 @@ def _due(policy: Claimed, first: datetime, now: datetime, until: datetime, most:
     elif upcoming is None or upcoming > until:
         due = _Due(moments, upcoming, named_late=_is_named_late(policy, first))
     else:
-        due = _Due(moments, upcoming, following=_following(policy, pause, upcoming, now))
+        due = _Due(moments, upcoming, later=_later(policy, pause, upcoming, now))
     return due if policy.decided_until is None else _undecided(policy, due)
 
 
-def _following(policy: Claimed, pause: policies.Pause | None, upcoming: datetime, now: datetime) -> int:
-    """How many missed moments are left for the next pass, as far as they matter; at least 1 if any moment is left."""
-    runs_all = policies.CatchUp.ALL in (policy.catch_up, policy.pause_catch_up)
-    later = list(islice(_may_run(policy, pause, upcoming, now), policy.catch_up_cap if runs_all else 1))
-    missed = sum(now - moment > policies.MISSED_AFTER for moment in later)
-    return max(missed, len(later[:1]))
-
-
-def _may_run(policy: Claimed, pause: policies.Pause | None, first: datetime, now: datetime) -> Iterator[datetime]:
-    """The moments from `first` until now, without those that a pause skips for good."""
-    skips = pause if pause and pause.catch_up is policies.CatchUp.NONE else None
-    moment: datetime | None = first
-    coming = _coming(policy, first, now)
-    while moment is not None and moment <= now:
-        if not (skips and skips.covers(moment)):
-            yield moment
-        elif skips.end is None:
-            return
+def _later(policy: Claimed, pause: policies.Pause | None, upcoming: datetime, now: datetime) -> policies.Later:
+    """The late moments from `upcoming` on, counted as far as they matter to this pass."""
+    cap = policy.catch_up_cap if policies.CatchUp.ALL in (policy.catch_up, policy.pause_catch_up) else 1
+    missed, paused, any_runs = 0, 0, False
+    moment: datetime | None = upcoming
+    coming = _coming(policy, upcoming, now)
+    while moment is not None and moment <= now and missed < cap:
+        is_paused = pause is not None and pause.covers(moment)
+        if pause and is_paused and (pause.catch_up is policies.CatchUp.NONE or paused >= cap):
+            if pause.end is None:
+                break
+            coming = _coming(policy, pause.end - timedelta.resolution, now)
         else:
-            coming = _coming(policy, skips.end - timedelta.resolution, now)
+            paused, any_runs = paused + is_paused, True
+            missed += not is_paused and now - moment > policies.MISSED_AFTER
         moment = next(coming, None)
+    return policies.Later(missed, paused, any_runs)
 
 
 def _undecided(policy: Claimed, due: _Due) -> _Due:
@@ -303,7 +299,8 @@ def _undecided(policy: Claimed, due: _Due) -> _Due:
         if policy.decided_until and due.upcoming and due.upcoming >= policy.decided_until:
             policy.decided_until = None
         return replace(due, moments=left)
-    return _Due(now_left, left[len(now_left)], following=due.following + len(left) - len(now_left))
+    missed = due.later.missed + sum(moment not in decided for moment in left[len(now_left) :])
+    return _Due(now_left, left[len(now_left)], later=replace(due.later, missed=missed, any=True))
 
 
 def _decided(schedule: int, moments: Sequence[datetime]) -> set[datetime]:
@@ -355,7 +352,7 @@ def _decide(
     if due.named_late:
         return policies.skip(due.moments, policies.NAMED_LATE)
     rule = policies.Rule.of(policy, one_off=policy.one_off)
-    decisions = policies.decide(rule, due.moments, now, busy=busy, following=due.following)
+    decisions = policies.decide(rule, due.moments, now, busy=busy, later=due.later)
     _count_down(policy, rule, due.moments, sum(not decision.reason for decision in decisions))
     return decisions
 

@@ -125,6 +125,8 @@ class Scheduler(beat.Scheduler):
         if self._release is None:
             self._release = entries.release_of(self.app)
             nodes.at_exit(self._name)
+        if self._installed and entries.newer_beats(self._release):  # they change the entries, and may go again
+            self._installed = False
         nodes.heartbeat(self._name, kind=Node.Kind.BEAT, release=self._release)
 
     def _is_refused(self) -> bool:

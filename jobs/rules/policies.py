@@ -125,6 +125,18 @@ class Busy:
 
 
 @dataclass(frozen=True, slots=True)
+class Later:
+    """How many late moments are left for later passes that may run, each up to the cap; `any`: also one on time."""
+
+    missed: int = 0
+    paused: int = 0
+    any: bool = False
+
+
+NONE_LATER = Later()
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The outcome of one due moment, or of a stretch of skipped moments; an empty reason means it runs.
 
@@ -139,11 +151,11 @@ class Decision:
 
 
 def decide(
-    rule: Rule, due: Sequence[datetime], now: datetime, *, busy: Sequence[Busy] = (), following: int = 0
+    rule: Rule, due: Sequence[datetime], now: datetime, *, busy: Sequence[Busy] = (), later: Later = NONE_LATER
 ) -> list[Decision]:
     """Decide about the due moments of one schedule, oldest first.
 
-    `busy` lists its unfinished runs, oldest first. `following` counts the missed moments left for the next pass.
+    `busy` lists its unfinished runs, oldest first. `later` says what is left for later passes.
     Moments after the last run of a limited schedule get no decision: nothing is due after that run.
     """
     if len(due) == 1 and not busy and rule.is_plain and now - due[0] <= MISSED_AFTER:
@@ -153,7 +165,7 @@ def decide(
     by_hand = set(rule.by_hand(due))
     late = {moment: reason for moment, reason in _late(rule, due, now).items() if moment not in by_hand}
     on_time = [moment for moment in due if moment not in late and moment not in by_hand]
-    caught_up = _caught_up(rule, late, on_time, now, following)
+    caught_up = _caught_up(rule, late, on_time, now, later)
     unwanted = {moment: reason for moment, reason in late.items() if moment not in caught_up}
     unwanted |= dict.fromkeys(by_hand, SKIPPED_BY_HAND)
     taken = _taken(rule, [moment for moment in due if moment not in unwanted], busy, catches_up=bool(caught_up))
@@ -187,7 +199,7 @@ def _late(rule: Rule, due: Sequence[datetime], now: datetime) -> dict[datetime, 
 
 
 def _caught_up(
-    rule: Rule, late: Collection[datetime], on_time: Collection[datetime], now: datetime, following: int
+    rule: Rule, late: Collection[datetime], on_time: Collection[datetime], now: datetime, later: Later
 ) -> set[datetime]:
     """The late moments that run anyway. The pause decides about paused moments, the policy about missed ones.
 
@@ -199,10 +211,10 @@ def _caught_up(
     after_pause = rule.pause.catch_up if rule.pause else CatchUp.NONE
     chosen: set[datetime] = set()
     latest: list[datetime] = []
-    for kind, candidates in ((rule.catch_up, recent), (after_pause, paused)):
-        if kind is CatchUp.ALL and following < rule.cap:
-            chosen.update(candidates[-(rule.cap - following) :])
-        elif kind is CatchUp.LATEST and not following:
+    for kind, candidates, left in ((rule.catch_up, recent, later.missed), (after_pause, paused, later.paused)):
+        if kind is CatchUp.ALL and left < rule.cap:
+            chosen.update(candidates[-(rule.cap - left) :])
+        elif kind is CatchUp.LATEST and not later.any:
             latest += candidates[-1:]
     if latest and max(latest) > max(chosen.union(on_time), default=LONG_AGO):
         chosen.add(max(latest))

@@ -20,7 +20,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.db import DataError, connection, transaction
 from django.db.models import F, Func, OuterRef, Q, QuerySet, Subquery, TextField, Value
-from django.db.models.functions import Cast, Coalesce
+from django.db.models.functions import Cast, Coalesce, Now
 from django.db.models.signals import post_delete, post_save, pre_delete
 from django_celery_beat.models import (
     ClockedSchedule,
@@ -153,6 +153,7 @@ def _renew_or_flag(schedules: Sequence[int], *, wait: bool) -> None:
 
 @transaction.atomic
 def _flag(schedule: int, reason: str, **columns: Any) -> None:
+    bulk.insert(Policy, [Policy(schedule_id=schedule)])  # unless it has one
     locked, now = list(Policy.objects.select_for_update().filter(pk=schedule)), database_now()
     with PastTiming.settling(locked, now):
         for policy in locked:
@@ -193,7 +194,11 @@ def _renew(schedules: Sequence[int], *, wait: bool) -> None:
         bulk.insert(Policy, [Policy(schedule_id=pk) for pk in sorted(new)])
         locked = list(known.select_for_update(skip_locked=not wait).order_by("pk"))
         rows = PeriodicTask.objects.annotate(fingerprint=_fingerprint()).select_related(*KINDS).in_bulk(schedules)
+        saved: dict[Any, datetime] = {(each.kind, each.row): each.changed_at for each in ChangedTiming.objects.all()}
         now = database_now()
+        for policy in locked:
+            changes = [saved.get((kind, getattr(rows.get(policy.pk), f"{kind}_id", None))) for kind in KINDS]
+            policy.stale_since = policy.stale_since or min(filter(None, changes), default=now)
         with PastTiming.settling(locked, now):
             for policy in locked:
                 if schedule := rows.get(policy.pk):
@@ -212,7 +217,7 @@ def _compute(policy: Policy, schedule: Any, changed_at: datetime, now: datetime)
     try:
         spec = spec_of(schedule, _grid_from(former, schedule) or changed_at, policy.wall_zone)
         if schedule.enabled:
-            policy.timing, upcoming = as_text(spec), next_occurrence(spec, after)
+            policy.timing, upcoming = as_text(_possible(spec)), next_occurrence(spec, after)
     except Invalid as error:
         policy.invalid_reason = str(error)
     policy.timing_since, policy.fingerprint, policy.stale_since = since, schedule.fingerprint, None
@@ -220,6 +225,13 @@ def _compute(policy: Policy, schedule: Any, changed_at: datetime, now: datetime)
         policy.decided_until = now
     if not is_owed:
         policy.next_due_at = upcoming
+
+
+def _possible(spec: Spec) -> Spec:
+    """The same timing. Raises `Invalid` for a one-off whose only moment is out of its bounds."""
+    if isinstance(spec.timing, Clocked) and next_occurrence(spec, spec.timing.at - INSTANT) is None:
+        raise Invalid("It would never run: its moment lies before its start time, or at its expiry or later.")
+    return spec
 
 
 def _keep_owed(policy: Policy, changed_at: datetime, until: datetime) -> bool:
@@ -310,7 +322,11 @@ def _on_save(instance: Any, raw: bool = False, **_: Any) -> None:
         kind=next(kind for kind, model in KINDS.items() if isinstance(instance, model)), row=instance.pk
     )
     if timing.schedules[AT_ONCE : AT_ONCE + 1].exists():
-        ChangedTiming.objects.bulk_create([timing], ignore_conflicts=True)
+        key = ["kind", "row"]
+        timing.changed_at = Now()  # of the last save: it decides from when the timing counts
+        ChangedTiming.objects.bulk_create(
+            [timing], update_conflicts=True, unique_fields=key, update_fields=["changed_at"]
+        )
     else:
         refresh(timing.schedules)
 

@@ -80,7 +80,7 @@ def install(app: Any, release: Release | None = None) -> Outcome:
     Two beats may do this at once: the second writes the same values again, or finds that the first has written them.
     `release` is that of this process, if the caller knows it.
     """
-    if newer := _newer_beats(release or release_of(app)):
+    if newer := newer_beats(release or release_of(app)):
         return Outcome(0, newer=newer)
     entries = _without_default(_entries(app))
     wanted, refused = _readable(entries, app)
@@ -114,7 +114,7 @@ def release_of(app: Any) -> Release:
     return release
 
 
-def _newer_beats(release: Release) -> tuple[str, ...]:
+def newer_beats(release: Release) -> tuple[str, ...]:
     """The beats of newer releases of this project that are there, or may come back in a moment."""
     there = Q(stopped_at=None, seen_at__gt=Now() - SILENT) | Q(stopped_at__gt=Now() - STOPPED)
     newer = Node.objects.filter(there, release__project=release.project, release__gt=release.pk)

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import Q
+from django_celery_beat.models import PeriodicTask
 
 from jobs.models import Policy, PolicyQuerySet, Run, RunQuerySet, State, Trigger, bulk, database_now
 from jobs.rules.crontab import Crontab
@@ -20,7 +21,7 @@ from jobs.rules.errors import Invalid
 from jobs.rules.moments import INSTANT
 from jobs.rules.occurrences import Interval, Spec, as_text, from_text, next_occurrence, occurrences
 from jobs.rules.policies import SKIPPED_BY_HAND
-from jobs.schedules import past
+from jobs.schedules import calendar, past
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,23 @@ TOLERANCE = timedelta(seconds=1)  # clocks of several connections to one server 
 def recheck(after: int) -> int | None:
     """Check a slice of the schedules, by key after `after`; returns the last key, or None after the last schedule."""
     now = database_now()
+    if after == 0:
+        _revive_one_offs(now)
     rows = list(_checkable().filter(pk__gt=after).order_by("pk").values_list("pk", *_READ)[:SLICE])
     if wrong := [key for key, *stored in rows if not _follows(now, *stored)]:
         _correct(wrong)
     return rows[-1][0] if len(rows) == SLICE else None
+
+
+def _revive_one_offs(now: datetime) -> None:
+    """Withdraw the outcomes of one-offs that a clock ahead skipped, and enable them again."""
+    skipped = Run.objects.filter(state=State.SKIPPED, trigger=Trigger.SCHEDULE, schedule__clocked__isnull=False)
+    ahead = skipped.filter(finished_at__gt=now + TOLERANCE)
+    if schedules := list(ahead.values_list("schedule", flat=True)):
+        with transaction.atomic():
+            Run.objects.filter(pk__in=list(ahead.values_list("pk", flat=True))).delete()
+            PeriodicTask.objects.filter(pk__in=schedules).update(enabled=True)
+        calendar.refresh(PeriodicTask.objects.filter(pk__in=schedules), wait=False)
 
 
 _READ = ("timing", "timing_since", "next_due_at", "owed_from", "former")

@@ -383,6 +383,22 @@ def test_it_computes_many_changes_as_of_the_moment_of_their_save(shared):
     }
 
 
+def test_it_counts_from_the_last_of_several_saves_also_for_a_schedule_that_is_saved_meanwhile(shared):
+    shared.hour = "5"
+    shared.save()
+    ChangedTiming.objects.update(changed_at=database_now() - HOUR)
+    past = database_now() - timedelta(minutes=10)
+    shared.minute, shared.hour = str(past.minute), str(past.hour)
+    shared.save()
+    touched = PeriodicTask.objects.get(name="3")
+    touched.save()
+    calendar.find_changes()
+    compute_all()
+    assert list(claim.claim_due()) == []
+    change = Policy.objects.get(schedule=touched).timing_since
+    assert set(Policy.objects.values_list("timing_since", flat=True)) == {change}
+
+
 @pytest.mark.django_db(transaction=True)
 def test_it_computes_many_changes_in_the_end_though_a_policy_is_locked_meanwhile(shared):
     if connection.vendor == "sqlite":

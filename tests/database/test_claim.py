@@ -424,6 +424,34 @@ def test_it_enables_no_one_off_a_second_time_by_itself(one_off):
     assert is_off(schedule)
 
 
+def test_it_runs_a_one_off_that_was_put_off_while_its_moment_was_owed_at_both_moments():
+    schedule = clocked(2 * SECOND, policy={"overlap": Overlap.ALLOW})
+    first, later = schedule.clocked.clocked_time, database_now() + HOUR
+    schedule.clocked = ClockedSchedule.objects.create(clocked_time=later)
+    schedule.save()
+    assert [run.due_at for run in claim_all()] == [first]
+    assert [run.due_at for runs in claim.claim_due(later) for run in runs] == [later]
+    assert is_off(schedule)
+
+
+@pytest.mark.parametrize("bound", ["expires", "start_time"])
+def test_it_flags_a_one_off_whose_moment_is_out_of_its_bounds(bound):
+    clocked(SECOND, **{bound: database_now() + HOUR * (1 if bound == "start_time" else -1)})
+    assert "would never run" in Policy.objects.get().invalid_reason
+    assert claim_all() == []
+
+
+def test_it_runs_all_moments_of_a_pause_though_an_outage_of_many_passes_followed(monkeypatch):
+    monkeypatch.setattr(claim, "MOMENTS", 20)
+    schedule = make_schedule(every=MINUTE, policy={"overlap": Overlap.ALLOW, "catch_up_cap": 15})
+    first = make_due(schedule, ago=3 * HOUR)
+    pause = {"paused_at": first, "paused_until": first + 10 * MINUTE, "pause_catch_up": CatchUp.ALL}
+    Policy.objects.update(**pause)
+    runs = [run.due_at for run in claim_to_the_end()]
+    assert runs[:10] == [first + n * MINUTE for n in range(10)]
+    assert runs[10:] == [first + 180 * MINUTE]
+
+
 def test_it_cancels_nothing_for_a_moment_that_has_its_run():
     schedule = clocked(SECOND)
     Policy.objects.update(overlap=Overlap.CANCEL_PREVIOUS)

@@ -291,6 +291,22 @@ def test_it_installs_in_the_end_what_beat_had_left_to_a_newer_release(settings, 
     assert PeriodicTask.objects.get().name == "job"
 
 
+@pytest.mark.django_db(transaction=True)
+def test_it_installs_again_what_a_newer_release_changed_that_came_and_went(settings, told):
+    scheduler = beat_with(settings, job={}, second={})
+    scheduler.tick()
+    settings.CODE_VERSION = "newer"
+    newer = beat_of(app_with(second={}), "beat@new")
+    entries.install(app_with(second={}))
+    assert not PeriodicTask.objects.get(name="job").enabled
+    settings.CODE_VERSION = ""
+    for end in (lambda: None, newer.delete):
+        end()
+        scheduler._done_at.clear()
+        scheduler.tick()
+    assert PeriodicTask.objects.get(name="job").enabled
+
+
 # --- timings --------------------------------------------------------------------------------------------------------
 
 

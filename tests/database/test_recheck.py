@@ -10,7 +10,7 @@ from zoneinfo import TZPATH, ZoneInfo, reset_tzpath
 import pytest
 from celery import current_app
 from django.db import connection
-from django_celery_beat.models import IntervalSchedule
+from django_celery_beat.models import ClockedSchedule, IntervalSchedule
 
 from jobs.beat import claim, rescue
 from jobs.beat.scheduler import Scheduler
@@ -123,7 +123,7 @@ def test_it_leaves_alone_what_follows_from_its_timing(django_assert_num_queries,
     edited.save()
     claim_at(database_now() - SECOND)
     before = list(Policy.objects.order_by("pk").values())
-    with django_assert_num_queries(1 + (connection.vendor != "sqlite")):
+    with django_assert_num_queries(2 + (connection.vendor != "sqlite")):
         assert recheck.recheck(0) is None
     assert list(Policy.objects.order_by("pk").values()) == before
     assert not caplog.records
@@ -189,6 +189,17 @@ def test_it_gives_a_choice_to_skip_back_if_only_a_wrong_clock_used_it():
     first = next_due()
     assert claim_at(first + 3 * HOUR) == [first + 3 * HOUR]
     assert schedule.runs.filter(reason=SKIPPED_BY_HAND).get().count == 3
+
+
+def test_it_revives_a_one_off_that_a_clock_ahead_skipped():
+    at = ClockedSchedule.objects.create(clocked_time=database_now() + DAY)
+    schedule = make_schedule(clocked=at, one_off=True)
+    assert claim_at(database_now() + 30 * DAY) == []
+    assert Run.objects.get().reason.startswith("missed")
+    recheck.recheck(0)
+    schedule.refresh_from_db()
+    assert (schedule.enabled, next_due(), Run.objects.count()) == (True, at.clocked_time, 0)
+    assert claim_at(at.clocked_time + SECOND) == [at.clocked_time]
 
 
 def test_it_shortens_leases_and_patience_that_began_under_a_clock_ahead():

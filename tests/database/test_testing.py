@@ -101,7 +101,9 @@ def test_it_takes_a_task_with_a_queue_though_warnings_are_errors(redis):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
 
-        @current_app.task(name="tests.of_queue", queue="elsewhere")  # other tests may have left plain applications
+        @current_app.task(
+            name="tests.of_queue", queue="elsewhere", shared=False
+        )  # other tests may have left plain applications
         def of_queue() -> None: ...
 
         of_queue.delay()

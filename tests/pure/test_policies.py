@@ -12,6 +12,7 @@ from jobs.rules.policies import (
     SKIPPED_BY_HAND,
     Busy,
     CatchUp,
+    Later,
     Overlap,
     Pause,
     Rule,
@@ -59,7 +60,7 @@ def test_it_catches_up_as_the_policy_says(catch_up, hours_ago, expected):
 
 
 def test_it_catches_up_the_latest_moment_only_in_the_last_pass():
-    assert outcome(decide(Rule(), moments(3, 2, 1), NOW, following=1)) == ["skip x3"]
+    assert outcome(decide(Rule(), moments(3, 2, 1), NOW, later=Later(1, 0, any=True))) == ["skip x3"]
 
 
 def test_it_runs_a_moment_that_is_up_to_a_minute_late_without_catch_up():
@@ -137,7 +138,7 @@ def test_it_catches_up_one_run_after_another_unless_runs_may_overlap(overlap, ex
 )
 def test_it_catches_up_the_latest_moments_up_to_the_cap(following, expected):
     rule = Rule(Overlap.ALLOW, CatchUp.ALL, cap=2)
-    assert outcome(decide(rule, moments(5, 4, 3, 2, 1), NOW, following=following)) == expected
+    assert outcome(decide(rule, moments(5, 4, 3, 2, 1), NOW, later=Later(following))) == expected
 
 
 def paused(catch_up: CatchUp, until: datetime | None = NOW) -> Pause:
