@@ -1,8 +1,8 @@
 """What becomes of the runs and schedules in a copied database that another installation takes over?
 
 Its one rule: nothing of the past runs here. The unfinished runs are cancelled, with the reason: the other installation
-runs them. Each schedule goes on with its next due moment; beat records the moments before, as those
-of a pause, and paused schedules stay paused.
+runs them. Each schedule goes on with its next due moment; beat records the moments before as those of a pause, and
+paused schedules stay paused.
 """
 
 from django.db import transaction
@@ -12,12 +12,14 @@ from jobs.ledger import outcomes
 from jobs.ledger.outcomes import Cancelled
 from jobs.models import Policy, Run, installation
 from jobs.models.schedules import NOTHING_HELD_BACK, PAUSED
+from jobs.schedules import calendar
 
 
 def take_over() -> Cancelled:
     """Give the database to the installation of this process; returns what became of the unfinished runs."""
     theirs, mine = installation.adopter() or "no installation", installation.own_name()
     reason = f"{mine} took the database over, which belonged to {theirs}"
+    calendar.sweep()  # schedules that no beat has read yet may have due moments, too
     with transaction.atomic():
         installation.take_over()
         first = Coalesce("owed_from", "next_due_at", "paused_at")

@@ -15,7 +15,7 @@ from django.db import transaction
 from django.db.models import Q
 from django_celery_beat.models import PeriodicTask
 
-from jobs.models import Policy, PolicyQuerySet, Run, RunQuerySet, State, Trigger, bulk, database_now
+from jobs.models import PastTiming, Policy, PolicyQuerySet, Run, RunQuerySet, State, Trigger, bulk, database_now
 from jobs.rules.crontab import Crontab
 from jobs.rules.errors import Invalid
 from jobs.rules.moments import INSTANT
@@ -85,7 +85,7 @@ def _correct(schedules: list[int]) -> None:
         wrong = [each for each in locked if not _follows(now, *(getattr(each, name) for name in _READ))]
         for policy in wrong:
             _move(policy, now)
-        moved = ("next_due_at", "owed_from", "timing", "timing_since", "decided_until", "skip_next")
+        moved = ("next_due_at", "owed_from", "former", "timing", "timing_since", "decided_until", "skip_next")
         bulk.update(Policy, wrong, moved)
     if wrong:
         log.warning(
@@ -96,7 +96,7 @@ def _correct(schedules: list[int]) -> None:
 
 
 def _move(policy: Policy, now: datetime) -> None:
-    spec = _begun(from_text(policy.timing), now)
+    spec, before = _begun(from_text(policy.timing), now), _before_edit(policy, now)
     since = min(policy.timing_since or now, now)
     policy.timing, policy.timing_since = as_text(spec), since
     decided = Run.objects.filter(schedule=policy.pk, trigger=Trigger.SCHEDULE).order_by("-due_at")
@@ -105,6 +105,21 @@ def _move(policy: Policy, now: datetime) -> None:
     latest, before_now = ends.first(), ends.filter(last_due_at__lte=now).first()
     policy.next_due_at, policy.owed_from = next_occurrence(spec, after=max(before_now or since, since)), None
     policy.decided_until = latest + INSTANT if latest and latest > now else None
+    if before:
+        owed = next_occurrence(from_text(before.timing), after=max(before_now or before.since, before.since))
+        if owed and owed <= now:
+            policy.next_due_at, policy.former = owed, [(before.timing, now.isoformat())]
+
+
+def _before_edit(policy: Policy, now: datetime) -> PastTiming | None:
+    """The timing in force before an edit that was made while the clock was ahead; it counts until now."""
+    if policy.timing_since is None or policy.timing_since <= now + TOLERANCE:
+        return None
+    former = PastTiming.objects.filter(schedule=policy.pk, since__lt=now, until__gt=now).order_by("-since").first()
+    if former:
+        former.until = now
+        former.save(update_fields=["until"])
+    return former
 
 
 def _begun(spec: Spec, now: datetime) -> Spec:

@@ -8,8 +8,9 @@ from celery import current_app
 from celery.exceptions import Ignore
 from django.core.management import CommandError, call_command
 from django.urls import reverse
+from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
-from jobs.beat import rescue
+from jobs.beat import claim, rescue
 from jobs.beat.scheduler import REFUSED_SLEEP, Scheduler
 from jobs.ledger import backfills, requests
 from jobs.models import Backfill, Installation, Node, Policy, Run, State, database_now, installation
@@ -164,6 +165,14 @@ def test_taking_over_cancels_unfinished_runs_and_runs_no_past_moment(copied):
     tick()
     assert set(Run.objects.filter(schedule=paused).values_list("state", flat=True)) == {State.SKIPPED}
     assert Policy.objects.get(schedule=due).next_due_at > database_now()
+
+
+def test_taking_over_runs_no_one_off_that_no_beat_has_read(copied):
+    past = ClockedSchedule.objects.create(clocked_time=database_now() - HOUR)
+    PeriodicTask.objects.bulk_create([PeriodicTask(name="it", task="tests.nothing", clocked=past, one_off=True)])
+    call_command("take_over", no_input=True, stdout=StringIO())
+    assert [run for runs in claim.claim_due() for run in runs] == []
+    assert "took the database over" in Run.objects.get().reason
 
 
 def test_taking_over_asks_first_and_needs_a_name(copied, settings, monkeypatch):

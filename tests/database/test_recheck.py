@@ -4,6 +4,7 @@ import shutil
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from zoneinfo import TZPATH, ZoneInfo, reset_tzpath
 
@@ -18,7 +19,7 @@ from jobs.models import Policy, Run, State, Step, database_now
 from jobs.models.clock import lease
 from jobs.rules import crontab, occurrences
 from jobs.rules.policies import SKIPPED_BY_HAND, Overlap
-from jobs.schedules import recheck
+from jobs.schedules import calendar, recheck
 from tests.making import make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
@@ -189,6 +190,26 @@ def test_it_gives_a_choice_to_skip_back_if_only_a_wrong_clock_used_it():
     first = next_due()
     assert claim_at(first + 3 * HOUR) == [first + 3 * HOUR]
     assert schedule.runs.filter(reason=SKIPPED_BY_HAND).get().count == 3
+
+
+def test_it_decides_the_moments_before_an_edit_that_was_made_while_the_clock_was_ahead(monkeypatch):
+    schedule = make_schedule(every=MINUTE, policy={"overlap": Overlap.ALLOW})
+    first = make_due(schedule, ago=2 * HOUR)
+    now = database_now()
+    claim_at(now - HOUR)
+    claim_at(now + DAY)
+    monkeypatch.setattr(calendar, "database_now", lambda: now + DAY + SECOND)
+    schedule.refresh_from_db()
+    schedule.expires = now + 300 * DAY
+    schedule.save()
+    monkeypatch.undo()
+    claim_at(now + DAY + 2 * SECOND)
+    recheck.recheck(0)
+    until = database_now() + 5 * MINUTE
+    claim_at(until)
+    moments = [run.due_at + n * MINUTE for run in Run.objects.filter(due_at__lte=until) for n in range(run.count)]
+    assert min(moments) == first
+    assert all(after - before == MINUTE for before, after in pairwise(sorted(moments)))
 
 
 def test_it_revives_a_one_off_that_a_clock_ahead_skipped():
