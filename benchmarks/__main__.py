@@ -9,8 +9,8 @@ from benchmarks.figures import Figures
 from benchmarks.ground import Ground, ground
 
 BEAT, WORKER = ("burst", "queries", "idle", "edit"), ("drain", "latency", "results", "statements")
-RESOURCES, FAN_OUT, RETENTION = ("resources",), ("fan_out",), ("retention",)
-ALL = BEAT + WORKER + RESOURCES + FAN_OUT + RETENTION
+RESOURCES, FAN_OUT, RETENTION, CHANGES = ("resources",), ("fan_out",), ("retention",), ("shared", "outage")
+ALL = BEAT + WORKER + RESOURCES + FAN_OUT + RETENTION + CHANGES
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
 def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> None:
     from django.db import connection  # late, like the next imports: the environment must be set
 
-    from benchmarks import beat, fan_out, resources, retention, worker
+    from benchmarks import beat, changes, fan_out, resources, retention, worker
 
     server = connection.cursor().connection.info.server_version // 10_000
     python, cores = platform.python_version(), os.cpu_count()
@@ -42,6 +42,7 @@ def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> No
         (resources.Resources, resources, RESOURCES),
         (fan_out.FanOut, fan_out, FAN_OUT),
         (retention.Retention, retention, RETENTION),
+        (changes.Changes, changes, CHANGES),
     ):
         if chosen := [name for name in offered if name in names]:
             bench = part(place, module.QUICK if quick else module.FULL, figures)

@@ -58,6 +58,13 @@ def test_it_measures_the_deletion_of_old_runs(servers, redis):
     assert figures == ["seconds", "MB of WAL"]
 
 
+def test_it_measures_changes_of_many_schedules_in_portions_and_all_at_once(servers, redis):
+    printed = _measure("shared", "outage")
+    figures = re.findall(r"^  (\S.+?)  +Punctual \S+ .*; all at once \S+ .*$", printed, re.MULTILINE)
+    wanted = ["save, s", "longest step of beat, s", "all recorded, s", "longest transaction, s"]
+    assert sorted(figures) == sorted(wanted)
+
+
 def test_it_refuses_an_unknown_benchmark():
     command = [sys.executable, "-m", "benchmarks", "--only", "everything"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
