@@ -17,6 +17,11 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._ends: set[asyncio.BaseTransport] = set()
 
+    async def _ended(self) -> None:
+        """Wait for the tasks of all connections, if there are any."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
+
     @contextmanager
     def running(self) -> Iterator[int]:
         """The port on loopback that leads to the server."""
@@ -30,7 +35,7 @@ class Proxy:
             self.cut()
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join()
-            self._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True))
+            self._loop.run_until_complete(self._ended())
             self._loop.close()
 
     def cut(self) -> None:
