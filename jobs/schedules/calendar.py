@@ -49,7 +49,7 @@ SLICE = 500
 # Changed schedules that a save computes itself; where there are more, beat computes them.
 AT_ONCE = 100
 # Changed schedules that beat marks at a time.
-MARKED = 5000
+MARKED = 2000
 COMPUTED = (
     *("next_due_at", "timing", "timing_since", "known_since", "stale_since", "fingerprint", "former"),
     *("decided_until", "invalid_reason"),
