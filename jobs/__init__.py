@@ -2,6 +2,7 @@
 
     rules/        what should happen? (pure: no Django, no clock)
     cache/        what is made once: for a process, a machine, or all of them?
+    zones         which rules of the world's time zones apply?
     secrets       how do secrets get into jobs, and stay out of texts?
     models/       what is kept?
     messages/     what is Celery given?

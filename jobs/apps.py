@@ -4,7 +4,7 @@ from typing import Any
 
 from django.apps import AppConfig
 
-from jobs.rules import zones
+from jobs import zones
 
 
 class JobsConfig(AppConfig):

@@ -11,10 +11,10 @@ from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, transaction
 from django.utils import timezone
 
+from jobs import zones
 from jobs.beat import rivals
 from jobs.messages import discovery
 from jobs.models import Node
-from jobs.rules import zones
 from jobs.worker import guard
 
 

@@ -24,7 +24,7 @@ from jobs.admin.guard import GuardedAdmin, without_backfills
 from jobs.admin.timings import shared, tell_of_return
 from jobs.messages import discovery
 from jobs.messages.arguments import find_task, model_of
-from jobs.models import Policy, Run, Trigger
+from jobs.models import KINDS, Policy, Run, Trigger
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import Rule, foresee
 from jobs.schedules import calendar
@@ -33,7 +33,7 @@ from jobs.schedules.entries import KEPT_FOR
 
 SHOWN = 5  # upcoming due moments
 ARGUMENTS = "Arguments"
-TIMING = {*calendar.KINDS, "start_time", "expires", "enabled"}  # the fields that decide whether it is ever due
+TIMING = {*KINDS, "start_time", "expires", "enabled"}  # the fields that decide whether it is ever due
 # Beat counts these down while a user edits, so the form compares them with the values that the page showed.
 COUNTED_DOWN = {"remaining_runs", "skip_next"}
 BEING_COMPUTED = "being computed"  # beat adds a missing policy within seconds
@@ -223,7 +223,7 @@ class ScheduleAdmin(GuardedAdmin):
     )
     list_display = ("name", "enabled", "when", "next_due", "last_outcome", "lateness", "duration", "runs")
     list_filter = ("enabled", StatusFilter)
-    list_select_related = ("policy", *calendar.KINDS)
+    list_select_related = ("policy", *KINDS)
     search_fields = ("name", "task")
     ordering = ("name",)
     fieldsets = (

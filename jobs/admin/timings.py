@@ -21,12 +21,13 @@ from django_celery_beat.models import ClockedSchedule, CrontabSchedule, Interval
 
 from jobs.admin.display import counted
 from jobs.admin.guard import GuardedAdmin, without_backfills
+from jobs.models import KINDS
 from jobs.models.audit import Actor
 from jobs.rules.crontab import LONGEST_FIELD
 from jobs.rules.errors import Invalid
 from jobs.rules.pasted import Fields, doubt, looks_like_line, read_line
 from jobs.schedules import acts, calendar
-from jobs.schedules.calendar import CRONTAB_FIELDS, KINDS
+from jobs.schedules.calendar import CRONTAB_FIELDS
 
 LISTED = 20  # schedules that use a row
 VIEW, CHANGE = "django_celery_beat.view_periodictask", "django_celery_beat.change_periodictask"

@@ -31,7 +31,7 @@ from jobs.models.runs import (
     new_run_id,
     worker_text,
 )
-from jobs.models.schedules import CATCH_UP_CHOICES, Backfill, ChangedTiming, Policy, PolicyQuerySet
+from jobs.models.schedules import CATCH_UP_CHOICES, KINDS, Backfill, ChangedTiming, Policy, PolicyQuerySet
 from jobs.models.steps import Step
 from jobs.models.timings import PastTiming
 
@@ -39,6 +39,7 @@ __all__ = [
     "ACTIVE",
     "CATCH_UP_CHOICES",
     "ENDED_BY_ITSELF",
+    "KINDS",
     "LONGEST_ACTOR",
     "LONGEST_ADDRESS",
     "LONGEST_ERROR_TEXT",

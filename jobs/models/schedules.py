@@ -10,7 +10,13 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Case, Exists, F, OuterRef, Q, When
 from django.db.models.functions import Coalesce, Now
-from django_celery_beat.models import PeriodicTask
+from django_celery_beat.models import (
+    ClockedSchedule,
+    CrontabSchedule,
+    IntervalSchedule,
+    PeriodicTask,
+    SolarSchedule,
+)
 
 from jobs.models.nodes import LONGEST_PROJECT
 from jobs.models.runs import ENDED_BY_ITSELF, LONGEST_ACTOR, Run, State, Trigger
@@ -25,7 +31,8 @@ CATCH_UP_CHOICES = [
 ]
 
 
-KINDS = ("interval", "crontab", "solar", "clocked")  # the columns of PeriodicTask that refer to a timing
+# The columns of PeriodicTask that refer to a timing, and what they refer to.
+KINDS = {"interval": IntervalSchedule, "crontab": CrontabSchedule, "solar": SolarSchedule, "clocked": ClockedSchedule}
 PAUSED = Q(paused_at__isnull=False, paused_until__isnull=True) | Q(paused_until__gt=Now())
 # The moments that a pause held back are due again; the next claim decides about them.
 NOTHING_HELD_BACK: dict[str, Any] = {"next_due_at": Coalesce("owed_from", "next_due_at"), "owed_from": None}

@@ -18,9 +18,9 @@ from django.conf import settings
 from django.db import Error, connection
 from django.db.models.functions import Now
 
+from jobs import zones
 from jobs.models import Node, installation
 from jobs.models.nodes import LONGEST_PROBLEM, LONGEST_QUEUES
-from jobs.rules import zones
 
 log = logging.getLogger(__name__)
 

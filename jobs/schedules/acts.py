@@ -14,7 +14,7 @@ from django.db.models import QuerySet
 from django.dispatch import Signal
 from django_celery_beat.models import PeriodicTask
 
-from jobs.models import Policy, PolicyQuerySet, database_now
+from jobs.models import KINDS, Policy, PolicyQuerySet, database_now
 from jobs.models.audit import Actor, note
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
@@ -78,9 +78,9 @@ def skip_next(schedules: Schedules, actor: Actor | str, moments: int) -> int:
 
 
 def retime(schedules: Schedules, actor: Actor | str, timing: Any) -> int:
-    """Make these schedules due by `timing`, a row of one of `calendar.KINDS`; returns how many there are."""
+    """Make these schedules due by `timing`, a row of one of `KINDS`; returns how many there are."""
     chosen = _chosen(schedules)
-    kinds = {kind: timing if isinstance(timing, model) else None for kind, model in calendar.KINDS.items()}
+    kinds = {kind: timing if isinstance(timing, model) else None for kind, model in KINDS.items()}
     with transaction.atomic():
         number = _lock(chosen.select_for_update(no_key=True))
         chosen.update(**kinds)

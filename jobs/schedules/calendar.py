@@ -23,15 +23,12 @@ from django.db.models import F, Func, OuterRef, Q, QuerySet, Subquery, TextField
 from django.db.models.functions import Cast, Coalesce, Now
 from django.db.models.signals import post_delete, post_save, pre_delete
 from django_celery_beat.models import (
-    ClockedSchedule,
-    CrontabSchedule,
     IntervalSchedule,
     PeriodicTask,
     PeriodicTasks,
-    SolarSchedule,
 )
 
-from jobs.models import ChangedTiming, PastTiming, Policy, bulk, database_now
+from jobs.models import KINDS, ChangedTiming, PastTiming, Policy, bulk, database_now
 from jobs.rules.crontab import Crontab
 from jobs.rules.errors import Invalid
 from jobs.rules.moments import DAY, FOREVER, INSTANT
@@ -39,7 +36,6 @@ from jobs.rules.occurrences import Clocked, Interval, Spec, Timing, as_text, fro
 from jobs.rules.policies import MISSED_AFTER
 from jobs.rules.solar import Solar
 
-KINDS = {"interval": IntervalSchedule, "crontab": CrontabSchedule, "solar": SolarSchedule, "clocked": ClockedSchedule}
 SCHEDULES = (PeriodicTask, *KINDS.values())
 CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 # The errors of reading a row that bypassed every check: an impossible date, an unknown time zone.
@@ -148,11 +144,11 @@ def _renew_or_flag(schedules: Sequence[int], *, wait: bool) -> None:
                 _renew_or_flag([pk], wait=wait)
             return
         known = PeriodicTask.objects.filter(pk=OuterRef("pk")).annotate(known=_fingerprint()).values("known")
-        _flag(schedules[0], f"It cannot be read from the database: {error}", fingerprint=Subquery(known))
+        _flag(schedules[0], f"It cannot be read from the database: {error}", Subquery(known))
 
 
 @transaction.atomic
-def _flag(schedule: int, reason: str, **columns: Any) -> None:
+def _flag(schedule: int, reason: str, fingerprint: Subquery) -> None:
     bulk.insert(Policy, [Policy(schedule_id=schedule)])  # unless it has one
     locked, now = list(Policy.objects.select_for_update().filter(pk=schedule)), database_now()
     with PastTiming.settling(locked, now):
@@ -162,7 +158,7 @@ def _flag(schedule: int, reason: str, **columns: Any) -> None:
                 policy.next_due_at = None
             policy.timing, policy.timing_since, policy.stale_since, policy.invalid_reason = "", since, None, reason
     bulk.update(Policy, locked, COMPUTED)
-    Policy.objects.filter(pk__in=[policy.pk for policy in locked]).update(**columns)
+    Policy.objects.filter(pk=schedule).update(fingerprint=fingerprint)
 
 
 def _written(since: Any) -> tuple[Any, Q]:

@@ -29,11 +29,10 @@ from django_celery_beat.models import PeriodicTask
 
 from jobs.messages import discovery
 from jobs.messages.message import message_of
-from jobs.models import Node, Policy, PolicyQuerySet, Release, database_now
+from jobs.models import KINDS, Node, Policy, PolicyQuerySet, Release, database_now
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import MISSED_AFTER
 from jobs.schedules import acts, calendar
-from jobs.schedules.calendar import KINDS
 from jobs.schedules.entry import as_text, read, wall_zone_of
 
 T = TypeVar("T")

@@ -14,9 +14,9 @@ from celery import schedules
 from django.utils import timezone
 from django_celery_beat.tzcrontab import TzAwareCrontab
 
-from jobs.models import LONGEST_NAME
+from jobs.models import KINDS, LONGEST_NAME
 from jobs.rules.errors import Invalid
-from jobs.schedules.calendar import CRONTAB_FIELDS, KINDS, timing_of
+from jobs.schedules.calendar import CRONTAB_FIELDS, timing_of
 
 UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1))
 MEMBERS = {"task", "schedule", "args", "kwargs", "options", "relative", "enabled", "one_off", "description"}

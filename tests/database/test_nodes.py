@@ -10,10 +10,10 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django_celery_beat.models import PeriodicTask
 
+from jobs import zones
 from jobs.beat import claim
 from jobs.models import Node, Policy, database_now
 from jobs.monitoring import nodes, strangers
-from jobs.rules import zones
 from jobs.worker import refusals
 from tests.making import make_due, make_schedule
 

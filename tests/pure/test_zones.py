@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import tzdata
 
-from jobs import checks
-from jobs.rules import zones
+from jobs import checks, zones
 from tests.servers import ROOT
 
 PACKAGE = Path(tzdata.__file__).parent / "zoneinfo"
@@ -21,7 +20,7 @@ django.setup()
 from zoneinfo import ZoneInfo
 from datetime import datetime
 from django.utils import timezone
-from jobs.rules import zones
+from jobs import zones
 def show():
     paris = [ZoneInfo("Europe/Paris"), timezone.get_default_timezone()]
     print(zones.version(), *(datetime(2026, 1, 1, tzinfo=zone).utcoffset().seconds // 3600 for zone in paris))
