@@ -16,7 +16,7 @@ from jobs.beat.scheduler import Scheduler
 
 
 def fault(scheduler: Any) -> str:
-    """What is wrong with this scheduler, a class or a name as for `-S`; empty if it is ours, or cannot be imported."""
+    """The fault of this scheduler, a class or a name as for `-S`; empty if it is ours, or cannot be imported."""
     names: Any = load_extension_class_names("celery.beat_schedulers")
     try:
         found = symbol_by_name(scheduler, aliases=dict(names))

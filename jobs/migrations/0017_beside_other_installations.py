@@ -14,7 +14,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='node',
             name='problem',
-            field=models.CharField(blank=True, db_default='', default='', help_text='What is wrong, and what to do.', max_length=500),
+            field=models.CharField(blank=True, db_default='', default='', help_text='Its fault, and how to mend it.', max_length=500),
         ),
         migrations.AddField(
             model_name='node',

@@ -59,7 +59,7 @@ class Node(models.Model):
         max_length=20, blank=True, default="", db_default="", help_text="The version of the rules of its time zones."
     )
     problem = models.CharField(
-        max_length=LONGEST_PROBLEM, blank=True, default="", db_default="", help_text="What is wrong, and what to do."
+        max_length=LONGEST_PROBLEM, blank=True, default="", db_default="", help_text="Its fault, and how to mend it."
     )
     pid = models.PositiveIntegerField()
     started_at = models.DateTimeField(db_default=Now())
