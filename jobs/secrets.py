@@ -4,34 +4,49 @@
 
 `secret:BILLING_TOKEN` stands for the value of the variable JOB_SECRET_BILLING_TOKEN (or the content of the file that
 JOB_SECRET_BILLING_TOKEN_FILE names). Its one rule: a value is inserted where it is used, and never stored.
-Schedules, runs and messages hold the name. `mask` hides the value in log lines and errors of jobs. A job itself must
-keep secrets out of its return value and everything else it writes.
+Schedules, runs and messages hold the name. `mask` hides the value in log lines and errors of jobs, also as JSON, URLs,
+HTML, base64 or Python write it, in upper or lower case. Texts are masked before they are cut. A job itself must keep
+secrets out of its return value and everything else it writes.
 
-Limits: a secret that is no JOB_SECRET, without a word such as `password` next to it, looks like any other text.
+Limits: a secret that is no JOB_SECRET, without a word such as `password` next to it, looks like any other text. One
+that a job compresses, encrypts or spells out letter by letter is not found.
 """
 
+import base64
+import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from traceback import format_exception_only
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 from django.conf import settings
 
-SHORTEST = 8  # characters; `mask` also finds single lines of a secret, if they are at least this long
+from jobs.rules.errors import Invalid
+
+SHORTEST = 8  # characters; `mask` also finds single lines and encoded parts of a secret, if they are at least this long
+MARGIN = 100_000  # characters that are masked beyond those that are kept
+EDGE = 10_000  # characters beside a cut that may be half a secret, and are dropped
+PLAIN = re.compile(r"[\w-]+", re.ASCII)  # characters that stay as they are in every form
 
 _WORDS = r"passw(?:or)?d|passphrase|secret|token|api[_-]?key|session[_-]?id|access[_-]?key|private[_-]?key|credentials?"
+_KEY = rf"(?<![\w-])[\w-]{{0,60}}(?:{_WORDS})[\w-]{{0,60}}"
+_NAME = r"(?-i:secret:[A-Z][A-Z0-9_]*)"  # the name of a secret may be shown
+_IN_URL = re.compile(r"""://[^\s:/@"',]{0,100}:[^\s/@"',]{1,300}@""")
 _SECRETS = [
-    # password=..., "api_key": "...", X-Auth-Token: ...
+    # password=..., "api_key": "...", X-Auth-Token: ..., also with quotes that JSON or Python has escaped
     re.compile(
-        rf"""(?i)((?<![\w-])[\w-]{{0,60}}(?:{_WORDS})[\w-]{{0,60}}["']?\s{{0,9}}[:=]\s{{0,9}})(?:"[^"]*"|'[^']*'|[^\s,;&)\]}}]+)"""
+        rf"""(?i)((?!{_NAME}){_KEY}(?:\\*["'])?\s{{0,9}}[:=]\s{{0,9}})(?!\\*["']?{_NAME})"""
+        r"""(?:b?(?:"[^"]*"|'[^']*')|\\+["'].*?\\+["']|[^\s,;&)\]}]+)"""
     ),
-    re.compile(r"(?i)(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:\w+\s+)?)[^\s\"',;]+"),
+    re.compile(rf"(?i)(\bauthorization[\"']?\s*[:=]\s*[\"']?(?!(?:\w+\s+)?{_NAME})(?:\w+\s+)?)[^\s\"',;]+"),
     re.compile(r"(?i)(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}"),
-    re.compile(r"(://[^\s:/@]{0,100}:)[^\s/]{1,300}(?=@)"),
+    re.compile(r"(://[^\s:/@]{0,100}:)(?!password@)[^\s/]{1,300}(?=@)"),
+    re.compile(r"(\beyJ)[\w-]{10,}\.[\w-]{10,}\.[\w-]*"),  # a JSON web token
 ]
+_KEY_ALONE = re.compile(rf"(?i){_KEY}")
 
 _NAMED = re.compile(r"\bsecret:([A-Za-z][A-Za-z0-9_]*)")
 
@@ -54,11 +69,22 @@ def _value(name: str) -> str:
 
 def mask(text: str) -> str:
     """The text with `***` for job secrets, values next to words such as `password`, and passwords in URLs."""
-    if known := _any_of(tuple(settings.JOB_SECRETS.values())):
+    needed, known, _ = _known()
+    lowered = text.lower()
+    if any(part in lowered for part in needed):  # a hundred times as fast as the pattern, which almost never applies
         text = known.sub("***", text)
     for secret in _SECRETS:
         text = secret.sub(r"\1***", text)
     return text
+
+
+def refuse_passwords(text: str) -> None:
+    """Refuse text with a password in a URL: every viewer of its row could read it. Raises `Invalid`."""
+    if _IN_URL.search(text):
+        raise Invalid(
+            "A URL contains a password, which every viewer could read: set JOB_SECRET_NAME for the workers, and write"
+            " secret:NAME in a header or a body."
+        )
 
 
 def masked(value: Any) -> Any:
@@ -66,22 +92,35 @@ def masked(value: Any) -> Any:
     match value:
         case str():
             return mask(value)
+        case bytes():
+            return mask(value.decode(errors="backslashreplace")).encode()
         case Mapping():
-            return {key: masked(part) for key, part in value.items()}
-        case list() | tuple():
+            return {masked(key): _masked_at(key, part) for key, part in value.items()}
+        case list() | tuple() | set() | frozenset():
             return [masked(part) for part in value]
     return value
 
 
+def _masked_at(key: Any, part: Any) -> Any:
+    is_secret = isinstance(part, (str, bytes)) and part and isinstance(key, str) and _KEY_ALONE.fullmatch(key)
+    return "***" if is_secret else masked(part)
+
+
 def head(text: str, longest: int) -> str:
     """The first `longest` characters of a text, masked and storable."""
-    # Masked before the cut, because `mask` finds no half secrets; the margin allows for characters that it removes.
-    return mask(storable(text[: 2 * longest]))[:longest]
+    shown = mask(storable(text[: longest + MARGIN]))
+    if len(text) > longest + MARGIN:  # half a secret may stand at the cut, after the last one that was found
+        shown = shown[: max(len(shown) - _edge(), shown.rfind("***") + 3)]
+    return shown[:longest]
 
 
 def tail(text: str, longest: int) -> str:
     """The last `longest` characters of a text, masked and storable."""
-    return mask(storable(text[-2 * longest :]))[-longest:]
+    shown = mask(storable(text[-longest - MARGIN :]))
+    if len(text) > longest + MARGIN:
+        first = shown.find("***")
+        shown = shown[_edge() if first < 0 else min(first, _edge()) :]
+    return shown[-longest:]
 
 
 def in_one_line(error: BaseException, longest: int) -> str:
@@ -94,12 +133,50 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
+def _edge() -> int:
+    return max(EDGE, _known()[2])
+
+
+def _known() -> tuple[tuple[str, ...], re.Pattern[str], int]:
+    return _patterns((*settings.JOB_SECRETS.values(), settings.SECRET_KEY))
+
+
 @cache
-def _any_of(values: tuple[str, ...]) -> re.Pattern[str] | None:
-    """A pattern for these secrets: as they are, as Python, JSON and URLs quote them, and each of their long lines."""
-    forms = set()
-    for value in values:
-        forms |= {value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe="")}
-        forms |= {line for line in value.splitlines() if len(line) >= SHORTEST}
-    longest_first = sorted(forms, key=len, reverse=True)  # one may be a prefix of another
-    return re.compile("|".join(map(re.escape, longest_first))) if forms else None
+def _patterns(secrets: tuple[str, ...]) -> tuple[tuple[str, ...], re.Pattern[str], int]:
+    """A pattern of these secrets in all forms, texts of which it needs one in lower case, and the longest form."""
+    forms = sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True)
+    needed = {max(PLAIN.findall(form), key=len, default="").lower() for form in forms}
+    pattern = "|".join("".join(map(_quoted, form)) for form in forms) or "(?!)"
+    return tuple(needed), re.compile(pattern, re.IGNORECASE), 4 * max(map(len, forms), default=0)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """The secret as it is, its long lines, and as URLs, HTML, base64 and hex write it."""
+    if not secret:
+        return
+    as_bytes = secret.encode()
+    yield from (secret, html.escape(secret), quote(secret), quote(secret, safe=""), quote_plus(secret), as_bytes.hex())
+    yield from (line for line in secret.splitlines() if len(line) >= SHORTEST)
+    for before in range(3):  # base64 writes three bytes as four characters, and other bytes may come before
+        whole = base64.b64encode(bytes(before) + as_bytes).rstrip(b"=").decode()
+        part = whole[
+            (0, 2, 3)[before] : len(whole) - (len(whole) % 4 > 0)
+        ]  # without characters that mix in other bytes
+        if len(part) >= SHORTEST:
+            yield from (part, part.translate(_URL_SAFE))
+
+
+def _quoted(character: str) -> str:
+    """A pattern of the character, also as Python and JSON quote it, with any number of backslashes."""
+    if PLAIN.fullmatch(character):
+        return character
+    if character == "\\":
+        return r"\\+"
+    cases = {character, character.upper(), character.lower()}
+    codes = {code for each in cases for code in (json.dumps(each)[1:-1], ascii(each)[1:-1], repr(each.encode())[2:-1])}
+    codes -= {character}
+    either = [r"\\*" + re.escape(character), *(re.escape(code).replace(r"\\", r"\\+") for code in codes)]
+    return f"(?:{'|'.join(either)})"
+
+
+_URL_SAFE = str.maketrans("+/", "-_")

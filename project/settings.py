@@ -169,7 +169,7 @@ def _job_secrets() -> dict[str, str]:
         name = variable.removeprefix(prefix).removesuffix("_FILE")
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
             raise ImproperlyConfigured(
-                f"{variable} is not a name for a secret: after {prefix}, write a letter, then letters, digits or _."
+                f"{variable} does not name a secret; after {prefix}, write a letter, then letters, digits or _."
             )
         if value := read("secret", f"{prefix}{name}", ""):
             found[name] = value

@@ -112,5 +112,5 @@ class StoredFileAdmin(GuardedAdmin):
         if row.size is None:
             return NOTHING
         if row.kind == StoredFile.Kind.BACKUP:
-            return f"no link, because a backup contains secrets: copy {row.file.name} from FILES_DIR"
+            return f"no link, because a backup contains secrets; copy {row.file.name} from FILES_DIR"
         return format_html('<a href="{}">{}</a>', files.link(row), row.name)

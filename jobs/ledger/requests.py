@@ -27,6 +27,7 @@ from jobs.messages.message import Message, message_of, read
 from jobs.models import ACTIVE, LONGEST_NAME, Policy, Run, RunQuerySet, Trigger, bulk, database_now, installation
 from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid, logged
+from jobs.secrets import refuse_passwords
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -166,4 +167,5 @@ def _storable(arguments: dict[str, Any]) -> dict[str, Any]:
         text = json.dumps(arguments)
     except (TypeError, ValueError, RecursionError) as error:
         raise Invalid(f"The arguments are not plain JSON: {error}.") from error
+    refuse_passwords(text)
     return dict(read(text, "The arguments", dict))

@@ -9,6 +9,7 @@ from jobs.messages.message import message_of
 from jobs.rules.errors import Invalid
 from jobs.rules.occurrences import next_occurrence
 from jobs.schedules.calendar import spec_of
+from jobs.secrets import refuse_passwords
 
 
 def check(schedule: PeriodicTask, policy: Any, now: datetime, *, timing_changed: bool) -> None:
@@ -18,5 +19,7 @@ def check(schedule: PeriodicTask, policy: Any, now: datetime, *, timing_changed:
     """
     spec = spec_of(schedule, now)
     message_of(schedule, policy)
+    for text in (schedule.args, schedule.kwargs, schedule.headers, schedule.description):
+        refuse_passwords(text or "")
     if schedule.enabled and timing_changed and next_occurrence(spec, now) is None:
         raise Invalid("It would never run: all its due moments are over. Choose a later time, or disable it.")

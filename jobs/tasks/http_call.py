@@ -31,7 +31,7 @@ def _no_redirect(status: int) -> int:
 
 def _no_secret(text: str) -> str:
     if "secret:" in text:
-        raise ValueError("cannot name a secret: put secrets into values of headers or into the body")
+        raise ValueError("cannot name a secret; put secrets into values of headers or into the body")
     return text
 
 

@@ -15,7 +15,7 @@ from django.db import transaction
 
 from jobs.ledger.windows import window_start
 from jobs.models import LONGEST_NAME, Effect, Run
-from jobs.secrets import head
+from jobs.secrets import head, mask
 from jobs.worker import context
 from jobs.worker.loops import outside_loop
 
@@ -90,5 +90,7 @@ def once(key: str) -> bool:
 
 
 def _short(key: str) -> str:
-    """The key, or its digest if it is too long for the column. If cut, two long keys could become equal."""
-    return key if len(key) <= LONGEST_NAME else hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()
+    """The key, or its digest if it is too long for the column or holds a secret: if cut, two keys could be equal."""
+    if len(key) <= LONGEST_NAME and mask(key) == key:
+        return key
+    return hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()

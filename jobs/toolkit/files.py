@@ -21,7 +21,8 @@ from django.core.files import File
 from django.core.files.storage import default_storage
 from django.urls import reverse
 
-from jobs.models import StoredFile
+from jobs.models import LONGEST_NAME, StoredFile
+from jobs.secrets import head
 from jobs.worker import context
 
 log = logging.getLogger(__name__)
@@ -106,5 +107,5 @@ def _delete_previous(key: UUID) -> None:
 
 
 def _printable(name: str) -> str:
-    """The name as every database can store it and an HTTP header can carry it."""
-    return "".join(filter(str.isprintable, name))[:200] or "file"
+    """The name as every database can store it and an HTTP header can carry it, without secrets."""
+    return head("".join(filter(str.isprintable, name)), LONGEST_NAME) or "file"

@@ -182,7 +182,7 @@ def _parse(text: str, base: httpx.URL | None = None) -> httpx.URL:
     except (httpx.InvalidURL, TypeError, ValueError):
         raise Refused("This is not an address: write https://host/path, or /path of this site.") from None
     if url.userinfo:
-        raise Refused("The address contains a user name or a password: send them in a header instead.")
+        raise Refused("The address contains a user name or a password; send them in a header instead.")
     port = 80 if url.port is None else url.port
     if url.scheme not in {"http", "https"} or not HOST.fullmatch(url.raw_host.decode()) or not 0 < port < 65536:
         raise Refused("This scheme, host or port cannot be called: write https://host/path, or /path of this site.")

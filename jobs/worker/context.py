@@ -4,6 +4,7 @@ Its one rule: outside a run there is no execution, and the check only reads a co
 `sync_to_async` pass the context on; `ThreadPoolExecutor` and `threading.Thread` do not.
 """
 
+import sys
 import threading
 import time
 from collections import deque
@@ -85,6 +86,10 @@ class Execution:
 
     def write_log(self) -> None:
         """Save the new log lines; if the database is unavailable, keep them for the next time."""
+        if threading.get_ident() == self.thread:
+            with suppress(OSError, ValueError):  # of a stream that is closed or full
+                sys.stdout.flush()  # a line that the task has begun to print
+                sys.stderr.flush()
         text = self._take_lines()
         try:
             if text:

@@ -5,13 +5,15 @@ where LOGGING does not configure the root logger, as with Django's default, Cele
 case each line that a task logs or prints is kept in its run, and secrets are masked in it.
 Outside a run, a log line only costs reading Celery's empty stack of tasks. Celery's own lines are left out.
 
-Limits: lines from threads that a task starts are in the log of its run only with the context of the task, and what a
-library writes to the file descriptor of stdout is not. Formatters in your own LOGGING mask nothing, unless they are
-`Formatter`.
+Limits: lines from threads that a task starts are in the log of its run only with the context of the task. Text that a
+library writes to a file descriptor is neither kept nor masked. Formatters in your own LOGGING mask nothing, unless they
+are `Formatter`.
 """
 
 import logging
 import sys
+import threading
+from collections.abc import Iterable
 from functools import partial
 from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
@@ -62,27 +64,54 @@ class RunHandler(logging.Handler):
 
 
 class Printed:
-    """Stands in for `sys.stdout` in a worker: also appends what a task prints to its run."""
+    """Stands in for `sys.stdout` and `sys.stderr` in a worker: masks what a task prints, and appends it to its run."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._begun = threading.local()  # the line that a thread has begun, and the execution that prints it
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def write(self, text: str) -> Any:
+    def write(self, text: str) -> int:
+        """Pass on whole lines: a task may print the name of a secret first, and then its value."""
         from jobs.worker import context  # late: logging is set up before Django's models can be imported
 
-        if (execution := context.current()) and sys._getframe(1).f_globals.get("__name__") != "logging":
-            execution.log(mask(tail(text, LONGEST_LINE)))
-        return self._stream.write(text)
+        execution = None if sys._getframe(1).f_globals.get("__name__") == "logging" else context.current()
+        line, before = getattr(self._begun, "line", ("", None))
+        if before is not execution:
+            self._pass_on(line, before)
+            line = ""
+        whole, newline, begun = (line + text).rpartition("\n")
+        if len(begun) > LONGEST_LINE:
+            whole, newline, begun = line + text, "", ""
+        self._begun.line = begun, execution
+        self._pass_on(whole + newline, execution)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Also pass on the line that this thread has begun."""
+        line, execution = getattr(self._begun, "line", ("", None))
+        self._begun.line = "", None
+        self._pass_on(line, execution)
+        self._stream.flush()
+
+    def _pass_on(self, text: str, execution: Any) -> None:
+        if text:
+            if execution is not None:
+                execution.log(tail(text, LONGEST_LINE))
+            self._stream.write(mask(text))
 
 
 def _on_worker_init(sender: Any, **_: Any) -> None:
     if not sender.app.conf.worker_redirect_stdouts:  # else Celery makes log lines of them
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # in a file, too: a killed child loses what is buffered
-        sys.stdout = Printed(sys.stdout)
+        sys.stdout, sys.stderr = Printed(sys.stdout), Printed(sys.stderr)
 
 
 def connect() -> None:

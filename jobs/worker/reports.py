@@ -1,6 +1,6 @@
 """What does a worker tell about its configuration? What Celery tells, with secrets masked.
 
-Its one rule: the replies to `inspect conf` and `inspect stats`, which Flower shows, too, are masked like log lines.
+Its one rule: the replies to `inspect`, which Flower shows, too, are masked like log lines: settings and arguments.
 Celery masks by the names of settings: it misses addresses in lists and schedules, and a broker's password for a socket.
 """
 
@@ -12,12 +12,10 @@ from celery.worker.control import Panel
 
 from jobs.secrets import masked
 
-TELLING = ("conf", "stats")  # commands of the remote control
-
 
 def mask_replies() -> None:
     """Mask what this worker replies. A second call changes nothing."""
-    for name in TELLING:
+    for name in (name for name, info in Panel.meta.items() if info.type == "inspect"):
         if not hasattr(Panel.data[name], "__wrapped__"):
             Panel.data[name] = _masking(Panel.data[name])
 

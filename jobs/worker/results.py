@@ -11,6 +11,7 @@ Limit: a plain task that another process has sent and whose result is not kept i
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from copy import copy
 from functools import wraps
 from typing import Any
 from uuid import UUID
@@ -23,7 +24,7 @@ from django.db.models import Q
 from jobs.messages.arguments import find_task
 from jobs.models import ACTIVE, Run, Step
 from jobs.models.steps import OVER
-from jobs.secrets import mask
+from jobs.secrets import mask, masked
 from jobs.worker.chords import ChordBackend, leaves
 from jobs.worker.loops import outside_loop
 
@@ -132,7 +133,7 @@ def of_map(options: dict[str, Any], kwargs: Any) -> None:
 
 
 class Backend(ChordBackend):
-    """The backend of django-celery-results, but with secrets masked in errors, as in the ledger."""
+    """The backend of django-celery-results, but with secrets masked in arguments and errors, as in the ledger."""
 
     @outside_loop()
     def _get_task_meta_for(self, task_id: str) -> Any:
@@ -142,13 +143,11 @@ class Backend(ChordBackend):
     def _store_result(self, task_id: str, result: Any, status: str, traceback: Any = None, **rest: Any) -> Any:
         if status in states.EXCEPTION_STATES:
             traceback = traceback and mask(str(traceback))
-            if isinstance(result, dict) and "exc_message" in result:
-                result = {**result, "exc_message": _masked(result["exc_message"])}
+            result = masked(result)
         return super()._store_result(task_id, result, status, traceback, **rest)
 
-
-def _masked(message: Any) -> Any:
-    """The arguments of an exception, as Celery passes them, with secrets masked."""
-    if isinstance(message, (list, tuple)):
-        return [_masked(part) for part in message]
-    return mask(message) if isinstance(message, str) else message
+    def _get_extended_properties(self, request: Any, traceback: Any) -> Any:
+        shown = copy(request)
+        for name in {"argsrepr", "kwargsrepr"} & vars(shown).keys() if request else ():
+            setattr(shown, name, mask(str(getattr(request, name))))
+        return super()._get_extended_properties(shown, traceback)

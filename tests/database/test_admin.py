@@ -197,6 +197,9 @@ def test_it_keeps_the_next_due_moment_when_a_policy_is_edited(admin_client):
         ({"policy-0-retry_delay": "-1 00:00:00"}, "greater than or equal to"),
         ({"policy-0-catch_up_window": "9999999999 00:00:00"}, "number of days must be"),
         ({"policy-0-time_limit": "0"}, "greater than or equal to 1"),
+        ({"args": '["https://ada:hunter2@example.org"]'}, "A URL contains a password"),
+        ({"kwargs": '{"to": "redis://:hunter2@db"}'}, "A URL contains a password"),
+        ({"description": "calls https://ada:hunter2@example.org"}, "A URL contains a password"),
     ],
 )
 def test_it_says_why_it_refuses_a_schedule_that_could_never_run(admin_client, fields, sentence):

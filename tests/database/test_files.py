@@ -166,7 +166,7 @@ def test_it_gives_no_link_to_a_backup(client, settings, admin_client):
     row = keep(kind=Kind.BACKUP)
     assert client.get(files.link(row).removeprefix(settings.SITE_URL)).status_code == 404
     page = admin_client.get(FILES).content.decode()
-    assert f"no link, because a backup contains secrets: copy {row.file.name} from FILES_DIR" in page
+    assert f"no link, because a backup contains secrets; copy {row.file.name} from FILES_DIR" in page
     assert "/files/" not in page
 
 

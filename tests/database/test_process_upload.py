@@ -197,5 +197,11 @@ def test_it_refuses_arguments_that_no_schedule_could_have(value):
         requests.run_job("jobs.import_feed", {"url": value}, "ada")
 
 
+def test_it_refuses_a_request_with_a_password_in_a_url():
+    with pytest.raises(Invalid, match="A URL contains a password"):
+        requests.run_job("jobs.import_feed", {"url": "https://ada:hunter2@example.org/feed"}, "ada")
+    assert not Run.objects.exists()
+
+
 def test_it_shortens_an_actor_that_is_too_long_for_the_column():
     assert requests.run_job("tests.nothing", {}, "a" * 300)[0].actor == "a" * 253 + "…"

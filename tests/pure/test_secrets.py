@@ -1,0 +1,108 @@
+"""A text shows no secret, however a program has written it, and shows all of what Punctual says itself."""
+
+import ast
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.rules.errors import Invalid
+from jobs.secrets import MARGIN, _patterns, head, mask, masked, refuse_passwords, tail
+from tests.app.slips import forms
+from tests.servers import ROOT
+
+SECRET = "Canary-ß-1234\n\"quoted\" 'twice' <&>\\/+ end"
+TOKEN = "eyJhbGciOiJIUzI1NiJ9." + "a1b2" * 370 + ".c3d4e5f6g7"
+
+
+@pytest.mark.parametrize("secret", ["canary-1234", "Sesame#1", SECRET, TOKEN, "käfig\t😀😀😀\0"])
+def test_it_masks_a_secret_in_every_form_that_a_program_writes(settings, secret):
+    settings.JOB_SECRETS = {"KEY": secret}
+    for form in forms(secret):
+        for written in (form, repr(form), json.dumps(form), json.dumps({"k": [repr(form)]}), repr({form.encode()})):
+            shown = mask(f"it is {written}.")
+            assert "***" in shown
+            assert len(shown) < len(written) / 2 + 30, (written, shown)
+
+
+@given(st.binary(max_size=20), st.binary(max_size=20), st.text(st.characters(codec="utf-8"), min_size=8, max_size=40))
+def test_it_masks_a_secret_in_base64_at_any_place(before, after, secret):
+    from django.conf import settings
+
+    given, settings.JOB_SECRETS = settings.JOB_SECRETS, {"KEY": secret}
+    try:
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            assert "***" in mask(encode(before + secret.encode() + after).decode())
+    finally:
+        settings.JOB_SECRETS = given
+
+
+def test_it_masks_before_it_cuts(settings):
+    settings.JOB_SECRETS = {"KEY": TOKEN}
+    for before in (0, 50, 99, 150, 199, MARGIN, MARGIN + 150):
+        text = "x" * before + TOKEN + "y" * before
+        for shown in (head(text, 200), tail(text, 200)):
+            assert "a1b2" not in shown, before
+            assert len(shown) <= 200
+    many = f"{TOKEN} " * 500
+    assert set(head(many, 200).split()) == {"***"}
+    assert set(tail(many, 200).split()) == {"***"}
+
+
+def test_it_cuts_no_text_that_fits():
+    for size in (0, 1, 199, 200):
+        assert head("x" * size, 200) == tail("x" * size, 200) == "x" * size
+    assert head("x" * 500_000, 200) == tail("x" * 500_000, 200) == "x" * 200
+
+
+def test_it_masks_structures_with_their_keys(settings):
+    settings.JOB_SECRETS = {"KEY": "canary-1234"}
+    given = {"password": "hunter2", "n": {"canary-1234": [b"canary-1234", ("a canary-1234",), 7, None]}, "token": 5}
+    assert masked(given) == {"password": "***", "n": {"***": [b"***", ["a ***"], 7, None]}, "token": 5}
+    assert masked({"api_key": b"hunter2", "password": ""}) == {"api_key": "***", "password": ""}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"headers": {"Authorization": "Bearer secret:BILLING_TOKEN"}}',
+        "{'X-Token': 'secret:BILLING'}",
+        "secret:BILLING goes to api.example.org only",
+        "like redis://:password@host:6379/0",
+    ],
+)
+def test_it_shows_the_names_of_secrets(text):
+    assert mask(text) == text
+
+
+def test_it_leaves_every_sentence_of_punctual_as_it_is():
+    changed = []
+    for path in [*ROOT.glob("jobs/**/*.py"), *ROOT.glob("project/*.py")]:
+        tree = ast.parse(path.read_text())
+        owners = [node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+        described = {id(node.body[0].value) for node in owners if ast.get_docstring(node)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in described:
+                changed += [(path.name, node.value)] if mask(node.value) != node.value else []
+    assert {name for name, _ in changed} <= {Path("secrets.py").name}, changed
+
+
+def test_it_masks_short_secrets_and_none_without_harm():
+    needed, pattern, _ = _patterns(("", ""))
+    assert (needed, pattern.sub("***", "any text")) == ((), "any text")
+
+
+@pytest.mark.parametrize("text", ['["https://ada:hunter2@example.org/"]', "see postgres://:x@db/name", "a://b:c@d"])
+def test_it_refuses_a_url_with_a_password(text):
+    with pytest.raises(Invalid, match="set JOB_SECRET_NAME for the workers"):
+        refuse_passwords(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["https://example.org:8000/@me", '["http://a:1", "ada@example.org"]', "a@b.example", ""]
+)
+def test_it_accepts_a_url_without_a_password(text):
+    refuse_passwords(text)
