@@ -45,7 +45,8 @@ class Formatter(logging.Formatter):
         super().__init__(fmt, *args, **options)
 
     def format(self, record: logging.LogRecord) -> str:
-        return mask(super().format(record))
+        before, name, text = super().format(record).partition(f"{record.name}: ")
+        return mask(before) + name + mask(text)  # "app.tokens: Refreshed." is no token
 
 
 class RunHandler(logging.Handler):

@@ -88,6 +88,12 @@ def test_it_masks_what_every_handler_shows_with_its_traceback(settings):
     assert "with ***\nTraceback" in shown
 
 
+def test_it_takes_the_name_of_a_module_for_no_name_of_a_secret():
+    record = logging.LogRecord("app.tokens", logging.INFO, "x", 1, "Refreshed with token: abc", (), None)
+    assert Formatter("%(name)s: %(message)s").format(record) == "app.tokens: Refreshed with token: ***"
+    assert Formatter("%(message)s").format(record) == "Refreshed with token: ***"
+
+
 def test_it_leaves_the_sentence_about_an_unknown_secret_as_it_is():
     with pytest.raises(secrets.UnknownNameError) as caught:
         secrets.reveal("secret:NOPE")
