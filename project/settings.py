@@ -301,7 +301,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 # for good if that is "never".
 CELERY_RESULT_BACKEND: str = read("result_backend", "RESULT_BACKEND", "django-db")
 if CELERY_RESULT_BACKEND == "django-db":
-    CELERY_RESULT_BACKEND = "jobs.worker.results:Backend"  # masks secrets
+    CELERY_RESULT_BACKEND = "jobs.worker.results:Backend"  # counts the members of chords correctly
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_RESULT_EXTENDED = True
 CELERY_RESULT_EXPIRES: int | None = read("lifetime", "RESULT_EXPIRES", 3600)

@@ -45,7 +45,7 @@ class Application(Celery):
     def _get_backend(self) -> Any:
         # Celery's hook behind every result, also that of its own `AsyncResult`.
         backend = super()._get_backend()  # type: ignore[misc] # unknown to celery-types
-        return symbol_by_name("jobs.worker.results:watched")(backend)
+        return symbol_by_name("jobs.worker.results:mended")(backend)
 
     def send_task(self, name: str, *args: Any, **options: Any) -> Any:
         """Publish a task. Inside a run it becomes a step of that run. The tasks of a chord keep their results."""

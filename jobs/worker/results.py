@@ -68,11 +68,34 @@ class Result(AsyncResult[Any]):
             _silent.popitem(last=False)
 
 
-def watched(backend: Any) -> Any:
-    """The backend, whose waits raise `NoResultError` for every class of results, Celery's own too."""
+def mended(backend: Any) -> Any:
+    """Any backend of Celery. Its waits raise `NoResultError`, and it keeps errors and arguments without secrets."""
     for name in ("wait_for_pending", "iter_native"):
         setattr(backend, name, _watching(backend, getattr(backend, name)))
+    backend.prepare_exception = _masking(backend.prepare_exception)
+    backend.store_result = _storing(backend.store_result)
     return backend
+
+
+def _masking(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(prepare)
+    def prepare_exception(*args: Any, **options: Any) -> Any:
+        return masked(prepare(*args, **options))  # with pickle as the serializer it is an exception, and stays as it is
+
+    return prepare_exception
+
+
+def _storing(store: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(store)
+    def store_result(
+        task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
+    ) -> Any:
+        shown = copy(request)
+        for name in {"args", "kwargs", "argsrepr", "kwargsrepr"} & vars(shown).keys() if request else ():
+            setattr(shown, name, masked(getattr(request, name)))
+        return store(task_id, result, state, traceback and mask(str(traceback)), request=shown, **options)
+
+    return store_result
 
 
 def _watching(backend: Any, wait: Callable[..., Any]) -> Callable[..., Any]:
@@ -133,21 +156,12 @@ def of_map(options: dict[str, Any], kwargs: Any) -> None:
 
 
 class Backend(ChordBackend):
-    """The backend of django-celery-results, but with secrets masked in arguments and errors, as in the ledger."""
+    """The backend of django-celery-results, outside of the event loop of an `async def` job."""
 
     @outside_loop()
     def _get_task_meta_for(self, task_id: str) -> Any:
         return super()._get_task_meta_for(task_id)
 
     @outside_loop()
-    def _store_result(self, task_id: str, result: Any, status: str, traceback: Any = None, **rest: Any) -> Any:
-        if status in states.EXCEPTION_STATES:
-            traceback = traceback and mask(str(traceback))
-            result = masked(result)
-        return super()._store_result(task_id, result, status, traceback, **rest)
-
-    def _get_extended_properties(self, request: Any, traceback: Any) -> Any:
-        shown = copy(request)
-        for name in {"argsrepr", "kwargsrepr"} & vars(shown).keys() if request else ():
-            setattr(shown, name, mask(str(getattr(request, name))))
-        return super()._get_extended_properties(shown, traceback)
+    def _store_result(self, *args: Any, **options: Any) -> Any:
+        return super()._store_result(*args, **options)

@@ -1,5 +1,6 @@
 """Results: does a caller get one, or learn at once that none will come? And how are the members of a chord counted?"""
 
+import base64
 from collections import OrderedDict
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -8,15 +9,16 @@ from typing import Any
 import pytest
 from celery import chord, current_app
 from celery.app.backends import by_url
+from celery.app.task import Context
 from celery.exceptions import TimeoutError as NotYet
 from celery.result import AsyncResult, GroupResult
 from django.db import OperationalError, connection
-from django_celery_results.models import ChordCounter
+from django_celery_results.models import ChordCounter, TaskResult
 
 from jobs.local import embedded
 from jobs.models import Run, State, Step
 from jobs.worker import results
-from jobs.worker.results import NoResultError, watched
+from jobs.worker.results import NoResultError, mended
 from tests.app.tasks import add, add_up, answer, nothing
 from tests.making import beside_event_loop, inside, make_run
 from tests.waiting import DEADLINE
@@ -133,11 +135,27 @@ def backend(request, servers, redis) -> Iterator[Any]:
         yield current_app.backend
         return
     kind, address = by_url(embedded.broker_url(servers.redis_url))
-    backend = watched(kind(app=current_app, url=address))
+    backend = mended(kind(app=current_app, url=address))
     yield backend
     backend.result_consumer.stop()
     backend.result_consumer._pubsub = None  # or it connects again for each result that is garbage later
     backend.client.connection_pool.disconnect()
+
+
+def test_it_keeps_failures_and_arguments_without_secrets(settings, backend, redis):
+    settings.JOB_SECRETS = {"KEY": "canary-1234"}
+    error = ValueError("canary-1234", {"k": b"canary-1234", "password": "hunter2"}, "https://ada:hunter2@example.org")
+    request = Context(task="tests.answer", args=["canary-1234"], kwargs={"password": "hunter2"})
+    request.argsrepr, request.kwargsrepr = "('canary-1234',)", "{'password': 'hunter2'}"
+    backend.mark_as_failure("it", error, traceback="with canary-1234", request=request, call_errbacks=False)
+    kept = [str(row) for row in TaskResult.objects.values_list()]
+    kept += [str(redis.get(key)) for key in redis.scan_iter("celery-task-meta-*")]
+    assert len(kept) == 1
+    assert "canary" not in kept[0]
+    assert "hunter2" not in kept[0]
+    assert base64.b64encode(b"canary-1234").decode() not in kept[0]
+    assert backend.get_result("it").args[0] == "***"
+    assert request.args == ["canary-1234"]
 
 
 def waits_for(task_id: str, backend: Any) -> Any:
