@@ -53,6 +53,15 @@ def test_it_computes_the_window_of_a_requested_run():
         assert current_run().window_start is None
 
 
+def test_it_keeps_the_digest_of_a_key_that_holds_a_secret(settings):
+    settings.JOB_SECRETS = {"KEY": "canary-1234"}
+    with inside(make_run(state=State.RUNNING)):
+        assert once("charge canary-1234")
+        assert not once("charge canary-1234")
+        assert once("charge canary-12345")
+    assert not Effect.objects.filter(key__contains="canary").exists()
+
+
 def test_it_allows_an_effect_once_for_each_run_and_key():
     first, second = make_run(state=State.RUNNING), make_run(state=State.RUNNING)
     with inside(first):

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 from celery.app.defaults import DEFAULTS
+from celery.worker import state as worker_state
 from celery.worker.control import Panel
 from django.conf import settings as django_settings
 
@@ -56,3 +57,14 @@ def test_it_masks_every_address_and_job_secret_in_the_replies_of_a_worker(settin
     assert conf["beat_schedule"]["call"] == masked
     assert (conf["task_acks_late"], conf["worker_prefetch_multiplier"]) == (False, 1)
     assert app.conf.beat_schedule == settings.CELERY_BEAT_SCHEDULE
+
+
+def test_it_masks_the_arguments_of_tasks_in_the_replies_of_a_worker(settings, monkeypatch):
+    settings.JOB_SECRETS = {"BILLING": "canary-5678"}
+    mask_replies()
+    request = SimpleNamespace(id="it", info=lambda **_: {"args": ["canary-5678"], "kwargs": {"password": "hunter2"}})
+    monkeypatch.setitem(worker_state.requests, "it", request)
+    monkeypatch.setattr(worker_state, "active_requests", {request})
+    state = SimpleNamespace(app=app, tset=set)
+    for reply in (Panel.data["query_task"](state, ids=["it"])["it"][1], Panel.data["active"](state)[0]):
+        assert reply == {"args": ["***"], "kwargs": {"password": "***"}}
