@@ -64,7 +64,7 @@ def test_it_masks_the_arguments_of_tasks_in_the_replies_of_a_worker(settings, mo
     mask_replies()
     request = SimpleNamespace(id="it", info=lambda **_: {"args": ["canary-5678"], "kwargs": {"password": "hunter2"}})
     monkeypatch.setitem(worker_state.requests, "it", request)
-    monkeypatch.setattr(worker_state, "active_requests", {request})
-    state = SimpleNamespace(app=app, tset=set)
+    monkeypatch.setattr(worker_state, "active_requests", [request])
+    state = SimpleNamespace(app=app, tset=list)
     for reply in (Panel.data["query_task"](state, ids=["it"])["it"][1], Panel.data["active"](state)[0]):
         assert reply == {"args": ["***"], "kwargs": {"password": "***"}}
