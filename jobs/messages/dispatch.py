@@ -6,21 +6,34 @@ others; `ledger.outbox` writes that down.
 A message is an ordinary Celery message with the run's id as its task id, so that routing, `inspect` and Flower work.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
+from amqp import exceptions as of_amqp
 from celery import current_app
-from kombu.exceptions import KombuError, OperationalError
+from kombu.exceptions import BatchPublishError, KombuError, OperationalError  # type: ignore[attr-defined] # new in 5.7
+from redis.exceptions import DataError, NoPermissionError, ResponseError
 
 from jobs.messages import envelope
 from jobs.messages.envelope import Envelopes, Sendable
 from jobs.models import LONGEST_REASON
-from jobs.rules.errors import ENDING, hidden
-from jobs.secrets import in_one_line
+from jobs.rules.errors import ENDING, Invalid, hidden
+from jobs.secrets import head, in_one_line
 
 BATCH = 500  # messages per pipeline
+
+# Errors that concern one message: its exchange, its queue, or its size.
+OF_MESSAGE = (
+    *(of_amqp.AccessRefused, of_amqp.NotFound, of_amqp.ResourceLocked, of_amqp.PreconditionFailed),
+    *(of_amqp.ContentTooLarge, of_amqp.NoConsumers, DataError),
+)
+# The same in replies of Redis: the key has another type, or the message is longer than `proto-max-bulk-len`.
+REPLIES = ("WRONGTYPE ", "Protocol error: invalid bulk length")
+OF_KEY = re.compile(r"\b(?:key|keys|channel)\b")  # a user that may write to no key at all may not run the command
+OF_PIPELINE = "of pipeline caused error: "  # the client adds it, after the command with the beginning of the message
 
 
 class BrokerUnavailableError(Exception):
@@ -36,21 +49,77 @@ class Published:
 
 
 def publish(runs: Sequence[Sendable]) -> Published:
-    """Publish at most `BATCH` runs in one pipeline. Raises `BrokerUnavailableError` when the broker took none."""
-    published, unavailable = Published(), _broker_errors()
+    """Publish at most `BATCH` runs, in one pipeline unless the broker refuses one of them; halves of it find that one.
+
+    A broker may have taken the others of a refused pipeline. It gets them again, which is harmless. Raises
+    `BrokerUnavailableError` when it takes none.
+    """
+    published, parts = Published(), [runs]
+    while parts:
+        part = parts.pop()
+        try:
+            together = _publish_together(part)
+        except _RefusedError as error:
+            if len(part) == 1:
+                published.refused.append((part[0], _reason(part[0], error)))
+            else:
+                parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+        else:
+            published.sent += together.sent
+            published.refused += together.refused
+    return published
+
+
+class _RefusedError(Exception):
+    """The broker refuses one of these messages. The text is its reason."""
+
+
+def _publish_together(runs: Sequence[Sendable]) -> Published:
+    published, of_broker, connected = Published(), _broker_errors(), False
     try:
-        with current_app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch(BATCH):  # type: ignore[attr-defined] # new in kombu 5.7
-            envelopes = Envelopes(producer)
-            for run in runs:
-                error = try_to_publish(partial(envelopes.publish, run), unavailable)
-                if error is None:
-                    published.sent.append(run)
-                else:
-                    published.refused.append((run, in_one_line(error, LONGEST_REASON)))
-    except (KombuError, *unavailable) as error:  # type: ignore[misc] # kombu has no type hints
+        with current_app.producer_pool.acquire(block=True, timeout=5) as producer:
+            connected = bool(producer.channel)  # a login may be refused with the error of a message
+            with producer.batch(BATCH):  # type: ignore[attr-defined] # new in kombu 5.7
+                envelopes = Envelopes(producer)
+                for run in runs:
+                    error = try_to_publish(partial(envelopes.publish, run), of_broker)
+                    if error is None:
+                        published.sent.append(run)
+                    else:
+                        why = str(error) if isinstance(error, Invalid) else in_one_line(error, LONGEST_REASON)
+                        published.refused.append((run, why))
+            _hear_of_refusals(producer)
+    except (KombuError, *of_broker) as error:  # type: ignore[misc] # kombu has no type hints
         _pass_on_ending(error)
+        if connected and (why := refusal(error)):
+            raise _RefusedError(why) from error
         raise BrokerUnavailableError(f"The broker takes no messages ({error}): runs wait in the ledger.") from error
     return published
+
+
+def _reason(run: Sendable, error: _RefusedError) -> str:
+    queue = queue_of(run)
+    return head(f"the broker refuses its message{queue and f' for queue `{queue}`'}: {error}", LONGEST_REASON)
+
+
+def _hear_of_refusals(producer: Any) -> None:
+    """A broker of AMQP refuses a message silently, and drops all later ones, until it is asked for something."""
+    if producer.connection.transport.driver_type == "amqp":
+        producer.channel.basic_qos(0, 0, False)
+
+
+def refusal(error: BaseException) -> str:
+    """Why the broker refuses one message, if that is what the error says; empty if the broker takes none at all.
+
+    Also empty for any error that is not known to concern a message, since a refused run fails.
+    """
+    if isinstance(error, BatchPublishError) and error.__cause__:
+        error = error.__cause__
+    text = str(error).rpartition(OF_PIPELINE)[2]
+    of_key = isinstance(error, NoPermissionError) and OF_KEY.search(text)
+    if isinstance(error, OF_MESSAGE) or (isinstance(error, ResponseError) and (of_key or text.startswith(REPLIES))):
+        return text
+    return ""
 
 
 def try_to_publish(publish: Callable[[], object], passing: tuple[type[BaseException], ...]) -> Exception | None:
@@ -84,7 +153,7 @@ def _pass_on_ending(error: Exception) -> None:
 
 @cache
 def _broker_errors() -> tuple[type[BaseException], ...]:
-    """Errors of an unavailable broker; kombu counts KeyError among them, which a message may cause as well."""
+    """Errors that come from the broker; kombu counts KeyError among them, which making a message may cause as well."""
     connection = current_app.connection_for_write()
     errors: tuple[Any, ...] = (OperationalError, *connection.connection_errors, *connection.channel_errors)
     return tuple(error for error in errors if not issubclass(error, LookupError))

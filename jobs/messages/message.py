@@ -9,50 +9,30 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from celery import current_app
+from celery.app.task import Context
 from kombu.utils import json as json_of_kombu
 
-from jobs.messages.arguments import check_fits
+from jobs.messages import queues
+from jobs.messages.arguments import check_fits, find_task
 from jobs.rules.errors import Invalid
 
 LONGEST_ARGUMENTS = 16_384  # characters of JSON
 DEEPEST_ARGUMENTS = 20
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: an odd number of backslashes escapes
-# Headers with a meaning in Celery: a schedule that set them could run another task than the one it names.
-OWN_HEADERS = frozenset(
+# A header becomes an attribute of the task's request and may replace any other, methods included: a schedule that sets
+# it could run another task than the one it names. The others are read from the message itself.
+OF_CELERY = frozenset(dir(Context)) | {
+    *("argsrepr", "clock", "compression", "group_id", "groups", "kwargsrepr", "lang", "priority", "task", "task_id"),
+    *("MessageGroupId", "MessageDeduplicationId"),
+}
+# The beginnings of headers of ours, of private attributes, and of those that RabbitMQ reads: CC routes a copy.
+OF_OTHERS = re.compile(r"punctual_|_|(?:b?cc|x-(?:match|delay|death))$|x-(?:first|last)-death-", re.IGNORECASE)
+# The options of a message that a policy stores.
+STORED_OPTIONS = frozenset(
     [
-        "args",
-        "argsrepr",
-        "callbacks",
-        "chain",
-        "chord",
-        "compression",
-        "get",  # would replace the method with which Celery reads headers
-        "errbacks",
-        "eta",
-        "expires",
-        "group",
-        "group_index",
-        "id",
-        "ignore_result",
-        "kwargs",
-        "kwargsrepr",
-        "lang",
-        "origin",
-        "parent_id",
-        "priority",
-        "punctual_attempt",
-        "punctual_execution",  # an attribute of the task's request
-        "punctual_step",
-        "replaced_task_nesting",
-        "reply_to",
-        "retries",
-        "root_id",
-        "shadow",
-        "stamped_headers",
-        "stamps",
-        "task",
-        "timelimit",
-        "utc",
+        *("soft_time_limit", "serializer", "compression", "shadow"),
+        *("delivery_mode", "mandatory", "timeout", "confirm_timeout", "MessageGroupId", "message_attributes"),
     ]
 )
 
@@ -108,6 +88,9 @@ def message_of(schedule: ScheduleColumns, policy: PolicyColumns) -> Message:
     args = read(schedule.args, "Positional arguments", list)
     kwargs = read(schedule.kwargs, "Keyword arguments", dict)
     check_fits(schedule.task, args, kwargs)
+    if queue := schedule.queue or queues.of_task(find_task(schedule.task)):
+        queues.check(queue, current_app)
+    queues.check_exchange(schedule.exchange, current_app)
     return Message(
         task=schedule.task,
         args=args,
@@ -150,8 +133,11 @@ def as_json(value: Any) -> Any:
 
 def _options(schedule: ScheduleColumns, policy: PolicyColumns) -> dict[str, Any]:
     headers = read(schedule.headers, "Message headers", dict)
-    if taken := sorted(OWN_HEADERS.intersection(headers)):
-        raise Invalid(f"Message headers must not set {', '.join(taken)}: these belong to Celery.")
+    if taken := sorted(name for name in headers if name in OF_CELERY or OF_OTHERS.match(name)):
+        raise Invalid(f"Message headers must not set {', '.join(taken)}: these belong to Celery or the broker.")
+    stored = policy.options or {}
+    if not isinstance(stored, dict) or not stored.keys() <= STORED_OPTIONS:
+        raise Invalid(f"The options in its policy must be a JSON object of {', '.join(sorted(STORED_OPTIONS))}.")
     options = {
         "exchange": schedule.exchange,
         "routing_key": schedule.routing_key,
@@ -160,7 +146,7 @@ def _options(schedule: ScheduleColumns, policy: PolicyColumns) -> dict[str, Any]
         "soft_time_limit": policy.soft_time_limit,
         "ignore_result": None if policy.keep_result is None else not policy.keep_result,
     }
-    return {**(policy.options or {}), **{name: value for name, value in options.items() if value not in (None, "", {})}}
+    return {**stored, **{name: value for name, value in options.items() if value not in (None, "", {})}}
 
 
 def _no_constant(name: str) -> Any:

@@ -14,6 +14,7 @@ from celery import schedules
 from django.utils import timezone
 from django_celery_beat.tzcrontab import TzAwareCrontab
 
+from jobs.messages.message import STORED_OPTIONS
 from jobs.models import KINDS, LONGEST_NAME
 from jobs.rules.errors import Invalid
 from jobs.schedules.calendar import CRONTAB_FIELDS, timing_of
@@ -25,10 +26,6 @@ UNDERSTOOD = (TzAwareCrontab, schedules.crontab, schedules.solar, schedules.sche
 # Options with a column in the schedule, options with a column in its policy, and options stored as they are.
 OF_SCHEDULE = {"queue", "exchange", "routing_key", "priority", "headers", "expires"}
 OF_POLICY = {"time_limit", "ignore_result"}
-KEPT = {
-    *("soft_time_limit", "serializer", "compression", "shadow"),
-    *("delivery_mode", "mandatory", "timeout", "confirm_timeout", "MessageGroupId", "message_attributes"),
-}
 # Options that say how often a process tries to publish. The ledger publishes until a worker takes the run.
 MET = {"retry", "retry_policy"}
 FOLLOWING = ("link", "link_error", "chain", "chord", "group_id", "group_index", "root_id", "parent_id", "add_to_parent")
@@ -144,10 +141,10 @@ def _read_columns(options: dict[str, Any], app: Any) -> dict[str, Any]:
 
 
 def _read_policy(options: dict[str, Any]) -> dict[str, Any]:
-    if unknown := sorted(set(options) - OF_SCHEDULE - OF_POLICY - KEPT - MET):
+    if unknown := sorted(set(options) - OF_SCHEDULE - OF_POLICY - STORED_OPTIONS - MET):
         reasons = (f"{name}: {WHY_NOT.get(name, 'set it on the task')}" for name in unknown)
         raise Invalid(f"a schedule cannot store the option {'; '.join(reasons)}.")
-    further = {name: options[name] for name in sorted(KEPT & set(options))}
+    further = {name: options[name] for name in sorted(STORED_OPTIONS & set(options))}
     _json(further, "options")
     ignored = options.get("ignore_result")
     return {

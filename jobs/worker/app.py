@@ -22,6 +22,7 @@ class Application(Celery):
     task_cls = "jobs.worker.task:Job"
     log_cls = "jobs.worker.logs:Logging"
     loader_cls = "jobs.messages.discovery:Loader"
+    amqp_cls = "jobs.messages.queues:AMQP"
 
     def _task_from_fun(  # type: ignore[override] # passes on all other arguments
         self, fun: Any, name: str | None = None, base: Any = None, **options: Any

@@ -13,6 +13,7 @@ from django_celery_beat.models import ClockedSchedule, IntervalSchedule, Periodi
 
 from jobs.beat import claim
 from jobs.ledger import outcomes
+from jobs.messages.arguments import find_task
 from jobs.models import Policy, Run, State, Trigger, database_now
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp, Overlap
@@ -168,6 +169,14 @@ BAD_ROWS = {
     "headers that are a text": {"headers": '"x"'},
     "headers that are not JSON": {"headers": "{"},
     "headers that name another task": {"headers": '{"task": "tests.die"}'},
+    "a header that replaces a method of Celery's": {"headers": '{"_get_custom_headers": 1}'},
+    "a header that sends a copy elsewhere": {"headers": '{"CC": ["unacked"]}'},
+    "a queue that is a key of kombu's": {"queue": "unacked_index"},
+    "a queue that is an exchange's key": {"queue": "_kombu.binding.celery"},
+    "a queue of remote control": {"queue": "celery@here.celery.pidbox"},
+    "a queue with a priority": {"queue": "celery\x06\x163"},
+    "a queue that is a key of the cache": {"queue": "punctual:1:value"},
+    "an exchange of remote control": {"exchange": "celery.pidbox"},
     "arguments that are not JSON": {"args": "[1"},
     "arguments that are no list": {"args": "{}"},
     "keywords that are no object": {"kwargs": "[]"},
@@ -200,6 +209,25 @@ def test_it_skips_and_flags_a_bad_row_and_runs_all_others(columns):
     assert policy.next_due_at > database_now()
     bad.refresh_from_db()
     assert (bad.total_run_count, bad.last_run_at) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "options", [["x"], "x", {"queue": "unacked"}, {"headers": {"task": "tests.die"}}, {"task_id": "1"}]
+)
+def test_it_skips_and_flags_a_schedule_whose_policy_stores_other_options(options):
+    bad, good = make_schedule("bad", policy={"options": options}), make_schedule("good")
+    make_due(bad)
+    make_due(good)
+    assert [run.schedule for run in claim_all()] == [good]
+    assert "serializer" in Policy.objects.get(schedule=bad).invalid_reason
+
+
+def test_it_flags_a_schedule_whose_job_names_a_queue_of_kombu_s(monkeypatch):
+    schedule = make_schedule()
+    monkeypatch.setattr(find_task("tests.nothing"), "queue", "unacked", raising=False)
+    make_due(schedule)
+    assert claim_all() == []
+    assert "'unacked'" in Policy.objects.get().invalid_reason
 
 
 @pytest.mark.parametrize(

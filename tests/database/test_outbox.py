@@ -3,6 +3,8 @@
 import json
 import threading
 from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
@@ -241,6 +243,122 @@ def test_it_sends_the_other_runs_if_the_router_of_one_raises_any_error(redis, mo
     assert (bad.state, Run.objects.get(id=good.id).state) == (State.FAILED, State.QUEUED)
     assert bad.reason.startswith("could not be sent: ")
     assert bad.reason.endswith(reason)
+
+
+# --- Messages that the broker refuses ---------------------------------------------------------------------------------
+
+
+def wrong_type(redis) -> str:
+    """The name of a queue whose key holds something else."""
+    redis.set("other", "text")
+    return "other"
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_it_fails_a_run_whose_queue_is_another_key_and_sends_the_others(redis, place):
+    runs = [make_run() for _ in range(6)]
+    runs.insert(place, make_run(queue=wrong_type(redis)))
+    outbox.send(runs)
+    states = [Run.objects.get(id=run.id).state for run in runs]
+    assert states == [State.FAILED if number == place else State.QUEUED for number in range(7)]
+    assert {message["headers"]["id"] for message in messages(redis)} == {str(r.id) for r in runs} - {
+        str(runs[place].id)
+    }
+    assert reason_of(runs[place]) == (
+        "could not be sent: the broker refuses its message for queue `other`:"
+        " WRONGTYPE Operation against a key holding the wrong kind of value"
+    )
+
+
+def test_it_sends_few_messages_again_to_find_the_one_that_the_broker_refuses(redis):
+    outbox.send([make_run(queue="late"), make_run()])  # kombu declares each queue once
+    redis.flushdb()
+    redis.set("late", "text")
+    runs = [make_run() for _ in range(99)]
+    culprit = make_run(queue="late")
+    redis.config_resetstat()
+    outbox.send([*runs[:40], culprit, *runs[40:]])
+    assert Run.objects.get(id=culprit.id).state == State.FAILED
+    assert {message["headers"]["id"] for message in messages(redis)} == {str(run.id) for run in runs}
+    assert redis.info("commandstats")["cmdstat_lpush"]["calls"] <= 3 * len(runs)
+
+
+@pytest.mark.parametrize("rule", ["-@write", "resetkeys ~celery* ~_kombu*"])
+def test_it_tells_a_queue_that_it_may_not_use_from_a_broker_that_it_may_not_use(redis, rule):
+    runs = [make_run(), make_run(queue="forbidden"), make_run()]
+    try:
+        redis.execute_command("ACL", "SETUSER", "default", *rule.split())
+        if rule == "-@write":
+            with pytest.raises(BrokerUnavailableError, match="no permissions to run the"):
+                outbox.send(runs)
+        else:
+            outbox.send(runs)
+    finally:
+        redis.execute_command("ACL", "SETUSER", "default", "allkeys", "+@all")
+    failed = Run.objects.filter(state=State.FAILED)
+    assert [run.queue for run in failed] == ([] if rule == "-@write" else ["forbidden"])
+    assert Run.objects.filter(state=State.QUEUED).count() == (0 if rule == "-@write" else 2)
+
+
+@pytest.mark.parametrize("fault", ["OOM", "READONLY"])
+def test_it_keeps_all_runs_waiting_if_the_broker_takes_no_message(redis, fault):
+    runs = [make_run(), make_run(queue=wrong_type(redis)), make_run()]
+    with ailing(redis, fault), pytest.raises(BrokerUnavailableError, match="runs wait in the ledger"):
+        outbox.send(runs)
+    assert {run.state for run in Run.objects.all()} == {State.WAITING}
+    outbox.send(runs)
+    assert [run.state for run in Run.objects.order_by("state")] == [State.FAILED, State.QUEUED, State.QUEUED]
+
+
+@contextmanager
+def ailing(redis, fault: str) -> Iterator[None]:
+    """The server refuses all messages, with this reply."""
+    if fault == "OOM":
+        redis.config_set("maxmemory", "1")
+    else:
+        redis.replicaof("127.0.0.1", "1")
+    try:
+        yield
+    finally:
+        redis.config_set("maxmemory", "0")
+        redis.replicaof("no", "one")
+
+
+def test_it_keeps_runs_waiting_if_the_broker_fails_while_it_looks_for_a_refused_one(redis):
+    runs = [make_run(), make_run(), make_run(queue=wrong_type(redis))]
+    published = []
+
+    def listener(headers, **_):
+        published.append(headers["id"])
+        if len(published) == 5:  # of the first half, after a batch of three
+            redis.config_set("maxmemory", "1")
+
+    before_task_publish.connect(listener)
+    try:
+        with pytest.raises(BrokerUnavailableError):
+            outbox.send(runs)
+    finally:
+        before_task_publish.disconnect(listener)
+        redis.config_set("maxmemory", "0")
+    assert {run.state for run in Run.objects.all()} == {State.WAITING}
+    outbox.send(runs)
+    assert sorted(run.state for run in Run.objects.all()) == [State.FAILED, State.QUEUED, State.QUEUED]
+
+
+@pytest.mark.parametrize("place", [{"queue": "unacked"}, {"options": {"queue": "unacked"}}, {"queue": "a:b"}])
+def test_it_fails_a_run_whose_queue_is_refused_and_sends_the_others(redis, place):
+    bad, good = make_run(**place), make_run()  # as SQL may write it
+    outbox.send([bad, good])
+    assert "queue" in reason_of(bad)
+    assert [Run.objects.get(id=run.id).state for run in (bad, good)] == [State.FAILED, State.QUEUED]
+    assert not redis.exists("unacked", "a:b")
+
+
+@pytest.mark.parametrize("options", [{"exchange": "celery.pidbox", "routing_key": "x"}, {"exchange": "celeryev"}])
+def test_it_fails_a_run_whose_exchange_is_celery_s_own(redis, options):
+    run = make_run(options=options)
+    outbox.send([run])
+    assert reason_of(run).startswith(f"could not be sent: Choose another exchange than {options['exchange']!r}")
 
 
 # --- Messages that no worker takes ------------------------------------------------------------------------------------

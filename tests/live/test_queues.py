@@ -1,0 +1,61 @@
+"""No queue of a schedule stops other jobs: neither a name that kombu uses, nor the key of something else in Redis."""
+
+import subprocess
+
+import pytest
+from django_celery_beat.models import PeriodicTask
+
+from jobs.models import Policy, Run, State
+from tests.live.conftest import CELERY
+from tests.making import make_due, make_schedule
+from tests.servers import ROOT
+from tests.waiting import DEADLINE
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+REFUSED = [
+    *("unacked", "unacked_index", "unacked_mutex", "_kombu.binding.celery", "_kombu.binding_deadlines", "ae.undeliver"),
+    *("celeryev", "celery.pidbox", "worker0@localhost.celery.pidbox", "punctual:1:value", "celery\x06\x163"),
+]
+
+
+def test_it_runs_all_other_schedules(processes, eventually, redis):
+    redis.set("other", "text")
+    bad = [make_schedule(name, task="jobs.heartbeat") for name in (*REFUSED, "other")]
+    good = [make_schedule(f"good {number}", task="jobs.heartbeat") for number in range(3)]
+    for schedule in bad:
+        PeriodicTask.objects.filter(pk=schedule.pk).update(queue=schedule.name)  # as SQL may
+    worker = processes.start_worker("--pool=solo")
+    beat = processes.start_beat()
+
+    def succeeded() -> int:
+        return Run.objects.filter(schedule__in=good, state=State.SUCCEEDED).count()
+
+    for times in (1, 2):
+        for schedule in (*bad, *good):
+            make_due(schedule)
+        eventually(lambda times=times: succeeded() == times * len(good))
+    failed = Run.objects.filter(state=State.FAILED)
+    assert {run.schedule_name for run in failed} == {"other"}
+    assert all("WRONGTYPE" in run.reason for run in failed)
+    assert Policy.objects.exclude(invalid_reason="").count() == len(REFUSED)
+    assert redis.type("other") == b"string"
+    assert not Run.objects.filter(state__in=[State.WAITING, State.QUEUED]).exists()
+
+    PeriodicTask.objects.filter(pk__in=[schedule.pk for schedule in bad]).delete()
+    worker.stop()
+    processes.start_worker("--pool=solo")
+    make_due(good[0])
+    eventually(lambda: succeeded() == 2 * len(good) + 1)
+    assert beat.running
+
+
+@pytest.mark.parametrize("name", ["unacked", "punctual:1:value"])
+def test_a_worker_does_not_start_that_shall_consume_a_refused_queue(processes, name):
+    command = [*CELERY, "worker", "--pool=solo", "--queues", name]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=processes.environment, capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert ended.returncode == 1
+    assert f"queue {name!r}" in (ended.stderr + ended.stdout).replace("another queue than", "queue")
+    assert "Traceback" not in ended.stderr + ended.stdout
