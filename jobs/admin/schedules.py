@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from celery import current_app
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -22,11 +23,12 @@ from jobs.admin import actions, typed
 from jobs.admin.display import NOTHING, between, moment, state
 from jobs.admin.guard import GuardedAdmin, without_backfills
 from jobs.admin.timings import shared, tell_of_return
-from jobs.messages import discovery
+from jobs.messages import discovery, queues
 from jobs.messages.arguments import find_task, model_of
-from jobs.models import KINDS, Policy, Run, Trigger
+from jobs.models import KINDS, Node, Policy, Run, Trigger
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import Rule, foresee
+from jobs.rules.queues import reserved
 from jobs.schedules import calendar
 from jobs.schedules.check import check
 from jobs.schedules.entries import KEPT_FOR
@@ -38,11 +40,18 @@ TIMING = {*KINDS, "start_time", "expires", "enabled"}  # the fields that decide 
 COUNTED_DOWN = {"remaining_runs", "skip_next"}
 BEING_COMPUTED = "being computed"  # beat adds a missing policy within seconds
 NO_FURTHER_RUNS = "no further runs"
+DESTINATION = ("exchange", "routing_key")  # shown where a row that the settings or SQL wrote has them
 LAST_RUN = ("state", "reason", "due_at", "started_at", "finished_at")
 
 
 class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat has no type hints
     job: Any = None  # a typed job, if the page has a field for each of its arguments
+
+    queue = forms.ChoiceField(
+        required=False,
+        help_text="For a new queue, set QUEUES, or start a worker that consumes it.",
+        error_messages={"invalid_choice": "Choose a listed queue instead of %(value)s; the setting QUEUES lists more."},
+    )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,6 +61,8 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
         elif self.job:
             self.initial["regtask"] = self.job.name
         self.initial |= {f"{typed.PREFIX}{name}": value for name, value in self._stored.items()}
+        if "queue" in self.fields:
+            self.fields["queue"].choices = _choices_of_queues(self.instance.queue or "")
         if "enabled" in self.fields:  # beat may disable a limited schedule meanwhile
             self.fields["enabled"].show_hidden_initial = True
 
@@ -65,6 +76,9 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
             raise ValidationError("Enter at least 1, or leave this empty for no limit.")
         return seconds
 
+    def clean_queue(self) -> str | None:
+        return self.cleaned_data["queue"] or None
+
     def clean(self) -> dict[str, Any]:
         """Refuse a schedule that could never run, with the reason."""
         self.cleaned_data.setdefault("task", "")  # the parent's clean() fails without it
@@ -77,7 +91,8 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
             if self.errors:
                 return data  # shown beside their fields
         columns = {column.name for column in PeriodicTask._meta.fields}
-        schedule = PeriodicTask(**{name: data[name] for name in columns & data.keys()})
+        stored = {name: getattr(self.instance, name) for name in DESTINATION}
+        schedule = PeriodicTask(**stored, **{name: data[name] for name in columns & data.keys() - set(DESTINATION)})
         try:
             check(schedule, Policy(), timezone.now(), timing_changed=bool(TIMING & set(self.changed_data)))
         except Invalid as error:
@@ -230,7 +245,7 @@ class ScheduleAdmin(GuardedAdmin):
         (None, {"fields": ("name", "regtask", "task", "enabled", "description")}),
         (ARGUMENTS, {"fields": ("args", "kwargs")}),
         ("Timing", {"fields": ("interval", "crontab", "solar", "clocked", "start_time", "expires", "one_off")}),
-        ("Message", {"fields": ("expire_seconds", "queue", "priority", "exchange", "routing_key", "headers")}),
+        ("Message", {"fields": ("expire_seconds", "queue", "priority", "headers")}),
     )
 
     class Media:
@@ -254,16 +269,19 @@ class ScheduleAdmin(GuardedAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         task = self._typed_job(request, obj)
         names = typed.names(typed.form_for(self.form, task)) if task else ["args", "kwargs"]
-        fields = {title: list(options["fields"]) for title, options in self.fieldsets} | {ARGUMENTS: names}
+        fields: dict[Any, list[Any]] = {title: list(options["fields"]) for title, options in self.fieldsets} | {
+            ARGUMENTS: names
+        }
         if obj and not self.has_change_permission(request, obj):
             fields[None].remove("regtask")  # a list to choose from: it shows no value
         if obj:
             fields["Timing"].append("timing_shared")
+            fields["Message"] += _stored_destination(obj)
         return [(title, {"fields": shown}) for title, shown in fields.items()]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """A schedule from the settings keeps its name: beat would install its entry again under the old one."""
-        names = [*super().get_readonly_fields(request, obj), *(["timing_shared"] if obj else [])]
+        names = [*super().get_readonly_fields(request, obj), *(["timing_shared", *DESTINATION] if obj else [])]
         return [*names, "name"] if obj and Policy.objects.filter(schedule=obj).exclude(entry="").exists() else names
 
     def get_object(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
@@ -340,6 +358,18 @@ class ScheduleAdmin(GuardedAdmin):
     def runs(self, schedule: PeriodicTask) -> SafeString:
         address = reverse("admin:jobs_run_changelist")
         return format_html('<a href="{}?schedule__id__exact={}">show</a>', address, schedule.pk)
+
+
+def _choices_of_queues(stored: str) -> list[tuple[str, str]]:
+    """The queues that a user may choose: those of the settings, of jobs and of live workers, and the stored one."""
+    consumed = Node.objects.consumers().queues()
+    names = {name for name in {*queues.defined(current_app), *consumed} if not reserved(name)} | {stored} - {""}
+    hints = {name: "" if name in consumed else " (no live worker consumes it)" for name in names}
+    return [("", "as the job says"), *((name, f"{name}{hints[name]}") for name in sorted(names))]
+
+
+def _stored_destination(schedule: Any) -> list[str]:
+    return [name for name in DESTINATION if getattr(schedule, name)]
 
 
 def _show_broken_modules(request: HttpRequest) -> None:

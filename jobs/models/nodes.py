@@ -36,6 +36,11 @@ class NodeQuerySet(models.QuerySet["Node"]):
         """Live workers and strangers that take messages."""
         return self.live().exclude(kind=Node.Kind.BEAT).exclude(queues="")
 
+    def queues(self) -> set[str]:
+        """The queues that these nodes consume; without those that a long list leaves out."""
+        lists = self.values_list("queues", flat=True)
+        return {name for each in lists for name in each.split(", ")[: -1 if len(each) == LONGEST_QUEUES else None]}
+
 
 class Node(models.Model):
     """A beat or a worker, known by its heartbeat. One that stops in order is marked; one that is killed goes silent."""
