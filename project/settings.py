@@ -25,6 +25,7 @@ from celery.schedules import crontab
 from django.core.exceptions import ImproperlyConfigured
 
 from jobs.local import embedded
+from jobs.rules.queues import LONGEST, PLAIN, reserved
 
 django_stubs_ext.monkeypatch()  # makes Django's generic classes subscriptable, for the type checker
 
@@ -97,6 +98,12 @@ def short_name(text: str) -> str:
     return text
 
 
+def queue_names(text: str) -> list[str]:
+    if any(not PLAIN.fullmatch(name) or reserved(name) for name in words(text)):
+        raise ValueError
+    return words(text)
+
+
 def result_backend(text: str) -> str:
     """A backend that Celery knows by name, or a class of an installed module."""
     name = text.partition("://")[0].partition("+")[0]
@@ -116,6 +123,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "lifetime": (lifetime, "a whole number above 0, or never"),
     "float": (positive, "a number above 0"),
     "list": (words, "a list separated by commas"),
+    "queues": (queue_names, f"names with letters, digits, _ . - of at most {LONGEST} characters, none of Celery's own"),
     "site": (site, "the address of a site, such as https://punctual.example"),
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
@@ -296,6 +304,12 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "health_check_interval": 10,
     "max_retries": 0,
 }
+
+# Queues besides Celery's own, `celery`, separated by commas. Schedules may choose them, and a worker without --queues
+# consumes all of them. Unset: such a worker consumes `celery` alone.
+QUEUES: list[str] = read("queues", "QUEUES", [])
+if QUEUES:
+    CELERY_TASK_QUEUES = {name: {"exchange": name, "routing_key": name} for name in ("celery", *QUEUES)}
 
 # Results are off by default: a task opts in with ignore_result=False. Its result is kept for RESULT_EXPIRES seconds, or
 # for good if that is "never".

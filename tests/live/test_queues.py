@@ -44,18 +44,19 @@ def test_it_runs_all_other_schedules(processes, eventually, redis):
 
     PeriodicTask.objects.filter(pk__in=[schedule.pk for schedule in bad]).delete()
     worker.stop()
-    processes.start_worker("--pool=solo")
-    make_due(good[0])
-    eventually(lambda: succeeded() == 2 * len(good) + 1)
+    processes.start_worker("--pool=solo", env={"QUEUES": "slow,mail"})
+    PeriodicTask.objects.filter(pk=good[1].pk).update(queue="slow")
+    for schedule in good:
+        make_due(schedule)
+    eventually(lambda: succeeded() == 3 * len(good))
     assert beat.running
 
 
-@pytest.mark.parametrize("name", ["unacked", "punctual:1:value"])
-def test_a_worker_does_not_start_that_shall_consume_a_refused_queue(processes, name):
-    command = [*CELERY, "worker", "--pool=solo", "--queues", name]
+def test_a_worker_does_not_start_that_shall_consume_a_refused_queue(processes):
+    command = [*CELERY, "worker", "--pool=solo", "--queues", "celery,unacked"]
     ended = subprocess.run(
         command, cwd=ROOT, env=processes.environment, capture_output=True, text=True, timeout=DEADLINE, check=False
     )
     assert ended.returncode == 1
-    assert f"queue {name!r}" in (ended.stderr + ended.stdout).replace("another queue than", "queue")
+    assert "Choose another queue than 'unacked'" in ended.stderr + ended.stdout
     assert "Traceback" not in ended.stderr + ended.stdout

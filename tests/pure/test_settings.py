@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from jobs.worker.app import Application
 from tests.servers import ROOT
 from tests.waiting import DEADLINE
 
@@ -77,6 +78,7 @@ BAD_VALUES = {
     "DEBUG": ["maybe", "2", f"{SECRET}"],
     "HTTPS": ["ja"],
     "EMBEDDED": ["perhaps"],
+    "QUEUES": ["slow,unacked", "celery.pidbox", "a b", "punctual:1:x", "_kombu.binding.celery", "x" * 201],
     "RESULT_BACKEND": ["foo", "django_db", "pigeon://host", "no.such.module:Backend", "celery.backends.redis"],
     "RESULT_EXPIRES": ["soon", "1.5", "0", "-5", "always"],
     "LEASE_SECONDS": ["soon", "nan", "0", "-1"],
@@ -248,6 +250,20 @@ def test_it_reads_an_email_url(outcomes):
 def test_it_keeps_results_for_an_hour_or_a_set_time_or_for_good(outcomes):
     seen = outcomes(*({**COMPLETE, "RESULT_EXPIRES": value} for value in ("", "60", "never", "Never")))
     assert [each["CELERY_RESULT_EXPIRES"] for each in seen] == [3600, 60, None, None]
+
+
+def test_it_defines_queues_only_if_queues_is_set(outcomes):
+    unset, some = outcomes(COMPLETE, {**COMPLETE, "QUEUES": "slow, mail,celery, slow"})
+    assert (unset["QUEUES"], "CELERY_TASK_QUEUES" in unset) == ([], False)
+    assert list(some["CELERY_TASK_QUEUES"]) == ["celery", "slow", "mail"]
+    tables = []
+    for conf in ({}, {"task_queues": some["CELERY_TASK_QUEUES"]}):
+        app = Application("its", set_as_current=False)
+        app.conf.update(conf)
+        tables.append(app.amqp.queues)
+    assert [list(queues.consume_from) for queues in tables] == [["celery"], ["celery", "slow", "mail"]]
+    assert tables[0]["celery"].as_dict() == tables[1]["celery"].as_dict()
+    assert tables[0]["slow"].as_dict() == tables[1]["slow"].as_dict()  # as Celery makes a queue that is not defined
 
 
 def test_it_prints_mail_with_debug_unless_email_url_is_set(outcomes):
