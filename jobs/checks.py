@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from jobs import zones
 from jobs.beat import rivals
-from jobs.messages import discovery
+from jobs.messages import discovery, queues
 from jobs.models import Node
 from jobs.worker import guard
 
@@ -38,6 +38,11 @@ def scheduler(**_: Any) -> list[checks.CheckMessage]:
     """A beat with another scheduler runs every job beside the ledger."""
     found = rivals.fault(current_app.conf.beat_scheduler)
     return [checks.Error(found, id="jobs.E003")] if found else []
+
+
+def queue_names(**_: Any) -> list[checks.CheckMessage]:
+    """A worker does not start with such a queue, and no run is sent to it."""
+    return [checks.Error(sentence, id="jobs.E004") for sentence in queues.faults(current_app)]
 
 
 def modules(**_: Any) -> list[checks.CheckMessage]:
@@ -75,6 +80,6 @@ def live_nodes(databases: Collection[str] | None = None, **_: Any) -> list[check
 
 
 def connect() -> None:
-    for check in (application, protocol, scheduler, modules, zone_rules):
+    for check in (application, protocol, scheduler, queue_names, modules, zone_rules):
         checks.register(check)
     checks.register(live_nodes, checks.Tags.database)

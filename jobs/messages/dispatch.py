@@ -30,8 +30,7 @@ OF_MESSAGE = (
     *(of_amqp.AccessRefused, of_amqp.NotFound, of_amqp.ResourceLocked, of_amqp.PreconditionFailed),
     *(of_amqp.ContentTooLarge, of_amqp.NoConsumers, DataError),
 )
-# The same in replies of Redis: the key has another type, or the message is longer than `proto-max-bulk-len`.
-REPLIES = ("WRONGTYPE ", "Protocol error: invalid bulk length")
+OTHER_TYPE = "WRONGTYPE "  # Redis: the queue is a key of another type
 OF_KEY = re.compile(r"\b(?:key|keys|channel)\b")  # a user that may write to no key at all may not run the command
 OF_PIPELINE = "of pipeline caused error: "  # the client adds it, after the command with the beginning of the message
 
@@ -91,9 +90,10 @@ def _publish_together(runs: Sequence[Sendable]) -> Published:
             _hear_of_refusals(producer)
     except (KombuError, *of_broker) as error:  # type: ignore[misc] # kombu has no type hints
         _pass_on_ending(error)
-        if connected and (why := refusal(error)):
-            raise _RefusedError(why) from error
-        raise BrokerUnavailableError(f"The broker takes no messages ({error}): runs wait in the ledger.") from error
+        if connected and is_of_one_message(error):
+            raise _RefusedError(_text(error)) from error
+        why = f"The broker takes no messages ({_text(error)}): runs wait in the ledger."
+        raise BrokerUnavailableError(why) from error
     return published
 
 
@@ -108,18 +108,22 @@ def _hear_of_refusals(producer: Any) -> None:
         producer.channel.basic_qos(0, 0, False)
 
 
-def refusal(error: BaseException) -> str:
-    """Why the broker refuses one message, if that is what the error says; empty if the broker takes none at all.
-
-    Also empty for any error that is not known to concern a message, since a refused run fails.
-    """
-    if isinstance(error, BatchPublishError) and error.__cause__:
-        error = error.__cause__
-    text = str(error).rpartition(OF_PIPELINE)[2]
+def is_of_one_message(error: BaseException) -> bool:
+    """Whether the broker refuses one message, not all of them. False for an unknown error: a refused run fails."""
+    error = _cause(error)
+    text = _text(error)
     of_key = isinstance(error, NoPermissionError) and OF_KEY.search(text)
-    if isinstance(error, OF_MESSAGE) or (isinstance(error, ResponseError) and (of_key or text.startswith(REPLIES))):
-        return text
-    return ""
+    replied = isinstance(error, ResponseError) and (of_key or text.startswith(OTHER_TYPE))
+    return bool(replied) or isinstance(error, OF_MESSAGE)
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error.__cause__ or error if isinstance(error, BatchPublishError) else error
+
+
+def _text(error: BaseException) -> str:
+    """What the broker says, without the message that the client puts before it."""
+    return str(_cause(error)).rpartition(OF_PIPELINE)[2]
 
 
 def try_to_publish(publish: Callable[[], object], passing: tuple[type[BaseException], ...]) -> Exception | None:

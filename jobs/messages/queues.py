@@ -84,10 +84,16 @@ def defined(app: Any) -> Iterator[str]:
     conf = app.conf
     yield conf.task_default_queue
     yield from (getattr(queue, "name", queue) for queue in conf.task_queues or ())
-    maps: list[Any] = [router for router in app.amqp.router.routes if isinstance(router, MapRoute)]
+    maps: list[Any] = [router for router in app.amqp.routes if isinstance(router, MapRoute)]
     routes = [route for each in maps for route in (*each.map.values(), *each.patterns.values())]
     yield from filter(None, map(_queue_of_route, routes))
     yield from filter(None, map(of_task, list(app.tasks.values())))
+
+
+def faults(app: Any) -> list[str]:
+    """A sentence for each queue that the settings or a task name, but none may have."""
+    taken = _taken(app)
+    return [why for name in dict.fromkeys(defined(app)) if (why := reserved(name, taken))]
 
 
 def _queue_of_route(route: Any) -> str:

@@ -8,12 +8,20 @@ from django.core.management.base import SystemCheckError
 from django_celery_beat.schedulers import DatabaseScheduler
 
 from jobs.beat import Scheduler, rivals
+from jobs.messages.arguments import find_task
 
 
 def test_it_refuses_messages_without_headers(monkeypatch):
     call_command("check", "jobs")
     monkeypatch.setitem(current_app.conf, "task_protocol", 1)
     with pytest.raises(SystemCheckError, match=r"jobs\.E002.*\n.*HINT: Remove the setting"):
+        call_command("check", "jobs")
+
+
+def test_it_refuses_queues_of_celery_s_own(monkeypatch):
+    monkeypatch.setattr(find_task("tests.nothing"), "queue", "unacked", raising=False)
+    monkeypatch.setitem(current_app.conf, "task_queues", {"_kombu.binding.x": {}})
+    with pytest.raises(SystemCheckError, match=r"E004\) Choose another queue than '_kombu(?s:.)*E004.*'unacked'"):
         call_command("check", "jobs")
 
 
