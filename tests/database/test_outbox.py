@@ -303,7 +303,7 @@ def test_it_tells_a_queue_that_it_may_not_use_from_a_broker_that_it_may_not_use(
 @pytest.mark.parametrize("fault", ["OOM", "READONLY"])
 def test_it_keeps_all_runs_waiting_if_the_broker_takes_no_message(redis, fault):
     runs = [make_run(), make_run(queue=wrong_type(redis)), make_run()]
-    with ailing(redis, fault), pytest.raises(BrokerUnavailableError, match="maxmemory|read only") as raised:
+    with ailing(redis, fault), pytest.raises(BrokerUnavailableError, match=r"maxmemory|read only") as raised:
         outbox.send(runs)
     assert "LPUSH" not in str(raised.value)
     assert {run.state for run in Run.objects.all()} == {State.WAITING}

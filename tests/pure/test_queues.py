@@ -81,6 +81,8 @@ def test_it_refuses_a_queue_that_a_worker_or_a_message_names(name):
 
 def test_it_refuses_objects_and_exchanges_that_are_in_no_table():
     app = application()
+    with pytest.raises(Invalid):
+        app.amqp.queues.select_add("unacked")  # as remote control does
     for options in (
         {"queue": Queue("unacked")},
         {"exchange": "celery.pidbox"},
