@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 
 from jobs import zones
 
@@ -21,13 +22,14 @@ class JobsConfig(AppConfig):
         from jobs.beat import rivals
         from jobs.ledger import outcomes
         from jobs.messages import discovery
-        from jobs.models import dates, routing
+        from jobs.models import dates, rights, routing
         from jobs.monitoring import nodes, statistics, strangers
         from jobs.schedules import calendar
         from jobs.worker import connection, guard, logs, refusals, resources, signals
 
         routing.install()
         dates.install()
+        post_migrate.connect(rights.make_permissions, sender=self)
         checks.connect()
         signals.connect()
         connection.connect()

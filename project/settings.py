@@ -70,6 +70,13 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
+def patterns(text: str) -> list[str]:
+    """Names of jobs, or the beginnings of names followed by `*`."""
+    if not all(word.isprintable() and len(word) <= 200 and "*" not in word[:-1] for word in words(text)):
+        raise ValueError
+    return words(text)
+
+
 def site(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
@@ -124,6 +131,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "float": (positive, "a number above 0"),
     "list": (words, "a list separated by commas"),
     "queues": (queue_names, f"names with letters, digits, _ . - of at most {LONGEST} characters, none of Celery's own"),
+    "patterns": (patterns, "a list of jobs separated by commas, such as jobs.report, billing.* or *"),
     "site": (site, "the address of a site, such as https://punctual.example"),
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
@@ -186,7 +194,15 @@ def _job_secrets() -> dict[str, str]:
 
 # The values of all variables JOB_SECRET_NAME. Arguments of jobs refer to them as secret:NAME.
 JOB_SECRETS: dict[str, str] = _job_secrets()
-# The management commands that `jobs.run_command` may run. Every user who may edit schedules can run them.
+_restricted = [
+    *("jobs.cleanup", "jobs.backup_database", "jobs.run_command", "celery.backend_cleanup"),
+    *("jobs.send_email", "jobs.send_bulk_email", "jobs.report"),
+]
+# The jobs that only users with the right for them may schedule, start or change: names, `billing.*` for all names that
+# begin so, or `*`. Each entry is a permission, which `manage.py migrate` makes. By default these are the jobs that can
+# destroy, copy everything, send out data or run commands.
+RESTRICTED_JOBS: list[str] = read("patterns", "RESTRICTED_JOBS", _restricted)
+# The management commands that `jobs.run_command` may run.
 RUN_COMMANDS: list[str] = read("list", "RUN_COMMANDS", ["check", "clearsessions"])
 # The folder for files of jobs and uploads. Every process needs access to it.
 MEDIA_ROOT = Path(read("str", "FILES_DIR", str(VAR_DIR / "files"))).absolute()

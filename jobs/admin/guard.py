@@ -1,18 +1,27 @@
-"""Which requests do the admin pages refuse? Edits of read-only rows, and filters and rows that no page offers."""
+"""Which requests do the admin pages refuse? Edits of read-only rows, changes by users without the right for a job, and
+filters and rows that no page offers.
+"""
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseRedirect
 from django.utils.functional import cached_property
 
-from jobs.admin.display import NOTHING
+from jobs.admin.display import NOTHING, counted
 from jobs.models import Backfill, installation
+from jobs.models.audit import Actor
+from jobs.rules.errors import Forbidden
+
+NAMED = 10  # rows that a message lists; it counts the rest
 
 
 class GuardedAdmin(admin.ModelAdmin[Any]):
@@ -39,6 +48,88 @@ class GuardedAdmin(admin.ModelAdmin[Any]):
             messages.error(request, "Some of the selected rows do not exist: select rows in the list.")
             return HttpResponseRedirect(request.get_full_path())
         return super().response_action(request, queryset)
+
+
+class RightsAdmin(GuardedAdmin):
+    """Rows of jobs: a user without the right for a job only sees them. Every action leaves them out and says so."""
+
+    path_to_job = "task"  # from a row, for a query
+
+    def jobs_of(self, row: Any) -> Iterable[str]:
+        """The jobs that a change of the row concerns."""
+        return [row.task]
+
+    def why_not(self, request: HttpRequest, row: Any) -> str:
+        """Why the user has no right to change this row; empty without a row, or with the right."""
+        actor = Actor.of_user(request.user)
+        return next(filter(None, map(actor.why_not, self.jobs_of(row))), "") if row else ""
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_change_permission(request, obj) and not self.why_not(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_delete_permission(request, obj) and not self.why_not(request, obj)
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **options: Any) -> Any:
+        if request.method == "GET" and (why := self.why_not(request, options.get("obj"))):
+            messages.warning(request, why)
+        return super().render_change_form(request, context, *args, **options)
+
+    def changeform_view(
+        self, request: HttpRequest, object_id: Any = None, form_url: str = "", extra_context: Any = None
+    ) -> Any:
+        with self._explained(request, object_id):
+            return super().changeform_view(request, object_id, form_url, extra_context)
+
+    def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> Any:
+        with self._explained(request, object_id):
+            return super().delete_view(request, object_id, extra_context)
+
+    def get_actions(self, request: HttpRequest) -> Any:
+        actions: dict[str, Any] = super().get_actions(request)
+        return {name: (_for_permitted(act), *rest) for name, (act, *rest) in actions.items()}
+
+    def permitted(self, request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows that the user may change; a message says which others are left out, and why."""
+        actor = Actor.of_user(request.user)
+        jobs = rows.order_by().values_list(self.path_to_job, flat=True).distinct()
+        refused = {job: why for job in jobs if job and (why := actor.why_not(job))}
+        for job, why in refused.items():
+            left_out = rows.order_by("pk").filter(**{self.path_to_job: job}).distinct()
+            names = [f"“{row}”" for row in left_out[: NAMED + 1]]
+            more = [f"and {counted(left_out.count() - NAMED, 'more', 'more')}"] if len(names) > NAMED else []
+            messages.error(request, f"Left out: {', '.join([*names[:NAMED], *more])}. {why}")
+        if not refused:
+            return rows
+        return rows.exclude(
+            pk__in=list(rows.filter(**{f"{self.path_to_job}__in": refused}).values_list("pk", flat=True))
+        )
+
+    @contextmanager
+    def _explained(self, request: HttpRequest, key: Any) -> Iterator[None]:
+        """Give a refusal the sentence that names the missing right."""
+        try:
+            yield
+        except PermissionDenied as error:
+            row = self.get_object(request, key) if key and not error.args else None
+            raise PermissionDenied(*error.args or [self.why_not(request, row)]) from error
+
+
+def _for_permitted(act: Callable[..., Any]) -> Callable[..., Any]:
+    """The action on those rows only that the user may change."""
+
+    @wraps(act)
+    def apply(rows_admin: RightsAdmin, request: HttpRequest, rows: QuerySet[Any]) -> Any:
+        permitted = rows_admin.permitted(request, rows)
+        if permitted is not rows and not permitted.exists():
+            return None
+        try:
+            return act(rows_admin, request, permitted)
+        except Forbidden as error:  # the job of a schedule has changed meanwhile
+            messages.error(request, str(error))
+            return None
+
+    return apply
 
 
 class ReadOnlyAdmin:

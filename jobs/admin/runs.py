@@ -1,6 +1,7 @@
 """Runs with their attempts and steps, backfills, and nodes.
 
-All of them are read-only. Users who may change runs can cancel them, or retry them, which creates new runs.
+All of them are read-only. Users who may change runs can cancel them, or retry them, which creates new runs, if they
+have the right for the job.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ from django.utils.safestring import SafeString, mark_safe
 
 from jobs.admin.actions import show_requested
 from jobs.admin.display import NOTHING, between, counted, moment, state
-from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, ReadOnlyAdmin
+from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, ReadOnlyAdmin, RightsAdmin
 from jobs.ledger import requests
 from jobs.models import TERMINAL, Attempt, Backfill, Holding, Node, Run, State, Step
 from jobs.models.audit import Actor
@@ -62,7 +63,7 @@ def cancel(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Ru
 
 
 @admin.register(Run)
-class RunAdmin(ReadOnlyAdmin, GuardedAdmin):
+class RunAdmin(ReadOnlyAdmin, RightsAdmin):
     linked_by = ("schedule__id__exact", "backfill__id__exact")
     inlines = (AttemptInline,)
     actions = (retry, cancel)

@@ -16,16 +16,17 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
-from django_celery_beat.admin import PeriodicTaskForm
+from django_celery_beat.admin import PeriodicTaskForm, TaskChoiceField
 from django_celery_beat.models import PeriodicTask
 
 from jobs.admin import actions, typed
 from jobs.admin.display import NOTHING, between, moment, state
-from jobs.admin.guard import GuardedAdmin, without_backfills
+from jobs.admin.guard import RightsAdmin, without_backfills
 from jobs.admin.timings import shared, tell_of_return
 from jobs.messages import discovery, queues
-from jobs.messages.arguments import find_task, model_of
+from jobs.messages.arguments import find_task, model_of, startable
 from jobs.models import KINDS, Node, Policy, Run, Trigger
+from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import Rule, foresee
 from jobs.rules.queues import reserved
@@ -44,7 +45,15 @@ DESTINATION = ("exchange", "routing_key")  # shown where a row that the settings
 LAST_RUN = ("state", "reason", "due_at", "started_at", "finished_at")
 
 
+class JobField(TaskChoiceField):  # type: ignore[misc] # django-celery-beat has no type hints
+    """Offers the jobs that the user may schedule, and takes any name: `check` says what is wrong with it."""
+
+    widget = forms.Select
+
+
 class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat has no type hints
+    regtask = JobField(label="Task (registered)", required=False)
+    actor = Actor("code")  # the user of the page
     job: Any = None  # a typed job, if the page has a field for each of its arguments
 
     queue = forms.ChoiceField(
@@ -55,6 +64,9 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if "regtask" in self.fields:
+            names = [name for name in startable() if not self.actor.why_not(name)]
+            self.fields["regtask"].choices = [("", ""), *zip(names, names, strict=True)]
         self._stored: dict[str, Any] = {}
         if self.job and self.instance.task == self.job.name:
             self._stored = typed.stored_of(self.job, self.instance.args, self.instance.kwargs) or {}
@@ -94,7 +106,8 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
         stored = {name: getattr(self.instance, name) for name in DESTINATION}
         schedule = PeriodicTask(**stored, **{name: data[name] for name in columns & data.keys() - set(DESTINATION)})
         try:
-            check(schedule, Policy(), timezone.now(), timing_changed=bool(TIMING & set(self.changed_data)))
+            is_new = bool(TIMING & set(self.changed_data))
+            check(schedule, Policy(), timezone.now(), timing_changed=is_new, actor=self.actor)
         except Invalid as error:
             raise ValidationError(str(error)) from error
         return data
@@ -130,7 +143,7 @@ class PolicyForm(forms.ModelForm[Policy]):
 
 
 class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
-    """The policy, on the page of its schedule; the permissions for the schedule apply."""
+    """The policy, on the page of its schedule; the permissions and rights for the schedule apply."""
 
     model = Policy
     form = PolicyForm
@@ -158,11 +171,11 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
     def has_view_permission(self, request: HttpRequest, _: Any = None) -> bool:
         return request.user.has_perm("django_celery_beat.view_periodictask") or self.has_change_permission(request)
 
-    def has_change_permission(self, request: HttpRequest, _: Any = None) -> bool:
-        return request.user.has_perm("django_celery_beat.change_periodictask")
+    def has_change_permission(self, request: HttpRequest, schedule: Any = None) -> bool:
+        return request.user.has_perm("django_celery_beat.change_periodictask") and _may(request, schedule)
 
-    def has_add_permission(self, request: HttpRequest, _: Any = None) -> bool:
-        return request.user.has_perm("django_celery_beat.add_periodictask")
+    def has_add_permission(self, request: HttpRequest, schedule: Any = None) -> bool:
+        return request.user.has_perm("django_celery_beat.add_periodictask") and _may(request, schedule)
 
     @admin.display(description="next due")
     def due_next(self, policy: Policy) -> str:
@@ -229,7 +242,7 @@ admin.site.unregister(PeriodicTask)
 
 
 @admin.register(PeriodicTask)
-class ScheduleAdmin(GuardedAdmin):
+class ScheduleAdmin(RightsAdmin):
     form = ScheduleForm
     inlines = (PolicyInline,)
     actions = (
@@ -264,7 +277,9 @@ class ScheduleAdmin(GuardedAdmin):
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **options: Any) -> Any:
         if task := self._typed_job(request, obj):
             options["form"] = typed.form_for(self.form, task)
-        return super().get_form(request, obj, change, **options)
+        form: Any = super().get_form(request, obj, change, **options)
+        form.actor = Actor.of_user(request.user)  # the class is made for this request
+        return form
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         task = self._typed_job(request, obj)
@@ -370,6 +385,10 @@ def _choices_of_queues(stored: str) -> list[tuple[str, str]]:
 
 def _stored_destination(schedule: Any) -> list[str]:
     return [name for name in DESTINATION if getattr(schedule, name)]
+
+
+def _may(request: HttpRequest, schedule: PeriodicTask | None) -> bool:
+    return schedule is None or not Actor.of_user(request.user).why_not(schedule.task)
 
 
 def _show_broken_modules(request: HttpRequest) -> None:

@@ -4,6 +4,7 @@ Its one rule: such a row may be shared. Its page names the schedules that use it
 that one then gets a row of its own.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from django import forms
@@ -20,7 +21,7 @@ from django.utils.html import format_html, format_html_join
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
 
 from jobs.admin.display import counted
-from jobs.admin.guard import GuardedAdmin, without_backfills
+from jobs.admin.guard import RightsAdmin, without_backfills
 from jobs.models import KINDS
 from jobs.models.audit import Actor
 from jobs.rules.crontab import LONGEST_FIELD
@@ -89,8 +90,17 @@ admin.site.unregister(list(KINDS.values()))
 
 
 @admin.register(IntervalSchedule, SolarSchedule, ClockedSchedule)
-class TimingAdmin(GuardedAdmin):
+class TimingAdmin(RightsAdmin):
+    """A row that schedules of a restricted job use needs the right for the job, like the schedules."""
+
     form = TimingForm
+    path_to_job = "periodictask__task"
+
+    def jobs_of(self, row: Any) -> Iterable[str]:
+        if not hasattr(row, "used_for"):  # asked several times for each page
+            using = PeriodicTask.objects.filter(**{kind_of(row): row}).order_by()
+            row.used_for = list(using.values_list("task", flat=True).distinct())
+        return list(row.used_for)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return (*super().get_readonly_fields(request, obj), *(["used_by"] if obj else []))
@@ -148,7 +158,10 @@ class TimingAdmin(GuardedAdmin):
             raise PermissionDenied
         key = request.GET["schedule"]
         timed = PeriodicTask.objects.exclude(**{kind_of(self.model): None})
-        return get_object_or_404(timed, pk=key if key.isdecimal() and len(key) < 19 else None)
+        schedule: PeriodicTask = get_object_or_404(timed, pk=key if key.isdecimal() and len(key) < 19 else None)
+        if why := Actor.of_user(request.user).why_not(schedule.task):
+            raise PermissionDenied(why)
+        return schedule
 
 
 @admin.register(CrontabSchedule)
@@ -185,6 +198,8 @@ def only_this_one(schedule: PeriodicTask, user: Any) -> str:
     kind = next(kind for kind in KINDS if getattr(schedule, f"{kind}_id"))
     name = KINDS[kind]._meta.model_name
     if not (user.has_perm(CHANGE) and user.has_perm(f"django_celery_beat.add_{name}")):
+        return ""
+    if Actor.of_user(user).why_not(schedule.task):
         return ""
     address = reverse(f"admin:django_celery_beat_{name}_add")
     return format_html('(<a href="{}?schedule={}">change only this one</a>)', address, schedule.pk)

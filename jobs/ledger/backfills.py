@@ -113,6 +113,7 @@ def backfill(request: Backfill, actor: Actor | str) -> int:
             return 0
         if policy is None:
             raise Invalid(NO_POLICY)
+        actor.check_may(policy.schedule.task)
         seen = preview(request)
         request.save(force_insert=True)
         message = message_of(policy.schedule, policy)

@@ -2,7 +2,8 @@
 
 Its one rule: a requested run is a run like any other, committed before it is sent. It does not change when the schedule
 is due next, and ignores the policies on overlap and pauses. Requests with the same key make one run. Each function gets
-the actor and records it in the run; a door checks the permission, parses, calls and renders.
+the actor, checks its right for the job and records it in the run; a door checks the permission, parses, calls and
+renders.
 
 A new run is sent as soon as its transaction is committed. While the broker is unavailable it waits, and beat sends it.
 """
@@ -21,7 +22,7 @@ from django_celery_beat.models import PeriodicTask
 from jobs.ledger import outbox, outcomes, windows
 from jobs.ledger.new_runs import NewRun, new_run
 from jobs.ledger.outcomes import Cancelled
-from jobs.messages.arguments import check_fits, find_task
+from jobs.messages.arguments import check_fits, find_task, refuse_step
 from jobs.messages.dispatch import BrokerUnavailableError
 from jobs.messages.message import Message, message_of, read
 from jobs.models import ACTIVE, LONGEST_NAME, Policy, Run, RunQuerySet, Trigger, bulk, database_now, installation
@@ -58,7 +59,8 @@ def run_job(job: str, arguments: dict[str, Any], actor: Actor | str, key: str | 
     """Run a job by itself, without a schedule; returns the run, and whether it is new.
 
     Only the first request with a key (at most 200 characters) makes a run. Later ones get that run, even if their
-    arguments differ. Raises `Invalid` with a sentence that says what to change.
+    arguments differ. Raises `Invalid` with a sentence that says what to change, and `Forbidden` if the actor is a user
+    without the right for the job; a plain name stands for code, which needs no right.
     """
     if key is not None and not (0 < len(key) <= LONGEST_NAME and key.isprintable()):
         raise Invalid(f"The key of a request is text of at most {LONGEST_NAME} characters, all printable.")
@@ -82,8 +84,10 @@ def run_job_each(job: str, arguments: Iterable[dict[str, Any]], actor: Actor | s
 
 
 def cancel(runs: RunQuerySet, actor: Actor | str) -> Cancelled:
-    """End unstarted runs at once, and ask running ones to end."""
-    return outcomes.cancel(runs, f"by {Actor.of(actor).name}")
+    """End unstarted runs at once, and ask running ones to end. Raises `Forbidden`, and then ends none."""
+    actor = Actor.of(actor)
+    actor.check_rows(runs)
+    return outcomes.cancel(runs, f"by {actor.name}")
 
 
 def _request_each(make: Callable[[T], NewRun], wanted: Iterable[T]) -> Requested:
@@ -127,6 +131,7 @@ def _send(runs: Sequence[Run]) -> None:
 
 
 def _now(schedule: PeriodicTask, actor: Actor) -> NewRun:
+    actor.check_may(schedule.task)
     policy = Policy.objects.filter(schedule=schedule).first() or Policy(schedule=schedule)
     now = database_now()
     new = new_run(schedule.pk, schedule.name, message_of(schedule, policy), now, now)
@@ -136,12 +141,14 @@ def _now(schedule: PeriodicTask, actor: Actor) -> NewRun:
 
 
 def _repeat(run: Run, actor: Actor) -> NewRun:
+    actor.check_may(run.task)
     if run.state in ACTIVE:
         raise Invalid(f"it is still {run.state}")
     if run.count > 1:
         raise Invalid(f"it stands for {run.count} due moments: backfill their range instead")
     if find_task(run.task) is None:
         raise Invalid(f"no job is named {run.task!r} any more")
+    refuse_step(run.task)
     options = {
         name: value for name, value in run.options.items() if name != "retries"
     }  # the new run has all its retries again
@@ -153,6 +160,7 @@ def _repeat(run: Run, actor: Actor) -> NewRun:
 
 
 def _of_job(arguments: dict[str, Any], job: str, actor: Actor) -> NewRun:
+    actor.check_may(job)
     arguments = _storable(arguments)
     check_fits(job, [], arguments)
     now = database_now()

@@ -6,7 +6,9 @@
 
 A task decorated with pydantic's `validate_call` is typed. Its schedule's page has a field for each argument. Arguments
 that do not fit are refused before they are saved, before a run is claimed, and in the worker. Arguments of any other
-task only have to fit its signature.
+task only have to fit its signature. `step_of` marks a task that is only a step, and no job by itself:
+
+    @shared_task(name="billing.remind.one", step_of="billing.remind")
 """
 
 import difflib
@@ -37,7 +39,21 @@ def check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
         raise UnknownJob(f"No job is named {name!r}. {'; '.join(discovery.broken()) or hint}")
     if name.startswith("celery.") and name not in OWN_TASKS_ALLOWED:
         raise Invalid(f"{name!r} is an internal task of Celery that runs other tasks: schedule the task itself.")
+    refuse_step(name)
     check(task, args, kwargs)
+
+
+def refuse_step(name: str) -> None:
+    """Refuse a job that only runs as a step of another one. Raises `Invalid`."""
+    if job := getattr(find_task(name), "step_of", ""):
+        raise Invalid(f"{name!r} is a step of {job!r}: schedule that.")
+
+
+def startable() -> list[str]:
+    """The names of the jobs that people can schedule: all but steps and Celery's own tasks."""
+    return sorted(
+        name for name, task in _tasks().items() if not name.startswith("celery.") and not getattr(task, "step_of", "")
+    )
 
 
 @lru_cache(maxsize=1024)  # beat asks for the same ones again and again

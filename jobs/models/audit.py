@@ -1,22 +1,27 @@
-"""Who did what? The user or program that requests a change, and the sentence noted about the changed row."""
+"""Who did what, and may they? The user or program that requests a change, and the sentence noted about the row."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.apps import apps
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 
+from jobs.models import rights
 from jobs.models.runs import LONGEST_ACTOR
+from jobs.rules.errors import Forbidden
 from jobs.secrets import storable
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The requester: shown by name in the ledger, and as a user in the history of a row if it is one."""
+    """The requester: shown by name in the ledger, and as a user in the history of a row if it is one.
+
+    Code and the shell, which are only a name, may do everything; a user needs the right for a restricted job.
+    """
 
     name: str
-    user_id: Any = None  # of whichever type the user model has
+    user: Any = field(default=None, repr=False)  # of whichever user model
 
     def __post_init__(self) -> None:
         """Write the name as the ledger can hold it: in one line, and with a mark where it is cut."""
@@ -31,7 +36,31 @@ class Actor:
     @classmethod
     def of_user(cls, user: Any) -> "Actor":
         """The user of a request."""
-        return cls(user.get_username(), user.pk)
+        return cls(user.get_username(), user)
+
+    @property
+    def user_id(self) -> Any:
+        return None if self.user is None else self.user.pk
+
+    def why_not(self, job: str) -> str:
+        """Why this actor may not schedule, change or start a job, in a sentence; empty if it may."""
+        entry = None if self.user is None else rights.entry_of(job)
+        if entry is None or rights.has(self.user, entry):
+            return ""
+        return (
+            f"Without the permission “{rights.title_of(entry)}”, {self.name} may not change or start {job}. Ask an"
+            " administrator for it."
+        )
+
+    def check_may(self, *jobs: str) -> None:
+        """Refuse an actor that may not schedule, change or start each of these jobs. Raises `Forbidden`."""
+        for why in filter(None, map(self.why_not, jobs)):
+            raise Forbidden(why)
+
+    def check_rows(self, rows: QuerySet[Any]) -> None:
+        """The same for the jobs of schedules or runs, in one query. Raises `Forbidden`."""
+        if self.user is not None:
+            self.check_may(*rows.order_by().values_list("task", flat=True).distinct())
 
 
 def _visible(character: str) -> str:

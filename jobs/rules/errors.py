@@ -17,6 +17,10 @@ class Invalid(ValueError):  # noqa: N818 - describes the request
     """Refuses a schedule, its arguments or a request. The message is a sentence that says what to change."""
 
 
+class Forbidden(Invalid):
+    """The user has no right for the job. The message names the permission."""
+
+
 class UnknownJob(Invalid):
     """The code of this process has no job of that name; that of another process may have it."""
 

@@ -1,7 +1,8 @@
 """What can people do to schedules? Enable, disable, pause, resume, skip, retime: one function each, for every door.
 
 Its one rule: an act gets the actor, then checks, locks, changes and records, in one transaction; a door checks the
-permission, parses, calls and renders. No act starts a run: only a due moment does.
+permission, parses, calls and renders. No act starts a run: only a due moment does. If the actor has no right for one of
+the jobs, an act raises `Forbidden` and changes nothing.
 """
 
 from collections.abc import Callable
@@ -83,6 +84,7 @@ def retime(schedules: Schedules, actor: Actor | str, timing: Any) -> int:
     kinds = {kind: timing if isinstance(timing, model) else None for kind, model in KINDS.items()}
     with transaction.atomic():
         number = _lock(chosen.select_for_update(no_key=True))
+        Actor.of(actor).check_rows(chosen)
         chosen.update(**kinds)
         _note(chosen, actor, f"Given a timing of its own: {timing}.")
         transaction.on_commit(partial(calendar.refresh, chosen))
@@ -94,6 +96,7 @@ def _switch(schedules: Schedules, actor: Actor | str, *, enabled: bool) -> int:
     chosen = _chosen(schedules)
     with transaction.atomic():
         number = _lock(chosen.select_for_update(no_key=True))
+        Actor.of(actor).check_rows(chosen)
         chosen.update(enabled=enabled)
         _note(chosen, actor, "Enabled." if enabled else "Disabled.")
         transaction.on_commit(partial(calendar.refresh, chosen))
@@ -107,6 +110,7 @@ def _change(schedules: Schedules, actor: Actor | str, sentence: str, change: Cal
     policies = Policy.objects.filter(pk__in=chosen.values("pk"))
     with transaction.atomic():
         number = _lock(policies.select_for_update())
+        Actor.of(actor).check_rows(chosen)
         change(policies)
         _note(chosen, actor, sentence)
     return number

@@ -4,6 +4,9 @@ Users seldom ask about a success after a month, but about a failure sometimes af
 latest run of each schedule always stay, so the ledger's answers do not change. Runs and files are deleted in small
 transactions. So this job may run beside everything else. Killed at any line, it goes on the next day. It deletes no
 backups: `jobs.backup_database` does.
+
+Limits: its arguments may shorten the history to one day. So RESTRICTED_JOBS names it, and only users with the right for
+it change its schedules.
 """
 
 import logging

@@ -18,7 +18,7 @@ from io import BytesIO
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from celery import chain, shared_task
+from celery import Task, chain, shared_task
 from pydantic import AfterValidator, Field, validate_call
 
 from jobs.models import Measurement, StoredFile, database_now
@@ -74,7 +74,7 @@ def etl(
     chain(extract.s(address, dataset, form), clean.s(form, columns, *window), load.s(dataset, *window)).delay()
 
 
-@shared_task(name="jobs.etl.extract")
+@shared_task(name="jobs.etl.extract", base=Task, step_of="jobs.etl")
 def extract(address: str, dataset: str, form: str) -> str:
     """Fetch the source and store it unchanged. Returns the id of the file. Raises `jobs.toolkit.http.FetchError`."""
     response = http.fetch("GET", address, limit=LARGEST).require(200)
@@ -83,7 +83,7 @@ def extract(address: str, dataset: str, form: str) -> str:
     return str(raw.id)
 
 
-@shared_task(name="jobs.etl.clean")
+@shared_task(name="jobs.etl.clean", base=Task, step_of="jobs.etl")
 def clean(raw: str, form: str, columns: dict[str, Any], start: str, end: str) -> dict[str, Any]:
     """Store the numbers that can be loaded. Returns their file's id, and how many rows were dropped."""
     source = files.find(UUID(raw))
@@ -98,7 +98,7 @@ def clean(raw: str, form: str, columns: dict[str, Any], start: str, end: str) ->
     return {"file": str(kept.id), "extracted": parsed.rows, "dropped": len(parsed.reasons)}
 
 
-@shared_task(name="jobs.etl.load", ignore_result=False)
+@shared_task(name="jobs.etl.load", ignore_result=False, base=Task, step_of="jobs.etl")
 def load(cleaned: dict[str, Any], dataset: str, start: str, end: str) -> dict[str, int]:
     """Make these the only numbers of the window in the table, in one transaction; returns all counts."""
     with files.find(UUID(cleaned["file"])).file.open("rb") as content:

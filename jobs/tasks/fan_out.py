@@ -10,7 +10,7 @@ Limits: a step that dies ends the attempt. The next attempt starts from the begi
 import logging
 from typing import Annotated
 
-from celery import chord, shared_task
+from celery import Task, chord, shared_task
 from pydantic import Field, validate_call
 
 MOST_STEPS = 10_000
@@ -33,13 +33,13 @@ def fan_out(
     chord([check.s(start, min(start + chunk, items)) for start in starts], total.s(items)).delay()
 
 
-@shared_task(name="jobs.fan_out.check")
+@shared_task(name="jobs.fan_out.check", base=Task, step_of="jobs.fan_out")
 def check(start: int, stop: int) -> int:
     """Count the valid numbers in this range."""
     return sum(map(is_valid, range(start, stop)))
 
 
-@shared_task(name="jobs.fan_out.total", ignore_result=False)
+@shared_task(name="jobs.fan_out.total", ignore_result=False, base=Task, step_of="jobs.fan_out")
 def total(found: list[int], items: int) -> int:
     """Add up the results of the steps."""
     logger.info("%s of %s numbers have the right check digit.", f"{sum(found):,}", f"{items:,}")

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Annotated, Any
 from uuid import UUID
 
-from celery import chord, shared_task
+from celery import Task, chord, shared_task
 from pydantic import Field, validate_call
 
 from jobs.models import StoredFile
@@ -40,7 +40,7 @@ def thumbnails(
     chord([resize.s(str(file), size) for size in sorted(set(sizes))], collect.s(str(file))).delay()
 
 
-@shared_task(name="jobs.thumbnails.resize")
+@shared_task(name="jobs.thumbnails.resize", base=Task, step_of="jobs.thumbnails")
 def resize(file: str, size: int) -> dict[str, Any]:
     """Make one thumbnail. Returns its entry in the list that `collect` writes."""
     source = files.find(UUID(file))
@@ -51,7 +51,7 @@ def resize(file: str, size: int) -> dict[str, Any]:
     return {"file": str(made.id), "width": thumbnail.width, "height": thumbnail.height, "bytes": made.size}
 
 
-@shared_task(name="jobs.thumbnails.collect")
+@shared_task(name="jobs.thumbnails.collect", base=Task, step_of="jobs.thumbnails")
 def collect(made: list[dict[str, Any]], file: str) -> None:
     """Store the list of thumbnails as a JSON file."""
     source = files.find(UUID(file))
