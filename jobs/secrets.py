@@ -55,8 +55,16 @@ class UnknownNameError(LookupError):
     """No secret has this name. The message says how to set it. `mask` leaves it unchanged."""
 
 
+def named(text: str) -> list[str]:
+    """The names of the secrets in a text, each once."""
+    return list(dict.fromkeys(_NAMED.findall(text)))
+
+
 def reveal(text: str) -> str:
-    """The text with each secret's name replaced by its value. Raises `UnknownNameError`."""
+    """The text with each secret's name replaced by its value. Raises `UnknownNameError`.
+
+    It asks nothing: jobs call `jobs.toolkit.reveal`, which checks where the value goes.
+    """
     return _NAMED.sub(lambda found: _value(found[1]), text)
 
 

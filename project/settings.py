@@ -25,6 +25,7 @@ from celery.schedules import crontab
 from django.core.exceptions import ImproperlyConfigured
 
 from jobs.local import embedded
+from jobs.rules import origins
 from jobs.rules.queues import LONGEST, PLAIN, reserved
 
 django_stubs_ext.monkeypatch()  # makes Django's generic classes subscriptable, for the type checker
@@ -74,6 +75,12 @@ def patterns(text: str) -> list[str]:
     """Names of jobs, or the beginnings of names followed by `*`."""
     if not all(word.isprintable() and len(word) <= 200 and "*" not in word[:-1] for word in words(text)):
         raise ValueError
+    return words(text)
+
+
+def hosts(text: str) -> list[str]:
+    for word in words(text):
+        origins.parse(word)
     return words(text)
 
 
@@ -132,6 +139,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "list": (words, "a list separated by commas"),
     "queues": (queue_names, f"names with letters, digits, _ . - of at most {LONGEST} characters, none of Celery's own"),
     "patterns": (patterns, "a list of jobs separated by commas, such as jobs.report, billing.* or *"),
+    "hosts": (hosts, "a list of hosts separated by commas: api.example.org, *.example.org, http://host:8080 or *"),
     "site": (site, "the address of a site, such as https://punctual.example"),
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
@@ -179,21 +187,28 @@ SITE_URL: str = read("site", "SITE_URL", "http://127.0.0.1:8000")
 HTTP_ALLOW_PRIVATE: bool = read("bool", "HTTP_ALLOW_PRIVATE", False)
 
 
-def _job_secrets() -> dict[str, str]:
-    prefix, found = "JOB_SECRET_", {}
+def _by_name(kind: str, prefix: str) -> dict[str, Any]:
+    """The values of all variables that begin so, by the rest of their names: the names of secrets."""
+    found = {}
     for variable in filter(lambda name: name.startswith(prefix), os.environ):
         name = variable.removeprefix(prefix).removesuffix("_FILE")
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
             raise ImproperlyConfigured(
                 f"{variable} does not name a secret; after {prefix}, write a letter, then letters, digits or _."
             )
-        if value := read("secret", f"{prefix}{name}", ""):
+        if value := read(kind, f"{prefix}{name}", ""):
             found[name] = value
     return found
 
 
-# The values of all variables JOB_SECRET_NAME. Arguments of jobs refer to them as secret:NAME.
-JOB_SECRETS: dict[str, str] = _job_secrets()
+# The values of all variables JOB_SECRET_NAME. Arguments of jobs refer to them as secret:NAME. Only workers need them.
+JOB_SECRETS: dict[str, str] = _by_name("secret", "JOB_SECRET_")
+# For each secret, from the variables SECRET_HOSTS_NAME: the hosts that it may go to, such as api.example.org (HTTPS),
+# *.example.org, host:8443, http://host:8080 or *. Without hosts it goes to none. Every process needs these.
+SECRET_HOSTS: dict[str, list[str]] = _by_name("hosts", "SECRET_HOSTS_")
+# For each secret, from the variables SECRET_JOBS_NAME: the jobs that may use it, also without a host. A secret without
+# such a variable may go to its hosts in any job.
+SECRET_JOBS: dict[str, list[str]] = _by_name("patterns", "SECRET_JOBS_")
 _restricted = [
     *("jobs.cleanup", "jobs.backup_database", "jobs.run_command", "celery.backend_cleanup"),
     *("jobs.send_email", "jobs.send_bulk_email", "jobs.report"),

@@ -15,7 +15,11 @@ class Answer(BaseHTTPRequestHandler):
         self.server.headers.append(dict(self.headers))
         self.server.bodies.append(self.rfile.read(int(self.headers.get("content-length", 0))))
         body = self.server.pages.get(self.path)
-        self.send_response(404 if body is None else self.server.status)
+        if location := self.server.redirects.get(self.path):
+            self.send_response(307)
+            self.send_header("Location", location)
+        else:
+            self.send_response(404 if body is None else self.server.status)
         self.end_headers()
         self.wfile.write(body or b"")
 
@@ -32,6 +36,7 @@ class Web(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.pages = pages
         self.status = 200
+        self.redirects: dict[str, str] = {}
         self.asked: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.bodies: list[bytes] = []

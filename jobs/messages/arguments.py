@@ -22,7 +22,7 @@ from celery import current_app
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from jobs.messages import discovery
+from jobs.messages import destinations, discovery
 from jobs.rules.errors import Invalid, UnknownJob
 
 # The only one of Celery's own tasks that is worth scheduling: the rest run other tasks by name.
@@ -40,6 +40,7 @@ def check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
     if name.startswith("celery.") and name not in OWN_TASKS_ALLOWED:
         raise Invalid(f"{name!r} is an internal task of Celery that runs other tasks: schedule the task itself.")
     refuse_step(name)
+    destinations.check_arguments(name, args, kwargs)
     check(task, args, kwargs)
 
 

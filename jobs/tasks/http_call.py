@@ -4,7 +4,8 @@ Use it to check a site, to trigger another system's webhook, or to run a cron jo
 the network: through `toolkit.http.fetch`, with a deadline for the whole call, a limit on the response, and no way to
 private addresses. Redirects are followed, so the expected status is that of the final response.
 
-Headers and body may name secrets (`secret:NAME`). Only the worker inserts their values. A retry after a 5xx, or without
+Headers and body may name secrets (`secret:NAME`). Only the worker inserts their values, and only for the hosts that
+SECRET_HOSTS_NAME allows: the form refuses others, and so does the worker. A retry after a 5xx, or without
 a response, is a new attempt of the run. It calls the address again, so the call must be safe to repeat.
 """
 
@@ -13,10 +14,12 @@ import time
 from typing import Annotated, Any, Literal
 
 from celery import shared_task
-from pydantic import AfterValidator, Field, validate_call
+from django.conf import settings
+from pydantic import AfterValidator, Field, ValidationInfo, validate_call
 
-from jobs.secrets import reveal
-from jobs.toolkit import http
+from jobs import secrets
+from jobs.messages import destinations
+from jobs.toolkit import http, reveal
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds before a retry; each pause is twice the previous one
 
@@ -35,13 +38,30 @@ def _no_secret(text: str) -> str:
     return text
 
 
+def _for_host(given: Any, info: ValidationInfo) -> Any:
+    """Refuse a secret that may not go to the host of the url. The body of the job asks again, with the same url."""
+    texts = given.values() if isinstance(given, dict) else [given]
+    names = [name for text in texts for name in secrets.named(text)]
+    if names and "url" in (info.data or {}):  # none in the worker's own check of each argument
+        url = http.Client(settings.SITE_URL).locate(info.data["url"])
+        for name in names:
+            destinations.check_host(name, url)
+    return given
+
+
 Plain = AfterValidator(_no_secret)  # for values that logs and errors show
 Address = Annotated[str, Field(max_length=2000, description="An http or https address, or /path of this site."), Plain]
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 Headers = Annotated[
-    dict[Annotated[str, Plain], str], Field(description='Such as {"Authorization": "Bearer secret:NAME"}.')
+    dict[Annotated[str, Plain], str],
+    Field(description='Such as {"Authorization": "Bearer secret:NAME"}.'),
+    AfterValidator(_for_host),
 ]
-Body = Annotated[str, Field(description="May also contain secret:NAME.", json_schema_extra={"format": "multi-line"})]
+Body = Annotated[
+    str,
+    Field(description="May also contain secret:NAME.", json_schema_extra={"format": "multi-line"}),
+    AfterValidator(_for_host),
+]
 Status = Annotated[int, Field(ge=200, le=599, description="After all redirects."), AfterValidator(_no_redirect)]
 Text = Annotated[str, Field(description="The response must contain it. Leave empty to accept any."), Plain]
 Deadline = Annotated[float, Field(gt=0, le=3600, description="Seconds for the whole call, with redirects.")]
@@ -63,9 +83,13 @@ def http_call(  # noqa: PLR0913, PLR0917 - each is a field in the admin
     largest_answer: Largest = 1_000_000,
     retries: Retries = 0,
 ) -> dict[str, int]:
-    """Call an address. Raises `http.FetchError` if the response differs, UnknownNameError for an unknown secret."""
-    revealed = {name: reveal(value) for name, value in headers.items()}
-    content = reveal(body).encode() or None
+    """Call an address.
+
+    Raises `http.FetchError` if the response differs, `Invalid` for a secret that may not go to the host, and
+    UnknownNameError for one without a value.
+    """
+    revealed = {name: reveal(value, url) for name, value in headers.items()}
+    content = reveal(body, url).encode() or None
     start = time.monotonic()
     try:
         response = http.fetch(method, url, headers=revealed, body=content, deadline=deadline, limit=largest_answer)

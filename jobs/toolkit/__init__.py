@@ -11,9 +11,9 @@ from jobs.cache.shared import cached
 from jobs.cache.shared import invalidate as invalidate_cached
 from jobs.cache.shared import usage as cache_usage
 from jobs.ledger.requests import run_job
-from jobs.secrets import reveal
 from jobs.toolkit.current import CurrentRun, current_run, once, progress
 from jobs.toolkit.queries import Table, query
+from jobs.toolkit.revealing import reveal
 from jobs.toolkit.uploads import take_upload
 from jobs.worker.resources import ResourceTask
 from jobs.worker.resources import invalidate as invalidate_resources

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from jobs.rules.errors import Invalid
 from jobs.secrets import UnknownNameError
 from jobs.tasks.http_call import http_call
 from jobs.toolkit import http
@@ -46,13 +47,16 @@ def test_it_puts_secrets_into_headers_and_body_and_nowhere_else(
     web: Web, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings.JOB_SECRETS = {"BILLING": "canary-7f3a"}
+    settings.SECRET_HOSTS = {"BILLING": [web.address], "TYPED": [web.address]}
     http_call("/healthz", "POST", {"Authorization": "Bearer secret:BILLING"}, '{"k": "secret:BILLING"}')
     assert web.headers[0]["authorization"] == "Bearer canary-7f3a"
     assert web.bodies == [b'{"k": "canary-7f3a"}']
     assert web.asked == ["POST /healthz"]
     assert "canary" not in caplog.text
-    with pytest.raises(UnknownNameError, match="No secret is named BILING: set JOB_SECRET_BILING for the workers"):
+    with pytest.raises(Invalid, match="No secret is named BILING: set JOB_SECRET_BILING for the workers"):
         http_call("/healthz", headers={"Authorization": "secret:BILING"})
+    with pytest.raises(UnknownNameError, match="No secret is named TYPED: set JOB_SECRET_TYPED for the workers"):
+        http_call("/healthz", headers={"Authorization": "secret:TYPED"})
 
 
 def test_it_calls_nothing_when_the_address_is_private(web: Web) -> None:

