@@ -143,7 +143,7 @@ class PolicyForm(forms.ModelForm[Policy]):
 
 
 class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
-    """The policy, on the page of its schedule; the permissions and rights for the schedule apply."""
+    """The policy, on the page of its schedule; the permissions for the schedule apply."""
 
     model = Policy
     form = PolicyForm
@@ -171,11 +171,11 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
     def has_view_permission(self, request: HttpRequest, _: Any = None) -> bool:
         return request.user.has_perm("django_celery_beat.view_periodictask") or self.has_change_permission(request)
 
-    def has_change_permission(self, request: HttpRequest, schedule: Any = None) -> bool:
-        return request.user.has_perm("django_celery_beat.change_periodictask") and _may(request, schedule)
+    def has_change_permission(self, request: HttpRequest, _: Any = None) -> bool:
+        return request.user.has_perm("django_celery_beat.change_periodictask")
 
-    def has_add_permission(self, request: HttpRequest, schedule: Any = None) -> bool:
-        return request.user.has_perm("django_celery_beat.add_periodictask") and _may(request, schedule)
+    def has_add_permission(self, request: HttpRequest, _: Any = None) -> bool:
+        return request.user.has_perm("django_celery_beat.add_periodictask")
 
     @admin.display(description="next due")
     def due_next(self, policy: Policy) -> str:
@@ -385,10 +385,6 @@ def _choices_of_queues(stored: str) -> list[tuple[str, str]]:
 
 def _stored_destination(schedule: Any) -> list[str]:
     return [name for name in DESTINATION if getattr(schedule, name)]
-
-
-def _may(request: HttpRequest, schedule: PeriodicTask | None) -> bool:
-    return schedule is None or not Actor.of_user(request.user).why_not(schedule.task)
 
 
 def _show_broken_modules(request: HttpRequest) -> None:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,7 @@ class Child:
     folder: Path
     log: Path
     patience: float
+    environment: Mapping[str, str] | None = None  # None: that of the supervisor
     prepare: Callable[[], object] = lambda: None
     tidy: Callable[[], object] = lambda: None
     process: "subprocess.Popen[bytes] | None" = None
@@ -62,6 +63,7 @@ class Child:
             self.process = subprocess.Popen(  # noqa: S603 - no part of a command comes from outside
                 self.command,
                 cwd=self.folder,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -173,10 +173,18 @@ def _start_children(options: Options, supervisor: Supervisor) -> None:
     celery = [sys.executable, "-m", "celery", "-A", str(current_app.main)]
     pool = ["--concurrency", "2", "--without-gossip", "--without-mingle", "--hostname", f"up-{options.port}@%h"]
     web = _child("web", [*gunicorn, *threads, "--graceful-timeout", "5", "--no-control-socket"], 10)
+    beat = _child("beat", [*celery, "beat"], 10)
+    web.environment = beat.environment = _without_secrets()
     supervisor.start(web)
     supervisor.start(_child("worker", [*celery, "worker", *pool], 20))
-    supervisor.start(_child("beat", [*celery, "beat"], 10))
+    supervisor.start(beat)
     supervisor.wait_for(web, lambda: _web_answers(options.port))
+
+
+def _without_secrets() -> dict[str, str]:
+    """The environment without values of secrets, which only workers need. Empty ones hide those of a `.env` file."""
+    hidden = {f"JOB_SECRET_{name}{suffix}": "" for name in settings.JOB_SECRETS for suffix in ("", "_FILE")}
+    return {**os.environ, **hidden}
 
 
 def _wsgi_application() -> str:

@@ -146,8 +146,10 @@ def installed(servers, tmp_path_factory) -> Up:
 
 
 @pytest.fixture
-def again(servers, installed) -> Iterator[Up]:
-    up = Up(servers.workspace, installed.var, "--demo")
+def again(servers, installed, tmp_path) -> Iterator[Up]:
+    (tmp_path / "env").write_text("JOB_SECRET_STORED=canary-9876\n")
+    secrets = {"JOB_SECRET_KEY": "canary-1234", "ENV_FILE": str(tmp_path / "env")}
+    up = Up(servers.workspace, installed.var, "--demo", **secrets)
     up.says("Punctual runs at")
     yield up
     if up.running:
@@ -188,6 +190,9 @@ def test_it_runs_until_enough_scheduled_runs_have_succeeded_and_leaves_nothing_b
 def test_it_continues_its_installation_and_stops_in_order_on_ctrl_c(again):
     assert "password" not in again.lines
     again.says(r"succeeded")
+    for name, values in {"gunicorn": [], "beat": [], "worker": [b"canary-1234", b"canary-9876"]}.items():
+        environment = Path(f"/proc/{leader(again.var, name)}/environ").read_bytes()
+        assert sorted(re.findall(rb"canary[\w-]+", environment)) == values, name
     again.signal(signal.SIGINT)
     order: list[str] = []
 

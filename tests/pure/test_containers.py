@@ -79,6 +79,12 @@ def test_it_has_no_default_for_a_secret():
             assert not SECRET.search(name) or value.startswith(f"${{{name}:?"), (name, value)
 
 
+def test_it_gives_the_file_with_values_of_secrets_to_the_worker_only():
+    files = {name: [each["path"] for each in service.get("env_file", [])] for name, service in OURS.items()}
+    assert {name for name, paths in files.items() if "worker.env" in paths} == {"worker"}
+    assert all("punctual.env" in paths for paths in files.values())
+
+
 def test_it_puts_no_secret_into_the_image():
     for line in arguments_of("ENV") + arguments_of("ARG"):
         assert not any(SECRET.search(name) for name in assigned(line)), line

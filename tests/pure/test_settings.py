@@ -285,3 +285,22 @@ def test_it_refuses_an_sqlite_without_returning():
         command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False
     )
     assert "use a Python with SQLite 3.35 or newer, or PostgreSQL" in done.stderr
+
+
+def test_it_hides_a_secret_of_the_env_file_behind_an_empty_variable(outcomes, tmp_path):
+    (tmp_path / "env").write_text("JOB_SECRET_KEY=canary-1234\n")
+    file = {**COMPLETE, "ENV_FILE": str(tmp_path / "env")}
+    shown, hidden = outcomes(file, {**file, "JOB_SECRET_KEY": "", "JOB_SECRET_KEY_FILE": ""})
+    assert (shown["JOB_SECRETS"], hidden["JOB_SECRETS"]) == ({"KEY": "canary-1234"}, {})
+
+
+def test_it_reads_the_hosts_and_jobs_of_each_secret(outcomes, tmp_path):
+    (tmp_path / "hosts").write_text("api.example.org, *.example.com\n")
+    given = {
+        "SECRET_HOSTS_A_FILE": str(tmp_path / "hosts"),
+        "SECRET_HOSTS_B": "http://host:8080",
+        "SECRET_JOBS_A": "a.*,b",
+    }
+    [seen] = outcomes({**COMPLETE, **given})
+    assert seen["SECRET_HOSTS"] == {"A": ["api.example.org", "*.example.com"], "B": ["http://host:8080"]}
+    assert (seen["SECRET_JOBS"], seen["JOB_SECRETS"]) == ({"A": ["a.*", "b"]}, {})
