@@ -84,6 +84,14 @@ def hosts(text: str) -> list[str]:
     return words(text)
 
 
+def domains(text: str) -> list[str]:
+    """Domains as `jobs.toolkit.mail` compares them: in lower-case punycode."""
+    found = [word.encode("idna").decode().lower() if word.isprintable() else "" for word in words(text)]
+    if not all(re.fullmatch(r"(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)*", domain) for domain in found):
+        raise ValueError
+    return found
+
+
 def site(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
@@ -140,6 +148,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "queues": (queue_names, f"names with letters, digits, _ . - of at most {LONGEST} characters, none of Celery's own"),
     "patterns": (patterns, "a list of jobs separated by commas, such as jobs.report, billing.* or *"),
     "hosts": (hosts, "a list of hosts separated by commas: api.example.org, *.example.org, http://host:8080 or *"),
+    "domains": (domains, "a list of domains separated by commas, such as example.org, *.example.org"),
     "site": (site, "the address of a site, such as https://punctual.example"),
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
@@ -423,6 +432,8 @@ EMAIL_USE_TLS, EMAIL_USE_SSL = _mail.get("EMAIL_USE_TLS", False), _mail.get("EMA
 EMAIL_FILE_PATH = _mail["EMAIL_FILE_PATH"]
 EMAIL_TIMEOUT = 30  # seconds that a mail server may take to answer
 DEFAULT_FROM_EMAIL: str = read("str", "DEFAULT_FROM_EMAIL", "punctual@localhost")
+# The domains to which jobs may send mail, such as example.org, *.example.org (all below it). Empty: any.
+MAIL_DOMAINS: list[str] = read("domains", "MAIL_DOMAINS", [])
 
 # --- The web process ------------------------------------------------------------------------------------------------
 

@@ -99,11 +99,7 @@ class RightsAdmin(GuardedAdmin):
             names = [f"“{row}”" for row in left_out[: NAMED + 1]]
             more = [f"and {counted(left_out.count() - NAMED, 'more', 'more')}"] if len(names) > NAMED else []
             messages.error(request, f"Left out: {', '.join([*names[:NAMED], *more])}. {why}")
-        if not refused:
-            return rows
-        return rows.exclude(
-            pk__in=list(rows.filter(**{f"{self.path_to_job}__in": refused}).values_list("pk", flat=True))
-        )
+        return rows.exclude(**{f"{self.path_to_job}__in": refused}) if refused else rows
 
     @contextmanager
     def _explained(self, request: HttpRequest, key: Any) -> Iterator[None]:

@@ -20,6 +20,7 @@ from email.utils import parseaddr
 from typing import Annotated
 from uuid import UUID, uuid4, uuid5
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMultiAlternatives
 from django.core.validators import validate_email
@@ -61,7 +62,7 @@ def one_line(subject: str) -> str:
 
 
 def deliverable(address: str) -> str:
-    """The canonical address, if it is a valid mail address. Raises ValueError."""
+    """The canonical address, if it is a valid mail address in one of MAIL_DOMAINS. Raises ValueError."""
     plain = canonical(address)
     try:
         validate_email(plain)
@@ -69,7 +70,14 @@ def deliverable(address: str) -> str:
         raise ValueError("this is not a mail address: write name@example.org") from None
     if '"' in plain or "=?" in plain:  # mail servers may turn a quoted or encoded address into another one
         raise ValueError("this address is quoted or encoded: write it plainly, as name@example.org")
+    domain = plain.rpartition("@")[2]
+    if settings.MAIL_DOMAINS and not any(_covers(allowed, domain) for allowed in settings.MAIL_DOMAINS):
+        raise ValueError(f"jobs send no mail to {domain}: MAIL_DOMAINS allows {', '.join(settings.MAIL_DOMAINS)}")
     return plain
+
+
+def _covers(allowed: str, domain: str) -> bool:
+    return domain.endswith(allowed[1:]) if allowed.startswith("*.") else domain == allowed
 
 
 def canonical(address: str) -> str:

@@ -122,6 +122,13 @@ def test_it_sends_through_the_backend_that_is_set(settings, run):
     assert [letter.to for letter in django_mail.outbox] == [[ADA]]
 
 
+def test_it_sends_to_no_address_outside_of_the_allowed_domains(post, run, settings):
+    settings.MAIL_DOMAINS = ["example.org"]
+    assert attempt(run, ADA, "eve@evil.example") == counts(sent=1, refused=1)
+    assert post.given == [ADA]
+    assert "MAIL_DOMAINS allows example.org" in Delivery.objects.get(state="refused").reason
+
+
 def test_it_keeps_no_row_outside_a_run(post):
     for _ in range(2):
         assert mail.send(MESSAGE, [ADA, "invalid"]) == counts(sent=1, refused=1)

@@ -132,3 +132,18 @@ def test_it_identifies_a_message_by_its_name_or_its_content():
     ]
     assert len({first.digest, *(each.digest for each in others)}) == 5
     assert mail.Message("s", "t", name="n").digest == mail.Message("x", "y", name="n").digest
+
+
+@pytest.mark.parametrize("domain", ["example.org", "EXAMPLE.org", "a.b.example.net", "www.bücher.example"])
+def test_it_takes_addresses_in_the_allowed_domains(settings, domain):
+    settings.MAIL_DOMAINS = ["example.org", "*.example.net", "*.xn--bcher-kva.example"]
+    assert mail.deliverable(f"ada@{domain}")
+
+
+@pytest.mark.parametrize(
+    "domain", ["evil.example", "a.example.org", "example.net", "evilexample.org", "example.org.evil.io"]
+)
+def test_it_refuses_addresses_in_other_domains(settings, domain):
+    settings.MAIL_DOMAINS = ["example.org", "*.example.net"]
+    with pytest.raises(ValueError, match=rf"no mail to {domain}: MAIL_DOMAINS allows example\.org, \*\.example\.net"):
+        mail.deliverable(f"ada@{domain}")

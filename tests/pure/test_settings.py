@@ -86,6 +86,7 @@ BAD_VALUES = {
     "LOG_LEVEL": ["loud"],
     "EMAIL_URL": [f"pigeon://user:{SECRET}@host", f"smtp://user:{SECRET}@host:port", f"smtp://{SECRET}@host?tls=True"],
     "RESTRICTED_JOBS": ["*.report", "a,b*c", "x" * 201],
+    "MAIL_DOMAINS": ["a b.org", "name@example.org", "*", "a.*.org", ".org"],
     "SECRET_HOSTS_BILLING": ["https://", "api.example.org/path", "a b", "*.*.org", "user@host"],
     "SECRET_HOSTS_BILLING_FILE": ["/does/not/exist"],
     "SECRET_JOBS_BILLING": ["*.report"],
@@ -292,6 +293,11 @@ def test_it_hides_a_secret_of_the_env_file_behind_an_empty_variable(outcomes, tm
     file = {**COMPLETE, "ENV_FILE": str(tmp_path / "env")}
     shown, hidden = outcomes(file, {**file, "JOB_SECRET_KEY": "", "JOB_SECRET_KEY_FILE": ""})
     assert (shown["JOB_SECRETS"], hidden["JOB_SECRETS"]) == ({"KEY": "canary-1234"}, {})
+
+
+def test_it_reads_the_domains_of_mail_as_addresses_are_compared(outcomes):
+    [seen] = outcomes({**COMPLETE, "MAIL_DOMAINS": "Example.org, *.bücher.example,localhost"})
+    assert seen["MAIL_DOMAINS"] == ["example.org", "*.xn--bcher-kva.example", "localhost"]
 
 
 def test_it_reads_the_hosts_and_jobs_of_each_secret(outcomes, tmp_path):
