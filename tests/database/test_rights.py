@@ -338,6 +338,7 @@ def test_it_refuses_a_user_without_permissions_and_one_who_is_inactive(users):
         (["*", "billing.*", "billing.re*"], "billing.remind", "billing.re*"),
         (["billing.re*", "*", "billing.*"], "billing.charge", "billing.*"),
         (["*", "billing.*", "billing.remind"], "billing.remind", "billing.remind"),
+        (["billing.remind*", "billing.remind"], "billing.remind", "billing.remind"),
         (["Billing.*"], "billing.remind", None),
         ([], "billing.remind", None),
     ],
