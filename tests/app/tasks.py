@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from jobs.cache.resources import Resource
 from jobs.models import FeedEntry
-from jobs.secrets import reveal
+from jobs.toolkit import reveal
 from jobs.toolkit.current import current_run, once, progress
 from jobs.toolkit.queries import Table, query
 from jobs.worker.resources import ResourceTask

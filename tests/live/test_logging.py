@@ -18,7 +18,7 @@ PARTIAL = {"version": 1, "disable_existing_loggers": False, "loggers": {"shop": 
 EACH_LOGGING = pytest.mark.parametrize(
     "changes", [{}, {"LOGGING": {}}, {"LOGGING": PARTIAL}], ids=["ours", "{}", "part"]
 )
-SECRET = {"JOB_SECRET_KEY": "canary-1234"}
+SECRET = {"JOB_SECRET_KEY": "canary-1234", "SECRET_JOBS_KEY": "tests.say"}
 SECRETS = ("hunter2", "canary")
 FORMAT = {"CELERY_WORKER_LOG_FORMAT": "ours %(levelname)s %(message)s"}
 
