@@ -438,7 +438,7 @@ MAIL_DOMAINS: list[str] = read("domains", "MAIL_DOMAINS", [])
 # --- The web process ------------------------------------------------------------------------------------------------
 
 INSTALLED_APPS = [
-    "django.contrib.admin",
+    "project.admin.Config",  # Django's admin, with every page guarded
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

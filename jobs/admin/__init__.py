@@ -1,9 +1,9 @@
-"""What do people see and do in Django's admin? Schedules with their policies, runs, nodes, files, resources.
+"""What do people see and do in Django's admin? Schedules with their policies, runs, nodes, files, results, resources.
 
 Its one rule: a page shows the ledger and calls other modules to act. A form refuses a schedule that cannot run, with
 the calendar's sentence. A schedule saved otherwise is flagged with the same sentence. Runs are read-only.
 """
 
-from jobs.admin import catalogue, files, resources, runs, schedules, timings
+from jobs.admin import catalogue, files, resources, results, runs, schedules, timings
 
-__all__ = ["catalogue", "files", "resources", "runs", "schedules", "timings"]
+__all__ = ["catalogue", "files", "resources", "results", "runs", "schedules", "timings"]

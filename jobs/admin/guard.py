@@ -4,13 +4,15 @@ filters and rows that no page offers.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from functools import wraps
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.contrib.admin.utils import NotRelationField, get_fields_from_path
+from django.core.exceptions import FieldDoesNotExist, PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseRedirect
@@ -172,3 +174,38 @@ def without_backfills(found: tuple[Any, Any, set[str], Any]) -> Any:
     """Deleting a schedule deletes its backfills, and needs no further permission for them."""
     rows, counts, needed, protected = found
     return rows, counts, needed - {str(Backfill._meta.verbose_name)}, protected
+
+
+# Lookups that fail in the database for no value that suits their column.
+LAST_YEAR = 9999  # of Python; the year after the last one of a filter must exist, too
+HARMLESS = {"exact", "gt", "gte", "lt", "lte"}
+
+
+class AnyFilterAdmin(GuardedAdmin):
+    """Pages of another app: also filters by columns as their own admin allows, for values that suit the column."""
+
+    def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:
+        path, _, kind = lookup.rpartition("__")
+        if path and path == self.date_hierarchy and kind in {"year", "month", "day"}:
+            return value.isdecimal() and len(value) <= 4 and (kind == "year") < int(value) < LAST_YEAR
+        if lookup in {_parameter(each) for each in self.list_filter if isinstance(each, type)}:
+            return True
+        suits = kind == "isnull" or (kind in HARMLESS and self._suits(path, value)) or self._suits(lookup, value)
+        return suits and admin.ModelAdmin.lookup_allowed(self, lookup, value, request)
+
+    def _suits(self, path: str, value: str) -> bool:
+        """Whether a path ends in a column, and not in a transform of one such as a year, and could hold the value."""
+        try:
+            column: Any = get_fields_from_path(self.model, path)[-1]
+            read = column.to_python(value)
+            column.run_validators(read)
+        except (FieldDoesNotExist, NotRelationField, ValidationError):
+            return False
+        return not isinstance(read, date) or 1 < read.year < LAST_YEAR
+
+
+def guarded(admin_class: type[admin.ModelAdmin[Any]]) -> type[admin.ModelAdmin[Any]]:
+    """The class of an app's pages with the guard before it, unless it has one."""
+    if issubclass(admin_class, GuardedAdmin):
+        return admin_class
+    return type(admin_class.__name__, (AnyFilterAdmin, admin_class), {"__module__": admin_class.__module__})

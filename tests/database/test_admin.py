@@ -141,7 +141,7 @@ def test_it_finds_runs_by_schedule_name_and_id(admin_client):
         assert "1 run" in page
 
 
-@pytest.mark.parametrize(("value", "shown"), [("waiting", True), ("failed", False), ("\x00", True), ("x", True)])
+@pytest.mark.parametrize(("value", "shown"), [("waiting", True), ("failed", False), ("x", True)])
 def test_it_filters_runs_by_known_states_only(admin_client, value, shown):
     make_run(make_schedule("nightly"))
     page = text(admin_client.get(RUNS, {"state__exact": value}, follow=True))

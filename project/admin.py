@@ -1,0 +1,37 @@
+"""Which requests reach the admin's pages? Django's admin site, with each app's pages guarded like our own.
+
+Its one rule: every page is registered here, so no app's page lacks the guard (jobs/admin/guard.py).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.admin.apps import AdminConfig
+from django.http import HttpRequest, HttpResponseBadRequest
+
+NUL = "\0"  # no database stores it as text
+
+
+class Config(AdminConfig):
+    """Django's admin app with `Site` as its site."""
+
+    default_site = "project.admin.Site"
+
+
+class Site(admin.AdminSite):
+    """Guards the pages of every app, also those of Django and of other packages."""
+
+    def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
+        from jobs.admin.guard import guarded  # late: models cannot be imported yet
+
+        super().register(model_or_iterable, guarded(admin_class or admin.ModelAdmin), **options)
+
+    def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Any:
+        def guarded_view(request: HttpRequest, *args: Any, **options: Any) -> Any:
+            if NUL in request.path or any(NUL in text for pair in request.GET.lists() for text in (pair[0], *pair[1])):
+                sentence = "This address contains a NUL character: correct the address."
+                return HttpResponseBadRequest(f"{sentence}\n", content_type="text/plain; charset=utf-8")
+            return view(request, *args, **options)
+
+        return super().admin_view(guarded_view, cacheable)
