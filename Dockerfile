@@ -14,7 +14,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends postgresql-c
 COPY requirements.txt ./
 RUN pip install --no-cache-dir --no-compile --require-hashes -r requirements.txt
 
-COPY manage.py LICENSE ./
+COPY manage.py gunicorn.conf.py LICENSE ./
 COPY project ./project
 COPY jobs ./jobs
 COPY templates ./templates
@@ -25,4 +25,4 @@ RUN SECRET_KEY=thrown-away ALLOWED_HOSTS=localhost DATABASE_URL=postgres://local
 
 USER punctual
 EXPOSE 8000
-CMD ["gunicorn", "project.wsgi", "--bind=0.0.0.0:8000", "--worker-class=gthread", "--workers=2", "--threads=8", "--worker-tmp-dir=/dev/shm", "--no-control-socket", "--access-logfile=-"]
+CMD ["gunicorn", "project.wsgi", "--bind=0.0.0.0:8000", "--worker-tmp-dir=/dev/shm", "--access-logfile=-"]

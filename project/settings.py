@@ -11,6 +11,7 @@ import re
 import sqlite3
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -136,6 +137,22 @@ def result_backend(text: str) -> str:
     return text
 
 
+def path(text: str) -> str:
+    """A path of this site, with a slash only at its end."""
+    path = text.strip("/")
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", path, re.ASCII):
+        raise ValueError
+    if path.partition("/")[0] in {"files", "healthz", "static", "statistics"}:
+        raise ValueError
+    return f"{path}/"
+
+
+def header(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", text):
+        raise ValueError
+    return text
+
+
 # How to read each kind of value, and how an error describes it. Lower case: Django treats capitals as settings.
 kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "str": (str, "text"),
@@ -150,6 +167,8 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "hosts": (hosts, "a list of hosts separated by commas: api.example.org, *.example.org, http://host:8080 or *"),
     "domains": (domains, "a list of domains separated by commas, such as example.org, *.example.org"),
     "site": (site, "the address of a site, such as https://punctual.example"),
+    "path": (path, "a path such as admin/ or office/console/ that no other page uses"),
+    "header": (header, "the name of a header, such as X-Remote-User"),
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
     "secret": (secret, "UTF-8 text of at least 8 bytes"),
@@ -446,18 +465,24 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_celery_beat",
     "django_celery_results",
+    "axes",
+    "csp",
     "jobs",
 ]
 MIDDLEWARE = [
+    "project.headers.Headers",
     "project.health.alive",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
-    "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "project.sessions.limited",
+    "project.uploads.Uploads",
+    "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 TEMPLATES = [
     {
@@ -486,13 +511,59 @@ X_FRAME_OPTIONS = "DENY"
 
 # Whether users reach the site over HTTPS: redirects to it, HSTS and secure cookies. Off with DEBUG.
 HTTPS: bool = read("bool", "HTTPS", not DEBUG)
-# Whether a proxy in front sets X-Forwarded-Proto and removes it from clients' requests.
+# Whether a proxy in front sets X-Forwarded-Proto, and adds its client to X-Forwarded-For.
 BEHIND_PROXY: bool = read("bool", "BEHIND_PROXY", False)
 SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
 CSRF_TRUSTED_ORIGINS = [SITE_URL] if SITE_URL.startswith("https://") else []
+
+# The path of the admin. Any other one than admin/ is shown only to users who are logged in.
+ADMIN_PATH: str = read("path", "ADMIN_PATH", "admin/")
+LOGIN_URL = "admin:login"
+
+# Minutes without a request, and days since the login, after which a user has to log in again.
+SESSION_IDLE_MINUTES: int = read("count", "SESSION_IDLE_MINUTES", 720)
+SESSION_COOKIE_AGE: int = read("count", "SESSION_DAYS", 7) * 86_400  # seconds
+CSRF_COOKIE_HTTPONLY = True
+
+# Failed logins are counted for each name and address (project/login.py); a lock ends by itself, or by `axes_reset`.
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AXES_HANDLER = "project.login.Throttle"
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"], "ip_address"]
+AXES_FAILURE_LIMIT = 5  # wrong passwords
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # otherwise an attacker could lock a user out for good
+AXES_RESET_ON_SUCCESS = True
+AXES_CLIENT_IP_CALLABLE = "project.login.address_of"
+AXES_LOCKOUT_CALLABLE = "project.login.locked_out"
+AXES_SENSITIVE_PARAMETERS = ["username"]  # masked in logs: users type passwords there
+
+# The header in which a proxy names the user whom it has logged in. The proxy must remove it from clients' requests.
+SSO_HEADER: str = read("header", "SSO_HEADER", "")
+if SSO_HEADER:
+    if not BEHIND_PROXY:
+        raise ImproperlyConfigured(
+            "SSO_HEADER needs BEHIND_PROXY=true: without a proxy any client could send the header."
+        )
+    AUTHENTICATION_BACKENDS.append("project.login.ProxyBackend")
+    MIDDLEWARE.insert(MIDDLEWARE.index("project.sessions.limited"), "project.login.ProxyLogin")
+
+# A body is read only up to these sizes (project/uploads.py).
+FILE_UPLOAD_HANDLERS = ["project.uploads.NoUpload"]
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2_500_000  # bytes of a form
+DATA_UPLOAD_MAX_NUMBER_FIELDS, DATA_UPLOAD_MAX_NUMBER_FILES = 1000, 10
+
+# Pages use only what this site serves, and nothing inline.
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": ["'none'"],
+        **{f"{kind}-src": ["'self'"] for kind in ("script", "style", "img", "connect", "font")},
+        **{name: ["'none'"] for name in ("object-src", "base-uri", "frame-ancestors")},
+        "form-action": ["'self'"],
+    }
+}
 
 # --- Logs -----------------------------------------------------------------------------------------------------------
 
@@ -502,9 +573,11 @@ LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"()": "jobs.worker.logs.Formatter"}},
+    "filters": {"links": {"()": "project.logs.WithoutLinks"}},
     "handlers": {
-        "console": {"class": "logging.StreamHandler", "formatter": "line"},
+        "console": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["links"]},
         "run": {"class": "jobs.worker.logs.RunHandler", "formatter": "line"},
     },
+    "loggers": {"axes": {"level": "WARNING"}},  # INFO repeats each login many times
     "root": {"handlers": ["console", "run"], "level": LOG_LEVEL},
 }

@@ -6,7 +6,7 @@ from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
@@ -17,7 +17,7 @@ from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices
 from jobs.ledger import requests
 from jobs.models import StoredFile
 from jobs.models.audit import Actor
-from jobs.toolkit import files
+from jobs.toolkit import files, uploads
 
 MOST_AT_ONCE = 100  # files for which one action starts runs
 
@@ -69,6 +69,10 @@ class StoredFileAdmin(GuardedAdmin):
     ordering = ("-created_at",)
     paginator = CappedPaginator
     show_full_result_count = False
+
+    @uploads.accepts_uploads("jobs.add_storedfile")
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        return super().add_view(request, form_url, extra_context)
 
     def has_change_permission(self, *_: Any, **__: Any) -> bool:
         return False

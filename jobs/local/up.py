@@ -26,6 +26,7 @@ from django.core.management import call_command
 from django.db import Error as DatabaseError
 from django.db import close_old_connections, connection
 from django.db.models import Count
+from django.urls import reverse
 from kombu.exceptions import OperationalError
 
 from jobs.ledger.outcomes import Follower
@@ -72,7 +73,8 @@ def run(options: Options, report: Callable[[str], None], describe: Callable[[Run
             _install_demo(supervisor)
         follower = Follower()
         _start_children(options, supervisor)
-        supervisor.report(f"Punctual runs at {options.address}/ (logs: {settings.VAR_DIR}/log; Ctrl-C stops it).")
+        address = f"{options.address}{reverse('admin:index')}"
+        supervisor.report(f"Punctual runs at {address} (logs: {settings.VAR_DIR}/log; Ctrl-C stops it).")
         _follow(options, supervisor, follower, describe)
         return
     if options.until is not None:
@@ -169,7 +171,7 @@ def _start_server(supervisor: Supervisor) -> None:
 
 def _start_children(options: Options, supervisor: Supervisor) -> None:
     gunicorn = [sys.executable, "-m", "gunicorn", _wsgi_application(), "--bind", f"127.0.0.1:{options.port}"]
-    threads = ["--worker-class", "gthread", "--workers", "1", "--threads", "4"]
+    threads = ["--workers", "1", "--threads", "4"]
     celery = [sys.executable, "-m", "celery", "-A", str(current_app.main)]
     pool = ["--concurrency", "2", "--without-gossip", "--without-mingle", "--hostname", f"up-{options.port}@%h"]
     web = _child("web", [*gunicorn, *threads, "--graceful-timeout", "5", "--no-control-socket"], 10)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from celery import current_app, shared_task
 from celery.utils.time import maybe_timedelta
+from django.apps import apps
 from django.conf import settings
 from django_celery_results.models import GroupResult, TaskResult
 from pydantic import Field, validate_call
@@ -47,6 +48,8 @@ def cleanup(
         for results in RESULTS:
             results.delete_expired(expires)
     now = database_now()
+    if apps.is_installed("axes"):  # which keeps who logged in, when and from where
+        apps.get_model("axes", "AccessLog").objects.filter(attempt_time__lt=now - timedelta(days=other_days)).delete()
     batches_of = {
         "succeeded": delete_ended(now - timedelta(days=succeeded_days), {State.SUCCEEDED}),
         "others": delete_ended(now - timedelta(days=other_days), TERMINAL - {State.SUCCEEDED}),

@@ -1,4 +1,11 @@
-"""How does an upload become a run? The file is kept first, then a run of a job for it is requested."""
+"""How does an upload become a run? The file is kept first, then a run of a job for it is requested.
+
+A view that takes files says which right its users need (`accepts_uploads`). A site can then refuse all other files
+before it reads them (project/uploads.py).
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from django.core.files.uploadedfile import UploadedFile
 
@@ -7,6 +14,24 @@ from jobs.models import Run, StoredFile
 from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid
 from jobs.toolkit import files
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+def accepts_uploads(permission: str) -> Callable[[View], View]:
+    """Mark a view to which users with the permission may send files."""
+
+    def mark(view: View) -> View:
+        view.upload_permission = permission  # type: ignore[attr-defined]
+        return view
+
+    return mark
+
+
+def may_upload(user: Any, view: Callable[..., Any] | None) -> bool:
+    """Whether the user may send files to the view."""
+    permission = getattr(view, "upload_permission", None)
+    return permission is not None and bool(user.has_perm(permission))
 
 
 def take_upload(

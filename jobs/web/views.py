@@ -4,14 +4,43 @@ Its one rule: a view parses, calls one function and renders. Browsers may store 
 with each request. So an invalidation reaches them, too. Unchanged ones are answered with 304.
 """
 
-from django.contrib.admin.views.decorators import staff_member_required
-from django.http import FileResponse, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from collections.abc import Callable
+from functools import wraps
+
+from django.contrib.auth.views import redirect_to_login
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.shortcuts import redirect
+from django.urls import reverse
 from django.utils.cache import get_conditional_response, patch_cache_control
 from django.views.decorators.http import require_safe
 
 from jobs.cache import shared
 from jobs.monitoring import statistics as of_runs
 from jobs.toolkit import files
+
+USUAL_ADMIN = "/admin/"
+View = Callable[[HttpRequest], HttpResponseBase]
+
+
+def for_staff(view: View) -> View:
+    """Send others to the login page. An admin at a path of its own stays hidden: others get 404 then."""
+
+    @wraps(view)
+    def guarded(request: HttpRequest) -> HttpResponseBase:
+        if request.user.is_active and getattr(request.user, "is_staff", False):
+            return view(request)
+        if reverse("admin:index") != USUAL_ADMIN:
+            raise Http404
+        return redirect_to_login(request.get_full_path(), reverse("admin:login"))
+
+    return guarded
+
+
+@require_safe
+@for_staff
+def home(_: HttpRequest) -> HttpResponseBase:
+    """The site's first page is the admin's."""
+    return redirect("admin:index")
 
 
 @require_safe
@@ -34,7 +63,7 @@ def _not_found(why: str) -> HttpResponse:
 
 
 @require_safe
-@staff_member_required
+@for_staff
 def statistics(request: HttpRequest) -> HttpResponseBase:
     """The figures, and the hits and misses of their cache. Redirects non-staff users to the login page."""
     figures = of_runs.figures()

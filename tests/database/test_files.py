@@ -135,8 +135,10 @@ def test_it_accepts_uploads_in_the_admin_and_offers_no_editing(admin_client, tmp
 
 def test_it_refuses_uploads_that_are_empty_too_large_or_missing(admin_client, monkeypatch):
     monkeypatch.setattr(files, "LARGEST_UPLOAD", 4)
-    for data in ({}, {"file": ""}, {"file": SimpleUploadedFile("a", b"")}, {"file": SimpleUploadedFile("a", b"12345")}):
+    for data in ({}, {"file": ""}, {"file": SimpleUploadedFile("a", b"")}):
         assert admin_client.post(NEW, data).status_code == 200
+    refused = admin_client.post(NEW, {"file": SimpleUploadedFile("a", b"12345")})
+    assert (refused.status_code, refused.content) == (413, b"The file is larger than 4 bytes: upload a smaller one.\n")
     assert not StoredFile.objects.exists()
 
 

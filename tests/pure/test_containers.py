@@ -54,7 +54,12 @@ def test_it_has_all_services_of_the_production_shape():
     assert kinds.count(["python", "manage.py", "migrate", "--noinput"]) == 1
     beats = [service for service in OURS.values() if command_of(service)[:4] == ["celery", "-A", "project", "beat"]]
     assert sum(service.get("deploy", {}).get("replicas", 1) for service in beats) == 2
-    assert {service["image"].partition(":")[0] for service in SERVICES.values()} == {"punctual", "postgres", "redis"}
+    assert {service["image"].partition(":")[0] for service in SERVICES.values()} == {
+        "punctual",
+        "postgres",
+        "redis",
+        "caddy",
+    }
     assert "version" not in COMPOSE
 
 

@@ -82,6 +82,10 @@ BAD_VALUES = {
     "RESULT_BACKEND": ["foo", "django_db", "pigeon://host", "no.such.module:Backend", "celery.backends.redis"],
     "RESULT_EXPIRES": ["soon", "1.5", "0", "-5", "always"],
     "LEASE_SECONDS": ["soon", "nan", "0", "-1"],
+    "ADMIN_PATH": ["/", "a b", "../x", "static/", "files/x", "healthz", "é", "a//b"],
+    "SESSION_IDLE_MINUTES": ["0", "soon"],
+    "SESSION_DAYS": ["-1", "1.5"],
+    "SSO_HEADER": ["X Remote", "X_User", "1"],
     "TIME_ZONE": ["Mars/Olympus", "Europe", "../../etc/passwd", "+02:00"],
     "LOG_LEVEL": ["loud"],
     "EMAIL_URL": [f"pigeon://user:{SECRET}@host", f"smtp://user:{SECRET}@host:port", f"smtp://{SECRET}@host?tls=True"],
@@ -270,6 +274,30 @@ def test_it_defines_queues_only_if_queues_is_set(outcomes):
     assert [list(queues.consume_from) for queues in tables] == [["celery"], ["celery", "slow", "mail"]]
     assert tables[0]["celery"].as_dict() == tables[1]["celery"].as_dict()
     assert tables[0]["slow"].as_dict() == tables[1]["slow"].as_dict()  # as Celery makes a queue that is not defined
+
+
+def test_it_moves_the_admin_and_bounds_sessions(outcomes):
+    usual, own = outcomes(
+        COMPLETE, {**COMPLETE, "ADMIN_PATH": "/office/console", "SESSION_IDLE_MINUTES": "30", "SESSION_DAYS": "1"}
+    )
+    assert (usual["ADMIN_PATH"], usual["SESSION_IDLE_MINUTES"], usual["SESSION_COOKIE_AGE"]) == ("admin/", 720, 604_800)
+    assert (own["ADMIN_PATH"], own["SESSION_IDLE_MINUTES"], own["SESSION_COOKIE_AGE"]) == (
+        "office/console/",
+        30,
+        86_400,
+    )
+
+
+def test_it_lets_a_proxy_name_users_only_if_there_is_one(outcomes):
+    unset, refused, named = outcomes(
+        COMPLETE,
+        {**COMPLETE, "SSO_HEADER": "X-Remote-User"},
+        {**COMPLETE, "SSO_HEADER": "X-Remote-User", "BEHIND_PROXY": "true"},
+    )
+    assert "SSO_HEADER needs BEHIND_PROXY=true" in refused["refused"]
+    for seen, is_there in ((unset, False), (named, True)):
+        assert ("project.login.ProxyLogin" in seen["MIDDLEWARE"]) is is_there
+        assert ("project.login.ProxyBackend" in seen["AUTHENTICATION_BACKENDS"]) is is_there
 
 
 def test_it_prints_mail_with_debug_unless_email_url_is_set(outcomes):

@@ -19,7 +19,17 @@ from tests.servers import ROOT
 
 FILES_AT_THE_TOP = (
     {"manage.py", "Makefile", "README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE"}
-    | {"conftest.py", "Dockerfile", ".dockerignore", "docker-compose.yml", "pyproject.toml", "pytest.ini", ".gitignore"}
+    | {
+        "conftest.py",
+        "Dockerfile",
+        ".dockerignore",
+        "docker-compose.yml",
+        "Caddyfile",
+        "gunicorn.conf.py",
+        "pyproject.toml",
+        "pytest.ini",
+        ".gitignore",
+    }
     | {"requirements.in", "requirements.txt", "requirements-dev.in", "requirements-dev.txt"}
 )
 FOLDERS_AT_THE_TOP = {"project", "jobs", "templates", "tests", ".ci"}
@@ -98,7 +108,11 @@ def room_of(module: str) -> str:
 
 def test_it_has_only_the_agreed_files_at_the_top():
     tops = {name.partition("/")[0] for name in files()}
-    apps = {app.partition(".")[0] for app in settings.INSTALLED_APPS} - {"jobs", "project", "tests"}  # a user's own apps
+    apps = {app.partition(".")[0] for app in settings.INSTALLED_APPS} - {
+        "jobs",
+        "project",
+        "tests",
+    }  # a user's own apps
     assert tops - MAY_COME - apps == FILES_AT_THE_TOP | FOLDERS_AT_THE_TOP
     assert {name for name in files() if name.startswith(".ci/")} == {".ci/run"}
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -1,0 +1,95 @@
+"""Who may try to log in, how often, and from where? django-axes counts the failures; here are our limits.
+
+Its one rule: a client chooses neither its address nor whose failures it resets. Some wrong passwords for one name
+lock that name for that address; failures with many names lock the address.
+Limits: a lock is for one address, so many addresses may try one name. Requests at the same moment may each try once.
+"""
+
+import ipaddress
+from typing import Any
+
+from axes.handlers.database import AxesDatabaseHandler
+from django.conf import settings
+from django.contrib.auth.backends import RemoteUserBackend
+from django.contrib.auth.middleware import RemoteUserMiddleware
+from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
+from django.db.models import Sum
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+
+FAILURES_OF_ADDRESS = 30  # with any names, until the address is locked; AXES_FAILURE_LIMIT is for one name
+NETWORK = 64  # bits of an IPv6 address that identify its owner, who may use all addresses that begin with them
+
+
+def address_of(request: HttpRequest) -> str | None:
+    """The client's address; for IPv6 its network. Only a proxy's own entry in X-Forwarded-For counts: the last one."""
+    sender = request.META.get("REMOTE_ADDR", "")
+    named = request.META.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip() if settings.BEHIND_PROXY else ""
+    return _network(named) or _network(sender)
+
+
+def _network(text: str) -> str | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((int(address), NETWORK), strict=False).network_address)
+    return str(address)
+
+
+class Throttle(AxesDatabaseHandler):  # type: ignore[misc] # django-axes has no type hints
+    """Counts the failures of a name from an address, and a share of all failures from that address."""
+
+    def get_failures(self, request: HttpRequest, credentials: dict[str, Any] | None = None) -> int:
+        pair, address = (
+            attempts.aggregate(number=Sum("failures_since_start"))["number"] or 0
+            for attempts in self.get_user_attempts(request, credentials)
+        )
+        return int(max(pair, address * settings.AXES_FAILURE_LIMIT // FAILURES_OF_ADDRESS))
+
+    def reset_user_attempts(self, request: HttpRequest, credentials: dict[str, Any] | None = None) -> int:
+        """Forget the failures of the name that has logged in, but none of other names from its address."""
+        number, _ = self.filter_user_attempts(request, credentials)[0].delete()
+        return int(number)
+
+
+def locked_out(request: HttpRequest, *_: Any) -> HttpResponse:
+    """The same page for a right password, a wrong one and an unknown name."""
+    seconds = int(settings.AXES_COOLOFF_TIME.total_seconds())
+    page = render(request, "locked_out.html", {"minutes": seconds // 60}, status=429)
+    page["Retry-After"] = str(seconds)
+    return page
+
+
+# --- Users whom a proxy has logged in -------------------------------------------------------------------------------
+
+
+class ProxyLogin(RemoteUserMiddleware):
+    """Logs in the user whom the proxy names in SSO_HEADER, and logs out when the proxy names none."""
+
+    @property
+    def header(self) -> str:  # type: ignore[override] # Django's is a constant
+        return f"HTTP_{settings.SSO_HEADER.upper().replace('-', '_')}"
+
+
+class ProxyBackend(RemoteUserBackend):
+    """Creates a user for a new name: without a password, and without any right until an admin user gives one."""
+
+    def authenticate(self, request: Any, remote_user: str | None) -> Any:  # type: ignore[override]
+        """The user, or None for a name that no user may have."""
+        name = User._meta.get_field("username")
+        try:
+            name.run_validators(remote_user or "")
+        except ValidationError:
+            return None
+        return super().authenticate(request, remote_user) if remote_user else None
+
+    def configure_user(self, request: Any, user: Any, created: bool = True) -> Any:  # noqa: ARG002
+        if created:
+            user.set_unusable_password()
+            user.save(update_fields=["password"])
+        return user

@@ -1,0 +1,140 @@
+"""Who may send how much? Each request's body is bounded before any of it is read.
+
+Its one rule: a file is written to the disk only for a page that takes uploads, from a user with the right, after the
+CSRF check. Django by itself writes all files of a body first and checks afterwards.
+Limits: an ASGI server's requests are read before any middleware; project/asgi.py bounds them.
+"""
+
+from collections.abc import Callable
+from typing import Any, Never
+
+from django.conf import settings
+from django.core.exceptions import RequestDataTooBig, TooManyFieldsSent, TooManyFilesSent
+from django.core.files.uploadhandler import FileUploadHandler, StopUpload, TemporaryFileUploadHandler
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, UnreadablePostError
+from django.http.multipartparser import MultiPartParser
+from django.middleware.csrf import CsrfViewMiddleware
+from django.urls import Resolver404, resolve
+from django.utils.deprecation import MiddlewareMixin
+
+from jobs.toolkit import files, uploads
+
+LARGEST_ANONYMOUS = 64_000  # bytes of a login form, with room to spare
+AROUND = 1_000_000  # bytes of the fields and headers around an uploaded file
+NO_RIGHT = "You may not upload files here: log in as a user with the right to add files."
+
+
+class RefusedError(Exception):
+    """The body of a request is refused, with this answer."""
+
+    def __init__(self, answer: HttpResponseBase) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class Uploads(MiddlewareMixin):
+    """Stands after the authentication and before the CSRF check, which reads the whole body."""
+
+    def process_request(self, request: HttpRequest) -> HttpResponseBase | None:
+        """Also for a path without a page: Django's page for that reads the body, too."""
+        if not (length := _length_of(request)):
+            return None
+        may = uploads.may_upload(request.user, _view_of(request))
+        return _too_large(may) if length > _largest(request, may) else None
+
+    def process_view(self, request: HttpRequest, view: Callable[..., Any], *_: Any) -> HttpResponseBase | None:
+        if request.method != "POST" or request.content_type != "multipart/form-data":
+            return None
+        return _read(request, CheckedUpload(request, view, uploads.may_upload(request.user, view)))
+
+
+class CheckedUpload(TemporaryFileUploadHandler):
+    """Writes a file to the disk once its sender's right and CSRF token are checked, and stops at the limit.
+
+    The token is a header, or a field before the file, as in every form of Django.
+    """
+
+    def __init__(self, request: HttpRequest, view: Callable[..., Any], may: bool) -> None:
+        super().__init__(request)
+        self._request, self._view, self._may = request, view, may
+        self._parser: MultiPartParser | None = None
+
+    def handle_raw_input(self, input_data: Any, META: Any, *_: Any, **__: Any) -> Any:  # noqa: N803 - Django's names
+        """Parse the body here, so that `new_file` knows the fields before the file."""
+        if self._parser is not None:
+            return None
+        self._parser = MultiPartParser(META, input_data, [self], self._request.encoding)
+        return self._parser.parse()
+
+    def new_file(self, *args: Any, **options: Any) -> None:
+        if not self._may:
+            raise RefusedError(_plain(403, NO_RIGHT))
+        self._request._post = self._parser._post  # type: ignore[union-attr,attr-defined] # what the check reads
+        if refusal := CsrfViewMiddleware(_unused).process_view(self._request, self._view, (), {}):
+            raise RefusedError(refusal)
+        super().new_file(*args, **options)
+
+    def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
+        if start + len(raw_data) > files.LARGEST_UPLOAD:
+            self.file.close()
+            raise RefusedError(_too_large(may=True))
+        super().receive_data_chunk(raw_data, start)
+
+
+class NoUpload(FileUploadHandler):
+    """The default: where no check came before, no file is read."""
+
+    def new_file(self, *_: Any, **__: Any) -> None:
+        raise StopUpload(connection_reset=True)
+
+    def receive_data_chunk(self, *_: Any) -> None: ...
+
+    def file_complete(self, *_: Any) -> None: ...
+
+
+def _read(request: HttpRequest, handler: CheckedUpload) -> HttpResponseBase | None:
+    """Parse the body now. Returns the answer if it is refused."""
+    request.upload_handlers = [handler]
+    try:
+        request.POST  # noqa: B018 - it parses
+    except RefusedError as refused:
+        answer = refused.answer
+    except (RequestDataTooBig, TooManyFieldsSent, TooManyFilesSent):
+        answer = _too_large(may=False)
+    except UnreadablePostError:  # the client was too slow, or is gone
+        answer = _plain(400, "The request did not arrive completely: send it again.")
+    else:
+        return None
+    request._mark_post_parse_error()  # type: ignore[attr-defined] # the answer may ask for its fields
+    return answer
+
+
+def _view_of(request: HttpRequest) -> Callable[..., Any] | None:
+    try:
+        return resolve(request.path_info).func
+    except Resolver404:
+        return None
+
+
+def _length_of(request: HttpRequest) -> int:
+    length = request.META.get("CONTENT_LENGTH") or "0"
+    return int(length) if length.isdecimal() else 0  # without a length, Django reads no body
+
+
+def _largest(request: HttpRequest, may: bool) -> int:
+    if may:
+        return files.LARGEST_UPLOAD + AROUND
+    return settings.DATA_UPLOAD_MAX_MEMORY_SIZE if request.user.is_authenticated else LARGEST_ANONYMOUS
+
+
+def _too_large(may: bool) -> HttpResponse:
+    largest = f"The file is larger than {files.LARGEST_UPLOAD:,} bytes: upload a smaller one."
+    return _plain(413, largest if may else "This request is too large: send less, or log in as a user with the right.")
+
+
+def _plain(status: int, sentence: str) -> HttpResponse:
+    return HttpResponse(f"{sentence}\n", status=status, content_type="text/plain; charset=utf-8")
+
+
+def _unused(_: HttpRequest) -> Never:
+    raise NotImplementedError

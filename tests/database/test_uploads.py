@@ -1,0 +1,157 @@
+"""Which bytes does the site read? None of a file before the right and the CSRF token of its sender are checked."""
+
+import io
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.test import Client
+from django.test.client import FakePayload
+from django.urls import reverse
+from django.views.decorators.csrf import csrf_exempt
+
+from jobs.models import StoredFile
+from jobs.toolkit import files, uploads
+
+pytestmark = pytest.mark.django_db
+
+NEW = reverse("admin:jobs_storedfile_add")
+BOUNDARY = "b0undary"
+TYPE = f"multipart/form-data; boundary={BOUNDARY}"
+
+
+@pytest.fixture(autouse=True)
+def _folders(settings, tmp_path):
+    settings.MEDIA_ROOT, settings.FILE_UPLOAD_TEMP_DIR = tmp_path / "files", tmp_path / "temp"
+    for folder in (settings.MEDIA_ROOT, settings.FILE_UPLOAD_TEMP_DIR):
+        folder.mkdir()
+
+
+class Body(FakePayload):
+    """A body that counts how much of it was read, and what the folder of temporary files held at most."""
+
+    def __init__(self, content: bytes, folder: Path) -> None:
+        super().__init__(content)
+        self.folder, self.seen, self.size = folder, 0, len(content)
+        self.left = self.size
+
+    def read(self, size: int = -1) -> bytes:
+        self.seen = max(self.seen, sum(path.stat().st_size for path in self.folder.iterdir()))
+        data = super().read(size)
+        self.left -= len(data)
+        return data
+
+
+def body(size: int, token: str = "made-up", order: str = "token first") -> bytes:
+    part = f"--{BOUNDARY}\r\nContent-Disposition: form-data; name="
+    fields = f'{part}"csrfmiddlewaretoken"\r\n\r\n{token}\r\n'.encode()
+    file = f'{part}"file"; filename="a"\r\nContent-Type: text/plain\r\n\r\n'.encode() + b"x" * size + b"\r\n"
+    return (fields + file if order == "token first" else file + fields) + f"--{BOUNDARY}--\r\n".encode()
+
+
+def send(client: Client, content: bytes, settings, address: str = NEW, **headers: str):
+    stream = Body(content, settings.FILE_UPLOAD_TEMP_DIR)
+    request = {"CONTENT_TYPE": TYPE, "CONTENT_LENGTH": str(len(content)), "wsgi.input": stream, **headers}
+    return client.generic("POST", address, **request), stream
+
+
+def user(*rights: str) -> Client:
+    made = User.objects.create_user("eve", is_staff=True)
+    made.user_permissions.set(Permission.objects.filter(codename__in=rights))
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(made)
+    return client
+
+
+def token_of(client: Client) -> str:
+    client.get(reverse("admin:index"))
+    return str(client.get(reverse("admin:password_change")).context["csrf_token"])
+
+
+@pytest.mark.parametrize("address", [NEW, reverse("admin:login"), "/", "/files/x", "/nothing", reverse("statistics")])
+def test_it_reads_no_file_of_an_anonymous_user(settings, address):
+    client = Client(enforce_csrf_checks=True)
+    client.cookies["csrftoken"] = token = "a" * 32
+    for size in (3_000, 3_000_000):
+        response, stream = send(client, body(size, token), settings, address)
+        assert response.status_code in {403, 404, 405, 413}
+        assert stream.seen == 0
+        read = stream.size - stream.left
+        assert size == 3_000 or read == 0
+
+
+def test_it_reads_no_file_of_a_user_without_the_right_or_to_a_page_without_uploads(settings):
+    client = user("view_storedfile")
+    response, stream = send(client, body(3_000, token_of(client)), settings)
+    assert (response.status_code, stream.seen) == (403, 0)
+    assert b"log in as a user with the right to add files" in response.content
+    User.objects.update(is_superuser=True)
+    response, stream = send(client, body(3_000, token_of(client)), settings, reverse("admin:auth_group_add"))
+    assert (response.status_code, stream.seen) == (403, 0)
+    assert stream.left + 3_000 > stream.size - 1_000 or stream.left == 0
+
+
+@pytest.mark.parametrize(("token", "order"), [("made-up", "token first"), ("", "token first"), ("right", "file first")])
+def test_it_writes_no_file_before_the_csrf_token_is_checked(settings, token, order):
+    client = user("add_storedfile")
+    right = token_of(client)
+    content = body(1_000_000, right if token == "right" else token, order)
+    response, stream = send(client, content, settings)
+    assert (response.status_code, stream.seen) == (403, 0)
+    assert b"CSRF" in response.content
+    assert stream.left > 500_000
+    assert not StoredFile.objects.exists()
+
+
+def test_it_takes_a_file_with_the_right_and_the_token_in_the_form_or_in_a_header(settings):
+    client = user("add_storedfile")
+    right = token_of(client)
+    for content, headers in [(body(200_000, right), {}), (body(200_000), {"HTTP_X_CSRFTOKEN": right})]:
+        response, stream = send(client, content.replace(b"made-up", b"") if headers else content, settings, **headers)
+        assert response.status_code == 302
+        assert stream.seen > 0
+    assert [row.size for row in StoredFile.objects.all()] == [200_000] * 2
+    assert not list(settings.FILE_UPLOAD_TEMP_DIR.iterdir())
+
+
+def test_it_stops_at_the_limit_while_it_reads(settings, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_UPLOAD", 150_000)
+    client = user("add_storedfile")
+    response, stream = send(client, body(1_000_000, token_of(client)), settings)
+    assert response.status_code == 413
+    assert response.content == b"The file is larger than 150,000 bytes: upload a smaller one.\n"
+    assert 0 < stream.seen <= 150_000
+    assert stream.left > 500_000
+    response, stream = send(client, body(1_200_000, token_of(client)), settings)
+    assert (response.status_code, stream.left) == (413, stream.size)
+    assert not list(settings.FILE_UPLOAD_TEMP_DIR.iterdir())
+
+
+def test_it_bounds_forms_by_bytes_fields_and_files(settings):
+    client = user("view_storedfile")
+    part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="x"\r\n\r\n1\r\n'.encode()
+    response, _ = send(client, part * 1_100 + f"--{BOUNDARY}--\r\n".encode(), settings)
+    assert (response.status_code, response["content-type"]) == (413, "text/plain; charset=utf-8")
+    response, stream = send(client, body(2_600_000), settings)
+    assert (response.status_code, stream.left) == (413, stream.size)
+    assert b"This request is too large" in response.content
+
+
+def test_it_answers_a_body_that_breaks_off(settings):
+    client = user("add_storedfile")
+    content = body(1_000, token_of(client))
+
+    class Broken(io.BytesIO):
+        def read(self, size: int = -1) -> bytes:
+            raise OSError
+
+    request = {"CONTENT_TYPE": TYPE, "CONTENT_LENGTH": str(len(content)), "wsgi.input": Broken()}
+    response = client.generic("POST", NEW, **request)
+    assert (response.status_code, response.content) == (400, b"The request did not arrive completely: send it again.\n")
+
+
+def test_it_takes_uploads_of_a_view_that_says_so(rf):
+    view = csrf_exempt(uploads.accepts_uploads("jobs.add_storedfile")(lambda request: None))
+    assert uploads.may_upload(User(is_superuser=True, is_active=True), view)
+    assert not uploads.may_upload(AnonymousUser(), view)
+    assert not uploads.may_upload(User(is_superuser=True, is_active=True), lambda request: None)
