@@ -538,7 +538,7 @@ AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # otherwise an attacker c
 AXES_RESET_ON_SUCCESS = True
 AXES_CLIENT_IP_CALLABLE = "project.login.address_of"
 AXES_LOCKOUT_CALLABLE = "project.login.locked_out"
-AXES_SENSITIVE_PARAMETERS = ["username"]  # masked in logs: users type passwords there
+AXES_SENSITIVE_PARAMETERS = ["username", "csrfmiddlewaretoken"]  # users type passwords as their name, too
 
 # The header in which a proxy names the user whom it has logged in. The proxy must remove it from clients' requests.
 SSO_HEADER: str = read("header", "SSO_HEADER", "")
