@@ -239,11 +239,11 @@ def test_it_fails_at_no_query_of_the_pages_beside_the_lists(rows, user):
 @pytest.mark.parametrize("user", [superuser, viewer])
 def test_it_fails_at_no_key_of_an_action(rows, user):
     client, failed = user(), []
-    for model, name in zip(admin.site._registry, pages(), strict=True):
+    for place, (model, name) in enumerate(zip(admin.site._registry, pages(), strict=True)):
         own = [each if isinstance(each, str) else each.__name__ for each in admin.site._registry[model].actions or ()]
         names = [*own, "delete_selected", NUL, "x"]
-        for action in names:
-            for key in [LONG, NUL, "", "x", str(2**63)]:
+        for number, action in enumerate(names, place):
+            for key in [LONG, NUL, "", "x", str(2**63)][number % 2 :: 2]:
                 data = {"action": action, "_selected_action": [key], "post": "yes", "select_across": "x", "index": key}
                 code = status(client, reverse(f"{name}_changelist"), data)
                 failed += [f"{name} {action} {key[:9]!r}"] * (code >= HTTPStatus.INTERNAL_SERVER_ERROR)
