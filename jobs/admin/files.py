@@ -19,6 +19,7 @@ from jobs.models import StoredFile
 from jobs.models.audit import Actor
 from jobs.toolkit import files, uploads
 
+BACKING_UP = "jobs.backup_database"
 MOST_AT_ONCE = 100  # files for which one action starts runs
 
 
@@ -76,6 +77,12 @@ class StoredFileAdmin(GuardedAdmin):
 
     def has_change_permission(self, *_: Any, **__: Any) -> bool:
         return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: StoredFile | None = None) -> bool:
+        """Backups belong to the job that makes them: deleting one needs its right."""
+        is_backup = obj is not None and obj.kind == StoredFile.Kind.BACKUP
+        may = super().has_delete_permission(request, obj)
+        return may and not (is_backup and Actor.of_user(request.user).why_not(BACKING_UP))
 
     def has_run_permission(self, request: HttpRequest) -> bool:
         """Whether the user may start runs for files."""

@@ -8,14 +8,13 @@ The application in jobs/worker/app.py makes it the base of every task, so a task
 
 import logging
 import os
-import warnings
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from celery import current_app
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import CDeprecationWarning, Ignore
+from celery.exceptions import Ignore
 from django.db import Error as DatabaseError
 
 from jobs.ledger import outcomes, steps
@@ -30,6 +29,9 @@ from jobs.worker.refusals import Named
 
 log = logging.getLogger(__name__)
 
+# Attributes of a task that Celery 6 will ignore.
+WARNED_OF = {"queue", "exchange", "exchange_type", "routing_key", "delivery_mode", "priority"}
+
 
 class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker only
     abstract = True
@@ -37,10 +39,18 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
 
     @classmethod
     def bind(cls, app: Any) -> Any:
-        """Like Celery's without its warning of `queue=`: raised as an error, it would leave the task half bound."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CDeprecationWarning)
+        """Like Celery's without its warning of `queue=`: raised as an error, it would leave the task half bound.
+
+        `catch_warnings` would not hide it while another thread uses that, too.
+        """
+        hidden = {} if cls.__bound__ else {name: vars(cls)[name] for name in WARNED_OF & vars(cls).keys()}
+        for name in hidden:
+            delattr(cls, name)
+        try:
             return super().bind(app)
+        finally:
+            for name in hidden.keys() - vars(cls).keys():  # a task annotation may have set it
+                setattr(cls, name, hidden[name])
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """The start guard. Raises `Ignore` if this attempt was already started, expired, cancelled or rescued."""

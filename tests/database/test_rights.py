@@ -246,6 +246,18 @@ def test_it_backfills_no_restricted_job(eve):
     assert sentence("jobs.cleanup") in text(act(eve, "backfill", schedule))
 
 
+def test_it_deletes_no_backup_without_the_right_for_backups(eve, users):
+    kinds = (StoredFile.Kind.BACKUP, StoredFile.Kind.UPLOAD)
+    backup, upload = (StoredFile.objects.create(kind=kind, name=kind, file=f"{kind}/x", size=0) for kind in kinds)
+    for row in (backup, upload):
+        eve.post(reverse("admin:jobs_storedfile_delete", args=[row.pk]), {"post": "yes"})
+    eve.post(FILES, {"action": "delete_selected", "_selected_action": [backup.pk], "post": "yes"})
+    assert list(StoredFile.objects.all()) == [backup]
+    users["eve"].user_permissions.add(right("jobs.backup_database"))
+    eve.post(reverse("admin:jobs_storedfile_delete", args=[backup.pk]), {"post": "yes"})
+    assert not StoredFile.objects.exists()
+
+
 def test_it_starts_no_restricted_job_for_a_file(eve, settings):
     settings.RESTRICTED_JOBS = ["jobs.thumbnails"]
     row = StoredFile.objects.create(name="a.png", file="a", size=1)
