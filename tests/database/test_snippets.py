@@ -23,6 +23,7 @@ from django.contrib.auth.models import User
 from django.core import mail as django_mail
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection, transaction
+from django.urls import path
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from pydantic import ValidationError
 
@@ -290,14 +291,17 @@ def test_it_stores_a_file_and_links_to_it(snippet, client, settings):
 
 
 @claims("docs/files-and-data.md", 2)
-def test_it_starts_one_run_for_an_upload_however_often_it_is_sent(snippet, rf):
+def test_it_starts_one_run_for_an_upload_however_often_it_is_sent(snippet, client, settings):
+    settings.ROOT_URLCONF = ModuleType("billing.urls")
+    settings.ROOT_URLCONF.urlpatterns = [path("upload", snippet.upload)]
+
     def send(key: str) -> tuple[int, bytes]:
         upload = SimpleUploadedFile("table.csv", b"a,b\n1,2\n", "text/csv")
-        request = rf.post("/upload", {"file": upload, "key": key})
-        request.user = User(username="ada")
-        response = snippet.upload(request)
+        response = client.post("/upload", {"file": upload, "key": key})
         return response.status_code, response.content
 
+    assert send("form 7")[0] == 403
+    client.force_login(User.objects.create_superuser("ada"))
     status, answer = send("form 7")
     assert (status, send("form 7")) == (201, (200, answer))
     run = Run.objects.get()
