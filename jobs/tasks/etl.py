@@ -15,6 +15,7 @@ import logging
 from dataclasses import asdict
 from datetime import UTC, datetime
 from io import BytesIO
+from tempfile import TemporaryFile
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -26,7 +27,6 @@ from jobs.toolkit import files, http, rows
 from jobs.toolkit.current import current_run, progress
 
 LARGEST = 20_000_000  # bytes of a response
-EXPLAINED = 5  # dropped rows whose reasons are logged
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 logger = logging.getLogger(__name__)
@@ -90,12 +90,14 @@ def clean(raw: str, form: str, columns: dict[str, Any], start: str, end: str) ->
     with source.file.open("rb") as content:
         window = datetime.fromisoformat(start), datetime.fromisoformat(end)
         parsed = rows.parse(content.read(), form, rows.Columns(**columns), *window)
-    for reason in parsed.reasons[:EXPLAINED]:
+    for reason in parsed.reasons:
         logger.warning("%s: dropped %s", source.name, reason)
-    lines = "".join(json.dumps(asdict(cell), default=_text) + "\n" for cell in parsed.cells)
-    kept = files.keep(f"{source.name}-clean.jsonl", BytesIO(lines.encode()), StoredFile.Kind.DATA)
-    progress(2, 3, f"{len(parsed.reasons):,} of {parsed.rows:,} rows dropped")
-    return {"file": str(kept.id), "extracted": parsed.rows, "dropped": len(parsed.reasons)}
+    with TemporaryFile() as lines:
+        lines.writelines(json.dumps(asdict(cell), default=_text).encode() + b"\n" for cell in parsed.cells)
+        lines.seek(0)
+        kept = files.keep(f"{source.name}-clean.jsonl", lines, StoredFile.Kind.DATA)
+    progress(2, 3, f"{parsed.dropped:,} of {parsed.rows:,} rows dropped")
+    return {"file": str(kept.id), "extracted": parsed.rows, "dropped": parsed.dropped}
 
 
 @shared_task(name="jobs.etl.load", ignore_result=False, base=Task, step_of="jobs.etl")

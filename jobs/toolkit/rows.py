@@ -1,23 +1,28 @@
 """Which rows of a source can be loaded, and why not the rest?
 
-Its one rule: a row is loaded whole or dropped. Each dropped row has a reason. It names the row's number and the column,
-never the value. A source without any loadable row is refused. Most likely its columns have changed, and users would
-believe an empty table.
+Its one rule: a row is loaded whole or dropped. The first dropped rows have a reason. It names the row's number and the
+column, never the value. A source without any loadable row is refused. Most likely its columns have changed, and users
+would believe an empty table.
 
-Limits: numbers are written as in Python, with a point. A time without a zone counts as UTC.
+Limits: numbers are written as in Python, with a point. A time without a zone counts as UTC. The source is read row by
+row, so that no line and no number of rows can fill the memory: besides the source itself, only the numbers do.
 """
 
 import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 LONGEST_KEY = 200  # characters
 MOST_CELLS = 1_000_000  # numbers; they are held in memory, about 150 bytes each
+MOST_ROWS = 1_000_000  # dropped ones included: each costs a few microseconds
+LONGEST_ROW = 1_000_000  # characters; parsed, they may take fifty times as many bytes
+EXPLAINED = 5  # dropped rows that get a reason
+NAMED = 20  # columns that a sentence names
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +46,17 @@ class Cell:
 
 @dataclass(slots=True)
 class Parsed:
-    """The result: the number of rows, the cells of those that can be loaded, and a reason for each dropped row."""
+    """The result: the number of rows, the cells of those that can be loaded, and why the first ones were dropped."""
 
     rows: int = 0
+    dropped: int = 0
     cells: list[Cell] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+
+    def drop(self, reason: str) -> None:
+        self.dropped += 1
+        if len(self.reasons) < EXPLAINED:
+            self.reasons.append(f"row {self.rows}: {reason}")
 
 
 class UnreadableSourceError(ValueError):
@@ -66,7 +77,9 @@ def parse(raw: bytes, form: str, columns: Columns, start: datetime, end: datetim
         try:
             parsed.cells += _cells(row, columns, (start, end), seen)
         except ValueError as error:
-            parsed.reasons.append(f"row {number}: {error}")
+            parsed.drop(str(error))
+        if number > MOST_ROWS:
+            raise UnreadableSourceError(f"The source has more than {MOST_ROWS:,} rows: choose a shorter window.")
         if len(parsed.cells) > MOST_CELLS:
             raise UnreadableSourceError(f"The source has more than {MOST_CELLS:,} numbers: choose a shorter window.")
     if parsed.reasons and not parsed.cells:
@@ -74,27 +87,57 @@ def parse(raw: bytes, form: str, columns: Columns, start: datetime, end: datetim
     return parsed
 
 
-def _read(raw: bytes, form: str, columns: Columns) -> Iterable[Any]:
+def _read(raw: bytes, form: str, columns: Columns) -> Iterator[Any]:
+    """The rows: dicts of a table, or lines of JSON."""
+    lines = _Lines(raw, "" if form == "csv" else "\n")
     try:
-        text = raw.decode("utf-8-sig")
+        for row in _read_table(lines, columns) if form == "csv" else filter(str.strip, lines):
+            yield row
+            lines.begin_row()
     except UnicodeDecodeError:
         raise UnreadableSourceError("The source is not UTF-8: request it in UTF-8.") from None
-    return _read_table(text, columns) if form == "csv" else filter(str.strip, text.split("\n"))
 
 
-def _read_table(text: str, columns: Columns) -> Iterator[dict[str, str]]:
-    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+class _Lines(Iterator[str]):
+    """The lines of a source. Raises `UnreadableSourceError` for a row of too many characters, however many lines."""
+
+    def __init__(self, raw: bytes, newline: str) -> None:
+        self._text = io.TextIOWrapper(io.BytesIO(raw), "utf-8-sig", newline=newline)
+        self._length = 0
+
+    def __next__(self) -> str:
+        line = self._text.readline(LONGEST_ROW + 1)
+        self._length += len(line)
+        if self._length > LONGEST_ROW:
+            raise UnreadableSourceError(
+                f"A row of the source is longer than {LONGEST_ROW:,} characters: check that this is the format."
+            )
+        if not line:
+            raise StopIteration
+        return line
+
+    def begin_row(self) -> None:
+        self._length = 0
+
+
+def _read_table(lines: Iterator[str], columns: Columns) -> Iterator[dict[str, str]]:
+    table = csv.DictReader(lines, strict=True)
     try:
         there = table.fieldnames or ()
         for name in (columns.key, columns.time, *columns.values):
             if there.count(name) != 1:
-                there_are = ", ".join(there) or "none"
                 raise UnreadableSourceError(
-                    f"The source needs exactly one column {name!r}, but its columns are: {there_are}."
+                    f"The source needs exactly one column {name!r}, but its columns are: {_named(there)}."
                 )
         yield from table
     except csv.Error as error:
         raise UnreadableSourceError(f"The source is not CSV: {error} (after line {table.line_num}).") from error
+
+
+def _named(columns: Sequence[str]) -> str:
+    """The first columns in words, each cut."""
+    more = [f"{len(columns) - NAMED:,} more"] if len(columns) > NAMED else []
+    return ", ".join([*(name[:LONGEST_KEY] for name in columns[:NAMED]), *more]) or "none"
 
 
 def _cells(
@@ -133,8 +176,9 @@ def _key(row: dict[str, Any], name: str) -> str:
 
 
 def _moment(row: dict[str, Any], name: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(str(row.get(name)).strip())
+    value = row.get(name)
+    try:  # the text of a nested list could end in a RecursionError
+        moment = datetime.fromisoformat(str(value).strip() if isinstance(value, str | int) else "")
     except ValueError:
         raise ValueError(f"{name!r} is not an ISO 8601 time") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -143,8 +187,9 @@ def _moment(row: dict[str, Any], name: str) -> datetime:
 def _number(row: dict[str, Any], name: str) -> float:
     value = row.get(name)
     try:
-        number = math.nan if isinstance(value, bool | None) or "_" in str(value) else float(value)
-    except (TypeError, ValueError, OverflowError):
+        is_number = isinstance(value, str | int | float) and not isinstance(value, bool) and "_" not in str(value)
+        number = float(value) if is_number else math.nan
+    except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{name!r} is not a number")

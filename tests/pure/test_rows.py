@@ -6,6 +6,8 @@ import pytest
 
 from jobs.toolkit import rows
 from jobs.toolkit.rows import Cell, Columns, UnreadableSourceError, parse
+from tests.forking import forks
+from tests.memory import appetite
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
@@ -122,3 +124,51 @@ def test_it_stops_before_the_numbers_fill_the_memory(monkeypatch):
     monkeypatch.setattr(rows, "MOST_CELLS", 3)
     with pytest.raises(UnreadableSourceError, match="more than 3 numbers: choose a shorter window"):
         parse(table(*[f"s{number},2026-03-01,1,1" for number in range(9)]), "csv", COLUMNS, START, END)
+
+
+def test_it_gives_reasons_only_for_the_first_dropped_rows():
+    parsed = parse_table(GOOD, *["north,soon,1,1"] * 9)
+    assert (parsed.rows, parsed.dropped) == (10, 9)
+    assert parsed.reasons == [f"row {number}: 'at' is not an ISO 8601 time" for number in range(2, 7)]
+
+
+def test_it_stops_after_so_many_rows(monkeypatch):
+    monkeypatch.setattr(rows, "MOST_ROWS", 3)
+    with pytest.raises(UnreadableSourceError, match="more than 3 rows: choose a shorter window"):
+        parse_table(GOOD, *["north,soon,1,1"] * 3)
+
+
+@pytest.mark.parametrize("depth", [10, 100, 300, 500, 700, 900, 1_000, 10_000])
+@pytest.mark.parametrize("column", ["station", "at", "celsius"])
+def test_it_drops_a_line_whose_value_is_nested_however_deeply(depth, column):
+    nested = f'{{"station": "a", "at": "2026-03-01", "celsius": 1, "hPa": 2, "{column}": {"[" * depth}{"]" * depth}}}'
+    good = '{"station": "north", "at": "2026-03-01", "celsius": 1, "hPa": 2}'
+    parsed = parse(f"{nested}\n{good}".encode(), "jsonl", COLUMNS, START, END)
+    assert (len(parsed.cells), parsed.dropped) == (2, 1)
+
+
+HEAD = b"station,at,celsius,hPa\n"
+HOSTILE = {
+    "short lines": ("jsonl", b"{}\n" * 900_000),
+    "short rows": ("csv", HEAD + b",,,\n" * 900_000),
+    "blank lines": ("jsonl", b"\n" * 5_000_000),
+    "one long line": ("jsonl", b'{"a": [' + b"[]," * 6_000_000 + b"[]]}"),
+    "one row of many cells": ("csv", HEAD + b"," * 19_000_000),
+    "one row of many lines": ("csv", HEAD + b'"\n",' * 4_000_000),
+    "a head of many columns": ("csv", b"," * 19_000_000),
+    "an open quote": ("csv", HEAD + b'"' + b"a\n" * 9_000_000),
+}
+
+
+@forks
+@pytest.mark.parametrize("name", HOSTILE)
+def test_it_takes_little_memory_for_a_hostile_source(name):
+    form, raw = HOSTILE[name]
+    assert appetite(lambda: parse(raw, form, COLUMNS, START, END)) < 80
+
+
+@pytest.mark.parametrize("head", [b"," * 500_000, b"x" * 100_000 + b",y"])
+def test_it_names_some_columns_of_a_hostile_source(head):
+    with pytest.raises(UnreadableSourceError, match="needs exactly one column 'station'") as refused:
+        parse(head, "csv", COLUMNS, START, END)
+    assert len(str(refused.value)) < 500
