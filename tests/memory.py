@@ -14,7 +14,7 @@ UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of ru_maxrss
 
 
 def appetite(call: Callable[[], object]) -> int:
-    """The megabytes by which a forked process grows at most while it executes `call`, even if that raises."""
+    """The megabytes by which a forked process, or one that it starts, grows at most in `call`, even if that raises."""
 
     def measured() -> int:
         before = _peak()
@@ -30,4 +30,5 @@ def appetite(call: Callable[[], object]) -> int:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
+    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    return max(resource.getrusage(each).ru_maxrss for each in whose) * UNIT

@@ -70,12 +70,12 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 def write_pdf(path: Path, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], of: int) -> None:
     """Write the first `rows` of a table that has `of` rows. The last line says so. Each page repeats the columns."""
     document = SimpleDocTemplate(str(path), pagesize=landscape(A4), title=title, **MARGINS)
-    table = [[_printable(value) for value in row] for row in (columns, *rows)]
+    table = [[printable(value) for value in row] for row in (columns, *rows)]
     widths = _widths(table, document.pagesize[0] - 2 * MARGIN)
     shown = f"{of:,} rows." if len(rows) == of else f"The first {len(rows):,} of {of:,} rows."
     styles = getSampleStyleSheet()
     parts = [
-        Paragraph(escape(_printable(title)), styles["Heading2"]),
+        Paragraph(escape(printable(title)), styles["Heading2"]),
         LongTable([list(map(_cut, row, widths)) for row in table], widths, repeatRows=1, style=STYLE),
         Paragraph(shown, styles["Normal"]),
     ]
@@ -97,8 +97,8 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _printable(value: Any) -> str:
-    """The value in one line, in characters that the PDF's fonts have."""
+def printable(value: Any) -> str:
+    """The value as a PDF shows it: cut, in one line, in characters that its fonts have."""
     text = "".join(each if each.isprintable() else " " for each in _text(value)[:MOST_CHARACTERS])
     return text.encode("cp1252", "replace").decode("cp1252")
 

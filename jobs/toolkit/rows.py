@@ -186,10 +186,10 @@ def _moment(row: dict[str, Any], name: str) -> datetime:
 
 def _number(row: dict[str, Any], name: str) -> float:
     value = row.get(name)
+    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
     try:
-        is_number = isinstance(value, str | int | float) and not isinstance(value, bool) and "_" not in str(value)
-        number = float(value) if is_number else math.nan
-    except (ValueError, OverflowError):
+        number = math.nan if "_" in text else float(text)
+    except ValueError:
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{name!r} is not a number")

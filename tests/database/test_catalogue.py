@@ -21,7 +21,7 @@ from jobs.local import demo
 from jobs.models import FeedEntry
 from jobs.tasks.heartbeat import heartbeat
 from jobs.tasks.import_feed import LARGEST_FEED, MAX_ENTRIES, import_feed
-from jobs.toolkit import http
+from jobs.toolkit import confined, http
 from project import health
 from project.celery import app
 from tests.database.conftest import SAMPLE
@@ -184,6 +184,39 @@ def test_it_says_so_when_the_response_is_not_a_feed(web: Web, body: bytes) -> No
     web.pages["/feed"] = body
     with pytest.raises(ValueError, match="not an RSS or Atom feed"):
         import_feed("/feed")
+
+
+ITUNES = b'<rss version="2.0" xmlns:itunes="http://www.itunes.com/dtds/podcast-1.0.dtd"><channel>'
+NUMBERS = [b"%d" % number for number in range(60_000)]
+HOSTILE_FEEDS = {
+    "attributes of a tag": b"<rss><channel><item %s/>" % b" ".join(b'a%s="x"' % each for each in NUMBERS),
+    "categories of an entry": b"<rss><channel><item><category>%s" % b"</category><category>".join(NUMBERS),
+    "keywords of an entry": ITUNES + b"<item><itunes:keywords>%s</itunes:keywords>" % b",".join(NUMBERS),
+    "namespaces and tags": b'<feed xmlns="http://www.w3.org/2005/Atom"><entry><content type="xhtml" %s>%s'
+    % (b" ".join(b'xmlns:a%s="http://x/%s"' % (each, each) for each in NUMBERS[:5_000]), b"<p>x</p>" * 30_000),
+}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("name", HOSTILE_FEEDS)
+def test_it_says_so_when_a_feed_keeps_the_parser_busy(web: Web, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confined, "SECONDS", 1)
+    web.pages["/feed"] = HOSTILE_FEEDS[name]
+    with pytest.raises(ValueError, match=r"cannot be read: reading it takes more than 1 s or .* Ask its publisher"):
+        import_feed("/feed")
+
+
+@pytest.mark.django_db
+def test_it_reads_a_feed_without_settings_and_connections(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spy = "import os, json\nclass Refused(ValueError): ...\ndef read(content):\n"
+    spy += "    return json.dumps([sorted(os.environ), sorted(os.listdir('/proc/self/fd'))]).encode()"
+    (tmp_path / "spy.py").write_text(spy)
+    monkeypatch.setattr(confined, "PARSERS", tmp_path)
+    monkeypatch.setenv("JOB_SECRET_it", "s3cret-s3cret")
+    connection.ensure_connection()
+    variables, descriptors = json.loads(confined.parse("spy", b""))
+    assert set(variables) <= {*confined.KEPT, "LC_CTYPE"}
+    assert len(descriptors) <= 4  # the three standard ones, and the folder being listed
 
 
 @pytest.mark.django_db

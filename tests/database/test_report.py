@@ -14,9 +14,10 @@ from django.urls import reverse
 
 from jobs.messages.arguments import find_task
 from jobs.models import FeedEntry, Run, State, StoredFile, database_now
-from jobs.tasks.report import report
+from jobs.tasks.report import _passing, report
 from jobs.tasks.send_bulk_email import send_bulk_email
 from jobs.toolkit import queries
+from jobs.toolkit.documents import MOST_CHARACTERS
 from jobs.toolkit.queries import Table, query
 from tests.making import inside, make_run, make_schedule
 from tests.pure.test_documents import pages_of
@@ -124,6 +125,13 @@ def test_it_shows_the_first_rows_in_a_pdf_and_the_number_of_all():
 
 
 # --- Mail -----------------------------------------------------------------------------------------------------------
+
+
+def test_it_holds_only_the_shown_beginnings_of_long_texts():
+    first = []
+    passed = list(_passing([["x" * 10_000, "a\nb"]], first))
+    assert passed == [["x" * 10_000, "a\nb"]]
+    assert first == [["x" * MOST_CHARACTERS, "a b"]]
 
 
 def test_it_mails_a_link_to_each_file(client, outbox):

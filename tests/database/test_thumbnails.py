@@ -1,19 +1,25 @@
 """Thumbnails have the right size, are upright and hold only pixels; unfit pictures are not decoded."""
 
+import base64
 import io
 import json
+import random
+import re
 import struct
 import zlib
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image
 from pydantic import ValidationError
 
 from jobs.models import StoredFile
 from jobs.tasks.thumbnails import collect, resize, thumbnails
-from jobs.toolkit import files, images
+from jobs.toolkit import confined, files, images
+from jobs.toolkit.parsers.picture import FORMATS, MOST_PIXELS
+from tests.forking import forks
+from tests.memory import appetite
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
 
@@ -52,7 +58,7 @@ def shrunk(content: bytes, longest: int = 64) -> Image.Image:
     return Image.open(io.BytesIO(images.shrink(io.BytesIO(content), longest).content))
 
 
-@pytest.mark.parametrize("form", images.FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize(("longest", "size"), [(64, (64, 32)), (1024, (300, 150))])
 def test_it_makes_a_picture_smaller_and_never_larger(form, longest, size):
     made = shrunk(picture(form=form), longest)
@@ -121,15 +127,119 @@ def test_it_refuses_unfit_pictures_by_their_header(content, sentence):
             read(io.BytesIO(content))
 
 
-def test_it_decodes_nothing_of_a_bomb(monkeypatch):
-    bomb = png(9_000, 9_000, b"\0" * (9_000 * 3 + 1) * 9_000)
-    assert len(bomb) < 300_000
-    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("it was decoded"))
-    with pytest.raises(images.UnfitPictureError, match="pixels"):
-        images.shrink(io.BytesIO(bomb), 64)
+def still(form: str, width: int, height: int) -> bytes:
+    """A picture of that size in a few kilobytes."""
+    written = io.BytesIO()
+    Image.new("RGB", (width, height)).save(written, form, lossless=True)
+    return written.getvalue()
 
 
-@pytest.mark.parametrize("form", images.FORMATS)
+def extended_webp(width: int, height: int, flags: int = 0) -> bytes:
+    """The header of a WebP file that claims a canvas of that size."""
+    canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    chunk = b"VP8X" + struct.pack("<I", 10) + bytes([flags, 0, 0, 0]) + canvas
+    return b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
+
+
+# A whole WebP file of 16,383 x 16,383 pixels, whose decoder would take two gigabytes to say its size.
+LARGEST_WEBP = zlib.decompress(
+    base64.b85decode(
+        b"c-rm8F$#iU7=Yn_5FEudhq5HvTpS#PNKz0C#6d^#D$+fqQ#499sM$j}Tljx<jo@7#o-#|*=%7@c#6?wvx&OPb2eHiObsyZMjoecw_i?v<tsdS*q"
+        b";c$}SDQ?W6`zgwQRZn7{Q&>~00000000000000000000fPZ4Gz8M8fq5"
+    )
+)
+
+
+@forks
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(9_000, 9_000, b"\0" * (9_000 * 3 + 1) * 9_000),
+        still("WEBP", 6_000, 6_000),
+        picture((6_000, 6_000), "WEBP", quality=1),
+        extended_webp(16_384, 16_384),
+        LARGEST_WEBP,
+    ],
+)
+@pytest.mark.parametrize("read", [images.inspect, lambda content: images.shrink(content, 64)])
+def test_it_decodes_nothing_of_a_bomb(content, read):
+    assert len(content) < 300_000
+    assert appetite(lambda: read(io.BytesIO(content))) < 30
+    with pytest.raises(images.UnfitPictureError, match=r"more than [24]0,000,000 pixels"):
+        read(io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(still(form, pixels // 4_000, 4_000) for form, pixels in MOST_PIXELS.items()),
+        picture((6_300, 6_300), "PNG", "RGBA"),
+        picture((6_300, 6_300), "JPEG", "CMYK", progressive=True),
+    ],
+)
+def test_it_decodes_the_largest_pictures_within_its_limits(content):
+    made = images.shrink(io.BytesIO(content), 64)
+    assert max(made.width, made.height) == 64
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MEGABYTES", 200), ("SECONDS", 1)])
+def test_it_says_so_when_a_picture_takes_too_much(monkeypatch, limit, value):
+    monkeypatch.setattr(confined, limit, value)
+    header = picture((10, 10))
+    content = {
+        "MEGABYTES": still("WEBP", 4_000, 4_000),
+        "SECONDS": header[:2] + b"\xff\xe5\0\2" * 9_000_000 + header[2:],
+    }
+    with pytest.raises(images.UnfitPictureError, match=r"cannot be decoded: .* more than .* Upload a smaller one"):
+        images.shrink(io.BytesIO(content[limit]), 64)
+
+
+def test_it_refuses_a_file_of_too_many_bytes(monkeypatch):
+    monkeypatch.setattr(images, "MOST_BYTES", 100)
+    with pytest.raises(images.UnfitPictureError, match="more than 100 bytes"):
+        images.shrink(io.BytesIO(picture()), 64)
+
+
+def without_palette() -> bytes:
+    whole = picture(form="PNG", mode="P")
+    start = whole.index(b"PLTE") - 4
+    return whole[:start] + whole[start + 12 + struct.unpack(">I", whole[start : start + 4])[0] :]
+
+
+def mutants() -> list[bytes]:
+    """Pictures of every format and common mode, cut or with some bytes replaced, by a fixed seed."""
+    chance = random.Random(14)
+    wholes = [picture((90, 60), form) for form in FORMATS]
+    wholes += [picture((90, 60), "PNG", mode) for mode in ("P", "1", "LA")] + [animation("WEBP"), without_palette()]
+    made = []
+    for whole in wholes:
+        made.append(whole[: chance.randrange(12, len(whole))])
+        for _ in range(2):
+            broken = bytearray(whole)
+            for at in chance.choices(range(8, min(len(whole), 400)), k=4):
+                broken[at] = chance.choice([0, 255, chance.randrange(256)])
+            made.append(bytes(broken))
+    return made
+
+
+def sentence_for(content: bytes) -> str:
+    """Why there is no thumbnail of it; empty if there is one."""
+    try:
+        images.shrink(io.BytesIO(content), 16)
+    except images.UnfitPictureError as error:
+        return str(error)
+    return ""
+
+
+def test_it_gives_a_thumbnail_or_a_sentence_for_every_damaged_picture():
+    assert sentence_for(without_palette()) == "The picture is damaged: upload it again."
+    sentences = [sentence for content in mutants() if (sentence := sentence_for(content))]
+    assert len(sentences) > 10
+    for sentence in sentences:
+        assert re.search(r": upload (it again|another one|one of these|a smaller one|a still one)", sentence), sentence
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_it_says_that_a_picture_is_damaged_when_its_end_is_missing(form):
     content = picture((2_000, 1_000), form)
     with pytest.raises(images.UnfitPictureError, match="damaged"):
