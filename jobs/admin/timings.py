@@ -24,6 +24,7 @@ from jobs.admin.display import counted
 from jobs.admin.guard import RightsAdmin, without_backfills
 from jobs.models import KINDS
 from jobs.models.audit import Actor
+from jobs.models.unknown_zones import UnknownZone
 from jobs.rules.crontab import LONGEST_FIELD
 from jobs.rules.errors import Invalid
 from jobs.rules.pasted import Fields, doubt, looks_like_line, read_line
@@ -69,6 +70,9 @@ class CrontabForm(TimingForm):
         super().__init__(*args, **kwargs)
         for name in set(CRONTAB_FIELDS) & set(self.fields):
             self.fields[name].required = False  # a line may replace them; an empty one is refused with a hint
+        zone, field = self.instance.timezone, self.fields.get("timezone")
+        if isinstance(field, forms.ChoiceField) and isinstance(zone, UnknownZone):  # otherwise a browser would choose the first of the list
+            field.choices = [(str(zone), f"{zone} (unknown here: choose another)"), *list(field.choices)]
 
     def read(self, data: dict[str, Any]) -> Any:
         line = data.get("line") or data["minute"]

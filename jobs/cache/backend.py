@@ -4,23 +4,31 @@ Its one rule: every process and every version of the code reads the value that w
 change is refused. Pickles would let anyone who can write to Redis run code here. Pages, which Django's `cache_page`
 stores, have a JSON of their own.
 
+Garbage under the cache's keys, whoever wrote it, counts as missing, and goes once it is read.
+
 Redis is often the broker, too. So `clear()` deletes only the cache's own keys. Django's would empty the database.
 """
 
 import json
+from collections.abc import Callable, Iterable
 from datetime import date, time, timedelta
 from decimal import Decimal
 from itertools import islice
 from typing import Any, NoReturn
 
-from django.core.cache.backends.redis import RedisCache
+from django.core.cache.backends.redis import RedisCache, RedisCacheClient
 from django.db.models import Model, QuerySet
 from django.http import HttpResponse
+from redis.exceptions import ResponseError
 
 from jobs.cache import pages
 
 PATIENCE = 1.0  # seconds to wait for Redis: a page without a cache is slow, one with a frozen cache would hang
 BATCH = 1000  # keys in one command
+_MISSING = object()
+
+# How Redis' errors begin for a list or a hash under one of our keys, and for a counter that it cannot raise.
+ANOTHER_KIND, NO_NUMBER = "WRONGTYPE", ("value is not an integer", "increment or decrement would overflow")
 
 ADVICE: dict[type | tuple[type, ...], str] = {
     Model: "pass a dict of plain values, such as values() of its manager gives",
@@ -32,8 +40,21 @@ ADVICE: dict[type | tuple[type, ...], str] = {
 }
 
 
+# How Django's keys of pages begin, and which values it expects there.
+PAGES: dict[str, Callable[[Any], bool]] = {
+    "views.decorators.cache.cache_header.": lambda value: (
+        isinstance(value, list) and all(isinstance(each, str) for each in value)
+    ),
+    "views.decorators.cache.cache_page.": lambda value: isinstance(value, HttpResponse),
+}
+
+
 class NotJSONError(TypeError):
     """The value is not plain JSON. The message says which value to pass instead."""
+
+
+class UnreadableError(ValueError):
+    """The stored text is not what this cache writes."""
 
 
 class JSON:
@@ -55,8 +76,41 @@ class JSON:
         return text
 
     def loads(self, data: bytes) -> Any:
-        text = data.decode()
-        return pages.from_text(text) if text.startswith(pages.MARK) else json.loads(text)
+        """Raises `UnreadableError`."""
+        try:
+            text = data.decode()
+            return pages.from_text(text) if text.startswith(pages.MARK) else json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UnreadableError(str(error)) from error
+
+
+class Client(RedisCacheClient):
+    """Deletes what it cannot read. `get_many` leaves it out."""
+
+    def get(self, key: Any, default: Any) -> Any:
+        try:
+            return super().get(key, default)
+        except UnreadableError:
+            self.delete(key)
+        except ResponseError as error:
+            if not str(error).startswith(ANOTHER_KIND):
+                raise
+            self.delete(key)
+        return default
+
+    def get_many(self, keys: Iterable[Any]) -> dict[Any, Any]:
+        found = ((key, self.get(key, _MISSING)) for key in keys)
+        return {key: value for key, value in found if value is not _MISSING}
+
+    def count(self, key: str) -> int:
+        client = self.get_client(key, write=True)
+        try:
+            return int(client.incr(key))
+        except ResponseError as error:
+            if not str(error).startswith((ANOTHER_KIND, *NO_NUMBER)):
+                raise
+        client.set(key, 1)
+        return 1
 
 
 class Cache(RedisCache):
@@ -65,10 +119,17 @@ class Cache(RedisCache):
     def __init__(self, server: Any, params: dict[str, Any]) -> None:
         client = {"serializer": JSON, "socket_connect_timeout": PATIENCE, "socket_timeout": PATIENCE}
         super().__init__(server, {**params, "OPTIONS": {**client, **params.get("OPTIONS", {})}})
+        self._class = Client
+
+    def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
+        """The value. What Django's `cache_page` did not write under its keys counts as missing."""
+        value = super().get(key, default, version)
+        return default if any(str(key).startswith(of) and not fits(value) for of, fits in PAGES.items()) else value
 
     def count(self, key: str) -> int:
         """Add 1 to a number, or to 0 if the key is missing. Atomic, unlike `incr`. Returns the new number."""
-        return int(self._cache.get_client(write=True).incr(self.make_and_validate_key(key)))
+        client: Any = self._cache
+        return int(client.count(self.make_and_validate_key(key)))
 
     def clear(self) -> None:
         """Delete all cached values of every version, and no other keys."""

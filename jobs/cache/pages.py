@@ -6,6 +6,7 @@ context) is gone.
 """
 
 import json
+from typing import Any
 
 from django.http import HttpResponse
 
@@ -20,8 +21,21 @@ def as_text(page: HttpResponse) -> str:
 
 
 def from_text(text: str) -> HttpResponse:
-    status, reason, headers, cookies, content = json.loads(text.removeprefix(MARK))
+    """The page. Raises ValueError for text that `as_text` has not written."""
+    parts = json.loads(text.removeprefix(MARK))
+    if not _is_page(parts):
+        raise ValueError("It is not a page.")
+    status, reason, headers, cookies, content = parts
     page = HttpResponse(content.encode("latin-1"), status=status, reason=reason, headers=dict(headers))
     for cookie in cookies:
         page.cookies.load(cookie)
     return page
+
+
+def _is_page(parts: Any) -> bool:
+    if not isinstance(parts, list) or list(map(type, parts)) != [int, str, list, list, str]:
+        return False
+    _, reason, headers, cookies, _ = parts
+    texts = [*cookies, *(each for pair in headers if isinstance(pair, list) for each in pair)]
+    pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in headers)
+    return pairs and reason.isprintable() and all(isinstance(each, str) for each in texts)

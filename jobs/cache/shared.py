@@ -17,12 +17,13 @@ by one second in every six.
 import hashlib
 import inspect
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
 from django.core.cache import caches
@@ -36,6 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 RETRY_AFTER = 5.0  # seconds without calls to Redis after a timeout
+TOKEN = re.compile("[0-9a-f]{32}")
 NOTHING = object()  # None may be a cached value
 
 
@@ -57,8 +59,12 @@ class UnavailableError(Exception):
     """Redis does not answer: continue without it."""
 
 
-def cached(name: str, seconds: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def cached(
+    name: str, seconds: int, fits: Callable[[Any], bool] = lambda _: True
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Cache a function's results for `seconds` or until `invalidate(name)`: one for each combination of arguments.
+
+    A stored value that does not fit, from other code or another writer, is computed again.
 
     Arguments and results must be plain JSON. Two processes that miss at the same time both compute. Raises
     `NotJSONError`.
@@ -76,7 +82,7 @@ def cached(name: str, seconds: int) -> Callable[[Callable[P, T]], Callable[P, T]
                 key, value = _find(name, which)
             except UnavailableError:
                 return _checked(function(*args, **kwargs))
-            if value is not NOTHING:
+            if value is not NOTHING and fits(value):
                 return cast("T", value)
             result = function(*args, **kwargs)
             with suppress(UnavailableError), _cache() as cache:
@@ -100,7 +106,8 @@ def usage(name: str) -> Usage | None:
             counts = cache.get_many([f"hits:{name}", f"misses:{name}"])
     except UnavailableError:
         return None
-    return Usage(hits=counts.get(f"hits:{name}", 0), misses=counts.get(f"misses:{name}", 0))
+    hits, misses = (counts.get(f"{kind}:{name}", 0) for kind in ("hits", "misses"))
+    return Usage(hits if type(hits) is int else 0, misses if type(misses) is int else 0)
 
 
 def _checked(value: T) -> T:
@@ -128,6 +135,9 @@ def _find(name: str, which: str) -> tuple[str, object]:
     """The current key of the value, and the value or NOTHING. Raises UnavailableError."""
     with _cache() as cache:
         token = cache.get_or_set(f"token:{name}", lambda: uuid4().hex, timeout=None)
+        if not (isinstance(token, str) and TOKEN.fullmatch(token)):  # garbage
+            token = uuid4().hex
+            cache.set(f"token:{name}", token, timeout=None)
         key = f"value:{name}:{token}{which}"
         value = cache.get(key, NOTHING)
         cache.count(f"misses:{name}" if value is NOTHING else f"hits:{name}")

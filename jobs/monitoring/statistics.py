@@ -27,7 +27,12 @@ DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 SAMPLE = 10_000  # the newest runs, as a sample of the hour
 
 
-@shared.cached(NAME, seconds=SECONDS)
+def _fits(value: Any) -> bool:
+    """Whether a cached value has the shape of the figures: the cache may hold anything."""
+    return isinstance(value, dict) and isinstance(at := value.get("generated_at"), str) and at.isprintable()
+
+
+@shared.cached(NAME, seconds=SECONDS, fits=_fits)
 def figures() -> dict[str, Any]:
     """Runs by state, schedules by condition, and how late runs started, as plain JSON."""
     now = database_now()

@@ -9,6 +9,7 @@ from django.core.cache import cache
 from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse
 from django.template import Context, Template
+from django.urls import reverse
 from django.views.decorators.cache import cache_page
 
 from jobs.cache.backend import NotJSONError
@@ -214,3 +215,71 @@ def test_it_clears_the_cache_but_not_the_queue_of_the_broker(redis):
     assert redis.keys("punctual:*") == []
     assert redis.llen("celery") == 1
     assert Run.objects.get().id == run.id
+
+
+# --- Garbage under our keys -----------------------------------------------------------------------------------------
+
+PICKLE = b"cposix\nsystem\n(S'touch %s'\ntR."
+GARBAGE = [
+    *(
+        b"",
+        b"\xff",
+        b"nonsense",
+        b"{",
+        b"[" * 100_000,
+        b"9" * 10_000,
+        b"NaN",
+        b"7",
+        b'"text"',
+        b"null",
+        b"[1]",
+        b'{"a": 1}',
+    ),
+    *(b"page ", b"page nonsense", b"page {}", b"page [1, 2]", b'page [999999, "", [], [], ""]'),
+    *(b'page [200, [], [], [], ""]', b'page [200, "", [["a"]], [], ""]', b'page [200, "", [["a", "b\\nc"]], [], ""]'),
+    *(b'page [200, "a\\nb", [], [], ""]', b'page [200, "", [], ["="], ""]', b'page [200, "", [], [7], ""]'),
+    *(b'page [200, "", {}, [], ""]', b'page [200, "", [], [], 7]', b'page [200, "", [], [], "\\u1234"]'),
+]
+
+
+def fill(redis, garbage: object) -> int:
+    """Put garbage under every key of the cache; returns their number."""
+    keys = redis.keys("punctual:*")
+    for key in keys:
+        if isinstance(garbage, bytes):
+            redis.set(key, garbage)
+        else:
+            redis.delete(key)
+            redis.rpush(key, "a", "list")
+    return len(keys)
+
+
+@pytest.mark.parametrize("garbage", [*GARBAGE, list])
+def test_it_answers_with_garbage_under_every_key(admin_client, redis, garbage):
+    page = cache_page(60)(lambda _: HttpResponse("page"))
+    request = HttpRequest()
+    request.method, request.META["SERVER_NAME"], request.META["SERVER_PORT"] = "GET", "localhost", "80"
+    address = reverse("statistics")
+
+    def figures() -> dict[str, object]:
+        answer = admin_client.get(address)
+        assert answer.status_code == 200
+        return answer.json()
+
+    figures()
+    assert page(request).content == b"page"
+    assert fill(redis, garbage) > 4
+    assert figures()["cache"]["hits"] >= 0
+    assert usage("statistics")
+    assert page(request).status_code == 200
+    assert figures()["schedules"] == {"total": 0, "enabled": 0, "paused": 0, "flagged": 0}
+    before = usage("statistics").hits
+    figures()
+    assert usage("statistics").hits == before + 1  # it has healed
+
+
+def test_it_executes_nothing_that_is_stored(counter, redis, tmp_path):
+    counter.remembered()
+    fill(redis, PICKLE % str(tmp_path / "executed").encode())
+    assert counter.remembered() == 2
+    assert not list(tmp_path.iterdir())
