@@ -202,6 +202,8 @@ DEBUG: bool = read("bool", "DEBUG", False)
 EMBEDDED: bool = read("bool", "EMBEDDED", DEBUG)
 # The folder for the state of the embedded servers and the logs of `manage.py up`.
 VAR_DIR = Path(read("str", "VAR_DIR", str(BASE_DIR / "var"))).absolute()
+if EMBEDDED:
+    embedded.close_to_others(VAR_DIR)
 # Signs sessions and tokens: at least 50 random characters, the same in every process.
 SECRET_KEY: str = read("str", "SECRET_KEY", "" if DEBUG else required) or embedded.secret_key(VAR_DIR)
 # The name of this installation, such as production or staging. A database that one of another name has adopted is left

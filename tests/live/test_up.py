@@ -137,7 +137,12 @@ def installed(servers, tmp_path_factory) -> Up:
 
     Afterwards its heartbeat runs every second instead of every five: other tests wait for it.
     """
-    up = Up(servers.workspace, tmp_path_factory.mktemp("up") / "var", "--demo", "--until", "3", *PATIENT)
+    var = tmp_path_factory.mktemp("up") / "var"
+    (var / "log").mkdir(parents=True)
+    (var / "log" / "web.log").touch()
+    for path in (var, var / "log", var / "log" / "web.log"):  # as a former version left them, under the usual umask
+        path.chmod(0o755)
+    up = Up(servers.workspace, var, "--demo", "--until", "3", *PATIENT)
     assert up.ends() == 0, up.lines
     faster = "UPDATE django_celery_beat_intervalschedule SET every = 1 WHERE every = 5"
     with closing(sqlite3.connect(up.var / "punctual.sqlite3", timeout=DEADLINE)) as database, database:
@@ -187,6 +192,30 @@ def test_it_runs_until_enough_scheduled_runs_have_succeeded_and_leaves_nothing_b
 
 
 @linux
+def test_it_lets_no_other_user_read_its_files(installed):
+    paths = [installed.var, *installed.var.rglob("*")]
+    assert {"secret_key", "punctual.sqlite3", "worker.log", "valkey"} <= {path.name for path in paths}
+    assert not [path for path in paths if path.lstat().st_mode & 0o077]
+
+
+def test_it_mends_the_modes_of_its_own_files_only(tmp_path):
+    for folder in ("files/report", "mine"):
+        (tmp_path / folder).mkdir(parents=True)
+    paths = [tmp_path / name for name in ("punctual.sqlite3", "punctual.sqlite3-wal", "files/report/it", "mine/it")]
+    for path in paths:
+        path.touch()
+        path.chmod(0o644)
+    (tmp_path / "log").symlink_to(tmp_path / "mine")
+    with embedded.private(tmp_path):
+        (tmp_path / "new").touch()
+    modes = [path.stat().st_mode & 0o777 for path in (*paths, tmp_path / "new")]
+    assert modes == [0o600, 0o600, 0o600, 0o644, 0o600]
+    assert (tmp_path / "files").stat().st_mode & 0o777 == 0o700
+    tmp_path.chmod(0o1777)
+    embedded.close_to_others(tmp_path)
+    assert tmp_path.stat().st_mode & 0o777 == 0o777
+
+
 def test_it_continues_its_installation_and_stops_in_order_on_ctrl_c(again):
     assert "password" not in again.lines
     again.says(r"succeeded")
