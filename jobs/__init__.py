@@ -11,6 +11,7 @@
     monitoring/   is all well, and who is told?
     worker/       what happens while a run executes?
     beat/         what does a tick do?
+    deployment    which doors do the settings leave open?
     checks        do the settings suit Punctual?
     local/        how does all of it run on one machine?
     toolkit/      what may a job use?

@@ -11,7 +11,7 @@ from django.core import checks
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, transaction
 from django.utils import timezone
 
-from jobs import zones
+from jobs import deployment, zones
 from jobs.beat import rivals
 from jobs.messages import discovery, queues
 from jobs.models import Node
@@ -83,3 +83,4 @@ def connect() -> None:
     for check in (application, protocol, scheduler, queue_names, modules, zone_rules):
         checks.register(check)
     checks.register(live_nodes, checks.Tags.database)
+    deployment.connect()

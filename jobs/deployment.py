@@ -1,0 +1,252 @@
+"""Which doors do the settings leave open? The checks of `manage.py check --deploy`, beside Django's own.
+
+Its one rule: a warning names a door that most installations should close, an info one that some need. Each hint says
+what to write. A setting that a project does not have opens no door.
+
+Limits: a check sees the settings of its own process, and files only where that process may look.
+"""
+
+import ipaddress
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from celery import current_app
+from django.conf import settings
+from django.core import checks
+from django.db import connections
+
+HARMLESS_COMMANDS = {"check", "clearsessions"}
+LONGEST_SESSION = 31 * 86_400  # seconds
+PICKLING = ("redis", "memcached", "db", "filebased")  # modules of Django's caches that store pickles
+EXECUTABLE = {"pickle", "application/x-python-serialize", "yaml", "application/x-yaml"}
+ENCRYPTED = {"rediss", "amqps", "sentinels"}
+NETWORKED = ENCRYPTED | {"redis", "amqp", "pyamqp", "librabbitmq", "sentinel"}
+PRIVATE_ENDINGS = (".internal", ".local", ".localdomain", ".lan", ".home.arpa")
+NO_PASSWORD = {"passfile", "sslcert", "service", "krbsrvname"}  # options of PostgreSQL that name another proof
+
+Found = Iterator[tuple[str, str]]  # sentences and hints
+
+
+def remote_control() -> Found:
+    if getattr(settings, "REMOTE_CONTROL", "") == "full":
+        yield (
+            "REMOTE_CONTROL is full: any program that can write to the broker can stop workers.",
+            "Remove the setting, or write REMOTE_CONTROL=off.",
+        )
+
+
+def private_addresses() -> Found:
+    if getattr(settings, "HTTP_ALLOW_PRIVATE", False):
+        yield (
+            "HTTP_ALLOW_PRIVATE is on: every user who may edit schedules can call the services of your network.",
+            "Remove HTTP_ALLOW_PRIVATE. Jobs may always call this site by its paths.",
+        )
+
+
+def commands() -> Found:
+    if further := sorted(set(getattr(settings, "RUN_COMMANDS", ())) - HARMLESS_COMMANDS):
+        yield (
+            f"RUN_COMMANDS lets jobs run {', '.join(further)}.",
+            "Keep only commands that every user with the right for jobs.run_command may run with any argument.",
+        )
+
+
+def restricted_jobs() -> Found:
+    if not getattr(settings, "RESTRICTED_JOBS", True):
+        yield (
+            "RESTRICTED_JOBS is empty: users need no right of their own for jobs that delete, send out or copy data.",
+            "Remove the setting, or list such jobs in it.",
+        )
+
+
+def servers() -> Found:
+    """Passwords and encryption on the ways to database, broker, cache and results."""
+    for name, place in _places().items():
+        if place.is_here:
+            continue
+        if not place.has_password:
+            yield (
+                f"{name} names a server on {place.host} without a password.",
+                f"Set one there, and write it in {name}.",
+            )
+        if not place.is_encrypted and not _is_private(place.host):
+            yield (
+                f"{name} sends passwords and data to {place.host} unencrypted.",
+                f"Write {place.encrypted} in {name}, or use a private network.",
+            )
+
+
+def executable_messages() -> Found:
+    accepted = {*(current_app.conf.accept_content or ()), *(current_app.conf.result_accept_content or ())}
+    if dangerous := sorted(accepted & EXECUTABLE):
+        yield (
+            f"Workers accept {', '.join(dangerous)}: any program that can write to the broker can run code in them.",
+            'Write CELERY_ACCEPT_CONTENT = ["json"].',
+        )
+
+
+def pickling_caches() -> Found:
+    for alias, config in settings.CACHES.items():
+        package, _, module = str(config["BACKEND"]).rpartition(".")[0].rpartition(".")
+        if package == "django.core.cache.backends" and module in PICKLING:
+            yield (
+                f"The cache {alias!r} stores pickles: any program that can write to it can run code in this process.",
+                'Write "BACKEND": "jobs.cache.backend.Cache", which stores JSON in Redis.',
+            )
+
+
+def single_sign_on() -> Found:
+    if getattr(settings, "SSO_HEADER", "") and not getattr(settings, "BEHIND_PROXY", False):
+        yield (
+            "SSO_HEADER is set without BEHIND_PROXY: any client can send the header, and so log in as any user.",
+            "Put a proxy in front that removes the header from requests, and write BEHIND_PROXY=true.",
+        )
+
+
+def logins() -> Found:
+    is_throttled = "axes" in settings.INSTALLED_APPS and getattr(settings, "AXES_ENABLED", True)
+    if not is_throttled or not any(path.startswith("axes.") for path in settings.AUTHENTICATION_BACKENDS):
+        yield (
+            "Logins are not throttled: an attacker can try any number of passwords.",
+            'Add "axes" to INSTALLED_APPS and "axes.backends.AxesStandaloneBackend" to AUTHENTICATION_BACKENDS.',
+        )
+
+
+def sessions() -> Found:
+    if settings.SESSION_COOKIE_AGE > LONGEST_SESSION:
+        yield (
+            f"A session lasts {settings.SESSION_COOKIE_AGE // 86_400} days: a stolen cookie is as good as a password.",
+            "Set SESSION_DAYS to 31 or less.",
+        )
+
+
+def page_policy() -> Found:
+    if not getattr(settings, "CONTENT_SECURITY_POLICY", None):
+        yield (
+            "Pages have no Content-Security-Policy: a text that escapes its page could run scripts.",
+            "Restore CONTENT_SECURITY_POLICY and its middleware.",
+        )
+
+
+def open_files() -> Found:
+    """Only the rights of all users count: a group may be an operator's choice."""
+    databases = [each.settings_dict["NAME"] for each in connections.all() if each.vendor == "sqlite"]
+    variables = os.environ.get("ENV_FILE", getattr(settings, "BASE_DIR", Path()) / ".env")
+    key = getattr(settings, "VAR_DIR", Path()) / "secret_key"
+    for path in map(Path, (settings.MEDIA_ROOT, variables, key, *databases)):
+        if (path.is_file() or path.is_dir()) and path.stat().st_mode & 0o006:
+            mode = 700 if path.is_dir() else 600
+            yield (f"Every user of this machine can read {path}.", f"Run: chmod {mode} {path}.")
+
+
+def unsigned_messages() -> Found:
+    if getattr(settings, "MESSAGE_KEYS", True) == []:
+        yield (
+            "Messages are not signed: a program that can write to the broker can make workers run jobs.",
+            "Set MESSAGE_KEYS to 32 random bytes or more, the same in every process.",
+        )
+
+
+def secrets_here() -> Found:
+    if number := len(getattr(settings, "JOB_SECRETS", ())):
+        yield (
+            f"This process knows {number} secrets of jobs. Only workers need them.",
+            "Set the variables JOB_SECRET_... for workers only, not for web, beat and manage.py.",
+        )
+
+
+def proxy() -> Found:
+    if settings.SECURE_SSL_REDIRECT and not settings.SECURE_PROXY_SSL_HEADER:
+        yield (
+            "HTTPS is on and BEHIND_PROXY is off: behind a proxy, every page would redirect to itself.",
+            "Write BEHIND_PROXY=true if a proxy in front sets X-Forwarded-Proto.",
+        )
+
+
+def embedded_servers() -> Found:
+    if getattr(settings, "EMBEDDED", False) and not settings.DEBUG:
+        yield (
+            "EMBEDDED is on: all data are in VAR_DIR on this machine, for one user of the system.",
+            "Set DATABASE_URL and REDIS_URL, and EMBEDDED=false, to run on several machines.",
+        )
+
+
+class _Place:
+    """A server, as a setting names it."""
+
+    def __init__(self, host: str, has_password: bool, is_encrypted: bool, encrypted: str) -> None:
+        self.host, self.has_password = host, has_password
+        self.is_encrypted, self.encrypted = is_encrypted, encrypted
+
+    @property
+    def is_here(self) -> bool:
+        return not self.host or self.host.startswith("/") or _address(self.host).is_loopback
+
+
+def _places() -> dict[str, _Place]:
+    found = {}
+    for alias, connection in ((alias, connections[alias]) for alias in connections):
+        config = connection.settings_dict
+        if connection.vendor == "postgresql":
+            options = config.get("OPTIONS", {})
+            is_encrypted = options.get("sslmode") in {"require", "verify-ca", "verify-full"}
+            has_password = bool(config["PASSWORD"] or NO_PASSWORD & options.keys())
+            name = "DATABASE_URL" if alias == "default" else f"DATABASES[{alias!r}]"
+            found[name] = _Place(str(config["HOST"]), has_password, is_encrypted, "?sslmode=verify-full")
+    broker, backend = str(current_app.conf.broker_url or ""), str(current_app.conf.result_backend or "")
+    caches = [str(url) for config in settings.CACHES.values() for url in _listed(config.get("LOCATION", ""))]
+    named = {"BROKER_URL or REDIS_URL": broker.split(";"), "CACHE_URL": caches, "RESULT_BACKEND": backend.split(";")}
+    has_tls = bool(current_app.conf.broker_use_ssl)
+    for name, urls in named.items():
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme in NETWORKED:
+                secure = "amqps://" if "amqp" in parts.scheme else "rediss://"
+                is_encrypted = parts.scheme in ENCRYPTED or (has_tls and name.startswith("BROKER"))
+                found[name] = _Place(parts.hostname or "", bool(parts.password), is_encrypted, secure)
+    return found
+
+
+def _listed(location: Any) -> list[Any]:
+    return list(location) if isinstance(location, list | tuple) else [location]
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address that the host is; for a name one of this machine, or a public one."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return ipaddress.ip_address("127.0.0.1" if host == "localhost" else "8.8.8.8")
+
+
+def _is_private(host: str) -> bool:
+    """Whether the name or address belongs to a network of one's own, as far as it tells."""
+    return (
+        ("." not in host.rstrip(".") and ":" not in host) or host.endswith(PRIVATE_ENDINGS) or _address(host).is_private
+    )
+
+
+WARNINGS = (
+    *(remote_control, private_addresses, commands, restricted_jobs, servers, executable_messages, pickling_caches),
+    *(single_sign_on, logins, sessions, page_policy, open_files),
+)
+INFOS = (unsigned_messages, secrets_here, proxy, embedded_servers)
+
+
+def connect() -> None:
+    for number, function in enumerate(WARNINGS, 101):
+        checks.register(_check(function, checks.Warning, f"jobs.W{number}"), checks.Tags.security, deploy=True)
+    for number, function in enumerate(INFOS, 101):
+        checks.register(_check(function, checks.Info, f"jobs.I{number}"), checks.Tags.security, deploy=True)
+
+
+def _check(
+    find: Callable[[], Found], kind: Callable[..., checks.CheckMessage], name: str
+) -> Callable[..., list[checks.CheckMessage]]:
+    def check(**_: Any) -> list[checks.CheckMessage]:
+        return [kind(sentence, hint=hint, id=name) for sentence, hint in find()]
+
+    return check
