@@ -7,7 +7,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
 
 WORKDIR /app
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin punctual \
-    && install --directory --owner=punctual /app/files
+    && install --directory --owner=punctual --mode=700 /app/files
 # pg_dump and pg_restore for `jobs.backup_database`, in the version of the server.
 RUN apt-get update && apt-get install --yes --no-install-recommends postgresql-client-17 && rm -rf /var/lib/apt/lists/*
 

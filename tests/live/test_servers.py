@@ -1,16 +1,21 @@
 """The basis of the other live tests: real servers, and real processes that use this test's data."""
 
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
+import redis as redis_client
 import yaml
 from django.db import connection
 
+from jobs.local import embedded
 from project.celery import app
 from tests.servers import ROOT
 from tests.waiting import DEADLINE
@@ -24,6 +29,8 @@ child = workspace.start(["sleep", "300"], workspace.folder / "log")
 print(workspace.folder, child.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+PASSWORD = "letters-and-digits-7"
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -75,6 +82,60 @@ def test_it_answers_the_health_checks_of_docker_compose_while_it_lives(processes
     worker.kill()
     beat.kill()
     assert all(check.wait(DEADLINE) != 0 for check in ask_health(environment, timeout=1))
+
+
+def config_of_compose(name: str) -> str:
+    """The content of a config in docker-compose.yml, as a container gets it."""
+    content: str = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["configs"][name]["content"]
+    return re.sub(r"\$\{REDIS_PASSWORD:[^}]*\}", PASSWORD, content).replace("$$", "$")
+
+
+def test_it_answers_only_clients_with_the_password_in_the_redis_of_docker_compose(servers, tmp_path, eventually):
+    (tmp_path / "redis.conf").write_text(config_of_compose("redis"))
+    address = tmp_path / "it.sock"
+    binary = embedded.server_binary()
+    listening = ["--port", "0", "--unixsocket", str(address), "--dir", str(tmp_path)]
+    process = servers.workspace.start([binary, str(tmp_path / "redis.conf"), *listening], tmp_path / "log")
+    eventually(address.exists)
+    with pytest.raises(redis_client.AuthenticationError):
+        redis_client.Redis(unix_socket_path=str(address)).ping()
+    assert redis_client.Redis(unix_socket_path=str(address), password=PASSWORD).ping()
+    process.terminate()
+    process.wait()
+    servers.workspace.forget(process)
+
+
+def test_it_gives_the_application_of_docker_compose_a_role_that_is_no_superuser(servers, tmp_path):
+    if servers.database == "sqlite":
+        pytest.skip("SQLite has no roles.")
+    if not shutil.which("psql"):
+        pytest.skip("psql is not installed.")
+    name = f"punctual_{os.getpid()}"
+    script = config_of_compose("role").replace("punctual", name).replace("postgres", "$PGUSER", 1)
+    script = script.replace("--dbname=postgres", "")
+    place = connection.settings_dict
+    inside = {
+        "PGHOST": place["HOST"],
+        "PGPORT": str(place["PORT"]),
+        "PGUSER": place["USER"],
+        "PGDATABASE": place["NAME"],
+    }
+    inside |= {"PGPASSWORD": place["PASSWORD"], "PUNCTUAL_PASSWORD": PASSWORD}
+    subprocess.run(["/bin/sh", "-ec", script], env={**os.environ, **inside}, check=True, capture_output=True)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT rolsuper, rolcreaterole, rolbypassrls FROM pg_roles WHERE rolname = %s", [name])
+            assert cursor.fetchone() == (False, False, False)
+            cursor.execute("SELECT datdba::regrole::text FROM pg_database WHERE datname = %s", [name])
+            assert cursor.fetchone() == (name,)
+        with psycopg.connect(host=place["HOST"], port=place["PORT"], user=name, password=PASSWORD, dbname=name) as own:
+            own.execute("CREATE TABLE it (a int)")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                own.execute("SELECT pg_read_file('/etc/passwd')")
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(f"DROP DATABASE {name}")
+            cursor.execute(f"DROP ROLE {name}")
 
 
 def test_it_leaves_nothing_behind_when_the_test_run_is_killed(eventually):

@@ -75,13 +75,13 @@ def test_it_sets_all_required_variables_and_no_unknown_ones(name):
 def test_it_has_no_default_for_a_secret():
     interpolated = re.findall(r"\$\{(\w+)(:[-?][^}]*)?\}", (ROOT / "docker-compose.yml").read_text())
     names = {name for name, _ in interpolated if SECRET.search(name)}
-    assert names == {"SECRET_KEY", "POSTGRES_PASSWORD"}
+    assert names == {"SECRET_KEY", "POSTGRES_PASSWORD", "POSTGRES_SUPERUSER_PASSWORD", "REDIS_PASSWORD"}
     for name, rest in interpolated:
         if name in names:
             assert re.fullmatch(rf":\?Set {name} to .{{10,}}", rest), (name, rest)
     for service in SERVICES.values():
         for name, value in service.get("environment", {}).items():
-            assert not SECRET.search(name) or value.startswith(f"${{{name}:?"), (name, value)
+            assert not SECRET.search(name) or re.match(r"\$\{[A-Z_]+:\?", value), (name, value)
 
 
 def test_it_gives_the_file_with_values_of_secrets_to_the_worker_only():
@@ -124,10 +124,31 @@ def test_it_does_not_run_as_root():
     assert user not in {"root", "0"}
     words = [word for word, _ in instructions()]
     assert words.index("USER") > max(index for index, word in enumerate(words) if word in {"COPY", "RUN"})
-    for service in OURS.values():
-        assert "user" not in service
-        assert service["read_only"] is True
-        assert service["cap_drop"] == ["ALL"]
+    assert all("user" not in service for service in OURS.values())
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_it_gives_every_service_few_rights_and_bounded_memory(name):
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert re.search(r"\d[mg]\b", service["mem_limit"])
+    assert 0 < service["pids_limit"] <= 300
+    assert all("size=" in each for each in service.get("tmpfs", []))
+    if name in {"postgres", "redis"}:
+        assert service["user"] == name
+
+
+def test_it_pins_every_image_to_a_minor_version():
+    images = [service["image"] for service in SERVICES.values() if "build" not in service] + arguments_of("FROM")
+    assert all(re.search(r":\d+\.\d+", image) for image in images), images
+
+
+def test_it_shows_no_password_among_the_options_of_a_process():
+    for service in SERVICES.values():
+        for command in (service.get("command", []), service.get("healthcheck", {}).get("test", [])):
+            assert not SECRET.search(re.sub(r"--\S+", "", " ".join(command))), command
 
 
 @pytest.mark.parametrize("name", OURS)
