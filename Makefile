@@ -5,14 +5,15 @@
 #   make lint                        check format, rules, types, migrations, and Django's checks for production
 #   make bench [ARGS=--quick]        compare with django-celery-beat's scheduler: half an hour on an idle machine
 #   make chaos                       cause faults of every kind in real processes: ten minutes
-#   make lock [ARGS=--upgrade]       renew both lists of locked requirements from their .in files
+#   make audit                       check hashes, licences and known vulnerabilities; write the SBOM to var/sbom.json
+#   make lock [ARGS=--upgrade]       renew the lists of locked requirements from their .in files
 #   make install                     create only .venv; PYTHON=/path/to/python3.12 chooses its Python
 PYTHON ?= python3
 BIN := .venv/bin
 WRITABLE := test -w . || { echo "This folder cannot be written: move the project to a writable folder." >&2; exit 1; }
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 
-.PHONY: run test lint bench chaos lock install
+.PHONY: run test lint bench chaos audit lock install
 .NOTPARALLEL:
 
 # Without any settings in `.env` or in the environment, this is a first try: write DEBUG=true to `.env`.
@@ -44,9 +45,23 @@ bench: .venv/develops
 chaos: .venv/develops
 	$(BIN)/pytest -n 2 --dist worksteal -m chaos tests/chaos $(ARGS)
 
+# The tools are in an environment of their own, so that they are no part of what they look at. An index without a service
+# of known vulnerabilities ends the look-up with one line.
+audit: .venv/develops .venv-audit/audits
+	$(BIN)/pytest -q tests/pure/test_supply.py
+	@mkdir -p var
+	.venv-audit/bin/cyclonedx-py requirements requirements.txt --output-reproducible --of JSON -o var/sbom.json
+	@rm -f var/vulnerabilities.json
+	@.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.txt --progress-spinner off --timeout 30 \
+	  --format json --output var/vulnerabilities.json 2> var/audit.log \
+	  || test ! -s var/vulnerabilities.json || { cat var/audit.log var/vulnerabilities.json >&2; exit 1; }
+	@grep -qs '"vulns"' var/vulnerabilities.json \
+	  || echo "Known vulnerabilities were not looked up: this package index does not offer them."
+
 lock: .venv/develops
 	$(COMPILE) $(ARGS) requirements.in -o requirements.txt
 	$(COMPILE) $(ARGS) requirements-dev.in -o requirements-dev.txt
+	$(COMPILE) $(ARGS) requirements-audit.in -o requirements-audit.txt
 
 install: .venv/runs
 
@@ -57,6 +72,13 @@ install: .venv/runs
 	@echo "Installing $<."
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip > /dev/null
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r $< \
+	  || { echo "Installing $< failed (see above). Fix the cause, then run the same command again." >&2; exit 1; }
+	@touch $@
+
+.venv-audit/audits: requirements-audit.txt $(BIN)/python
+	@echo "Installing $<."
+	@rm -rf .venv-audit && $(BIN)/python -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r $< \
 	  || { echo "Installing $< failed (see above). Fix the cause, then run the same command again." >&2; exit 1; }
 	@touch $@
 

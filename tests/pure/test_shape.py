@@ -31,6 +31,7 @@ FILES_AT_THE_TOP = (
         ".gitignore",
     }
     | {"requirements.in", "requirements.txt", "requirements-dev.in", "requirements-dev.txt"}
+    | {"requirements-audit.in", "requirements-audit.txt"}
 )
 FOLDERS_AT_THE_TOP = {"project", "jobs", "templates", "tests", ".ci"}
 MAY_COME = {"benchmarks", "docs"}
