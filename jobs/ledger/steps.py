@@ -26,9 +26,15 @@ def key_of(header: Sequence[Any], task_id: str) -> str:
     return str(header[2]) if len(header) > 2 else task_id
 
 
-def start(key: str, run_id: UUID, attempt: int, node: str, pid: int) -> bool:
-    """Claim a step for this process; False if it was started before, or its run no longer needs it."""
-    return bool(_START(key=key, run_id=run_id, attempt=attempt, node=node, pid=pid, lease=lease()))
+def start(key: str, run_id: UUID, attempt: int, node: str, pid: int, task: str) -> bool:
+    """Claim a step for this process; False if it was started before, is another task, or its run does not need it."""
+    return bool(_START(key=key, run_id=run_id, attempt=attempt, node=node, pid=pid, lease=lease(), task=task))
+
+
+def other_task(key: str, run_id: UUID, attempt: int, task: str) -> str:
+    """The task of a queued step, if it is not this one; else empty."""
+    queued = Step.objects.filter(id=key, run=run_id, attempt=attempt, state=Step.State.QUEUED)
+    return queued.exclude(task=task).values_list("task", flat=True).first() or ""
 
 
 def end(key: str, run_id: UUID, attempt: int, state: Step.State, **changes: Any) -> None:
@@ -40,10 +46,10 @@ def end(key: str, run_id: UUID, attempt: int, state: Step.State, **changes: Any)
 
 
 def _starting(
-    key: Any, run_id: Any, attempt: Any, node: Any, pid: Any, lease: Any
+    key: Any, run_id: Any, attempt: Any, task: Any, lease: Any, **process: Any
 ) -> tuple[QuerySet[Step], dict[str, Any]]:
-    changes = {"started_at": Now(), "lease_until": Now() + lease, "node": node, "pid": pid}
-    return _wanted(key, run_id, attempt).moving({Step.State.QUEUED}, Step.State.RUNNING, **changes)
+    changes = {"started_at": Now(), "lease_until": Now() + lease, **process}
+    return _wanted(key, run_id, attempt).filter(task=task).moving({Step.State.QUEUED}, Step.State.RUNNING, **changes)
 
 
 def _wanted(key: Any, run_id: Any, attempt: Any) -> StepQuerySet:
@@ -59,7 +65,7 @@ def _succeeding(key: Any, run_id: Any, attempt: Any) -> tuple[QuerySet[Step], di
 
 
 _STEP: dict[str, Any] = {"key": CharField(), "run_id": UUIDField(), "attempt": IntegerField()}
-_START = Update(_starting, _STEP | PROCESS)
+_START = Update(_starting, _STEP | PROCESS | {"task": CharField()})
 _SUCCEED = Update(_succeeding, _STEP)
 
 

@@ -137,12 +137,20 @@ def queue_of(run: Sendable) -> str:
     return str(current_app.amqp.router.route(options, run.task, run.args, run.kwargs, task)["queue"].name)
 
 
+def keeps_arguments(task: Any) -> bool:
+    """Whether the messages of a run have the arguments of its row: nothing that sees them may change them."""
+    return _is_ordinary(task) and not signals.before_task_publish.receivers
+
+
+def _is_ordinary(task: Any) -> bool:
+    return {base.__module__ for base in type(task).__mro__ if vars(base).keys() & MAKERS} <= ORDINARY
+
+
 def _can_be_copied(task: Any) -> bool:
     watched = any(
         signal.receivers for signal in (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
     )
-    makers = {base.__module__ for base in type(task).__mro__ if vars(base).keys() & MAKERS}
     router: Any = current_app.amqp.router
     by_name = all(isinstance(route, MapRoute) for route in router.routes)
     conf = current_app.conf
-    return by_name and makers <= ORDINARY and not (watched or conf.task_send_sent_event or conf.task_always_eager)
+    return by_name and _is_ordinary(task) and not (watched or conf.task_send_sent_event or conf.task_always_eager)

@@ -19,6 +19,7 @@ from django.db import IntegrityError, models, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Concat, Greatest, Now, Right
 from django_celery_beat.models import PeriodicTask
+from psycopg.types.json import Jsonb
 
 from jobs.models import bulk
 from jobs.models.clock import lease
@@ -31,6 +32,13 @@ LONGEST_NAME = 200  # characters
 LONGEST_REASON = 500  # characters of an error in the reason of its run; `error_text` holds more
 LONGEST_ERROR_TEXT = 20_000  # characters; the end of the traceback is kept
 LONGEST_LOG = 100_000  # characters per attempt; the latest are kept
+
+
+class AsJSON(models.JSONField):
+    """A value that is JSON text already, to be compared with a column of JSON."""
+
+    def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:  # noqa: ARG002
+        return Jsonb(value, dumps=str) if connection.vendor == "postgresql" else value
 
 
 def new_run_id() -> UUID:
@@ -109,6 +117,14 @@ class Ended(NamedTuple):
     state: State
 
 
+class Sent(NamedTuple):
+    """What a message executes. Its arguments are JSON; None: whoever publishes it may change them."""
+
+    task: str
+    args: str | None = None
+    kwargs: str = "{}"
+
+
 class RunQuerySet(models.QuerySet["Run"]):
     def active(self) -> "RunQuerySet":
         """Unfinished runs (index run_active)."""
@@ -170,18 +186,31 @@ class RunQuerySet(models.QuerySet["Run"]):
     def _ending(self, expected: Collection[State], to: State, **changes: Any) -> "tuple[RunQuerySet, dict[str, Any]]":
         return self._moving(expected, to, **changes, finished_at=Now(), lease_until=None)
 
-    def start(self, run_id: UUID, attempt: int, node: str, pid: int) -> bool:
-        """Claim an attempt for this process; False if it was already started, expired, cancelled or rescued."""
-        return bool(_START(run_id=run_id, attempt=attempt, node=node, pid=pid, lease=lease()))
+    def start(self, run_id: UUID, attempt: int, node: str, pid: int, sent: "Sent | None" = None) -> bool:
+        """Claim an attempt for this process; False if it was already started, expired, cancelled or rescued.
+
+        Also False for a message that is not the run's: `sent` is what the message executes.
+        """
+        values = {"run_id": run_id, "attempt": attempt, "node": node, "pid": pid, "lease": lease()}
+        if sent is None:
+            return bool(_START(**values))
+        if sent.args is None:
+            return bool(_START_TASK(**values, task=sent.task))
+        return bool(_START_SENT(**values, task=sent.task, sent_args=sent.args, sent_kwargs=sent.kwargs))
 
     def succeed(self, run_id: UUID, attempt: int) -> "list[Ended]":
         """Like `conclude`, for a success without other changes: most runs end so, and the statement is prepared."""
         return [Ended(run_id, schedule, State.SUCCEEDED) for schedule in _SUCCEED.rows(run_id=run_id, attempt=attempt)]
 
 
-def _starting(run_id: Any, attempt: Any, node: Any, pid: Any, lease: Any) -> tuple[RunQuerySet, dict[str, Any]]:
+def _starting(
+    run_id: Any, attempt: Any, node: Any, pid: Any, lease: Any, **sent: Any
+) -> tuple[RunQuerySet, dict[str, Any]]:
     fresh = Q(expires_at__isnull=True) | Q(expires_at__gt=Now())
-    mine = Run.objects.filter(fresh, id=run_id, attempt=attempt)
+    # This attempt has been sent, or its sender has it for `SENDING`. So nothing starts a run before its time.
+    is_sent = Q(state=State.QUEUED) | Q(sends__gt=0) | Q(not_before__lte=Now() + Value(SENDING))
+    same = {COLUMN_OF.get(name, name): value for name, value in sent.items()}
+    mine = Run.objects.filter(fresh, is_sent, id=run_id, attempt=attempt, **same)
     changes = {"started_at": Now(), "lease_until": Now() + lease, "node": node, "pid": pid, "reason": ""}
     changes["sends"] = Greatest(F("sends"), 1)  # its sender may not have counted this message yet
     return mine._moving(UNSTARTED, State.RUNNING, **changes)
@@ -193,7 +222,12 @@ def _succeeding(run_id: Any, attempt: Any) -> tuple[RunQuerySet, dict[str, Any]]
 
 _ATTEMPT: dict[str, Any] = {"run_id": models.UUIDField(), "attempt": models.IntegerField()}
 PROCESS: dict[str, Any] = {"node": models.CharField(), "pid": models.IntegerField(), "lease": models.DurationField()}
+COLUMN_OF = {"sent_args": "args", "sent_kwargs": "kwargs"}
+_TASK: dict[str, Any] = {"task": models.CharField()}
+_SENT: dict[str, Any] = {"sent_args": AsJSON(), "sent_kwargs": AsJSON()}
 _START = Update(_starting, _ATTEMPT | PROCESS)
+_START_TASK = Update(_starting, _ATTEMPT | PROCESS | _TASK)
+_START_SENT = Update(_starting, _ATTEMPT | PROCESS | _TASK | _SENT)
 _SUCCEED = UpdateReturning(_succeeding, _ATTEMPT, "schedule_id")
 
 

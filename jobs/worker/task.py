@@ -20,8 +20,9 @@ from django.db import Error as DatabaseError
 from jobs.ledger import outcomes, steps
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
-from jobs.models import Run, installation
-from jobs.worker import canvas, context, finish, pulse, refusals, results
+from jobs.models import installation
+from jobs.models.runs import Sent
+from jobs.worker import canvas, context, finish, forgery, pulse, refusals, results
 from jobs.worker.connection import on_good_connection, patiently
 from jobs.worker.context import Execution, node_of
 from jobs.worker.loops import drop_left_loop, is_pool_child
@@ -56,7 +57,7 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
         """The start guard. Raises `Ignore` if this attempt was already started, expired, cancelled or rescued."""
         drop_left_loop(self)
         if _header(self.request, ATTEMPT_HEADER) is not None or self.request.get(STEP_HEADER) is not None:
-            _start(self.request, task_id)
+            _start(self, task_id, forgery.sent(self, args, kwargs))
         elif (schedule := self.request.get("periodic_task_name")) is not None:
             refusals.notice_rival(schedule, self.request.origin)
         super().before_start(task_id, args, kwargs)
@@ -96,11 +97,12 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
         return super().replace(sig)
 
 
-def _start(request: Any, task_id: str) -> None:
-    execution = _execution_of(request, task_id)
+def _start(task: Any, task_id: str, sent: Sent) -> None:
+    request, execution = task.request, _execution_of(task.request, task_id)
     try:
         # Celery repeats a task that it executes in place at once: that is the same attempt.
-        started = bool(request.is_eager and request.retries) or _claim(execution, node_of(request.hostname))
+        started = bool(request.is_eager and request.retries) or _claim(execution, node_of(request.hostname), sent)
+        forged = "" if started else on_good_connection(partial(forgery.difference, execution, sent))
     except DatabaseError as error:
         log.warning("Run %s is not started: the database is unavailable. Beat sends it again later.", task_id)
         raise Ignore("The database is unavailable.") from error
@@ -109,6 +111,11 @@ def _start(request: Any, task_id: str) -> None:
             log.exception("This process ends, because it cannot start run %s. Beat sends it again later.", task_id)
             raise SystemExit(1) from None
         raise
+    if forged:
+        log.warning(
+            "A message of run %s is refused: %s.", execution.run_id, forged, extra={"run": str(execution.run_id)}
+        )
+        raise Ignore(f"This is no message of the run: {forged}.")
     if not started:
         _refuse(execution)
         raise Ignore("This attempt was started before, or is no longer wanted.")
@@ -150,12 +157,12 @@ def _refuse(execution: Execution) -> None:
         outcomes.settle(execution.run_id, execution.attempt)
 
 
-def _claim(execution: Execution, node: str) -> bool:
+def _claim(execution: Execution, node: str, sent: Sent) -> bool:
     """Claim the attempt for this process. Beat sends unstarted runs again, so only steps wait for the database."""
     run_id, attempt, pid = execution.run_id, execution.attempt, os.getpid()
     if why := installation.own_name() and on_good_connection(installation.refusal):
         refusals.give_back(Named(run_id, attempt, execution.step or ""), f"{node} starts nothing here: {why}")
         return False
     if execution.step is not None:
-        return patiently(partial(steps.start, execution.step, run_id, attempt, node, pid))
-    return on_good_connection(partial(Run.objects.start, run_id, attempt, node, pid))
+        return patiently(partial(steps.start, execution.step, run_id, attempt, node, pid, sent.task))
+    return on_good_connection(partial(forgery.start, execution, node, pid, sent))

@@ -55,7 +55,7 @@ def make_step(run: Run, state: Step.State = Step.State.QUEUED, **columns: object
 
 
 def start(run: Run, attempt: int = 1) -> bool:
-    return steps.start("a", run.id, attempt, "celery@here", 1)
+    return steps.start("a", run.id, attempt, "celery@here", 1, "tests.add")
 
 
 def test_it_starts_a_step_once():
@@ -127,7 +127,7 @@ def test_it_waits_for_the_body_of_a_chord_though_a_former_attempt_left_a_row_of_
     with inside(run) as execution:
         member = chord(execution, key)
         finish.finish(execution, State.SUCCEEDED)
-    steps.start(member, run.id, 2, "celery@here", 1)
+    steps.start(member, run.id, 2, "celery@here", 1, "tests.nothing")
     steps.end(member, run.id, 2, Step.State.SUCCEEDED)  # the member is done, but the counter of its chord is gone
     outcomes.settle(run.id, 2)
     run.refresh_from_db()
