@@ -115,6 +115,17 @@ def secret(text: str) -> str:
     return text
 
 
+def signing_keys(text: str) -> list[str]:
+    found = words(text)
+    if not all(len(key.encode()) >= 32 for key in found):
+        raise ValueError
+    return found
+
+
+def remote_control(text: str) -> str:
+    return {name: name for name in ("inspect", "full", "off")}[text.lower()]
+
+
 def short_name(text: str) -> str:
     if len(text) > 100 or not text.isprintable():
         raise ValueError
@@ -171,6 +182,8 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "header": (header, "the name of a header, such as X-Remote-User"),
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
+    "signing_keys": (signing_keys, "keys of at least 32 bytes each, separated by commas"),
+    "remote_control": (remote_control, "inspect, full or off"),
     "secret": (secret, "UTF-8 text of at least 8 bytes"),
     "result_backend": (result_backend, "django-db, redis://host:6379/0 or another backend that Celery knows"),
     "email_url": (email_url, "like smtp+tls://user:password@host:587 (smtp+ssl://, smtp://) or consolemail://"),
@@ -371,6 +384,12 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
 QUEUES: list[str] = read("queues", "QUEUES", [])
 if QUEUES:
     CELERY_TASK_QUEUES = {name: {"exchange": name, "routing_key": name} for name in ("celery", *QUEUES)}
+# Sign all messages and refuse others: random keys of at least 32 bytes, the same in every process. The first key signs,
+# each verifies: put a new key behind the old one everywhere, then in front. Empty: messages are not signed.
+MESSAGE_KEYS: list[str] = read("signing_keys", "MESSAGE_KEYS", [])
+# Which commands workers obey that come over the broker: those that read (inspect), all of them (full) or none (off).
+REMOTE_CONTROL: str = read("remote_control", "REMOTE_CONTROL", "inspect")
+CELERY_WORKER_ENABLE_REMOTE_CONTROL = REMOTE_CONTROL != "off"
 
 # Results are off by default: a task opts in with ignore_result=False. Its result is kept for RESULT_EXPIRES seconds, or
 # for good if that is "never".

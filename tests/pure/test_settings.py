@@ -88,6 +88,8 @@ BAD_VALUES = {
     "SSO_HEADER": ["X Remote", "X_User", "1"],
     "TIME_ZONE": ["Mars/Olympus", "Europe", "../../etc/passwd", "+02:00"],
     "LOG_LEVEL": ["loud"],
+    "MESSAGE_KEYS": [SECRET, f"{'k' * 32},{SECRET}"],
+    "REMOTE_CONTROL": ["everything"],
     "EMAIL_URL": [f"pigeon://user:{SECRET}@host", f"smtp://user:{SECRET}@host:port", f"smtp://{SECRET}@host?tls=True"],
     "RESTRICTED_JOBS": ["*.report", "a,b*c", "x" * 201],
     "MAIL_DOMAINS": ["a b.org", "name@example.org", "*", "a.*.org", ".org"],
