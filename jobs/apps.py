@@ -25,7 +25,7 @@ class JobsConfig(AppConfig):
         from jobs.models import dates, rights, routing, unknown_zones
         from jobs.monitoring import nodes, statistics, strangers
         from jobs.schedules import calendar
-        from jobs.worker import connection, guard, logs, refusals, resources, signals
+        from jobs.worker import connection, control, guard, logs, refusals, resources, signals
 
         routing.install()
         dates.install()
@@ -39,6 +39,7 @@ class JobsConfig(AppConfig):
         nodes.connect()
         outcomes.listen(outcomes.pause_failing)
         guard.connect()
+        control.connect()
         logs.connect()
         refusals.connect()
         resources.connect()

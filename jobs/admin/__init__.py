@@ -4,6 +4,6 @@ Its one rule: a page shows the ledger and calls other modules to act. A form ref
 the calendar's sentence. A schedule saved otherwise is flagged with the same sentence. Runs are read-only.
 """
 
-from jobs.admin import catalogue, files, resources, results, runs, schedules, timings
+from jobs.admin import catalogue, files, resources, results, runs, schedules, set_aside, timings
 
-__all__ = ["catalogue", "files", "resources", "results", "runs", "schedules", "timings"]
+__all__ = ["catalogue", "files", "resources", "results", "runs", "schedules", "set_aside", "timings"]

@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Exists, Max, OuterRef, Q, QuerySet
 
-from jobs.models import TERMINAL, PastTiming, Policy, Run, RunQuerySet, State, Trigger, bulk
+from jobs.models import TERMINAL, PastTiming, Policy, Run, RunQuerySet, SetAside, State, Trigger, bulk
 
 BATCH = 1000  # runs, or policies, per transaction
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -39,6 +39,11 @@ def delete_timings(before: datetime) -> None:
     schedules = sorted(ends)
     for start in range(0, len(schedules), BATCH):
         _delete_timings(old.filter(schedule__in=schedules[start : start + BATCH]), ends)
+
+
+def delete_set_aside(before: datetime) -> None:
+    """Delete the messages set aside that came last before a moment. There are few: the table is bounded."""
+    SetAside.objects.filter(last_at__lt=before).delete()
 
 
 @transaction.atomic

@@ -32,6 +32,7 @@ from jobs.models.runs import (
     worker_text,
 )
 from jobs.models.schedules import CATCH_UP_CHOICES, KINDS, Backfill, ChangedTiming, Policy, PolicyQuerySet
+from jobs.models.set_aside import SetAside
 from jobs.models.steps import Step
 from jobs.models.timings import PastTiming
 
@@ -69,6 +70,7 @@ __all__ = [
     "Run",
     "RunLog",
     "RunQuerySet",
+    "SetAside",
     "State",
     "Step",
     "StoredFile",

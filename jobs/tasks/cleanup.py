@@ -21,7 +21,7 @@ from django.conf import settings
 from django_celery_results.models import GroupResult, TaskResult
 from pydantic import Field, validate_call
 
-from jobs.ledger.retention import delete_ended, delete_timings
+from jobs.ledger.retention import delete_ended, delete_set_aside, delete_timings
 from jobs.models import TERMINAL, State, StoredFile, database_now
 from jobs.toolkit import files
 from jobs.toolkit.current import progress
@@ -61,5 +61,6 @@ def cleanup(
             deleted[kind] += number
             progress(sum(deleted.values()), message=kind)
     delete_timings(now - timedelta(days=max(succeeded_days, other_days)))
+    delete_set_aside(now - timedelta(days=other_days))
     logger.info("Deleted %(succeeded)d succeeded runs, %(others)d others and %(files)d files.", deleted)
     return deleted

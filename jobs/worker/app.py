@@ -20,6 +20,7 @@ from jobs.secrets import mask
 class Application(Celery):
     # Names, resolved when they are needed.
     task_cls = "jobs.worker.task:Job"
+    amqp_cls = "jobs.worker.broker:AMQP"
     log_cls = "jobs.worker.logs:Logging"
     loader_cls = "jobs.messages.discovery:Loader"
     amqp_cls = "jobs.messages.queues:AMQP"

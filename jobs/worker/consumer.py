@@ -13,6 +13,7 @@ which runs it was; the message of a plain task comes again or is lost, as with C
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from billiard.exceptions import Terminated
@@ -20,26 +21,79 @@ from celery import signals
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request as CeleryRequest
 from django.db import connections
+from kombu.exceptions import ContentDisallowed, DecodeError
 
+from jobs.messages import form, signing
 from jobs.monitoring import nodes
 from jobs.rules.errors import logged
-from jobs.worker import refusals, resources
+from jobs.worker import refusals, resources, set_aside
+from jobs.worker.broker import broken, received
 from jobs.worker.limits import LimitedConsumer
 from jobs.worker.signals import on_child_gone
 
 log = logging.getLogger(__name__)
 
 CHILD_GONE = (WorkerLostError, TimeLimitExceeded, Terminated, SystemExit, KeyboardInterrupt)
+WRONG_TYPE = "WRONGTYPE"  # begins the error of Redis about a key of another type
 AGAIN = 1.0  # seconds until the next try to acknowledge a message
 
 
 class Consumer(LimitedConsumer):
     """The setting `worker_consumer` names it."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        form.limit_decompression()
+        super().__init__(*args, **kwargs)
+        set_aside.node = self.hostname
+
+    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
+        """Celery's function for each message; one that it cannot take is set aside."""
+        take = partial(self._take, super().create_task_handler(*args, **options))
+        passing = broken((*self.connection_errors, *self.channel_errors))  # type: ignore[attr-defined] # set in `__init__`
+
+        def receive(message: Any) -> None:
+            error = received(partial(take, message), passing)
+            if error is not None:
+                known = isinstance(error, form.Unreadable)
+                self._set_aside(message, str(error) if known else refusals.sentence(self.hostname, error))
+
+        return receive
+
+    def _take(self, handle: Callable[[Any], object], message: Any) -> None:
+        why = signing.fault(message)
+        if not why:
+            with suppress(DecodeError, ContentDisallowed):  # Celery refuses it below
+                why = form.fault_of_task(message.headers, message.payload)
+        if why:
+            raise form.Unreadable(why)
+        handle(message)
+
+    def _set_aside(self, message: Any, why: str) -> None:
+        set_aside.note_message(message, why)
+        if not message.acknowledged:
+            message.reject_log_error(log, self.connection_errors)  # type: ignore[attr-defined] # set in `__init__`
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        super().on_connection_error_before_connected(exc)
+        self._mend_keys(exc)
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         # Celery makes a new connection next, whether the lost one can be closed or not.
         with logged(log, "A lost connection could not be closed.", level=logging.DEBUG):
             super().on_connection_error_after_connected(exc)
+        self._mend_keys(exc)
+
+    def _mend_keys(self, exc: Exception) -> None:
+        """Rename keys of Redis with a wrong type: no new connection would help."""
+        if WRONG_TYPE not in str(exc):
+            return
+        with logged(log, "The keys of Redis could not be checked."), self.app.connection_for_write() as connection:
+            control: Any = self.app.control
+            queues, mailbox = self.app.amqp.queues.consume_from, control.mailbox
+            exchanges = {queue.exchange.name for queue in queues.values() if queue.exchange}
+            exchanges |= {mailbox.exchange.name, mailbox.reply_exchange.name, self.app.conf.event_exchange}
+            channel: Any = connection.default_channel
+            channel.mend_keys(list(queues), exchanges)
 
     def shutdown(self) -> None:
         """A worker in a thread of a test ends before its process does. Celery sends no `worker_shutdown` then."""
@@ -67,7 +121,14 @@ class Consumer(LimitedConsumer):
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         super().on_decode_error(message, exc)
-        refusals.refuse(message, refusals.sentence(self.hostname, exc))
+        why = refusals.sentence(self.hostname, exc)
+        set_aside.note_message(message, why)
+        if not (signing.keys() and message.errors):  # such a message was not verified
+            refusals.refuse(message, why)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        super().on_invalid_task(body, message, exc)
+        set_aside.note_message(message, refusals.sentence(self.hostname, exc))
 
     def _settle(self, p: Any, logger: logging.Logger, errors: tuple[type[Exception], ...], *rest: Any) -> None:
         try:

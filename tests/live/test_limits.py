@@ -94,7 +94,7 @@ def test_it_executes_other_runs_while_steps_wait_for_their_rate_limit(processes,
 
 
 def test_it_starts_waiting_runs_when_their_rate_limit_is_lifted(processes, eventually):
-    processes.start_worker("--concurrency=1")
+    processes.start_worker("--concurrency=1", env={"REMOTE_CONTROL": "full"})
     runs = [make_run(task="tests.slow") for _ in range(2)]
     outbox.send(runs)
     eventually(lambda: Run.objects.filter(reason__contains="holds it").exists() and any(ends(run) for run in runs))

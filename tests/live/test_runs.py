@@ -27,7 +27,7 @@ LONG_LEASE = {"LEASE_SECONDS": "3600"}  # far longer than a test waits: a run is
 
 @pytest.fixture(scope="module", autouse=True)
 def _worker_and_beat(standing: Processes) -> None:
-    standing.start_worker(env=LONG_LEASE)
+    standing.start_worker(env=LONG_LEASE | {"REMOTE_CONTROL": "full"})
     standing.start_beat(env=LONG_LEASE)
 
 

@@ -248,7 +248,7 @@ def test_it_ends_no_run_when_its_message_comes_again_to_another_thread(processes
 
 
 def test_it_cancels_runs_that_are_revoked_by_remote_control(processes, eventually, tmp_path):
-    worker = processes.start_worker()
+    worker = processes.start_worker(env={"REMOTE_CONTROL": "full"})
     running, other = (send("tests.hold", str(tmp_path / "held")) for _ in range(2))
     for_the_pool = send("tests.workflow", "held", str(tmp_path / "left"))
     eventually(lambda: Run.objects.filter(state=State.RUNNING).count() == 2)

@@ -1,0 +1,74 @@
+"""Which commands does this worker obey that come over the broker (`celery inspect`, `celery control`, Flower)?
+
+Its one rule: with REMOTE_CONTROL=inspect, only commands that read. The others are logged, and answered with a sentence
+that names the setting. Celery's `Panel` says which commands read; of these, three examine the whole memory for as long
+as it takes, and `hello` also revokes tasks. A command that is not of Celery's form is set aside.
+Limit: beat answers `ping` only, in each mode.
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from celery import signals
+from celery.worker.control import Panel
+from django.conf import settings
+from kombu import matcher, pidbox
+
+from jobs.messages import form
+from jobs.worker import set_aside
+
+log = logging.getLogger(__name__)
+
+FULL = "full"
+COSTLY = frozenset(["memdump", "memsample", "objgraph"])
+BACKTRACKING = "pcre"  # a pattern of this kind can keep a process busy for hours
+
+
+class Node(pidbox.Node):
+    """Reads the commands of a worker."""
+
+    def handle_message(self, body: Any, message: Any = None) -> Any:
+        headers = getattr(message, "headers", None) or {}
+        if why := form.fault_of_command(body, headers, set(matcher.registry._matchers)):
+            set_aside.note("remote control", repr(body), why)
+            return None
+        return super().handle_message(body, message)
+
+
+def limit(app: Any) -> None:
+    """Let this process obey what REMOTE_CONTROL allows. A second call changes nothing."""
+    app.control.mailbox.node_cls = Node
+    if getattr(settings, "REMOTE_CONTROL", FULL) == FULL:
+        return
+    if BACKTRACKING in matcher.registry._matchers:
+        matcher.unregister(BACKTRACKING)
+    for name, about in Panel.meta.items():
+        if about.type != "inspect" or name in COSTLY:
+            Panel.data.update(dict.fromkeys(filter(None, (name, about.alias)), partial(_refuse, name)))
+    Panel.data["hello"] = partial(_hello, Panel.data["hello"])
+
+
+def _refuse(name: str, state: Any, **_: Any) -> Mapping[str, str]:
+    why = f"{name} is refused: REMOTE_CONTROL={settings.REMOTE_CONTROL} allows only commands that read."
+    log.warning("%s of remote control on %s", why, state.hostname, extra={"action": "remote control"})
+    return {"error": f"{why} Set REMOTE_CONTROL=full for this worker to allow it."}
+
+
+def _hello(hello: Any, state: Any, from_node: Any, **_: Any) -> Any:
+    """Answer a worker that starts, and revoke nothing."""
+    return hello(state, from_node)
+
+
+def _on_worker_init(sender: Any, **_: Any) -> None:
+    limit(sender.app)
+
+
+def _on_beat_init(sender: Any, **_: Any) -> None:
+    limit(sender.app)
+
+
+def connect() -> None:
+    signals.worker_init.connect(_on_worker_init, dispatch_uid="jobs.worker.control.worker")
+    signals.beat_init.connect(_on_beat_init, dispatch_uid="jobs.worker.control.beat")
