@@ -11,14 +11,13 @@ from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
-from celery.app.amqp import AMQP as CeleryAMQP  # noqa: N811 - Celery's name
 from kombu import Connection as KombuConnection
 from kombu import Producer as KombuProducer
 from kombu.connection import ConnectionPool, PooledConnection
 from kombu.exceptions import MessageStateError
 from kombu.utils.encoding import bytes_to_str
 
-from jobs.messages import form, signing
+from jobs.messages import form, queues, signing
 from jobs.rules.errors import ENDING, hidden
 from jobs.secrets import in_one_line
 
@@ -86,7 +85,7 @@ class _Pool(ConnectionPool):
         return _PooledConnection(self, **dict(self.connection._info(resolve=False)))
 
 
-class AMQP(CeleryAMQP):
+class AMQP(queues.AMQP):
     """`jobs.worker.app.Application` names it."""
 
     Connection = Connection
