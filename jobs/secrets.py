@@ -146,7 +146,8 @@ def _edge() -> int:
 
 
 def _known() -> tuple[tuple[str, ...], re.Pattern[str], int]:
-    return _patterns((*settings.JOB_SECRETS.values(), settings.SECRET_KEY))
+    keys = getattr(settings, "MESSAGE_KEYS", ())
+    return _patterns((*settings.JOB_SECRETS.values(), settings.SECRET_KEY, *keys))
 
 
 @cache

@@ -52,6 +52,11 @@ def test_it_masks_before_it_cuts(settings):
     assert set(tail(many, 400).split()) == {"***"}
 
 
+def test_it_masks_the_keys_of_this_installation(settings):
+    settings.SECRET_KEY, settings.MESSAGE_KEYS = "s" * 50, ["k" * 32, "n" * 32]
+    assert mask(f"{'s' * 50}, {'k' * 32}, {'n' * 32}") == "***, ***, ***"
+
+
 def test_it_cuts_no_text_that_fits():
     for size in (0, 1, 199, 200):
         assert head("x" * size, 200) == tail("x" * size, 200) == "x" * size
