@@ -143,6 +143,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "timelimit": _are_limits,
     "stamped_headers": _are_names,
     "stamps": _is_mapping,
+    "headers": _is_mapping,  # Sentry and Datadog send their own twice, here too
     "punctual_attempt": _is_attempt,
     "punctual_step": _is_step,
 }

@@ -16,14 +16,15 @@ pytestmark = pytest.mark.django_db(transaction=True)
 LONG_AGO = 1_000_000.0  # the time of an unacknowledged message, which any worker puts back
 
 
-@pytest.mark.parametrize("pool", ["solo", "prefork"])
-def test_it_survives_every_hostile_item(processes, eventually, redis, tmp_path, pool):
+# The consumer, which reads the items, is the same in all pools; the children of prefork read only what it has taken.
+@pytest.mark.parametrize(("pool", "every"), [("solo", 1), ("prefork", 5)])
+def test_it_survives_every_hostile_item(processes, eventually, redis, tmp_path, pool, every):
     path = tmp_path / "lines"
     for number, (_, item) in enumerate(hostile.unacked()):
         redis.hset("unacked", f"u{number}", item)
         redis.zadd("unacked_index", {f"u{number}": LONG_AGO})
     worker = processes.start_worker(f"--pool={pool}")
-    kinds = list(hostile.items())
+    kinds = list(hostile.items())[::every]
     for number, (_, item) in enumerate(kinds):
         redis.lpush("celery", item)
         current_app.send_task("tests.note", [str(path)], task_id=str(number))
