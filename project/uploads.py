@@ -92,6 +92,11 @@ class NoUpload(FileUploadHandler):
     def file_complete(self, *_: Any) -> None: ...
 
 
+def largest_request() -> int:
+    """The bytes of a request with the largest file. No request of any user may be larger."""
+    return files.LARGEST_UPLOAD + AROUND
+
+
 def _read(request: HttpRequest, handler: CheckedUpload) -> HttpResponseBase | None:
     """Parse the body now. Returns the answer if it is refused."""
     request.upload_handlers = [handler]
@@ -123,7 +128,7 @@ def _length_of(request: HttpRequest) -> int:
 
 def _largest(request: HttpRequest, may: bool) -> int:
     if may:
-        return files.LARGEST_UPLOAD + AROUND
+        return largest_request()
     return settings.DATA_UPLOAD_MAX_MEMORY_SIZE if request.user.is_authenticated else LARGEST_ANONYMOUS
 
 
