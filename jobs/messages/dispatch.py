@@ -7,7 +7,7 @@ A message is an ordinary Celery message with the run's id as its task id, so tha
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -20,7 +20,7 @@ from redis.exceptions import DataError, NoPermissionError, ResponseError
 from jobs.messages import envelope
 from jobs.messages.envelope import Envelopes, Sendable
 from jobs.models import LONGEST_REASON
-from jobs.rules.errors import ENDING, Invalid, hidden
+from jobs.rules.errors import ENDING, Invalid, error_of, hidden, of_broker
 from jobs.secrets import head, in_one_line
 
 BATCH = 500  # messages per pipeline
@@ -74,21 +74,22 @@ class _RefusedError(Exception):
 
 
 def _publish_together(runs: Sequence[Sendable]) -> Published:
-    published, of_broker, connected = Published(), _broker_errors(), False
+    published, unavailable, connected = Published(), _broker_errors(), False
     try:
         with current_app.producer_pool.acquire(block=True, timeout=5) as producer:
             connected = bool(producer.channel)  # a login may be refused with the error of a message
             with producer.batch(BATCH):  # type: ignore[attr-defined] # new in kombu 5.7
                 envelopes = Envelopes(producer)
                 for run in runs:
-                    error = try_to_publish(partial(envelopes.publish, run), of_broker)
+                    # A task's own router or serializer may raise anything, and no other run may wait for it.
+                    error = error_of(partial(envelopes.publish, run), unavailable)
                     if error is None:
                         published.sent.append(run)
                     else:
                         why = str(error) if isinstance(error, Invalid) else in_one_line(error, LONGEST_REASON)
                         published.refused.append((run, why))
             _hear_of_refusals(producer)
-    except (KombuError, *of_broker) as error:  # type: ignore[misc] # kombu has no type hints
+    except (KombuError, *unavailable) as error:  # type: ignore[misc] # kombu has no type hints
         _pass_on_ending(error)
         if connected and is_of_one_message(error):
             raise _RefusedError(_text(error)) from error
@@ -126,26 +127,10 @@ def _text(error: BaseException) -> str:
     return str(_cause(error)).rpartition(OF_PIPELINE)[2]
 
 
-def try_to_publish(publish: Callable[[], object], passing: tuple[type[BaseException], ...]) -> Exception | None:
-    """Call `publish`; returns the error of a message that cannot be published, None of one that was.
-
-    A task's own router or serializer may raise anything, and no other run may wait for it. Raises errors of `passing`
-    and `ENDING`.
-    """
-    try:
-        publish()
-    except passing:
-        raise
-    except Exception as error:  # noqa: BLE001 - see above
-        _pass_on_ending(error)
-        return error
-    return None
-
-
 def queue_of(run: Sendable) -> str:
     """The queue that the run's message goes to; empty if its task, its options or a router leave that open."""
     found: list[str] = []
-    try_to_publish(lambda: found.append(envelope.queue_of(run)), ())
+    error_of(lambda: found.append(envelope.queue_of(run)))
     return found[0] if found else ""
 
 
@@ -157,7 +142,5 @@ def _pass_on_ending(error: Exception) -> None:
 
 @cache
 def _broker_errors() -> tuple[type[BaseException], ...]:
-    """Errors that come from the broker; kombu counts KeyError among them, which making a message may cause as well."""
     connection = current_app.connection_for_write()
-    errors: tuple[Any, ...] = (OperationalError, *connection.connection_errors, *connection.channel_errors)
-    return tuple(error for error in errors if not issubclass(error, LookupError))
+    return of_broker((OperationalError, *connection.connection_errors, *connection.channel_errors))

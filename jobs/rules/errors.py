@@ -1,7 +1,7 @@
 """Why is a request refused, and which errors are only logged? `Invalid` for people, `logged` for code that goes on."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -37,6 +37,24 @@ def logged(log: logging.Logger, sentence: str, *args: object, level: int = loggi
         if isinstance(error, ENDING):
             raise
         log.log(level, sentence, *args, exc_info=True)
+
+
+def error_of(call: Callable[[], object], passing: tuple[type[BaseException], ...] = ()) -> Exception | None:
+    """Call code that may raise anything. Returns its error, or None. Raises `passing` and hidden `ENDING`."""
+    try:
+        call()
+    except passing:
+        raise
+    except Exception as error:  # noqa: BLE001 - the caller knows what the error concerns
+        if (ending := hidden(error, *ENDING)) is not None:
+            raise ending from None
+        return error
+    return None
+
+
+def of_broker(errors: Iterable[type[BaseException]]) -> tuple[type[BaseException], ...]:
+    """The errors of a transport that come from its broker. kombu adds KeyError, which a message may cause as well."""
+    return tuple(error for error in errors if not issubclass(error, LookupError))
 
 
 def hidden(error: BaseException | None, *kinds: type[E]) -> E | None:

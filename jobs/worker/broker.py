@@ -6,7 +6,7 @@ are checked as they leave Redis. What cannot be read is set aside (`set_aside`),
 Limit: on other brokers, kombu reads the item first; the consumer checks the message then.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any
@@ -18,7 +18,7 @@ from kombu.exceptions import MessageStateError
 from kombu.utils.encoding import bytes_to_str
 
 from jobs.messages import form, queues, signing
-from jobs.rules.errors import ENDING, hidden
+from jobs.rules.errors import error_of, of_broker
 from jobs.secrets import in_one_line
 
 RENAMED = ".set-aside"  # is added to the name of a key of a wrong type
@@ -135,7 +135,7 @@ class GuardedChannel:
 
     def basic_consume(self, queue: Any, no_ack: Any, callback: Any, *args: Any, **options: Any) -> Any:
         transport = self.connection  # type: ignore[attr-defined] # a mixin
-        callback = partial(_receive, callback, broken((*transport.connection_errors, *transport.channel_errors)))
+        callback = partial(_receive, callback, of_broker((*transport.connection_errors, *transport.channel_errors)))
         return super().basic_consume(queue, no_ack, callback, *args, **options)  # type: ignore[misc] # a mixin
 
     def get_table(self, exchange: Any) -> Any:
@@ -180,33 +180,15 @@ class GuardedQoS:
                 mine._remove_from_indices(tag).execute()
                 return
         restore = partial(super().restore_by_tag, tag, client, leftmost)  # type: ignore[misc] # a mixin
-        passing = (*broken(mine.channel.connection_errors), mine.channel.ResponseError)
-        error = received(restore, passing)
+        passing = (*of_broker(mine.channel.connection_errors), mine.channel.ResponseError)
+        error = error_of(restore, passing)
         if error is not None:
             _set_aside(mine.unacked_key, item, f"it cannot be put back, {in_one_line(error, LONGEST_ERROR)}")
             mine._remove_from_indices(tag).execute()
 
 
-def broken(errors: Iterable[type[BaseException]]) -> tuple[type[BaseException], ...]:
-    """Those of a transport's errors that mean that the broker is unavailable. kombu counts KeyError among them."""
-    return tuple(error for error in errors if not issubclass(error, LookupError))
-
-
-def received(receive: Callable[[], object], passing: tuple[type[BaseException], ...]) -> Exception | None:
-    """Let a callback take a message; returns the error of one that it cannot take. Raises `passing` and `ENDING`."""
-    try:
-        receive()
-    except passing:
-        raise
-    except Exception as error:  # noqa: BLE001 - a message may be anything
-        if (ending := hidden(error, *ENDING)) is not None:
-            raise ending from None
-        return error
-    return None
-
-
 def _receive(callback: Any, passing: tuple[type[BaseException], ...], message: Any) -> None:
-    error = received(partial(callback, message), passing)
+    error = error_of(partial(callback, message), passing)
     if error is not None:
         from jobs.worker import set_aside  # late: models cannot be imported with this module
 

@@ -25,9 +25,8 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 
 from jobs.messages import form, signing
 from jobs.monitoring import nodes
-from jobs.rules.errors import logged
+from jobs.rules.errors import error_of, logged, of_broker
 from jobs.worker import refusals, resources, set_aside
-from jobs.worker.broker import broken, received
 from jobs.worker.limits import LimitedConsumer
 from jobs.worker.signals import on_child_gone
 
@@ -49,10 +48,10 @@ class Consumer(LimitedConsumer):
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
         """Celery's function for each message; one that it cannot take is set aside."""
         take = partial(self._take, super().create_task_handler(*args, **options))
-        passing = broken((*self.connection_errors, *self.channel_errors))  # type: ignore[attr-defined] # set in `__init__`
+        passing = of_broker((*self.connection_errors, *self.channel_errors))  # type: ignore[attr-defined] # set in `__init__`
 
         def receive(message: Any) -> None:
-            error = received(partial(take, message), passing)
+            error = error_of(partial(take, message), passing)
             if error is not None:
                 known = isinstance(error, form.Unreadable)
                 self._set_aside(message, str(error) if known else refusals.sentence(self.hostname, error))

@@ -32,13 +32,11 @@ NOT_PURE = {"django", "django_celery_beat", "django_celery_results", "environ", 
 
 # Where code that may raise anything is called, and how often.
 EDGES = {
-    "jobs.rules.errors": 1,  # `logged`: threads, receivers, listeners, closing
+    "jobs.rules.errors": 2,  # `logged`: threads, receivers, listeners, closing; `error_of`: a message, a task's router
     "jobs.cache.resources": 1,  # a load, whose error every waiting thread is given
     "jobs.messages.discovery": 1,  # the import of an app's tasks
-    "jobs.messages.dispatch": 1,  # a task's router or serializer
     "jobs.beat.claim": 1,  # one schedule of a batch
     "jobs.beat.scheduler": 1,  # a tick
-    "jobs.worker.broker": 1,  # a message
     "jobs.worker.consumer": 1,  # an acknowledgement
     "jobs.worker.logs": 1,  # a line of log
     "jobs.worker.loops": 1,  # what an `async def` job awaits
