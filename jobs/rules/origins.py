@@ -15,7 +15,8 @@ from functools import lru_cache
 import httpx
 
 PORTS = {"http": 80, "https": 443}
-HOST = re.compile(r"[a-z0-9_-][a-z0-9._-]*|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*")  # a name in ASCII, or an IPv6 address
+# A name in ASCII, or an IPv6 address without a zone.
+HOST = re.compile(r"[a-z0-9_-][a-z0-9._-]*|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*")
 ANY = "*"
 BELOW = "*."
 

@@ -14,7 +14,6 @@ import time
 from typing import Annotated, Any, Literal
 
 from celery import shared_task
-from django.conf import settings
 from pydantic import AfterValidator, Field, ValidationInfo, validate_call
 
 from jobs import secrets
@@ -43,7 +42,7 @@ def _for_host(given: Any, info: ValidationInfo) -> Any:
     texts = given.values() if isinstance(given, dict) else [given]
     names = [name for text in texts for name in secrets.named(text)]
     if names and "url" in (info.data or {}):  # none in the worker's own check of each argument
-        url = http.Client(settings.SITE_URL).locate(info.data["url"])
+        url = http.locate(info.data["url"])
         for name in names:
             destinations.check_host(name, url)
     return given

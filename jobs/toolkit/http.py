@@ -12,7 +12,6 @@ firewall.
 
 import functools
 import ipaddress
-import re
 import socket
 import ssl
 import threading
@@ -26,12 +25,11 @@ import httpcore
 import httpx
 from django.conf import settings
 
+from jobs.rules.origins import HOST
+
 MAX_REDIRECTS = 5
 FRAMING = {"content-length", "transfer-encoding"}  # headers that follow from the body
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-HOST = re.compile(
-    r"[a-z0-9_-][a-z0-9._-]*|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*"
-)  # a name in ASCII, or an IPv6 address without a zone
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # excludes mapped and compatible IPv4, NAT64, site-local, multicast
 # Networks that Python's is_global may let through (it changes with the patch release), or that hide an IPv4 address.
 NEVER = (
@@ -114,6 +112,11 @@ def fetch(
     """
     client = Client(settings.SITE_URL, settings.HTTP_ALLOW_PRIVATE)
     return client.send(Request(method, client.locate(address), headers or {}, body), deadline, limit)
+
+
+def locate(address: str) -> httpx.URL:
+    """The URL of an address as `fetch` takes it. Raises `Refused`."""
+    return Client(settings.SITE_URL).locate(address)
 
 
 def look_up(host: str, port: int) -> list[str]:

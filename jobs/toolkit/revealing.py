@@ -5,7 +5,6 @@ its own name. Code outside of a task, such as a shell or a test, may use every s
 """
 
 from celery import current_task
-from django.conf import settings
 
 from jobs import secrets
 from jobs.messages import destinations
@@ -20,7 +19,7 @@ def reveal(text: str, to: str | None = None) -> str:
     (a ValueError) if the secret may not go there or is not for this job, UnknownNameError if this process has no value.
     """
     names = secrets.named(text)
-    url = http.Client(settings.SITE_URL).locate(to) if names and to is not None else None
+    url = http.locate(to) if names and to is not None else None
     job = _job() if names else None
     for name in names:
         if job is not None:
