@@ -16,8 +16,8 @@ import base64
 import html
 import json
 import re
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, wraps
 from traceback import format_exception_only
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -112,6 +112,16 @@ def masked(value: Any) -> Any:
 def _masked_at(key: Any, part: Any) -> Any:
     is_secret = isinstance(part, (str, bytes)) and part and isinstance(key, str) and _KEY_ALONE.fullmatch(key)
     return "***" if is_secret else masked(part)
+
+
+def masking(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with its result masked."""
+
+    @wraps(function)
+    def masked_function(*args: Any, **options: Any) -> Any:
+        return masked(function(*args, **options))
+
+    return masked_function
 
 
 def head(text: str, longest: int) -> str:

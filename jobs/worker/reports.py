@@ -4,25 +4,13 @@ Its one rule: the replies to `inspect`, which Flower shows, too, are masked like
 Celery masks by the names of settings: it misses addresses in lists and schedules, and a broker's password for a socket.
 """
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any
-
 from celery.worker.control import Panel
 
-from jobs.secrets import masked
+from jobs.secrets import masking
 
 
 def mask_replies() -> None:
     """Mask what this worker replies. A second call changes nothing."""
     for name in (name for name, info in Panel.meta.items() if info.type == "inspect"):
         if not hasattr(Panel.data[name], "__wrapped__"):
-            Panel.data[name] = _masking(Panel.data[name])
-
-
-def _masking(command: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(command)
-    def reply(*args: Any, **kwargs: Any) -> Any:
-        return masked(command(*args, **kwargs))
-
-    return reply
+            Panel.data[name] = masking(Panel.data[name])

@@ -24,7 +24,7 @@ from django.db.models import Q
 from jobs.messages.arguments import find_task
 from jobs.models import ACTIVE, Run, Step
 from jobs.models.steps import OVER
-from jobs.secrets import mask, masked
+from jobs.secrets import mask, masked, masking
 from jobs.worker.chords import ChordBackend, leaves
 from jobs.worker.loops import outside_loop
 
@@ -72,17 +72,10 @@ def mended(backend: Any) -> Any:
     """Any backend of Celery. Its waits raise `NoResultError`, and it keeps errors and arguments without secrets."""
     for name in ("wait_for_pending", "iter_native"):
         setattr(backend, name, _watching(backend, getattr(backend, name)))
-    backend.prepare_exception = _masking(backend.prepare_exception)
+    # With pickle as the serializer it returns an exception, which `masked` leaves as it is.
+    backend.prepare_exception = masking(backend.prepare_exception)
     backend.store_result = _storing(backend.store_result)
     return backend
-
-
-def _masking(prepare: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(prepare)
-    def prepare_exception(*args: Any, **options: Any) -> Any:
-        return masked(prepare(*args, **options))  # with pickle as the serializer it is an exception, and stays as it is
-
-    return prepare_exception
 
 
 def _storing(store: Callable[..., Any]) -> Callable[..., Any]:
