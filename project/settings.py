@@ -26,8 +26,7 @@ from celery.schedules import crontab
 from django.core.exceptions import ImproperlyConfigured
 
 from jobs.local import embedded
-from jobs.rules import origins
-from jobs.rules.queues import LONGEST, PLAIN, reserved
+from jobs.rules import origins, queues
 
 django_stubs_ext.monkeypatch()  # makes Django's generic classes subscriptable, for the type checker
 
@@ -133,7 +132,7 @@ def short_name(text: str) -> str:
 
 
 def queue_names(text: str) -> list[str]:
-    if any(not PLAIN.fullmatch(name) or reserved(name) for name in words(text)):
+    if any(not queues.PLAIN.fullmatch(name) or queues.reserved(name) for name in words(text)):
         raise ValueError
     return words(text)
 
@@ -150,12 +149,12 @@ def result_backend(text: str) -> str:
 
 def path(text: str) -> str:
     """A path of this site, with a slash only at its end."""
-    path = text.strip("/")
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", path, re.ASCII):
+    inner = text.strip("/")
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", inner, re.ASCII):
         raise ValueError
-    if path.partition("/")[0] in {"files", "healthz", "static", "statistics"}:
+    if inner.partition("/")[0] in {"files", "healthz", "static", "statistics"}:
         raise ValueError
-    return f"{path}/"
+    return f"{inner}/"
 
 
 def header(text: str) -> str:
@@ -173,7 +172,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "lifetime": (lifetime, "a whole number above 0, or never"),
     "float": (positive, "a number above 0"),
     "list": (words, "a list separated by commas"),
-    "queues": (queue_names, f"names with letters, digits, _ . - of at most {LONGEST} characters, none of Celery's own"),
+    "queues": (queue_names, f"names of at most {queues.LONGEST} letters, digits, _ . -, none of Celery's own"),
     "patterns": (patterns, "a list of jobs separated by commas, such as jobs.report, billing.* or *"),
     "hosts": (hosts, "a list of hosts separated by commas: api.example.org, *.example.org, http://host:8080 or *"),
     "domains": (domains, "a list of domains separated by commas, such as example.org, *.example.org"),
