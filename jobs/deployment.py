@@ -9,6 +9,7 @@ Limits: a check sees the settings of its own process, and files only where that 
 import ipaddress
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -174,12 +175,14 @@ def embedded_servers() -> Found:
         )
 
 
+@dataclass(frozen=True, slots=True)
 class _Place:
     """A server, as a setting names it."""
 
-    def __init__(self, host: str, has_password: bool, is_encrypted: bool, encrypted: str) -> None:
-        self.host, self.has_password = host, has_password
-        self.is_encrypted, self.encrypted = is_encrypted, encrypted
+    host: str
+    has_password: bool
+    is_encrypted: bool
+    encrypted: str  # the part of an address that asks for encryption
 
     @property
     def is_here(self) -> bool:

@@ -30,7 +30,7 @@ OF_MESSAGE = (
     *(of_amqp.AccessRefused, of_amqp.NotFound, of_amqp.ResourceLocked, of_amqp.PreconditionFailed),
     *(of_amqp.ContentTooLarge, of_amqp.NoConsumers, DataError),
 )
-OTHER_TYPE = "WRONGTYPE "  # Redis: the queue is a key of another type
+OTHER_TYPE = "WRONGTYPE "  # begins the error of Redis about a key of another type
 OF_KEY = re.compile(r"\b(?:key|keys|channel)\b")  # a user that may write to no key at all may not run the command
 OF_PIPELINE = "of pipeline caused error: "  # the client adds it, after the command with the beginning of the message
 

@@ -24,6 +24,7 @@ from django.db import connections
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from jobs.messages import form, signing
+from jobs.messages.dispatch import OTHER_TYPE
 from jobs.monitoring import nodes
 from jobs.rules.errors import error_of, logged, of_broker
 from jobs.worker import refusals, resources, set_aside
@@ -33,7 +34,6 @@ from jobs.worker.signals import on_child_gone
 log = logging.getLogger(__name__)
 
 CHILD_GONE = (WorkerLostError, TimeLimitExceeded, Terminated, SystemExit, KeyboardInterrupt)
-WRONG_TYPE = "WRONGTYPE"  # begins the error of Redis about a key of another type
 AGAIN = 1.0  # seconds until the next try to acknowledge a message
 
 
@@ -84,7 +84,7 @@ class Consumer(LimitedConsumer):
 
     def _mend_keys(self, exc: Exception) -> None:
         """Rename keys of Redis with a wrong type: no new connection would help."""
-        if WRONG_TYPE not in str(exc):
+        if OTHER_TYPE not in str(exc):
             return
         with logged(log, "The keys of Redis could not be checked."), self.app.connection_for_write() as connection:
             control: Any = self.app.control

@@ -7,7 +7,6 @@ Limit: beat answers `ping` only, in each mode.
 """
 
 import logging
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -50,7 +49,7 @@ def limit(app: Any) -> None:
     Panel.data["hello"] = partial(_hello, Panel.data["hello"])
 
 
-def _refuse(name: str, state: Any, **_: Any) -> Mapping[str, str]:
+def _refuse(name: str, state: Any, **_: Any) -> dict[str, str]:
     why = f"{name} is refused: REMOTE_CONTROL={settings.REMOTE_CONTROL} allows only commands that read."
     log.warning("%s of remote control on %s", why, state.hostname, extra={"action": "remote control"})
     return {"error": f"{why} Set REMOTE_CONTROL=full for this worker to allow it."}
@@ -61,14 +60,10 @@ def _hello(hello: Any, state: Any, from_node: Any, **_: Any) -> Any:
     return hello(state, from_node)
 
 
-def _on_worker_init(sender: Any, **_: Any) -> None:
-    limit(sender.app)
-
-
-def _on_beat_init(sender: Any, **_: Any) -> None:
+def _on_init(sender: Any, **_: Any) -> None:
     limit(sender.app)
 
 
 def connect() -> None:
-    signals.worker_init.connect(_on_worker_init, dispatch_uid="jobs.worker.control.worker")
-    signals.beat_init.connect(_on_beat_init, dispatch_uid="jobs.worker.control.beat")
+    for signal in (signals.worker_init, signals.beat_init):
+        signal.connect(_on_init, dispatch_uid="jobs.worker.control")

@@ -39,7 +39,7 @@ class _Writer:
 def note(queue: object, item: Any, why: str) -> None:
     """Log that an item was set aside, and let the writer's thread keep a row of it. Never waits, never raises."""
     with logged(log, "An item that cannot be read is set aside without a row."):
-        content = item if isinstance(item, bytes) else str(item).encode("utf-8", "backslashreplace")
+        content = _as_bytes(item)
         why, where = head(why, LONGEST_REASON), head(str(queue), LONGEST_NAME)
         digest = sha256(content).hexdigest()
         log.warning("An item of %s is set aside: %s (%s).", where, why, digest[:8], extra={"action": "set aside"})
@@ -53,13 +53,16 @@ def note(queue: object, item: Any, why: str) -> None:
 
 def note_message(message: Any, why: str) -> None:
     """`note` for a message of any broker: its headers, and its body as text."""
-    body = message.body if isinstance(message.body, bytes) else str(message.body).encode("utf-8", "backslashreplace")
     try:
         headers = json.dumps(message.headers, default=repr)
     except (ValueError, TypeError, RecursionError):
         headers = "{}"
     delivery = message.delivery_info if isinstance(message.delivery_info, dict) else {}
-    note(delivery.get("routing_key", ""), headers.encode() + b"\n" + body, why)
+    note(delivery.get("routing_key", ""), headers.encode() + b"\n" + _as_bytes(message.body), why)
+
+
+def _as_bytes(item: Any) -> bytes:
+    return item if isinstance(item, bytes) else str(item).encode("utf-8", "backslashreplace")
 
 
 def _start() -> None:
