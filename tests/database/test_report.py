@@ -124,14 +124,14 @@ def test_it_shows_the_first_rows_in_a_pdf_and_the_number_of_all():
     assert "4999" in pages[-1]
 
 
-# --- Mail -----------------------------------------------------------------------------------------------------------
-
-
 def test_it_holds_only_the_shown_beginnings_of_long_texts():
     first = []
     passed = list(_passing([["x" * 10_000, "a\nb"]], first))
     assert passed == [["x" * 10_000, "a\nb"]]
     assert first == [["x" * MOST_CHARACTERS, "a b"]]
+
+
+# --- Mail -----------------------------------------------------------------------------------------------------------
 
 
 def test_it_mails_a_link_to_each_file(client, outbox):

@@ -1,4 +1,4 @@
-"""What workers set aside has bounded rows, with secrets masked, that some users may see and the clean-up deletes."""
+"""Rows of items set aside are bounded and masked. Users with the right see them, and the clean-up deletes old ones."""
 
 from datetime import timedelta
 from types import SimpleNamespace
@@ -36,7 +36,7 @@ def test_it_keeps_the_newest_rows():
     assert SetAside.objects.filter(digest="new").exists()
 
 
-def test_the_clean_up_deletes_old_ones():
+def test_it_deletes_old_ones_with_the_clean_up():
     note("old")
     note("young")
     SetAside.objects.filter(digest="old").update(last_at=database_now() - timedelta(days=181))
@@ -45,7 +45,7 @@ def test_the_clean_up_deletes_old_ones():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_thread_writes_them_masked_and_storable(settings, caplog):
+def test_it_writes_them_in_a_thread_masked_and_storable(settings, caplog):
     settings.JOB_SECRETS = {"IT": "hunter2-and-more"}
     set_aside.note("celery", b"\0\xff hunter2-and-more " + b"x" * 5_000, "it is \ud800 odd")
     item = eventually(SetAside.objects.first)
@@ -62,7 +62,7 @@ def test_it_notes_a_message_of_any_broker():
     assert eventually(SetAside.objects.first).queue == "mine"
 
 
-def test_users_who_may_view_them_see_them(client):
+def test_it_shows_them_to_users_who_may_view_them(client):
     note("a", excerpt="<script>")
     user = User.objects.create_user("ada", is_staff=True)
     client.force_login(user)

@@ -52,7 +52,7 @@ def test_it_runs_all_other_schedules(processes, eventually, redis):
     assert beat.running
 
 
-def test_a_worker_does_not_start_that_shall_consume_a_refused_queue(processes):
+def test_it_starts_no_worker_for_a_refused_queue(processes):
     command = [*CELERY, "worker", "--pool=solo", "--queues", "celery,unacked"]
     ended = subprocess.run(
         command, cwd=ROOT, env=processes.environment, capture_output=True, text=True, timeout=DEADLINE, check=False

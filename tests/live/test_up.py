@@ -191,7 +191,6 @@ def test_it_runs_until_enough_scheduled_runs_have_succeeded_and_leaves_nothing_b
     assert not embedded.socket_path(installed.var).exists()
 
 
-@linux
 def test_it_lets_no_other_user_read_its_files(installed):
     paths = [installed.var, *installed.var.rglob("*")]
     assert {"secret_key", "punctual.sqlite3", "worker.log", "valkey"} <= {path.name for path in paths}
@@ -216,6 +215,7 @@ def test_it_mends_the_modes_of_its_own_files_only(tmp_path):
     assert tmp_path.stat().st_mode & 0o777 == 0o777
 
 
+@linux
 def test_it_continues_its_installation_and_stops_in_order_on_ctrl_c(again):
     assert "password" not in again.lines
     again.says(r"succeeded")
