@@ -41,7 +41,7 @@ def scheduler(**_: Any) -> list[checks.CheckMessage]:
 
 
 def queue_names(**_: Any) -> list[checks.CheckMessage]:
-    """A worker does not start with such a queue, and no run is sent to it."""
+    """No worker starts with such a queue, and no process sends runs to it."""
     return [checks.Error(sentence, id="jobs.E004") for sentence in queues.faults(current_app)]
 
 

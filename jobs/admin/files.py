@@ -79,7 +79,7 @@ class StoredFileAdmin(GuardedAdmin):
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: StoredFile | None = None) -> bool:
-        """Backups belong to the job that makes them: deleting one needs its right."""
+        """Only users with the right for the backup job may delete a backup."""
         is_backup = obj is not None and obj.kind == StoredFile.Kind.BACKUP
         may = super().has_delete_permission(request, obj)
         return may and not (is_backup and Actor.of_user(request.user).why_not(BACKING_UP))

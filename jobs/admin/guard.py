@@ -1,5 +1,7 @@
-"""Which requests do the admin pages refuse? Edits of read-only rows, changes by users without the right for a job, and
-filters and rows that no page offers.
+"""Which requests do the admin pages refuse?
+
+They refuse edits of read-only rows, changes by users without the right for a job, and filters and rows that no page
+offers.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -53,7 +55,7 @@ class GuardedAdmin(admin.ModelAdmin[Any]):
 
 
 class RightsAdmin(GuardedAdmin):
-    """Rows of jobs: a user without the right for a job only sees them. Every action leaves them out and says so."""
+    """Rows of jobs. A user without the right for a job can only view them; actions leave them out and say so."""
 
     path_to_job = "task"  # from a row, for a query
 
@@ -62,7 +64,7 @@ class RightsAdmin(GuardedAdmin):
         return [row.task]
 
     def why_not(self, request: HttpRequest, row: Any) -> str:
-        """Why the user has no right to change this row; empty without a row, or with the right."""
+        """Why the user may not change this row; empty if the user may, or if there is no row."""
         actor = Actor.of_user(request.user)
         return next(filter(None, map(actor.why_not, self.jobs_of(row))), "") if row else ""
 
@@ -92,7 +94,7 @@ class RightsAdmin(GuardedAdmin):
         return {name: (_for_permitted(act), *rest) for name, (act, *rest) in actions.items()}
 
     def permitted(self, request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any]:
-        """The rows that the user may change; a message says which others are left out, and why."""
+        """The rows that the user may change. A message names the others, with the reason."""
         actor = Actor.of_user(request.user)
         jobs = rows.order_by().values_list(self.path_to_job, flat=True).distinct()
         refused = {job: why for job in jobs if job and (why := actor.why_not(job))}
@@ -105,7 +107,7 @@ class RightsAdmin(GuardedAdmin):
 
     @contextmanager
     def _explained(self, request: HttpRequest, key: Any) -> Iterator[None]:
-        """Give a refusal the sentence that names the missing right."""
+        """Add the sentence that names the missing right to a refusal."""
         try:
             yield
         except PermissionDenied as error:
@@ -114,7 +116,7 @@ class RightsAdmin(GuardedAdmin):
 
 
 def _for_permitted(act: Callable[..., Any]) -> Callable[..., Any]:
-    """The action on those rows only that the user may change."""
+    """The action, applied only to rows that the user may change."""
 
     @wraps(act)
     def apply(rows_admin: RightsAdmin, request: HttpRequest, rows: QuerySet[Any]) -> Any:
@@ -123,7 +125,7 @@ def _for_permitted(act: Callable[..., Any]) -> Callable[..., Any]:
             return None
         try:
             return act(rows_admin, request, permitted)
-        except Forbidden as error:  # the job of a schedule has changed meanwhile
+        except Forbidden as error:  # another user has changed the job of a schedule meanwhile
             messages.error(request, str(error))
             return None
 
@@ -176,13 +178,12 @@ def without_backfills(found: tuple[Any, Any, set[str], Any]) -> Any:
     return rows, counts, needed - {str(Backfill._meta.verbose_name)}, protected
 
 
-# Lookups that fail in the database for no value that suits their column.
-LAST_YEAR = 9999  # of Python; the year after the last one of a filter must exist, too
-HARMLESS = {"exact", "gt", "gte", "lt", "lte"}
+LAST_YEAR = 9999  # of Python; a filter also computes the year after its own
+HARMLESS = {"exact", "gt", "gte", "lt", "lte"}  # lookups that no database refuses for a valid value of the column
 
 
 class AnyFilterAdmin(GuardedAdmin):
-    """Pages of another app: also filters by columns as their own admin allows, for values that suit the column."""
+    """Pages of another app. They also filter by the columns that their own admin allows, for valid values."""
 
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:
         path, _, kind = lookup.rpartition("__")
@@ -194,7 +195,7 @@ class AnyFilterAdmin(GuardedAdmin):
         return suits and super(GuardedAdmin, self).lookup_allowed(lookup, value, request)  # what its own admin says
 
     def _suits(self, path: str, value: str) -> bool:
-        """Whether a path ends in a column, and not in a transform of one such as a year, and could hold the value."""
+        """Whether the path ends in a column (not in a transform such as a year) for which the value is valid."""
         try:
             column: Any = get_fields_from_path(self.model, path)[-1]
             read = column.to_python(value)
@@ -205,7 +206,7 @@ class AnyFilterAdmin(GuardedAdmin):
 
 
 def guarded(admin_class: type[admin.ModelAdmin[Any]]) -> type[admin.ModelAdmin[Any]]:
-    """The class of an app's pages with the guard before it, unless it has one."""
+    """The admin class of another app, with the guard added if it has none."""
     if issubclass(admin_class, GuardedAdmin):
         return admin_class
     return type(admin_class.__name__, (AnyFilterAdmin, admin_class), {"__module__": admin_class.__module__})

@@ -1,4 +1,4 @@
-"""Results of tasks as Celery stored them, with secrets masked. Users read them, and delete them with the right."""
+"""Results of tasks as Celery stored them, with secrets masked. Users with the right may view or delete them."""
 
 from typing import Any
 

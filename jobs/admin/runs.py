@@ -1,7 +1,7 @@
 """Runs with their attempts and steps, backfills, and nodes.
 
-All of them are read-only. Users who may change runs can cancel them, or retry them, which creates new runs, if they
-have the right for the job.
+All of them are read-only. Users who may change runs and have the right for the job can cancel or retry them. A retry
+creates a new run.
 """
 
 from typing import Any

@@ -41,12 +41,12 @@ TIMING = {*KINDS, "start_time", "expires", "enabled"}  # the fields that decide 
 COUNTED_DOWN = {"remaining_runs", "skip_next"}
 BEING_COMPUTED = "being computed"  # beat adds a missing policy within seconds
 NO_FURTHER_RUNS = "no further runs"
-DESTINATION = ("exchange", "routing_key")  # shown where a row that the settings or SQL wrote has them
+DESTINATION = ("exchange", "routing_key")  # shown if the settings or SQL have set them
 LAST_RUN = ("state", "reason", "due_at", "started_at", "finished_at")
 
 
 class JobField(TaskChoiceField):  # type: ignore[misc] # django-celery-beat has no type hints
-    """Offers the jobs that the user may schedule, and takes any name: `check` says what is wrong with it."""
+    """Offers the jobs that the user may schedule, but accepts any name: `check` says why it refuses one."""
 
     widget = forms.Select
 
@@ -278,7 +278,7 @@ class ScheduleAdmin(RightsAdmin):
         if task := self._typed_job(request, obj):
             options["form"] = typed.form_for(self.form, task)
         form: Any = super().get_form(request, obj, change, **options)
-        form.actor = Actor.of_user(request.user)  # the class is made for this request
+        form.actor = Actor.of_user(request.user)  # Django makes a class for each request
         return form
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -376,7 +376,7 @@ class ScheduleAdmin(RightsAdmin):
 
 
 def _choices_of_queues(stored: str) -> list[tuple[str, str]]:
-    """The queues that a user may choose: those of the settings, of jobs and of live workers, and the stored one."""
+    """The queues of the settings, of jobs and of live workers, and the stored one."""
     consumed = Node.objects.consumers().queues()
     names = {name for name in {*queues.defined(current_app), *consumed} if not reserved(name)} | {stored} - {""}
     hints = {name: "" if name in consumed else " (no live worker consumes it)" for name in names}

@@ -1,4 +1,4 @@
-"""Messages set aside: what the workers removed from the broker without executing it, and why. Read-only."""
+"""Messages set aside: items that the workers removed from the broker without executing them. Read-only."""
 
 from django.contrib import admin
 from django.template.defaultfilters import filesizeformat

@@ -72,7 +72,7 @@ class CrontabForm(TimingForm):
             self.fields[name].required = False  # a line may replace them; an empty one is refused with a hint
         field: Any = self.fields.get("timezone")
         zone = self.instance.timezone
-        if field and isinstance(zone, UnknownZone):  # otherwise a browser would choose the first of the list
+        if field and isinstance(zone, UnknownZone):  # otherwise a browser would select the first zone of the list
             field.choices = [(str(zone), f"{zone} (unknown here: choose another)"), *field.choices]
 
     def read(self, data: dict[str, Any]) -> Any:
@@ -96,13 +96,13 @@ admin.site.unregister(list(KINDS.values()))
 
 @admin.register(IntervalSchedule, SolarSchedule, ClockedSchedule)
 class TimingAdmin(RightsAdmin):
-    """A row that schedules of a restricted job use needs the right for the job, like the schedules."""
+    """If schedules of a restricted job use the row, a change needs the right for the job."""
 
     form = TimingForm
     path_to_job = "periodictask__task"
 
     def jobs_of(self, row: Any) -> Iterable[str]:
-        if not hasattr(row, "used_for"):  # asked several times for each page
+        if not hasattr(row, "used_for"):  # each page asks several times
             using = PeriodicTask.objects.filter(**{kind_of(row): row}).order_by()
             row.used_for = list(using.values_list("task", flat=True).distinct())
         return list(row.used_for)

@@ -4,7 +4,7 @@ Its one rule: every process and every version of the code reads the value that w
 change is refused. Pickles would let anyone who can write to Redis run code here. Pages, which Django's `cache_page`
 stores, have a JSON of their own.
 
-Garbage under the cache's keys, whoever wrote it, counts as missing, and goes once it is read.
+A value under the cache's keys that it cannot read counts as missing, and the reader deletes it.
 
 Redis is often the broker, too. So `clear()` deletes only the cache's own keys. Django's would empty the database.
 """
@@ -27,7 +27,7 @@ PATIENCE = 1.0  # seconds to wait for Redis: a page without a cache is slow, one
 BATCH = 1000  # keys in one command
 _MISSING = object()
 
-# How Redis' errors begin for a list or a hash under one of our keys, and for a counter that it cannot raise.
+# The errors of Redis for a list or a hash under one of our keys, and for a counter that it cannot increment.
 ANOTHER_KIND, NO_NUMBER = "WRONGTYPE", ("value is not an integer", "increment or decrement would overflow")
 
 ADVICE: dict[type | tuple[type, ...], str] = {
@@ -40,7 +40,7 @@ ADVICE: dict[type | tuple[type, ...], str] = {
 }
 
 
-# How Django's keys of pages begin, and which values it expects there.
+# The prefixes of Django's keys of pages, each with a test of the values that Django expects there.
 PAGES: dict[str, Callable[[Any], bool]] = {
     "views.decorators.cache.cache_header.": lambda value: (
         isinstance(value, list) and all(isinstance(each, str) for each in value)
@@ -54,7 +54,7 @@ class NotJSONError(TypeError):
 
 
 class UnreadableError(ValueError):
-    """The stored text is not what this cache writes."""
+    """This cache did not write the stored text."""
 
 
 class JSON:
@@ -85,7 +85,7 @@ class JSON:
 
 
 class Client(RedisCacheClient):
-    """Deletes what it cannot read. `get_many` leaves it out."""
+    """Deletes values that it cannot read. `get_many` leaves them out."""
 
     def get(self, key: Any, default: Any) -> Any:
         try:
@@ -122,7 +122,7 @@ class Cache(RedisCache):
         self._class = Client
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
-        """The value. What Django's `cache_page` did not write under its keys counts as missing."""
+        """The value. Under the keys of `cache_page`, a value that Django did not write counts as missing."""
         value = super().get(key, default, version)
         return default if any(str(key).startswith(of) and not fits(value) for of, fits in PAGES.items()) else value
 

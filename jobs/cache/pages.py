@@ -21,7 +21,7 @@ def as_text(page: HttpResponse) -> str:
 
 
 def from_text(text: str) -> HttpResponse:
-    """The page. Raises ValueError for text that `as_text` has not written."""
+    """The page. Raises ValueError for text that `as_text` did not write."""
     parts = json.loads(text.removeprefix(MARK))
     if not _is_page(parts):
         raise ValueError("It is not a page.")

@@ -64,7 +64,7 @@ def cached(
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Cache a function's results for `seconds` or until `invalidate(name)`: one for each combination of arguments.
 
-    A stored value that does not fit, from other code or another writer, is computed again.
+    If `fits` rejects a stored value, as after a change of the code, the function computes it again.
 
     Arguments and results must be plain JSON. Two processes that miss at the same time both compute. Raises
     `NotJSONError`.
@@ -135,7 +135,7 @@ def _find(name: str, which: str) -> tuple[str, object]:
     """The current key of the value, and the value or NOTHING. Raises UnavailableError."""
     with _cache() as cache:
         token = cache.get_or_set(f"token:{name}", lambda: uuid4().hex, timeout=None)
-        if not (isinstance(token, str) and TOKEN.fullmatch(token)):  # garbage
+        if not (isinstance(token, str) and TOKEN.fullmatch(token)):  # another program wrote it
             token = uuid4().hex
             cache.set(f"token:{name}", token, timeout=None)
         key = f"value:{name}:{token}{which}"

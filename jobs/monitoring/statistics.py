@@ -28,7 +28,7 @@ SAMPLE = 10_000  # the newest runs, as a sample of the hour
 
 
 def _fits(value: Any) -> bool:
-    """Whether a cached value has the shape of the figures: the cache may hold anything."""
+    """Whether a cached value has the shape of the figures."""
     return isinstance(value, dict) and isinstance(at := value.get("generated_at"), str) and at.isprintable()
 
 
