@@ -1,9 +1,9 @@
 """Which doors do the settings leave open? The checks of `manage.py check --deploy`, beside Django's own.
 
-Its one rule: a warning names a door that most installations should close, an info one that some need. Each hint says
-what to write. A setting that a project does not have opens no door.
+Its one rule: a warning names a door that most installations should close; an info names one that some need open. Each
+hint says what to write. A missing setting opens no door.
 
-Limits: a check sees the settings of its own process, and files only where that process may look.
+Limits: a check sees the settings of its own process, and only files that this process may read.
 """
 
 import ipaddress
@@ -26,7 +26,7 @@ EXECUTABLE = {"pickle", "application/x-python-serialize", "yaml", "application/x
 ENCRYPTED = {"rediss", "amqps", "sentinels"}
 NETWORKED = ENCRYPTED | {"redis", "amqp", "pyamqp", "librabbitmq", "sentinel"}
 PRIVATE_ENDINGS = (".internal", ".local", ".localdomain", ".lan", ".home.arpa")
-NO_PASSWORD = {"passfile", "sslcert", "service", "krbsrvname"}  # options of PostgreSQL that name another proof
+NO_PASSWORD = {"passfile", "sslcert", "service", "krbsrvname"}  # options of PostgreSQL that replace a password
 
 Found = Iterator[tuple[str, str]]  # sentences and hints
 
@@ -64,7 +64,7 @@ def restricted_jobs() -> Found:
 
 
 def servers() -> Found:
-    """Passwords and encryption on the ways to database, broker, cache and results."""
+    """Servers without a password, and connections without encryption."""
     for name, place in _places().items():
         if place.is_here:
             continue
@@ -133,7 +133,7 @@ def page_policy() -> Found:
 
 
 def open_files() -> Found:
-    """Only the rights of all users count: a group may be an operator's choice."""
+    """Only rights of all users count, because an operator may have chosen those of a group."""
     databases = [each.settings_dict["NAME"] for each in connections.all() if each.vendor == "sqlite"]
     variables = os.environ.get("ENV_FILE", getattr(settings, "BASE_DIR", Path()) / ".env")
     key = getattr(settings, "VAR_DIR", Path()) / "secret_key"
@@ -170,7 +170,7 @@ def proxy() -> Found:
 def embedded_servers() -> Found:
     if getattr(settings, "EMBEDDED", False) and not settings.DEBUG:
         yield (
-            "EMBEDDED is on: all data are in VAR_DIR on this machine, for one user of the system.",
+            "EMBEDDED is on: all data stay in VAR_DIR on this machine, and only one user of it can read them.",
             "Set DATABASE_URL and REDIS_URL, and EMBEDDED=false, to run on several machines.",
         )
 
@@ -218,7 +218,7 @@ def _listed(location: Any) -> list[Any]:
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address that the host is; for a name one of this machine, or a public one."""
+    """The address of a host. `localhost` counts as an address of this machine, any other name as a public one."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -226,7 +226,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def _is_private(host: str) -> bool:
-    """Whether the name or address belongs to a network of one's own, as far as it tells."""
+    """Whether the name or address shows that the host is in a private network."""
     return (
         ("." not in host.rstrip(".") and ":" not in host) or host.endswith(PRIVATE_ENDINGS) or _address(host).is_private
     )

@@ -2,8 +2,8 @@
 
 Its one rule: a requested run is a run like any other, committed before it is sent. It does not change when the schedule
 is due next, and ignores the policies on overlap and pauses. Requests with the same key make one run. Each function gets
-the actor, checks its right for the job and records it in the run; a door checks the permission, parses, calls and
-renders.
+the actor, checks the actor's right for the job, and records the actor in the run; a door checks the permission, parses,
+calls and renders.
 
 A new run is sent as soon as its transaction is committed. While the broker is unavailable it waits, and beat sends it.
 """
@@ -59,8 +59,8 @@ def run_job(job: str, arguments: dict[str, Any], actor: Actor | str, key: str | 
     """Run a job by itself, without a schedule; returns the run, and whether it is new.
 
     Only the first request with a key (at most 200 characters) makes a run. Later ones get that run, even if their
-    arguments differ. Raises `Invalid` with a sentence that says what to change, and `Forbidden` if the actor is a user
-    without the right for the job; a plain name stands for code, which needs no right.
+    arguments differ. A plain name as the actor stands for code, which needs no right. Raises `Invalid` with a
+    sentence that says what to change, or `Forbidden` if the actor is a user without the right for the job.
     """
     if key is not None and not (0 < len(key) <= LONGEST_NAME and key.isprintable()):
         raise Invalid(f"The key of a request is text of at most {LONGEST_NAME} characters, all printable.")
@@ -84,7 +84,7 @@ def run_job_each(job: str, arguments: Iterable[dict[str, Any]], actor: Actor | s
 
 
 def cancel(runs: RunQuerySet, actor: Actor | str) -> Cancelled:
-    """End unstarted runs at once, and ask running ones to end. Raises `Forbidden`, and then ends none."""
+    """End unstarted runs at once, and ask running ones to end. Raises `Forbidden` before it ends any."""
     actor = Actor.of(actor)
     actor.check_rows(runs)
     return outcomes.cancel(runs, f"by {actor.name}")

@@ -42,7 +42,7 @@ def delete_timings(before: datetime) -> None:
 
 
 def delete_set_aside(before: datetime) -> None:
-    """Delete the messages set aside that came last before a moment. There are few: the table is bounded."""
+    """Delete the messages set aside that workers last met before a moment. The table is small: it is bounded."""
     SetAside.objects.filter(last_at__lt=before).delete()
 
 

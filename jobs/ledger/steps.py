@@ -27,12 +27,12 @@ def key_of(header: Sequence[Any], task_id: str) -> str:
 
 
 def start(key: str, run_id: UUID, attempt: int, node: str, pid: int, task: str) -> bool:
-    """Claim a step for this process; False if it was started before, is another task, or its run does not need it."""
+    """Claim a step for this process. False if it has started, if it is another task, or if its run does not need it."""
     return bool(_START(key=key, run_id=run_id, attempt=attempt, node=node, pid=pid, lease=lease(), task=task))
 
 
 def other_task(key: str, run_id: UUID, attempt: int, task: str) -> str:
-    """The task of a queued step, if it is not this one; else empty."""
+    """The task of a queued step if it is another one than `task`; otherwise empty."""
     queued = Step.objects.filter(id=key, run=run_id, attempt=attempt, state=Step.State.QUEUED)
     return queued.exclude(task=task).values_list("task", flat=True).first() or ""
 

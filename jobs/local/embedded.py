@@ -23,7 +23,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 # Bytes; kernels refuse socket paths over about 104. For longer paths, and for paths that no URL can hold, /tmp serves.
 LONGEST_SOCKET_PATH = 90
-# What Punctual keeps in VAR_DIR: the folder may hold other files, too.
+# Punctual's own folders and files in VAR_DIR, which may also hold others.
 FOLDERS = ("log", "valkey", "files", "resources")
 FILES = ("secret_key", "up.lock", "punctual.sqlite3*")
 ENDING_SECONDS = 2.0  # how long the server of a killed supervisor may take to end
@@ -53,9 +53,9 @@ def secret_key(var: Path) -> str:
 
 
 def close_to_others(path: Path) -> None:
-    """Take the rights of all other users to this file or folder, if it is there and belongs to this user.
+    """Remove the rights of all other users to this file or folder, if it exists and belongs to this user.
 
-    It leaves links, and folders for all users such as /tmp.
+    Links and folders for all users, such as /tmp, stay as they are.
     """
     with suppress(OSError):
         found = path.lstat()
@@ -66,7 +66,7 @@ def close_to_others(path: Path) -> None:
 
 @contextmanager
 def private(var: Path) -> Iterator[None]:
-    """Create `var`, and let only this user read it: what is there, and what this process and its children add."""
+    """Create `var`, and let only this user read Punctual's files there, also those that this process will create."""
     former = os.umask(0o077)
     try:
         var.mkdir(parents=True, exist_ok=True)

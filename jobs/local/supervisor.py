@@ -46,7 +46,7 @@ class Child:
     folder: Path
     log: Path
     patience: float
-    environment: Mapping[str, str] | None = None  # None: that of the supervisor
+    environment: Mapping[str, str] | None = None  # None: the environment of the supervisor
     prepare: Callable[[], object] = lambda: None
     tidy: Callable[[], object] = lambda: None
     process: "subprocess.Popen[bytes] | None" = None

@@ -185,7 +185,7 @@ def _start_children(options: Options, supervisor: Supervisor) -> None:
 
 
 def _without_secrets() -> dict[str, str]:
-    """The environment without values of secrets, which only workers need. Empty ones hide those of a `.env` file."""
+    """The environment without values of secrets, which only workers need. Empty variables hide those of `.env`."""
     hidden = {f"JOB_SECRET_{name}{suffix}": "" for name in settings.JOB_SECRETS for suffix in ("", "_FILE")}
     return {**os.environ, **hidden}
 

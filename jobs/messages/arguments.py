@@ -6,7 +6,7 @@
 
 A task decorated with pydantic's `validate_call` is typed. Its schedule's page has a field for each argument. Arguments
 that do not fit are refused before they are saved, before a run is claimed, and in the worker. Arguments of any other
-task only have to fit its signature. `step_of` marks a task that is only a step, and no job by itself:
+task only have to fit its signature. `step_of` marks a task that only runs as a step of another one:
 
     @shared_task(name="billing.remind.one", step_of="billing.remind")
 """
@@ -45,9 +45,9 @@ def check_fits(name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
 
 
 def refuse_step(name: str) -> None:
-    """Refuse a job that only runs as a step of another one. Raises `Invalid`."""
+    """Refuse a task that only runs as a step of a job. Raises `Invalid`."""
     if job := getattr(find_task(name), "step_of", ""):
-        raise Invalid(f"{name!r} is a step of {job!r}: schedule that.")
+        raise Invalid(f"{name!r} is a step of {job!r}: schedule {job!r} instead.")
 
 
 def startable() -> list[str]:

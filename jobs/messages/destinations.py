@@ -1,8 +1,8 @@
 """Where may a secret go? To the hosts of SECRET_HOSTS_NAME, and only in the jobs of SECRET_JOBS_NAME.
 
-Its one rule: a secret without hosts goes to none. SECRET_JOBS_NAME, if it is set, limits the secret to these jobs; only
-they may also use it without a host, such as for a database or an SDK. Every process knows these settings. So a form
-refuses what the worker would refuse; only the worker knows values.
+Its one rule: a secret without hosts goes nowhere. SECRET_JOBS_NAME, if it is set, limits the secret to these jobs. Only
+they may also use it without a host, such as for a database or an SDK. Every process knows these settings, so a form
+refuses a destination that the worker would refuse. Only workers know the values.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from jobs.models import rights
 from jobs.rules import origins
 from jobs.rules.errors import Invalid
 
-NOWHERE = "The secret {0} may go to no host: set SECRET_HOSTS_{0} for every process, such as api.example.org."
+NOWHERE = "The secret {0} may not go to any host: set SECRET_HOSTS_{0} for every process, such as api.example.org."
 
 
 def check_known(name: str) -> None:
-    """Refuse a name that no setting of a secret has. Raises `Invalid`."""
+    """Refuse a name that occurs in no setting of secrets. Raises `Invalid`."""
     if not any(name in known for known in (settings.JOB_SECRETS, settings.SECRET_HOSTS, settings.SECRET_JOBS)):
         raise Invalid(
             f"No secret is named {name}: set JOB_SECRET_{name} for the workers, and SECRET_HOSTS_{name} for every"
@@ -29,7 +29,7 @@ def check_known(name: str) -> None:
 
 
 def check_host(name: str, url: httpx.URL) -> None:
-    """Refuse a secret that may not go to the host of an address. Raises `Invalid`."""
+    """Refuse to send a secret to a host that its settings do not list. Raises `Invalid`."""
     check_known(name)
     hosts, origin = settings.SECRET_HOSTS.get(name), origins.Origin.of(url)
     if not hosts:
@@ -39,14 +39,14 @@ def check_host(name: str, url: httpx.URL) -> None:
 
 
 def check_job(name: str, job: str) -> None:
-    """Refuse a secret in a job that may not use it. Raises `Invalid`."""
+    """Refuse a job that may not use the secret. Raises `Invalid`."""
     jobs = settings.SECRET_JOBS.get(name)
     if jobs is not None and not any(rights.fits(pattern, job) for pattern in jobs):
         raise Invalid(f"{job} may not use the secret {name}: SECRET_JOBS_{name} allows {', '.join(jobs) or 'none'}.")
 
 
 def check_named(name: str, job: str) -> None:
-    """Refuse a secret without a host in a job that SECRET_JOBS_NAME does not list. Raises `Invalid`."""
+    """Refuse a job that uses a secret without a host, unless SECRET_JOBS_NAME lists it. Raises `Invalid`."""
     check_known(name)
     if name not in settings.SECRET_JOBS:
         raise Invalid(

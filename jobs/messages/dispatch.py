@@ -25,14 +25,14 @@ from jobs.secrets import head, in_one_line
 
 BATCH = 500  # messages per pipeline
 
-# Errors that concern one message: its exchange, its queue, or its size.
+# Errors about one message: its exchange, its queue, or its size.
 OF_MESSAGE = (
     *(of_amqp.AccessRefused, of_amqp.NotFound, of_amqp.ResourceLocked, of_amqp.PreconditionFailed),
     *(of_amqp.ContentTooLarge, of_amqp.NoConsumers, DataError),
 )
 OTHER_TYPE = "WRONGTYPE "  # begins the error of Redis about a key of another type
-OF_KEY = re.compile(r"\b(?:key|keys|channel)\b")  # a user that may write to no key at all may not run the command
-OF_PIPELINE = "of pipeline caused error: "  # the client adds it, after the command with the beginning of the message
+OF_KEY = re.compile(r"\b(?:key|keys|channel)\b")  # other errors of permission name the command: they concern all keys
+OF_PIPELINE = "of pipeline caused error: "  # the client puts the beginning of the message and this before the error
 
 
 class BrokerUnavailableError(Exception):
@@ -48,9 +48,9 @@ class Published:
 
 
 def publish(runs: Sequence[Sendable]) -> Published:
-    """Publish at most `BATCH` runs, in one pipeline unless the broker refuses one of them; halves of it find that one.
+    """Publish at most `BATCH` runs in one pipeline. If the broker refuses one, find that one by halving the pipeline.
 
-    A broker may have taken the others of a refused pipeline. It gets them again, which is harmless. Raises
+    The broker may have taken other messages of a refused pipeline; it then gets them twice, which is harmless. Raises
     `BrokerUnavailableError` when it takes none.
     """
     published, parts = Published(), [runs]
@@ -77,7 +77,7 @@ def _publish_together(runs: Sequence[Sendable]) -> Published:
     published, unavailable, connected = Published(), _broker_errors(), False
     try:
         with current_app.producer_pool.acquire(block=True, timeout=5) as producer:
-            connected = bool(producer.channel)  # a login may be refused with the error of a message
+            connected = bool(producer.channel)  # a refused login may raise the same errors as a message
             with producer.batch(BATCH):  # type: ignore[attr-defined] # new in kombu 5.7
                 envelopes = Envelopes(producer)
                 for run in runs:
@@ -104,13 +104,13 @@ def _reason(run: Sendable, error: _RefusedError) -> str:
 
 
 def _hear_of_refusals(producer: Any) -> None:
-    """A broker of AMQP refuses a message silently, and drops all later ones, until it is asked for something."""
+    """Wait for an answer of an AMQP broker. Until it answers, it refuses messages silently and drops all later ones."""
     if producer.connection.transport.driver_type == "amqp":
         producer.channel.basic_qos(0, 0, False)
 
 
 def is_of_one_message(error: BaseException) -> bool:
-    """Whether the broker refuses one message, not all of them. False for an unknown error: a refused run fails."""
+    """Whether the error concerns one message. False for an unknown error: the run of a refused message fails."""
     error = _cause(error)
     text = _text(error)
     of_key = isinstance(error, NoPermissionError) and OF_KEY.search(text)
@@ -123,7 +123,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _text(error: BaseException) -> str:
-    """What the broker says, without the message that the client puts before it."""
+    """The broker's own text, without the message that the client puts before it."""
     return str(_cause(error)).rpartition(OF_PIPELINE)[2]
 
 

@@ -138,7 +138,7 @@ def queue_of(run: Sendable) -> str:
 
 
 def keeps_arguments(task: Any) -> bool:
-    """Whether the messages of a run have the arguments of its row: nothing that sees them may change them."""
+    """Whether the messages of a run have the arguments of its row, because no other code may change them."""
     return _is_ordinary(task) and not signals.before_task_publish.receivers
 
 

@@ -35,7 +35,11 @@ CASES = [
     ),
     ("https://api.example.org:8443/", {"body": BODY}, "may not go to https://api.example.org:8443"),
     ("/healthz", {"headers": HEADERS}, "BILLING may not go to http://127.0.0.1"),
-    ("https://api.example.org/", {"body": "secret:HOMELESS"}, "HOMELESS may go to no host: set SECRET_HOSTS_HOMELESS"),
+    (
+        "https://api.example.org/",
+        {"body": "secret:HOMELESS"},
+        "HOMELESS may not go to any host: set SECRET_HOSTS_HOMELESS",
+    ),
     ("https://api.example.org/", {"headers": {"a": "secret:NOPE"}}, "No secret is named NOPE: set JOB_SECRET_NOPE"),
     ("https://api.example.org@evil.example/", {"body": BODY}, "contains a user name"),
     ("https://api.example.org/secret:BILLING", {}, "cannot name a secret"),
@@ -49,7 +53,7 @@ def test_it_refuses_a_secret_for_another_host_when_a_schedule_is_saved(admin_cli
     every = make_schedule("other").interval_id
     given = {"url": url, **arguments}
     page = text(admin_client.post(NEW, form(task="jobs.http_call", kwargs=json.dumps(given), interval=every)))
-    assert why.partition(" may")[0] in page or why in page
+    assert why in page
     assert not PeriodicTask.objects.filter(name="new").exists()
     fields = {
         f"argument_{name}": value if isinstance(value, str) else json.dumps(value) for name, value in given.items()

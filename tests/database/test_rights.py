@@ -410,7 +410,7 @@ def test_it_asks_as_few_queries_for_many_schedules_as_for_two(eve, django_assert
 
 @pytest.mark.parametrize("step", STEPS)
 def test_it_refuses_a_step_as_a_job(admin_client, step):
-    why = f"{step!r} is a step of {STEPS[step]!r}: schedule that."
+    why = f"{step!r} is a step of {STEPS[step]!r}: schedule {STEPS[step]!r} instead."
     schedule = make_schedule("old", step)
     assert why in text(admin_client.post(NEW, form(task=step, interval=schedule.interval_id)))
     assert why in text(act(admin_client, "run_now", schedule))
