@@ -389,8 +389,9 @@ def test_it_keeps_running_schedules_whose_author_has_no_right(users):
     assert (run.task, run.state) == ("jobs.cleanup", State.WAITING)
 
 
-def test_it_asks_as_few_queries_for_many_schedules_as_for_two(eve, django_assert_max_num_queries):
+def test_it_sends_no_further_queries_for_further_schedules(eve, django_assert_max_num_queries):
     schedules = [make_schedule(f"s{n}", job) for n, job in enumerate(["jobs.cleanup", "tests.nothing"] * 15)]
+    eve.get(SCHEDULES)  # writes the session
     with django_assert_max_num_queries(9):
         assert "s0" in text(eve.get(SCHEDULES))
     asked = []
@@ -399,7 +400,7 @@ def test_it_asks_as_few_queries_for_many_schedules_as_for_two(eve, django_assert
             data = {"action": "skip_next", "_selected_action": [each.pk for each in chosen], "step": "1", "moments": 1}
             eve.post(SCHEDULES, data)
         asked.append(len(queries))
-    assert asked[0] == asked[1] < 40
+    assert asked[1] <= asked[0] < 40
     assert changed(policy__skip_next=1) == {"tests.nothing"}
     with django_assert_max_num_queries(25):
         eve.get(reverse("admin:django_celery_beat_intervalschedule_change", args=[schedules[0].interval_id]))
