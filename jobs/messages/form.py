@@ -1,9 +1,9 @@
 """Can a worker read this item of its queue? Checks the form of an item before kombu and Celery read it.
 
 Its one rule: a message has exactly the form in which Celery sends it. In kombu and Celery 5.7, a value of another form
-ends the worker, some again at each restart. Each fault is one sentence about the item; empty: it can be read.
-Limits: the names and values of an application's own headers, and what is inside a signature, stay unchecked: errors in
-them fail a task, not a worker. Compressed content is limited for gzip, bzip2, lzma and zstd.
+ends the worker, some again at each restart. Each function returns the fault of an item as a sentence, or an empty text.
+Limits: the names and values of an application's own headers, and the contents of a signature, stay unchecked: errors in
+them fail a task, not a worker. The size of decompressed content is limited for gzip, bzip2, lzma and zstd.
 """
 
 import base64
@@ -27,9 +27,16 @@ LONGEST_ID = 255  # characters, as the columns that keep ids
 MOST_MEMORY = 128 * 1024 * 1024  # bytes that lzma may use; its highest preset needs 65 MB
 LARGEST_COUNT = 2**31 - 1
 LARGEST_CLOCK = 2**53
-LARGEST_ATTEMPT = 32_767  # a run's `attempt` is a small integer
+LARGEST_ATTEMPT = 32_767  # the column `attempt` of a run is a small integer
 LONGEST_LIMIT = 10.0**9  # seconds
-ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)  # kombu on a strange item
+ODD = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)  # that kombu raises for items of another form
 
 
 class Unreadable(ValueError):  # noqa: N818 - describes the message
@@ -42,7 +49,7 @@ PROTOCOL_1 = EMBEDDED - {"chain"} | {"args", "kwargs", "taskset", "utc"}
 
 
 def _is_text(value: Any) -> bool:
-    """Text that can be encoded: a lone surrogate cannot."""
+    """Whether the value is text without lone surrogates, which no encoding has."""
     if not isinstance(value, str):
         return False
     with suppress(UnicodeEncodeError):
@@ -79,7 +86,7 @@ def _is_limit(value: Any) -> bool:
 
 
 def _are_limits(value: Any) -> bool:
-    return value is None or (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_limit, value)))
+    return value is None or (_is_list(value) and len(value) == 2 and all(map(_is_limit, value)))
 
 
 def _is_moment(value: Any) -> bool:
@@ -97,15 +104,11 @@ def _is_moment(value: Any) -> bool:
 def _is_step(value: Any) -> bool:
     if value is None:
         return True
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) in (2, 3)
-        and all(isinstance(part, (str, int)) for part in value)
-    )
+    return _is_list(value) and len(value) in (2, 3) and all(isinstance(part, (str, int)) for part in value)
 
 
 def _are_names(value: Any) -> bool:
-    return value is None or (isinstance(value, (list, tuple)) and all(map(_is_text, value)))
+    return value is None or (_is_list(value) and all(map(_is_text, value)))
 
 
 def _is_mapping(value: Any) -> bool:
@@ -159,13 +162,13 @@ FIRST: dict[str, Callable[[Any], bool]] = {
     "taskset": _is_reference,
     "utc": _is_flag,
 }
-# Names with which Celery's request of a task works: a header of that name would replace them.
+# Attributes of Celery's request of a task, which a header of the same name would replace.
 TAKEN = frozenset(name for name in dir(Context) if not name.startswith("__")) | {"punctual_execution"}
 TAKEN -= FIELDS.keys()
 
 
 def fault_of_item(item: Any) -> str:
-    """Why kombu cannot make a message of an item of a Redis queue or channel."""
+    """Why kombu cannot read an item of a Redis queue or channel as a message."""
     try:
         return fault_of_envelope(_read(item))
     except Unreadable as error:
@@ -179,7 +182,7 @@ def fault_of_unacked(item: Any) -> str:
     except Unreadable as error:
         return str(error)
     if not isinstance(whole, list) or len(whole) != 3:
-        return "it is no message with its exchange and routing key"
+        return "it is not a message with its exchange and routing key"
     message, exchange, routing_key = whole
     if not _is_address(exchange, routing_key):
         return "its exchange and routing key name no queue"
@@ -191,53 +194,53 @@ def _read(item: Any) -> Any:
     try:
         return loads(item.decode() if isinstance(item, bytes) else item)
     except ODD as error:
-        raise Unreadable(f"it is no JSON that kombu reads: {type(error).__name__}") from error
+        raise Unreadable(f"kombu cannot read it as JSON: {type(error).__name__}") from error
 
 
 def fault_of_envelope(whole: Any) -> str:
-    """Why this is no message of kombu. Its headers and body are checked when it is received."""
+    """Why this is not a message of kombu. `fault_of_task` checks its headers and body later."""
     if not isinstance(whole, dict):
-        return "it is no JSON object"
+        return "it is not a JSON object"
     properties, headers = whole.get("properties"), whole.get("headers")
     if not isinstance(properties, dict):
-        return "its properties are no object"
+        return "its properties are not an object"
     if not _is_mapping(headers):
-        return "its headers are no object"
+        return "its headers are not an object"
     if not all(_is_optional_text(whole.get(name)) for name in ("content-type", "content-encoding")):
-        return "its content type or encoding is no text"
+        return "its content type or encoding is not text"
     return _fault_of_properties(properties) or _fault_of_body(whole.get("body"), properties.get("body_encoding"))
 
 
 def _fault_of_properties(properties: dict[str, Any]) -> str:
     delivery = properties.get("delivery_info")
     if not _is_id(properties.get("delivery_tag")):
-        return "its delivery tag is no id"
+        return "its delivery tag is not an id"
     if not isinstance(delivery, dict) or not _is_address(delivery.get("exchange"), delivery.get("routing_key")):
         return "its delivery information names no exchange and routing key"
     if not _is_count(properties.get("priority")):
-        return "its priority is no number"
+        return "its priority is not a number"
     if not all(_is_optional_text(properties.get(name)) for name in ("reply_to", "correlation_id")):
-        return "its properties reply_to and correlation_id are no texts"
+        return "its reply_to or correlation_id is not text"
     return ""
 
 
 def _fault_of_body(body: Any, encoding: Any) -> str:
     if not _is_text(body):
-        return "its body is no text"
+        return "its body is not text"
     if not (encoding is None or _is_one_of(ENCODINGS, encoding)):
         return "its body has an unknown encoding"
     if encoding == "base64":
         try:
             base64.b64decode(body)
         except ValueError:
-            return "its body is no base64"
+            return "its body is not base64"
     return ""
 
 
 def fault_of_task(headers: Any, payload: Any) -> str:
     """Why Celery cannot execute a message with these headers and this decoded body."""
     if not isinstance(headers, Mapping):
-        return "its headers are no object"
+        return "its headers are not an object"
     if "task" not in headers:
         return _fault_of_protocol_1(payload)
     if taken := sorted(TAKEN.intersection(headers)):
@@ -247,14 +250,14 @@ def fault_of_task(headers: Any, payload: Any) -> str:
 
 def _fault_of_payload(payload: Any) -> str:
     if not _is_list(payload) or len(payload) != 3:
-        return "its body is no list of arguments, keyword arguments and followers"
+        return "its body is not a list of arguments, keyword arguments and followers"
     args, kwargs, embedded = payload
     if not _is_list(args):
-        return "its arguments are no list"
+        return "its arguments are not a list"
     if not isinstance(kwargs, Mapping) or not all(map(_is_text, kwargs)):
-        return "its keyword arguments are no object"
+        return "its keyword arguments are not an object"
     if not _is_mapping(embedded):
-        return "its followers are no object"
+        return "its followers are not an object"
     if strange := sorted(map(str, (embedded or {}).keys() - EMBEDDED)):
         return f"its followers have the unknown part {strange[0][:50]!r}"
     return _odd(embedded or {}, PARTS, set(), "part")
@@ -262,7 +265,7 @@ def _fault_of_payload(payload: Any) -> str:
 
 def _fault_of_protocol_1(payload: Any) -> str:
     if not isinstance(payload, Mapping) or "task" not in payload:
-        return "it is no message of Celery: it names no task"
+        return "it is not a message of Celery: it names no task"
     if strange := sorted(map(str, payload.keys() - FIELDS.keys() - PROTOCOL_1)):
         return f"its body has the unknown part {strange[0][:50]!r}"
     return _odd(payload, FIELDS | PARTS | FIRST, {"task", "id"}, "part")
@@ -273,28 +276,31 @@ def _odd(values: Mapping[str, Any], checks: dict[str, Callable[[Any], bool]], ne
         return f"it has no {missing[0]}"
     for name in checks.keys() & values.keys():
         if not checks[name](values[name]):
-            return f"its {what} {name} has no value that Celery sends"
+            return f"Celery never sends the value of its {what} {name}"
     return ""
 
 
 def fault_of_command(body: Any, headers: Any, matchers: Collection[str]) -> str:
     """Why Celery cannot obey a command of remote control; `matchers` are the known kinds of patterns."""
     if not isinstance(body, Mapping) or not _is_text(body.get("method")):
-        return "it is no command of remote control"
+        return "it is not a command of remote control"
     arguments, clock, reply_to = body.get("arguments"), headers.get("clock"), body.get("reply_to")
     pattern, destination = body.get("pattern"), body.get("destination")
     is_address = _is_mapping(reply_to) and _is_address(
         (reply_to or {}).get("exchange"), (reply_to or {}).get("routing_key")
     )
     checks = (
-        (_is_mapping(arguments) and all(map(_is_text, arguments or ())), "the arguments of its command are no object"),
-        (clock is None or (isinstance(clock, int) and 0 <= clock <= LARGEST_CLOCK), "its clock is no number"),
+        (
+            _is_mapping(arguments) and all(map(_is_text, arguments or ())),
+            "the arguments of its command are not an object",
+        ),
+        (clock is None or (isinstance(clock, int) and 0 <= clock <= LARGEST_CLOCK), "its clock is not a number"),
         (
             pattern is None or (_is_text(pattern) and _is_one_of(matchers, body.get("matcher"))),
             "its pattern is unknown",
         ),
-        (_is_optional_text(destination) or _are_names(destination), "its destination is no list of names"),
-        (not reply_to or is_address, "its address for the reply is none"),
+        (_is_optional_text(destination) or _are_names(destination), "its destination is not a list of names"),
+        (not reply_to or is_address, "its address for the reply is not an address"),
     )
     return next((why for is_right, why in checks if not is_right), "")
 
@@ -304,7 +310,7 @@ def _is_one_of(known: Collection[str], value: Any) -> bool:
 
 
 def limit_decompression() -> None:
-    """Let kombu's decompression end at `LARGEST` bytes in this process: a few bytes can stand for gigabytes."""
+    """Limit kombu's decompression in this process to `LARGEST` bytes: a few bytes can expand to gigabytes."""
     makers: dict[str, Callable[[], Any]] = {
         "application/x-gzip": zlib.decompressobj,
         "application/x-bz2": bz2.BZ2Decompressor,
