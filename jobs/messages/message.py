@@ -20,13 +20,13 @@ from jobs.rules.errors import Invalid
 LONGEST_ARGUMENTS = 16_384  # characters of JSON
 DEEPEST_ARGUMENTS = 20
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: an odd number of backslashes escapes
-# A header becomes an attribute of the task's request and may replace any other, methods included: a schedule that sets
-# it could run another task than the one it names. The others are read from the message itself.
+# Celery makes each header an attribute of the task's request, which replaces any other, methods included: a schedule
+# with such a header could run another task than the one it names. Celery reads the further names from the message.
 OF_CELERY = frozenset(dir(Context)) | {
     *("argsrepr", "clock", "compression", "group_id", "groups", "kwargsrepr", "lang", "priority", "task", "task_id"),
     *("MessageGroupId", "MessageDeduplicationId"),
 }
-# The beginnings of headers of ours, of private attributes, and of those that RabbitMQ reads: CC routes a copy.
+# Prefixes of Punctual's headers and of private attributes, and headers that RabbitMQ reads: CC sends a copy elsewhere.
 OF_OTHERS = re.compile(r"punctual_|_|(?:b?cc|x-(?:match|delay|death))$|x-(?:first|last)-death-", re.IGNORECASE)
 # The options of a message that a policy stores.
 STORED_OPTIONS = frozenset(

@@ -1,9 +1,9 @@
-"""Which queues are there, and which ones are refused? Celery's own tables of queues, guarded by `rules.queues`.
+"""Which queues exist, and which ones does Punctual refuse? Celery's tables of queues, with the rules of `rules.queues`.
 
-Its one rule: no message goes to a refused queue, and no worker consumes one, whoever names it: a row, the settings, an
-option of a task, a router, `--queues`. Celery asks these tables for each of them.
+Its one rule: no message goes to a refused queue, and no worker consumes one. The name may come from a row, the
+settings, an option of a task, a router or `--queues`: Celery looks up all of them in these tables.
 
-Limit: what other programs write to the broker does not pass here.
+Limit: messages of other programs do not pass here.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +21,11 @@ KEYS = ("unacked_key", "unacked_index_key", "unacked_mutex_key")  # options of k
 
 
 class QueueRefusedError(Invalid, SecurityError):
-    """A queue has a name that none may have. `celery worker` prints the sentence of a SecurityError, and ends."""
+    """No queue may have this name. `celery worker` prints the sentence of a SecurityError, and ends."""
 
 
 class Queues(amqp.Queues):
-    """Celery's table of queues: names that are not defined join it when they are first used."""
+    """Celery's table of queues. Celery adds an undefined name when a message or a worker first uses it."""
 
     app: Any = None  # unknown until the table holds the queues of the settings
 
@@ -55,7 +55,7 @@ class AMQP(amqp.AMQP):
 
         def send_task_message(*args: Any, exchange: Any = None, queue: Any = None, **options: Any) -> Any:
             check_exchange(getattr(exchange, "name", exchange), self.app)
-            _refuse_if(reserved(_name(queue), _taken(self.app)))  # one made by code is in no table
+            _refuse_if(reserved(_name(queue), _taken(self.app)))  # code may pass a queue that is in no table
             return send(*args, exchange=exchange, queue=queue, **options)
 
         return send_task_message
@@ -64,23 +64,23 @@ class AMQP(amqp.AMQP):
 def check(name: str, app: Any) -> None:
     """Refuse a queue that no message may go to. Raises `Invalid` with a sentence that says what to change."""
     taken = _taken(app)
-    if refusal(name, (), taken):  # most names are plain
+    if refusal(name, (), taken):  # most names are plain: collect the defined ones only for the others
         _refuse_if(refusal(name, set(defined(app)), taken))
 
 
 def check_exchange(name: Any, app: Any) -> None:
     """Refuse an exchange through which Celery reaches its workers by remote control or events. Raises `Invalid`."""
-    if isinstance(name, str) and not name.startswith("amq."):  # RabbitMQ's own exchanges are for everyone
+    if isinstance(name, str) and not name.startswith("amq."):  # every client may use RabbitMQ's own exchanges
         _refuse_if(reserved(name, _taken(app), "exchange"))
 
 
 def of_task(task: Any) -> str:
-    """The queue that the task names itself; empty if none."""
+    """The queue of the task's own `queue` option; empty if it has none."""
     return _name(getattr(task, "queue", None))
 
 
 def defined(app: Any) -> Iterator[str]:
-    """The queues of the settings and of the tasks that this process knows; some more than once."""
+    """The queues of the settings and of the tasks that this process knows, with repetitions."""
     conf = app.conf
     yield conf.task_default_queue
     yield from (getattr(queue, "name", queue) for queue in conf.task_queues or ())
@@ -91,7 +91,7 @@ def defined(app: Any) -> Iterator[str]:
 
 
 def faults(app: Any) -> list[str]:
-    """A sentence for each queue that the settings or a task name, but none may have."""
+    """A sentence for each refused queue that the settings or a task name."""
     taken = _taken(app)
     return [why for name in dict.fromkeys(defined(app)) if (why := reserved(name, taken))]
 

@@ -1,9 +1,10 @@
 """Did a process of this installation send this message? With MESSAGE_KEYS, each message carries a signature.
 
-Its one rule: the signature (HMAC-SHA256) covers all that a worker acts on: the serialized body, its content type and
-encoding, where a result is sent, and every header except those that a broker adds. The first key signs, each verifies.
+Its one rule: the signature (HMAC-SHA256) covers everything that decides what a worker does: the serialized body, its
+content type and encoding, the address for the result, and every header except those that a broker adds. Senders sign
+with the first key; workers accept each key.
 
-Limits: it does not cover the queue, the priority and how often a message comes. So a person who can read and write the
+Limits: it does not cover the queue, the priority and the number of deliveries. So a program that can read and write the
 broker can delay, drop, move and repeat a signed message. A run starts each attempt once; a plain task executes again.
 """
 
@@ -17,14 +18,14 @@ from django.conf import settings
 from kombu.utils.json import dumps
 
 SIGNATURE_HEADER = "punctual_signature"
-# `redelivered` and x-* are added by brokers. Some transports remove `compression`; the body is signed before it.
+# Brokers add `redelivered` and x-*. Some transports remove `compression`; senders sign the body before that.
 UNSIGNED = frozenset([SIGNATURE_HEADER, "redelivered", "compression"])
 PURPOSE = b"message of Punctual, version 1\n"
 ADVICE = "give its sender this installation's MESSAGE_KEYS"
 
 
 def keys() -> list[str]:
-    """The keys of this installation; none: messages are neither signed nor verified."""
+    """The keys of this installation. Without a key, Punctual neither signs nor verifies messages."""
     return list(getattr(settings, "MESSAGE_KEYS", ()))
 
 
@@ -39,7 +40,7 @@ def sign(body_digest: str, content: tuple[Any, Any], headers: Mapping[str, Any],
 
 
 def fault(message: Any) -> str:
-    """Why a received message is not trusted; empty if it is, or if there is no key."""
+    """Why a worker must not trust a received message; empty if it may, or if there is no key."""
     known = keys()
     if not known:
         return ""
@@ -50,7 +51,7 @@ def fault(message: Any) -> str:
     signed = _signed(digest(message.body or b""), content, message.headers, message.properties)
     if any(hmac.compare_digest(_signature(key, signed).encode(), found.encode()) for key in known):
         return ""
-    return f"its signature is wrong: it was changed, or {ADVICE}"
+    return f"its signature is wrong: another program changed it, or {ADVICE}"
 
 
 def _signature(key: str, signed: bytes) -> str:
@@ -60,7 +61,7 @@ def _signature(key: str, signed: bytes) -> str:
 def _signed(
     body_digest: str, content: tuple[Any, Any], headers: Mapping[str, Any], properties: Mapping[str, Any]
 ) -> bytes:
-    """All that is signed, as the same text at the sender and at the worker."""
+    """The signed parts, as a text that is equal at the sender and at the worker."""
     own = {name: _plain(value) for name, value in headers.items() if not _is_added(name)}
     reply_to = properties.get("reply_to") or ""
     named = [properties.get("correlation_id") or "", getattr(reply_to, "name", reply_to)]
