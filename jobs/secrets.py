@@ -4,12 +4,12 @@
 
 `secret:BILLING_TOKEN` stands for the value of the variable JOB_SECRET_BILLING_TOKEN (or the content of the file that
 JOB_SECRET_BILLING_TOKEN_FILE names). Its one rule: a value is inserted where it is used, and never stored.
-Schedules, runs and messages hold the name. `mask` hides the value in log lines and errors of jobs, also as JSON, URLs,
-HTML, base64 or Python write it, in upper or lower case. Texts are masked before they are cut. A job itself must keep
-secrets out of its return value and everything else it writes.
+Schedules, runs and messages hold the name. `mask` hides the value in log lines and errors of jobs, also in the forms of
+JSON, URLs, HTML, base64 and Python, in upper or lower case. Punctual masks a text before it cuts it. A job itself must
+keep secrets out of its return value and everything else it writes.
 
-Limits: a secret that is no JOB_SECRET, without a word such as `password` next to it, looks like any other text. One
-that a job compresses, encrypts or spells out letter by letter is not found.
+Limits: a secret that is not a JOB_SECRET, without a word such as `password` next to it, looks like any other text.
+`mask` misses a secret that a job compresses, encrypts or spells out letter by letter.
 """
 
 import base64
@@ -27,13 +27,13 @@ from django.conf import settings
 from jobs.rules.errors import Invalid
 
 SHORTEST = 8  # characters; `mask` also finds single lines and encoded parts of a secret, if they are at least this long
-MARGIN = 100_000  # characters that are masked beyond those that are kept
-EDGE = 10_000  # characters beside a cut that may be half a secret, and are dropped
-PLAIN = re.compile(r"[\w-]+", re.ASCII)  # characters that stay as they are in every form
+MARGIN = 100_000  # characters beyond the kept ones that are masked, too
+EDGE = 10_000  # characters beside a cut that are dropped, because they may be half a secret
+PLAIN = re.compile(r"[\w-]+", re.ASCII)  # characters that every form leaves unchanged
 
 _WORDS = r"passw(?:or)?d|passphrase|secret|token|api[_-]?key|session[_-]?id|access[_-]?key|private[_-]?key|credentials?"
 _KEY = rf"(?<![\w-])[\w-]{{0,60}}(?:{_WORDS})[\w-]{{0,60}}"
-_NAME = r"(?-i:secret:[A-Z][A-Z0-9_]*)"  # the name of a secret may be shown
+_NAME = r"(?-i:secret:[A-Z][A-Z0-9_]*)"  # `mask` shows the names of secrets
 _IN_URL = re.compile(r"""://[^\s:/@"',]{0,100}:[^\s/@"',]{1,300}@""")
 _SECRETS = [
     # password=..., "api_key": "...", X-Auth-Token: ..., also with quotes that JSON or Python has escaped
@@ -63,7 +63,7 @@ def named(text: str) -> list[str]:
 def reveal(text: str) -> str:
     """The text with each secret's name replaced by its value. Raises `UnknownNameError`.
 
-    It asks nothing: jobs call `jobs.toolkit.reveal`, which checks where the value goes.
+    It checks no destination: jobs call `jobs.toolkit.reveal`, which does.
     """
     return _NAMED.sub(lambda found: _value(found[1]), text)
 
@@ -79,7 +79,7 @@ def mask(text: str) -> str:
     """The text with `***` for job secrets, values next to words such as `password`, and passwords in URLs."""
     needed, known, _ = _known()
     lowered = text.lower()
-    if any(part in lowered for part in needed):  # a hundred times as fast as the pattern, which almost never applies
+    if any(part in lowered for part in needed):  # a hundred times as fast as the pattern, which seldom matches
         text = known.sub("***", text)
     for secret in _SECRETS:
         text = secret.sub(r"\1***", text)
@@ -87,10 +87,10 @@ def mask(text: str) -> str:
 
 
 def refuse_passwords(text: str) -> None:
-    """Refuse text with a password in a URL: every viewer of its row could read it. Raises `Invalid`."""
+    """Refuse text with a password in a URL, because every viewer of the row could read it. Raises `Invalid`."""
     if _IN_URL.search(text):
         raise Invalid(
-            "A URL contains a password, which every viewer could read: set JOB_SECRET_NAME for the workers, and write"
+            "A URL contains a password that every viewer could read: set JOB_SECRET_NAME for the workers, and write"
             " secret:NAME in a header or a body."
         )
 
@@ -127,7 +127,7 @@ def masking(function: Callable[..., Any]) -> Callable[..., Any]:
 def head(text: str, longest: int) -> str:
     """The first `longest` characters of a text, masked and storable."""
     shown = mask(storable(text[: longest + MARGIN]))
-    if len(text) > longest + MARGIN:  # half a secret may stand at the cut, after the last one that was found
+    if len(text) > longest + MARGIN:  # half a secret may stand before the cut, after the last masked one
         shown = shown[: max(len(shown) - _edge(), shown.rfind("***") + 3)]
     return shown[:longest]
 
@@ -162,7 +162,7 @@ def _known() -> tuple[tuple[str, ...], re.Pattern[str], int]:
 
 @cache
 def _patterns(secrets: tuple[str, ...]) -> tuple[tuple[str, ...], re.Pattern[str], int]:
-    """A pattern of these secrets in all forms, texts of which it needs one in lower case, and the longest form."""
+    """For a search: texts of which a match contains one, in lower case; the pattern; and the length of the edge."""
     forms = sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True)
     needed = {max(PLAIN.findall(form), key=len, default="").lower() for form in forms}
     pattern = "|".join("".join(map(_quoted, form)) for form in forms) or "(?!)"
@@ -170,13 +170,13 @@ def _patterns(secrets: tuple[str, ...]) -> tuple[tuple[str, ...], re.Pattern[str
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """The secret as it is, its long lines, and as URLs, HTML, base64 and hex write it."""
+    """The secret itself, its long lines, and its forms in URLs, HTML, base64 and hex."""
     if not secret:
         return
     as_bytes = secret.encode()
     yield from (secret, html.escape(secret), quote(secret), quote(secret, safe=""), quote_plus(secret), as_bytes.hex())
     yield from (line for line in secret.splitlines() if len(line) >= SHORTEST)
-    for before in range(3):  # base64 writes three bytes as four characters, and other bytes may come before
+    for before in range(3):  # base64 encodes three bytes as four characters, and other bytes may come before
         whole = base64.b64encode(bytes(before) + as_bytes).rstrip(b"=").decode()
         part = whole[
             (0, 2, 3)[before] : len(whole) - (len(whole) % 4 > 0)

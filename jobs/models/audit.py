@@ -15,13 +15,13 @@ from jobs.secrets import storable
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The requester: shown by name in the ledger, and as a user in the history of a row if it is one.
+    """The requester. The ledger shows the name; the history of a row also shows the user, if there is one.
 
-    Code and the shell, which are only a name, may do everything; a user needs the right for a restricted job.
+    Code and the shell have only a name and may do everything. A user needs the right for a restricted job.
     """
 
     name: str
-    user: Any = field(default=None, repr=False)  # of whichever user model
+    user: Any = field(default=None, repr=False)  # of any user model
 
     def __post_init__(self) -> None:
         """Write the name as the ledger can hold it: in one line, and with a mark where it is cut."""
@@ -43,7 +43,7 @@ class Actor:
         return None if self.user is None else self.user.pk
 
     def why_not(self, job: str) -> str:
-        """Why this actor may not schedule, change or start a job, in a sentence; empty if it may."""
+        """Why this actor may not schedule, change or start a job, as a sentence; empty if the actor may."""
         entry = None if self.user is None else rights.entry_of(job)
         if entry is None or rights.has(self.user, entry):
             return ""
@@ -58,7 +58,7 @@ class Actor:
             raise Forbidden(why)
 
     def check_rows(self, rows: QuerySet[Any]) -> None:
-        """The same for the jobs of schedules or runs, in one query. Raises `Forbidden`."""
+        """Like `check_may`, for the jobs of schedules or runs, in one query. Raises `Forbidden`."""
         if self.user is not None:
             self.check_may(*rows.order_by().values_list("task", flat=True).distinct())
 

@@ -37,7 +37,7 @@ class NodeQuerySet(models.QuerySet["Node"]):
         return self.live().exclude(kind=Node.Kind.BEAT).exclude(queues="")
 
     def queues(self) -> set[str]:
-        """The queues that these nodes consume; without those that a long list leaves out."""
+        """The queues that these nodes consume. Names that a full list has cut off are missing."""
         lists = self.values_list("queues", flat=True)
         return {name for each in lists for name in each.split(", ")[: -1 if len(each) == LONGEST_QUEUES else None]}
 

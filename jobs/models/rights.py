@@ -1,11 +1,11 @@
 """Which jobs need a right of their own, and who has it? RESTRICTED_JOBS lists the jobs; each entry is a permission.
 
-Its one rule: a user without the right for a job sees its schedules and runs, and changes and starts nothing of them.
-The most specific entry decides: the exact name, else the longest pattern. `billing.*` covers all names that begin so.
-Superusers have every right. A job that no entry names needs only the permissions for schedules and runs.
+Its one rule: a user without the right for a job may view its schedules and runs, but neither change nor start them. The
+most specific entry decides: the exact name, otherwise the longest pattern. `billing.*` covers all names that begin with
+`billing.`. Superusers have every right. A job that no entry covers needs only the permissions for schedules and runs.
 
-`manage.py migrate` makes the permissions, and deletes those whose entry is gone. Until then only superusers have a new
-one. Limit: rights say who may change and start a job. A schedule goes on whatever becomes of its author's rights.
+`manage.py migrate` creates the permissions, and deletes those of removed entries. Until then only superusers have a new
+permission. Limit: a schedule continues to run when its author loses the right.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ from django.apps import apps as installed_apps
 from django.conf import settings
 from django.db import router
 
-PREFIX = "start:"  # of the codenames, which no other permission of runs has
+PREFIX = "start:"  # of the codenames; no other permission of runs begins so
 LONGEST_CODENAME = 100
 
 
 def entry_of(job: str) -> str | None:
-    """The entry of RESTRICTED_JOBS that governs a job; None if the job needs no right of its own."""
+    """The entry of RESTRICTED_JOBS that decides about a job; None if the job needs no right of its own."""
     entries = settings.RESTRICTED_JOBS
     if job in entries:
         return job
@@ -45,13 +45,13 @@ def codename_of(entry: str) -> str:
 
 
 def has(user: Any, entry: str) -> bool:
-    """Whether a user of any user model has the right of an entry."""
+    """Whether a user has the right of an entry. Works for every user model."""
     asked = getattr(user, "has_perm", None)  # a user model without permissions has none
     return bool(asked and asked(f"jobs.{codename_of(entry)}"))
 
 
 def make_permissions(using: str = "default", apps: Any = installed_apps, **_: Any) -> None:
-    """After a migration: a permission for each entry, and none for entries that are gone."""
+    """After a migration, create the missing permissions of entries, and delete those of removed entries."""
     try:
         run = apps.get_model("jobs", "Run")
         permissions = apps.get_model("auth", "Permission").objects.using(using)

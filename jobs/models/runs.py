@@ -35,7 +35,7 @@ LONGEST_LOG = 100_000  # characters per attempt; the latest are kept
 
 
 class AsJSON(models.JSONField):
-    """A value that is JSON text already, to be compared with a column of JSON."""
+    """JSON text, for comparison with a column of JSON."""
 
     def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:  # noqa: ARG002
         return Jsonb(value, dumps=str) if connection.vendor == "postgresql" else value
@@ -118,7 +118,7 @@ class Ended(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What a message executes. Its arguments are JSON; None: whoever publishes it may change them."""
+    """The task and the JSON arguments of a message. None: a publisher may change the arguments, so compare none."""
 
     task: str
     args: str | None = None
@@ -189,7 +189,7 @@ class RunQuerySet(models.QuerySet["Run"]):
     def start(self, run_id: UUID, attempt: int, node: str, pid: int, sent: "Sent | None" = None) -> bool:
         """Claim an attempt for this process; False if it was already started, expired, cancelled or rescued.
 
-        Also False for a message that is not the run's: `sent` is what the message executes.
+        `sent` is the content of the message. False also if it differs from the run.
         """
         values = {"run_id": run_id, "attempt": attempt, "node": node, "pid": pid, "lease": lease()}
         if sent is None:
@@ -207,7 +207,7 @@ def _starting(
     run_id: Any, attempt: Any, node: Any, pid: Any, lease: Any, **sent: Any
 ) -> tuple[RunQuerySet, dict[str, Any]]:
     fresh = Q(expires_at__isnull=True) | Q(expires_at__gt=Now())
-    # This attempt has been sent, or its sender has it for `SENDING`. So nothing starts a run before its time.
+    # A sender has published this attempt, or holds it for `SENDING`. So no message starts a run before its time.
     is_sent = Q(state=State.QUEUED) | Q(sends__gt=0) | Q(not_before__lte=Now() + Value(SENDING))
     same = {COLUMN_OF.get(name, name): value for name, value in sent.items()}
     mine = Run.objects.filter(fresh, is_sent, id=run_id, attempt=attempt, **same)

@@ -1,4 +1,4 @@
-"""What the workers set aside: items of the broker that no worker can read, or whose signature is wrong."""
+"""Which items did the workers set aside? Those of the broker that no worker can read or whose signature is wrong."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ MOST = 1_000  # rows
 
 
 class SetAside(models.Model):
-    """An item that workers have removed from the broker without executing it. The same item has one row."""
+    """An item that workers have removed from the broker without executing it. Equal items share a row."""
 
     digest = models.CharField(max_length=64, primary_key=True, help_text="The SHA-256 of the item.")
     first_at = models.DateTimeField(db_default=Now())
@@ -34,7 +34,7 @@ class SetAside(models.Model):
 
     @classmethod
     def note(cls, digest: str, **columns: Any) -> None:
-        """Add an item, or count it once more. Beyond `MOST` rows, those are deleted that came longest ago."""
+        """Add an item, or count it again. Beyond `MOST` rows, the oldest are deleted."""
         known = cls.objects.filter(digest=digest)
         again: dict[str, Any] = {**columns, "last_at": Now(), "times": F("times") + 1}
         if known.update(**again):

@@ -1,7 +1,7 @@
-"""What does a time zone in a row mean that this machine does not know? SQL or a newer machine may have stored it.
+"""How does Django read a time zone that this machine does not know? SQL or a newer machine may have stored it.
 
-Its one rule: the row is read, shown and stored with the name as it stands. So it stops no page and no other schedule.
-Its own schedule is flagged: `rules.crontab.zone_of` refuses the name.
+Its one rule: Django reads, shows and stores the name unchanged. So the row stops no page and no other schedule.
+`rules.crontab.zone_of` refuses the name, and beat flags the schedule.
 """
 
 from io import BytesIO
@@ -16,11 +16,11 @@ _UTC_FILE = b"TZif" + bytes(16) + b"".join(n.to_bytes(4, "big") for n in (0, 0, 
 
 
 class UnknownZone(ZoneInfo):
-    """A zone of which only the name is known. Moments are shown in UTC."""
+    """A zone without rules, only a name. Pages show its moments in UTC."""
 
 
 def install() -> None:
-    """Let Django read every stored zone, and refuse every other unknown one."""
+    """Let Django read every stored zone, and refuse unknown zones of users."""
     TimeZoneField.from_db_value, TimeZoneField.to_python = _from_db_value, _to_python
 
 

@@ -18,7 +18,7 @@ class Invalid(ValueError):  # noqa: N818 - describes the request
 
 
 class Forbidden(Invalid):
-    """The user has no right for the job. The message names the permission."""
+    """The user may not change or start the job. The message names the missing permission."""
 
 
 class UnknownJob(Invalid):

@@ -1,8 +1,8 @@
 """Which origins does an entry such as `*.example.org` cover? Compares parsed schemes, hosts and ports, never texts.
 
-An entry is `[scheme://]host[:port]`. It means HTTPS unless it says `http://`, and the usual port unless it names
-another one. `*.example.org` covers all hosts below example.org, but not itself; `*` covers every origin. Case, a last
-dot, the Unicode of a host name and the zeros of an IPv6 address make no difference.
+An entry is `[scheme://]host[:port]`, by default with HTTPS and the default port of the scheme. `*.example.org` covers
+all subdomains of example.org, but not example.org itself; `*` covers every origin. Case, a trailing dot, Unicode or
+punycode, and the zeros of an IPv6 address make no difference.
 """
 
 import ipaddress
@@ -23,7 +23,7 @@ BELOW = "*."
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Scheme, host and port, each as it is compared."""
+    """Scheme, host and port in their canonical form."""
 
     scheme: str
     host: str
@@ -36,7 +36,7 @@ class Origin:
         with suppress(ValueError):
             host = str(ipaddress.ip_address(host))
         if url.scheme not in PORTS or not host or url.userinfo:
-            raise ValueError("This is no http or https address with a host, or it has a user name.")
+            raise ValueError("This is not an http or https address with a host, or it has a user name.")
         return cls(url.scheme, host, url.port or PORTS[url.scheme])
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Origin:
 
 @lru_cache(maxsize=1024)
 def parse(entry: str) -> tuple[bool, Origin | None]:
-    """Whether an entry covers what is below its host, and its origin; None for every one. Raises ValueError."""
+    """Whether an entry covers subdomains, and its origin, which is None for `*`. Raises ValueError."""
     if entry == ANY:
         return True, None
     scheme, _, rest = entry.rpartition("://")
@@ -64,8 +64,8 @@ def covers(entries: Iterable[str], origin: Origin) -> bool:
     return any(_covers(*parse(entry), origin) for entry in entries)
 
 
-def _covers(is_below: bool, own: Origin | None, origin: Origin) -> bool:
+def _covers(subdomains: bool, own: Origin | None, origin: Origin) -> bool:
     if own is None:
         return True
-    is_host = origin.host.endswith(f".{own.host}") if is_below else origin.host == own.host
+    is_host = origin.host.endswith(f".{own.host}") if subdomains else origin.host == own.host
     return is_host and (origin.scheme, origin.port) == (own.scheme, own.port)

@@ -1,8 +1,8 @@
 """What can people do to schedules? Enable, disable, pause, resume, skip, retime: one function each, for every door.
 
 Its one rule: an act gets the actor, then checks, locks, changes and records, in one transaction; a door checks the
-permission, parses, calls and renders. No act starts a run: only a due moment does. If the actor has no right for one of
-the jobs, an act raises `Forbidden` and changes nothing.
+permission, parses, calls and renders. No act starts a run: only a due moment does. If the actor lacks the right for one
+of the jobs, an act raises `Forbidden` and changes nothing.
 """
 
 from collections.abc import Callable
