@@ -1,9 +1,9 @@
-"""How do Punctual's processes talk to the broker? As Celery does, with signed messages and with items checked first.
+"""How do Punctual's processes talk to the broker? With Celery's own classes, which here sign messages and check items.
 
-Its one rule: everything but the mended lines is Celery's and kombu's own. On Redis, an item that kombu cannot read ends
-the worker, and an unacknowledged one ends it at each restart; a key of another type lets it reconnect for ever. Items
-are checked as they leave Redis. What cannot be read is set aside (`set_aside`), and such keys are renamed.
-Limit: on other brokers, kombu reads the item first; the consumer checks the message then.
+Its one rule: each override mends one fault and leaves the rest to Celery and kombu. On Redis, an item that kombu cannot
+read ends the worker, and an unacknowledged one ends it at each restart; with a key of another type it reconnects for
+ever. So the channel checks each item from Redis, sets unreadable ones aside (`set_aside`), and renames such keys.
+Limit: on other brokers, kombu reads the item first; the consumer checks the message afterwards.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from jobs.messages import form, queues, signing
 from jobs.rules.errors import error_of, of_broker
 from jobs.secrets import in_one_line
 
-RENAMED = ".set-aside"  # is added to the name of a key of a wrong type
+RENAMED = ".set-aside"  # the ending of the new name of a key of a wrong type
 PARTS_OF_BINDING = 3
 LONGEST_ERROR = 300  # characters
 
@@ -42,7 +42,9 @@ class Producer(KombuProducer):
         if not signing.keys():
             return prepare(body, serializer, content_type, content_encoding, compression, headers)
         body, content_type, content_encoding = prepare(body, serializer, content_type, content_encoding, None, headers)
-        headers[signing.SIGNATURE_HEADER] = signing.digest(body)  # `_publish` signs it: the properties come last
+        headers[signing.SIGNATURE_HEADER] = signing.digest(
+            body
+        )  # `_publish` replaces it by the signature, which also covers the properties
         return prepare(body, None, content_type, content_encoding, compression, headers)
 
     def _publish(
@@ -86,7 +88,7 @@ class _Pool(ConnectionPool):
 
 
 class AMQP(queues.AMQP):
-    """`jobs.worker.app.Application` names it."""
+    """Celery's `app.amqp` with these classes. `jobs.worker.app.Application` names it."""
 
     Connection = Connection
     Producer = Producer
@@ -100,7 +102,7 @@ class AMQP(queues.AMQP):
 
 @cache
 def _guarded(channel: Any) -> Any:
-    """A subclass of this class of channels, Redis or Sentinel, that lets no item raise an error."""
+    """A subclass of this class of channels (Redis or Sentinel) in which no item raises an error."""
     return type("Channel", (GuardedChannel, channel), {"QoS": type("QoS", (GuardedQoS, channel.QoS), {})})
 
 
@@ -114,7 +116,7 @@ class GuardedChannel:
         return client
 
     def _read(self, parse: Any, connection: Any, command: Any, **options: Any) -> Any:
-        """An answer of Redis: no item, if it is one that cannot be read."""
+        """The answer of Redis, or None for an item that kombu cannot read."""
         answer = parse(connection, command, **options)
         if command == "BRPOP" and answer:
             key, item = answer
@@ -145,7 +147,7 @@ class GuardedChannel:
         return [tuple(parts) for parts in members if len(parts) == PARTS_OF_BINDING]
 
     def mend_keys(self, queues: Iterable[str], exchanges: Iterable[str]) -> None:
-        """Rename keys that kombu uses and that have another type: each call of Redis fails with them."""
+        """Rename keys that kombu uses and that have another type: every command of Redis on them fails."""
         channel: Any = self
         kinds = {channel.unacked_key: b"hash", channel.unacked_index_key: b"zset"}
         kinds |= {channel.keyprefix_queue % exchange: b"set" for exchange in exchanges}
@@ -155,8 +157,9 @@ class GuardedChannel:
                 key = f"{channel.global_keyprefix}{name}"
                 found = client.type(key)
                 if found not in (kind, b"none"):
-                    client.rename(key, key + RENAMED)
-                    why = f"the key {key} of Redis was a {found.decode()}, no {kind.decode()}; it got the end {RENAMED}"
+                    client.rename(key, new := f"{key}{RENAMED}")
+                    was = f"was a {found.decode()} instead of a {kind.decode()}"
+                    why = f"the key {key} of Redis {was}; its name is now {new}"
                     _set_aside(name, key, why)
 
 
@@ -183,7 +186,7 @@ class GuardedQoS:
         passing = (*of_broker(mine.channel.connection_errors), mine.channel.ResponseError)
         error = error_of(restore, passing)
         if error is not None:
-            _set_aside(mine.unacked_key, item, f"it cannot be put back, {in_one_line(error, LONGEST_ERROR)}")
+            _set_aside(mine.unacked_key, item, f"kombu cannot put it back: {in_one_line(error, LONGEST_ERROR)}")
             mine._remove_from_indices(tag).execute()
 
 
@@ -192,7 +195,7 @@ def _receive(callback: Any, passing: tuple[type[BaseException], ...], message: A
     if error is not None:
         from jobs.worker import set_aside  # late: models cannot be imported with this module
 
-        set_aside.note_message(message, f"it cannot be taken, {in_one_line(error, LONGEST_ERROR)}")
+        set_aside.note_message(message, f"kombu cannot take it: {in_one_line(error, LONGEST_ERROR)}")
         with suppress(MessageStateError):
             message.reject()
 

@@ -46,7 +46,7 @@ class Consumer(LimitedConsumer):
         set_aside.node = self.hostname
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
-        """Celery's function for each message; one that it cannot take is set aside."""
+        """Celery's function for each message. It sets aside a message that Celery cannot take."""
         take = partial(self._take, super().create_task_handler(*args, **options))
         passing = of_broker((*self.connection_errors, *self.channel_errors))  # type: ignore[attr-defined] # set in `__init__`
 
@@ -61,7 +61,7 @@ class Consumer(LimitedConsumer):
     def _take(self, handle: Callable[[Any], object], message: Any) -> None:
         why = signing.fault(message)
         if not why:
-            with suppress(DecodeError, ContentDisallowed):  # Celery refuses it below
+            with suppress(DecodeError, ContentDisallowed):  # `handle` refuses it
                 why = form.fault_of_task(message.headers, message.payload)
         if why:
             raise form.Unreadable(why)
@@ -83,7 +83,7 @@ class Consumer(LimitedConsumer):
         self._mend_keys(exc)
 
     def _mend_keys(self, exc: Exception) -> None:
-        """Rename keys of Redis with a wrong type: no new connection would help."""
+        """Rename keys of Redis with a wrong type, which would fail on a new connection, too."""
         if OTHER_TYPE not in str(exc):
             return
         with logged(log, "The keys of Redis could not be checked."), self.app.connection_for_write() as connection:
@@ -122,7 +122,7 @@ class Consumer(LimitedConsumer):
         super().on_decode_error(message, exc)
         why = refusals.sentence(self.hostname, exc)
         set_aside.note_message(message, why)
-        if not (signing.keys() and message.errors):  # such a message was not verified
+        if not (signing.keys() and message.errors):  # the signature of such a message was not checked
             refusals.refuse(message, why)
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:

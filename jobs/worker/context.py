@@ -87,8 +87,8 @@ class Execution:
     def write_log(self) -> None:
         """Save the new log lines; if the database is unavailable, keep them for the next time."""
         if threading.get_ident() == self.thread:
-            with suppress(OSError, ValueError):  # of a stream that is closed or full
-                sys.stdout.flush()  # a line that the task has begun to print
+            with suppress(OSError, ValueError):  # the stream is closed, or its disk is full
+                sys.stdout.flush()  # also passes on an unfinished line
                 sys.stderr.flush()
         text = self._take_lines()
         try:

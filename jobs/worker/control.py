@@ -1,9 +1,9 @@
-"""Which commands does this worker obey that come over the broker (`celery inspect`, `celery control`, Flower)?
+"""Which commands of remote control does a worker obey? They come over the broker, from `celery inspect` or Flower.
 
-Its one rule: with REMOTE_CONTROL=inspect, only commands that read. The others are logged, and answered with a sentence
-that names the setting. Celery's `Panel` says which commands read; of these, three examine the whole memory for as long
-as it takes, and `hello` also revokes tasks. A command that is not of Celery's form is set aside.
-Limit: beat answers `ping` only, in each mode.
+Its one rule: with REMOTE_CONTROL=inspect, a worker obeys only commands that read. It logs the others, and answers with
+a sentence that names the setting. Celery's `Panel` says which commands read. Of these, the worker refuses three that
+examine its whole memory, and lets `hello` revoke no tasks. It sets aside a command that Celery cannot read.
+Limit: beat answers only `ping`, in every mode.
 """
 
 import logging
@@ -26,7 +26,7 @@ BACKTRACKING = "pcre"  # a pattern of this kind can keep a process busy for hour
 
 
 class Node(pidbox.Node):
-    """Reads the commands of a worker."""
+    """Receives commands, and sets unreadable ones aside."""
 
     def handle_message(self, body: Any, message: Any = None) -> Any:
         headers = getattr(message, "headers", None) or {}
@@ -51,12 +51,12 @@ def limit(app: Any) -> None:
 
 def _refuse(name: str, state: Any, **_: Any) -> dict[str, str]:
     why = f"{name} is refused: REMOTE_CONTROL={settings.REMOTE_CONTROL} allows only commands that read."
-    log.warning("%s of remote control on %s", why, state.hostname, extra={"action": "remote control"})
+    log.warning("Remote control of %s: %s", state.hostname, why, extra={"action": "remote control"})
     return {"error": f"{why} Set REMOTE_CONTROL=full for this worker to allow it."}
 
 
 def _hello(hello: Any, state: Any, from_node: Any, **_: Any) -> Any:
-    """Answer a worker that starts, and revoke nothing."""
+    """Answer a starting worker without its list of revoked tasks."""
     return hello(state, from_node)
 
 

@@ -1,11 +1,11 @@
 """Is this a message of its run? Compares what a message executes with the row of its run or step.
 
-Its one rule: a message that names a run starts that run's task with its arguments, when the run may start, or nothing.
-The ledger stays as it is, so the run's own message can still start it. The UPDATE that starts a run compares; only one
-that starts nothing is looked at again.
+Its one rule: a message that names a run starts that run's own task with its arguments, once the run may start. Any
+other message starts nothing and leaves the ledger unchanged, so the run's own message can still start it. The UPDATE
+that starts a run compares; further queries follow only if it starts nothing.
 
-Limits: where a receiver of `before_task_publish` or a task's own `apply_async` may change arguments, only the task and
-the time are compared. Of a step, only the task is. Signed messages (MESSAGE_KEYS) have no such limit.
+Limits: it does not compare arguments that a receiver of `before_task_publish` or a task's own `apply_async` may change.
+Of a step, it compares only the task. Signatures (MESSAGE_KEYS) cover both.
 """
 
 import json
@@ -20,11 +20,11 @@ from jobs.models import LONGEST_NAME, SENDING, UNSTARTED, Run, State, database_n
 from jobs.models.runs import Sent
 from jobs.worker.context import Execution
 
-NOTHING = "null"  # the arguments of no run
+NOTHING = "null"  # equal to the arguments of no run
 
 
 def sent(task: Any, args: Any, kwargs: Any) -> Sent:
-    """What a message executes."""
+    """The task and the arguments that a message executes."""
     name = task.name[:LONGEST_NAME]
     if not keeps_arguments(task):
         return Sent(name)
@@ -35,19 +35,19 @@ def sent(task: Any, args: Any, kwargs: Any) -> Sent:
 
 
 def start(execution: Execution, node: str, pid: int, message: Sent) -> bool:
-    """Start the run of a message; False if it was started before, is not wanted, or the message is not its own."""
+    """Start the run of a message. False if it has started, if it must not start, or if the message is not its own."""
     named = execution.run_id, execution.attempt, node, pid
     if Run.objects.start(*named, message):
         return True
     run = _unstarted(execution)
     if run is None or not _is_same(run, message):
         return False
-    # A message may write a value in another way than its row: a UUID without hyphens, a time zone as +00:00.
+    # A message and its row may write a value in different ways: a UUID without hyphens, a time zone as +00:00.
     return Run.objects.start(*named, Sent(message.task, json.dumps(run.args), json.dumps(run.kwargs)))
 
 
 def difference(execution: Execution, message: Sent) -> str:
-    """What differs between a message that started nothing and its unstarted run or step; empty: nothing."""
+    """The difference between a message that started nothing and its unstarted run or step; empty if they are equal."""
     if execution.step is not None:
         other = steps.other_task(execution.step, execution.run_id, execution.attempt, message.task)
         return f"it executes {message.task}, but its step is {other}" if other else ""

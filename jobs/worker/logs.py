@@ -46,7 +46,7 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         before, name, text = super().format(record).partition(f"{record.name}: ")
-        return mask(before) + name + mask(text)  # "app.tokens: Refreshed." is no token
+        return mask(before) + name + mask(text)  # the logger "app.tokens" is not followed by a token
 
 
 class RunHandler(logging.Handler):
@@ -69,13 +69,13 @@ class Printed:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._begun = threading.local()  # the line that a thread has begun, and the execution that prints it
+        self._begun = threading.local()  # the unfinished line of a thread, and the execution that prints it
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Pass on whole lines: a task may print the name of a secret first, and then its value."""
+        """Pass on whole lines, because a task may print a word such as `password` before its value."""
         from jobs.worker import context  # late: logging is set up before Django's models can be imported
 
         execution = None if sys._getframe(1).f_globals.get("__name__") == "logging" else context.current()
@@ -95,7 +95,7 @@ class Printed:
             self.write(line)
 
     def flush(self) -> None:
-        """Also pass on the line that this thread has begun."""
+        """Also pass on this thread's unfinished line."""
         line, execution = getattr(self._begun, "line", ("", None))
         self._begun.line = "", None
         self._pass_on(line, execution)

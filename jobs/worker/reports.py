@@ -1,6 +1,6 @@
 """What does a worker tell about its configuration? What Celery tells, with secrets masked.
 
-Its one rule: the replies to `inspect`, which Flower shows, too, are masked like log lines: settings and arguments.
+Its one rule: settings and arguments in the replies to `inspect`, which Flower also shows, are masked like log lines.
 Celery masks by the names of settings: it misses addresses in lists and schedules, and a broker's password for a socket.
 """
 

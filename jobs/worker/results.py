@@ -69,7 +69,7 @@ class Result(AsyncResult[Any]):
 
 
 def mended(backend: Any) -> Any:
-    """Any backend of Celery. Its waits raise `NoResultError`, and it keeps errors and arguments without secrets."""
+    """The backend, with two changes: its waits raise `NoResultError`, and it masks stored errors and arguments."""
     for name in ("wait_for_pending", "iter_native"):
         setattr(backend, name, _watching(backend, getattr(backend, name)))
     # With pickle as the serializer it returns an exception, which `masked` leaves as it is.
@@ -149,7 +149,7 @@ def of_map(options: dict[str, Any], kwargs: Any) -> None:
 
 
 class Backend(ChordBackend):
-    """The backend of django-celery-results, outside of the event loop of an `async def` job."""
+    """The backend of django-celery-results. It also works inside the event loop of an `async def` job."""
 
     @outside_loop()
     def _get_task_meta_for(self, task_id: str) -> Any:

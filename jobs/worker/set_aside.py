@@ -1,7 +1,7 @@
-"""What becomes of an item of the broker that this worker cannot read? It leaves the broker, and a row tells of it.
+"""How does a worker record an item of the broker that it cannot read? With a line of log and a row.
 
-Its one rule: the worker goes on at once. A thread writes the rows. While the database is unavailable, or more than
-`MOST_WAITING` items wait for it, the log alone tells of them.
+Its one rule: the worker never waits; a thread writes the rows. While the database is unavailable, or more than
+`MOST_WAITING` items wait for the thread, items have only a line of log.
 """
 
 import json
@@ -23,13 +23,13 @@ from jobs.secrets import head, storable
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 100  # items
-LONGEST_READ = 100_000  # bytes of an item that are looked at for its excerpt
+LONGEST_READ = 100_000  # bytes of an item that are masked for its excerpt
 
 node = ""  # the worker of this process
 
 
 class _Writer:
-    """The thread that writes the rows, made with the first one."""
+    """The thread that writes the rows. It starts with the first row."""
 
     waiting: "Queue[partial[None]]" = Queue(MOST_WAITING)
     lock = threading.Lock()
@@ -37,8 +37,8 @@ class _Writer:
 
 
 def note(queue: object, item: Any, why: str) -> None:
-    """Log that an item was set aside, and let the writer's thread keep a row of it. Never waits, never raises."""
-    with logged(log, "An item that cannot be read is set aside without a row."):
+    """Log that an item was set aside, and give it to the thread, which adds a row. Never waits, never raises."""
+    with logged(log, "An item was set aside without a line of log or a row."):
         content = _as_bytes(item)
         why, where = head(why, LONGEST_REASON), head(str(queue), LONGEST_NAME)
         digest = sha256(content).hexdigest()

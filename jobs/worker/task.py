@@ -31,7 +31,7 @@ from jobs.worker.refusals import Named
 log = logging.getLogger(__name__)
 
 # Attributes of a task that Celery 6 will ignore.
-WARNED_OF = {"queue", "exchange", "exchange_type", "routing_key", "delivery_mode", "priority"}
+WARNED_ABOUT = {"queue", "exchange", "exchange_type", "routing_key", "delivery_mode", "priority"}
 
 
 class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker only
@@ -40,11 +40,11 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
 
     @classmethod
     def bind(cls, app: Any) -> Any:
-        """Like Celery's without its warning of `queue=`: raised as an error, it would leave the task half bound.
+        """Like Celery's, without its warning about `queue=`: as an error, it would leave the task half bound.
 
-        `catch_warnings` would not hide it while another thread uses that, too.
+        `catch_warnings` is not safe with threads, so the attributes are away while Celery looks for them.
         """
-        hidden = {} if cls.__bound__ else {name: vars(cls)[name] for name in WARNED_OF & vars(cls).keys()}
+        hidden = {} if cls.__bound__ else {name: vars(cls)[name] for name in WARNED_ABOUT & vars(cls).keys()}
         for name in hidden:
             delattr(cls, name)
         try:
@@ -115,7 +115,7 @@ def _start(task: Any, task_id: str, sent: Sent) -> None:
         log.warning(
             "A message of run %s is refused: %s.", execution.run_id, forged, extra={"run": str(execution.run_id)}
         )
-        raise Ignore(f"This is no message of the run: {forged}.")
+        raise Ignore(f"This message does not belong to the run: {forged}.")
     if not started:
         _refuse(execution)
         raise Ignore("This attempt was started before, or is no longer wanted.")

@@ -59,7 +59,9 @@ def test_it_renames_keys_of_another_type_and_goes_on(processes, eventually, redi
     eventually(lambda: "last" in lines(path))
     assert worker.running
     eventually(
-        lambda: SetAside.objects.filter(why__startswith="the key unacked of Redis was a string, no hash").exists()
+        lambda: SetAside.objects.filter(
+            why__startswith="the key unacked of Redis was a string instead of a hash"
+        ).exists()
     )
 
 
