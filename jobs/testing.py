@@ -51,7 +51,7 @@ def _next_moment(after: datetime) -> datetime | None:
 
 def execute(run: Run) -> Run:
     """Execute a waiting run here and now, whatever it waits for. Returns it as the ledger has it afterwards."""
-    Run.objects.filter(id=run.id).update(expires_at=None, not_before=Now())  # by the wall's clock, which `at` is not
+    Run.objects.filter(id=run.id).update(expires_at=None, not_before=Now())  # the database's clock, which ignores `at`
     task = find_task(run.task)
     if task is None:
         raise LookupError(f"No job is named {run.task!r}: is its app in INSTALLED_APPS?")

@@ -5,8 +5,8 @@ latest run of each schedule always stay, so the ledger's answers do not change. 
 transactions. So this job may run beside everything else. Killed at any line, it goes on the next day. It deletes no
 backups: `jobs.backup_database` does.
 
-Limits: its arguments may shorten the history to one day. So RESTRICTED_JOBS names it, and only users with the right for
-it change its schedules.
+Limits: its arguments may shorten the history to one day. So RESTRICTED_JOBS lists it by default, and only users with
+the right for it may change its schedules.
 """
 
 import logging
@@ -48,7 +48,7 @@ def cleanup(
         for results in RESULTS:
             results.delete_expired(expires)
     now = database_now()
-    if apps.is_installed("axes"):  # which keeps who logged in, when and from where
+    if apps.is_installed("axes"):  # it logs the user, time and address of each login
         apps.get_model("axes", "AccessLog").objects.filter(attempt_time__lt=now - timedelta(days=other_days)).delete()
     batches_of = {
         "succeeded": delete_ended(now - timedelta(days=succeeded_days), {State.SUCCEEDED}),

@@ -85,7 +85,7 @@ def extract(address: str, dataset: str, form: str) -> str:
 
 @shared_task(name="jobs.etl.clean", base=Task, step_of="jobs.etl")
 def clean(raw: str, form: str, columns: dict[str, Any], start: str, end: str) -> dict[str, Any]:
-    """Store the numbers that can be loaded. Returns their file's id, and how many rows were dropped."""
+    """Store the numbers that `load` can load. Returns the id of their file, and the numbers of rows."""
     source = files.find(UUID(raw))
     with source.file.open("rb") as content:
         window = datetime.fromisoformat(start), datetime.fromisoformat(end)

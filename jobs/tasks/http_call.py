@@ -5,8 +5,8 @@ the network: through `toolkit.http.fetch`, with a deadline for the whole call, a
 private addresses. Redirects are followed, so the expected status is that of the final response.
 
 Headers and body may name secrets (`secret:NAME`). Only the worker inserts their values, and only for the hosts that
-SECRET_HOSTS_NAME allows: the form refuses others, and so does the worker. A retry after a 5xx, or without
-a response, is a new attempt of the run. It calls the address again, so the call must be safe to repeat.
+SECRET_HOSTS_NAME allows: the form and the worker refuse others. A retry after a 5xx, or without a response, is a new
+attempt of the run. It calls the address again, so the call must be safe to repeat.
 """
 
 import logging
@@ -38,10 +38,10 @@ def _no_secret(text: str) -> str:
 
 
 def _for_host(given: Any, info: ValidationInfo) -> Any:
-    """Refuse a secret that may not go to the host of the url. The body of the job asks again, with the same url."""
+    """Refuse a secret that may not go to the host of the url. The worker checks it again before it inserts values."""
     texts = given.values() if isinstance(given, dict) else [given]
     names = [name for text in texts for name in secrets.named(text)]
-    if names and "url" in (info.data or {}):  # none in the worker's own check of each argument
+    if names and "url" in (info.data or {}):  # the worker checks each argument by itself, without the url
         url = http.locate(info.data["url"])
         for name in names:
             destinations.check_host(name, url)

@@ -64,7 +64,7 @@ def _passing(rows: Iterable[Sequence[Any]], first: list[Sequence[Any]]) -> Itera
     """Pass the rows on, report the progress, and collect the first rows for the PDF."""
     for number, row in enumerate(rows, 1):
         if number <= documents.MOST_ROWS:
-            first.append([documents.printable(value) for value in row])  # so cut, they take little memory
+            first.append([documents.printable(value) for value in row])  # cut values take little memory
         if number % STEP == 0:
             progress(number, message="rows")
         yield row

@@ -1,10 +1,10 @@
-"""How is an untrusted file read by a parser that it may attack? In a process of its own, which has little to lose.
+"""How does a job parse an untrusted file that may attack the parser? In a separate process with few means.
 
-Its one rule: the process has a limit of CPU time and one of memory, and inherits neither settings nor connections. So a
-file that makes its parser hang, swell or crash costs no more than that, and its run gets a sentence.
+Its one rule: the process has limits of CPU time and memory, and inherits neither settings nor connections. If a file
+makes its parser hang, crash or use too much memory, only this process ends, and the run fails with a sentence.
 
-A parser is a module of `jobs.toolkit.parsers`. Limits: the process has the rights of this user to files and network.
-Only Linux enforces the limit of memory.
+A parser is a module of `jobs.toolkit.parsers`. Limits: the process has this user's rights to files and the network.
+Only Linux enforces the memory limit.
 """
 
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 
 SECONDS = 10  # of CPU time
 MEGABYTES = 700  # of address space, of which Python and its libraries take about 100
-REFUSED, EXHAUSTED = 3, 4  # exit codes: the parser gives a sentence, or finds no more memory
+REFUSED, EXHAUSTED = 3, 4  # exit codes: the parser refuses the content with a sentence, or runs out of memory
 KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")  # variables that Python needs to start
 PARSERS = Path(__file__).parent / "parsers"
 
@@ -28,15 +28,15 @@ class RefusedError(ValueError):
 
 
 class ExhaustedError(ValueError):
-    """The parser took too long or too much memory."""
+    """The parser reached the limit of CPU time or memory."""
 
 
 class CrashedError(ValueError):
-    """The parser failed as its authors did not foresee. Most likely the content is damaged."""
+    """The parser failed with an unexpected error. Most likely the content is damaged."""
 
 
 def parse(parser: str, content: bytes, *arguments: str) -> bytes:
-    """What the parser of that name makes of the content. Raises RefusedError, ExhaustedError, CrashedError."""
+    """The output of the named parser for the content. Raises RefusedError, ExhaustedError, CrashedError."""
     path = str(PARSERS / f"{parser}.py")
     command = [sys.executable, "-P", __file__, str(SECONDS), str(MEGABYTES), path, *arguments]
     environment = {name: os.environ[name] for name in KEPT if name in os.environ}
@@ -58,7 +58,7 @@ def _confine(seconds: int, most: int) -> None:
 
 
 def _main(seconds: str, megabytes: str, path: str, *arguments: str) -> None:
-    """The program of the process."""
+    """The main function of the process."""
     _confine(int(seconds), int(megabytes) * 1_000_000)
     parser = runpy.run_path(path)
     try:

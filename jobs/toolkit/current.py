@@ -90,7 +90,7 @@ def once(key: str) -> bool:
 
 
 def _short(key: str) -> str:
-    """The key, or its digest if it is too long for the column or holds a secret: if cut, two keys could be equal."""
+    """The key, or its digest if it is too long for the column or holds a secret. Two cut keys could be equal."""
     if len(key) <= LONGEST_NAME and mask(key) == key:
         return key
     return hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()

@@ -98,7 +98,7 @@ def _text(value: Any) -> str:
 
 
 def printable(value: Any) -> str:
-    """The value as a PDF shows it: cut, in one line, in characters that its fonts have."""
+    """The value as a PDF shows it: cut, on one line, with characters of its fonts only."""
     text = "".join(each if each.isprintable() else " " for each in _text(value)[:MOST_CHARACTERS])
     return text.encode("cp1252", "replace").decode("cp1252")
 

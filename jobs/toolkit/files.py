@@ -107,5 +107,5 @@ def _delete_previous(key: UUID) -> None:
 
 
 def _printable(name: str) -> str:
-    """The name as every database can store it and an HTTP header can carry it, without secrets."""
+    """The name without secrets, and in characters that every database and HTTP header can hold."""
     return head("".join(filter(str.isprintable, name)), LONGEST_NAME) or "file"

@@ -1,8 +1,8 @@
 """May this picture be decoded, and how does it look smaller? Reads untrusted JPEG, PNG and WebP files.
 
-Its one rule: a picture is opened only in a confined process. The size in the file's header is checked there before any
-pixel is decoded, because a few kilobytes can claim gigabytes. Other formats are never tried. Every decoder is code that
-an untrusted file can attack.
+Its one rule: only a confined process opens a picture. It checks the size in the file's header before it decodes a
+pixel, because a few kilobytes can claim gigabytes. It tries no other formats: every decoder is code that an untrusted
+file can attack.
 
 Limits: colour profiles are dropped with all other metadata. So pictures with more colours than sRGB look paler.
 """
@@ -13,7 +13,7 @@ from typing import IO
 
 from jobs.toolkit import confined
 
-MOST_BYTES = 50_000_000  # of a file: larger than any picture of as many pixels as may be decoded
+MOST_BYTES = 50_000_000  # of a file; a picture within the limit of pixels is smaller
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 
 

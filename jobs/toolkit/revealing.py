@@ -1,7 +1,7 @@
-"""How does a job get the value of a secret? By `reveal`, which asks where the value goes.
+"""How does a job get the value of a secret? It calls `reveal` with the address that the value goes to.
 
-Its one rule: it checks the host and the job (`jobs.messages.destinations`) before it inserts a value. A step counts by
-its own name. Code outside of a task, such as a shell or a test, may use every secret, but sends it to its hosts only.
+Its one rule: `reveal` checks the host and the job (`jobs.messages.destinations`) before it inserts a value. For a step,
+it checks the name of the step. Code outside a task, such as a shell, may use every secret, but only for its hosts.
 """
 
 from celery import current_task
@@ -13,10 +13,10 @@ from jobs.worker import context
 
 
 def reveal(text: str, to: str | None = None) -> str:
-    """The text with each `secret:NAME` replaced by its value, to be sent to the address `to`.
+    """The text with each `secret:NAME` replaced by its value, for a request to the address `to`.
 
-    `to` is an address as `http.fetch` takes it. Without it the job must be listed in SECRET_JOBS_NAME. Raises `Invalid`
-    (a ValueError) if the secret may not go there or is not for this job, UnknownNameError if this process has no value.
+    `to` is an address as `http.fetch` takes it. Without `to`, SECRET_JOBS_NAME must list the job. Raises `Invalid` (a
+    ValueError) if the settings do not allow the host or the job, UnknownNameError if this process has no value.
     """
     names = secrets.named(text)
     url = http.locate(to) if names and to is not None else None
@@ -32,7 +32,7 @@ def reveal(text: str, to: str | None = None) -> str:
 
 
 def _job() -> str | None:
-    """The name of the task that calls; None outside of a task."""
+    """The name of the calling task; None outside a task."""
     execution = context.of_caller()
     task = getattr(execution.request, "task", None) if execution else None
     return task or (current_task.name if current_task else None)

@@ -4,8 +4,8 @@ Its one rule: a row is loaded whole or dropped. The first dropped rows have a re
 column, never the value. A source without any loadable row is refused. Most likely its columns have changed, and users
 would believe an empty table.
 
-Limits: numbers are written as in Python, with a point. A time without a zone counts as UTC. The source is read row by
-row, so that no line and no number of rows can fill the memory: besides the source itself, only the numbers do.
+Limits: numbers are written as in Python, with a point. A time without a zone counts as UTC. The parser reads row by
+row. So besides the source itself, only the numbers take memory, however long a line is and however many rows there are.
 """
 
 import csv
@@ -19,8 +19,8 @@ from typing import Any
 
 LONGEST_KEY = 200  # characters
 MOST_CELLS = 1_000_000  # numbers; they are held in memory, about 150 bytes each
-MOST_ROWS = 1_000_000  # dropped ones included: each costs a few microseconds
-LONGEST_ROW = 1_000_000  # characters; parsed, they may take fifty times as many bytes
+MOST_ROWS = 1_000_000  # with dropped ones; each takes a few microseconds
+LONGEST_ROW = 1_000_000  # characters; parsing may take fifty times as many bytes
 EXPLAINED = 5  # dropped rows that get a reason
 NAMED = 20  # columns that a sentence names
 
@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass(slots=True)
 class Parsed:
-    """The result: the number of rows, the cells of those that can be loaded, and why the first ones were dropped."""
+    """The result: the numbers of rows, the cells of loadable rows, and reasons for the first dropped rows."""
 
     rows: int = 0
     dropped: int = 0
@@ -88,7 +88,7 @@ def parse(raw: bytes, form: str, columns: Columns, start: datetime, end: datetim
 
 
 def _read(raw: bytes, form: str, columns: Columns) -> Iterator[Any]:
-    """The rows: dicts of a table, or lines of JSON."""
+    """The rows: a dict for each row of a table, or a line of JSON."""
     lines = _Lines(raw, "" if form == "csv" else "\n")
     try:
         for row in _read_table(lines, columns) if form == "csv" else filter(str.strip, lines):
@@ -99,7 +99,7 @@ def _read(raw: bytes, form: str, columns: Columns) -> Iterator[Any]:
 
 
 class _Lines(Iterator[str]):
-    """The lines of a source. Raises `UnreadableSourceError` for a row of too many characters, however many lines."""
+    """The lines of a source. Raises `UnreadableSourceError` for a row of too many characters in one or more lines."""
 
     def __init__(self, raw: bytes, newline: str) -> None:
         self._text = io.TextIOWrapper(io.BytesIO(raw), "utf-8-sig", newline=newline)
@@ -135,7 +135,7 @@ def _read_table(lines: Iterator[str], columns: Columns) -> Iterator[dict[str, st
 
 
 def _named(columns: Sequence[str]) -> str:
-    """The first columns in words, each cut."""
+    """The first columns as text, each cut."""
     more = [f"{len(columns) - NAMED:,} more"] if len(columns) > NAMED else []
     return ", ".join([*(name[:LONGEST_KEY] for name in columns[:NAMED]), *more]) or "none"
 
@@ -177,7 +177,7 @@ def _key(row: dict[str, Any], name: str) -> str:
 
 def _moment(row: dict[str, Any], name: str) -> datetime:
     value = row.get(name)
-    try:  # the text of a nested list could end in a RecursionError
+    try:  # str() of a deeply nested list would raise RecursionError
         moment = datetime.fromisoformat(str(value).strip() if isinstance(value, str | int) else "")
     except ValueError:
         raise ValueError(f"{name!r} is not an ISO 8601 time") from None

@@ -1,7 +1,7 @@
 """How does an upload become a run? The file is kept first, then a run of a job for it is requested.
 
-A view that takes files says which right its users need (`accepts_uploads`). A site can then refuse all other files
-before it reads them (project/uploads.py).
+A view that takes files names the permission that its users need (`accepts_uploads`). The site then refuses all other
+files before it reads them (project/uploads.py).
 """
 
 from collections.abc import Callable

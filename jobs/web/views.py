@@ -23,7 +23,7 @@ View = Callable[[HttpRequest], HttpResponseBase]
 
 
 def for_staff(view: View) -> View:
-    """Send others to the login page. An admin at a path of its own stays hidden: others get 404 then."""
+    """Redirect non-staff users to the login page. If ADMIN_PATH hides the admin, answer them with 404 instead."""
 
     @wraps(view)
     def guarded(request: HttpRequest) -> HttpResponseBase:
@@ -39,7 +39,7 @@ def for_staff(view: View) -> View:
 @require_safe
 @for_staff
 def home(_: HttpRequest) -> HttpResponseBase:
-    """The site's first page is the admin's."""
+    """Redirect to the admin's first page."""
     return redirect("admin:index")
 
 

@@ -1,4 +1,4 @@
-"""What are the entries of this RSS or Atom feed? As JSON, each with what an import needs of it.
+"""Which entries does this RSS or Atom feed have? Returns JSON with the columns that an import needs.
 
 feedparser forgives broken feeds, which costs time: many attributes, categories or namespaces keep it busy for minutes.
 """
@@ -13,11 +13,11 @@ TEXTS, TIMES = ("id", "link", "title", "published", "updated"), ("published_pars
 
 
 class Refused(ValueError):  # noqa: N818 - describes the feed
-    """The message is a sentence."""
+    """The content is not a readable feed. The message is a sentence."""
 
 
 def read(content: bytes, content_type: str, most: str) -> bytes:
-    """A list of at most `most` objects with those of TEXTS and TIMES that an entry has. Raises Refused."""
+    """A list of at most `most` objects, each with the TEXTS and TIMES of its entry. Raises Refused."""
     headers = {"content-type": content_type} if content_type else {}
     try:
         # A stream, because feedparser would open text or bytes as the name of a file or an address.

@@ -1,7 +1,7 @@
 """How large is this JPEG, PNG or WebP picture, and how does it look smaller?
 
-Its one rule: pixels are counted in the header, and frames, before anything is decoded. For WebP the bytes of the header
-are read here, because Pillow's own reader allocates the whole canvas to find its size.
+Its one rule: it counts pixels and frames in the header before it decodes anything. For WebP it reads the bytes of the
+header itself, because Pillow's reader allocates the whole canvas to find its size.
 """
 
 import json
@@ -32,7 +32,7 @@ ANIMATED = "The picture is animated: upload a still one."
 
 
 class Refused(ValueError):  # noqa: N818 - describes the picture
-    """The message is a sentence."""
+    """The picture is not fit for decoding. The message is a sentence."""
 
 
 def read(content: bytes, longest: str = "") -> bytes:
@@ -54,7 +54,7 @@ def _shrunk(image: Image.Image, longest: int) -> Image.Image:
 
 @contextmanager
 def _opened(content: bytes) -> Iterator[Image.Image]:
-    """The picture, only its header read. Raises Refused, and for damaged files errors of every kind."""
+    """The picture, before its pixels are read. Raises Refused, and errors of every kind for damaged files."""
     _check_webp(content[:30])
     try:
         image = Image.open(BytesIO(content), formats=FORMATS)
