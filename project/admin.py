@@ -1,6 +1,6 @@
 """Which requests reach the admin's pages? Django's admin site, with each app's pages guarded like our own.
 
-Its one rule: every page is registered here, so no app's page lacks the guard (jobs/admin/guard.py).
+Its one rule: every app registers its pages with this site, which adds the guard (jobs/admin/guard.py) to each.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Config(AdminConfig):
 
 
 class Site(admin.AdminSite):
-    """Guards the pages of every app, also those of Django and of other packages."""
+    """Guards the pages of every app, including those of Django and other packages."""
 
     def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
         from jobs.admin.guard import guarded  # late: models cannot be imported yet

@@ -1,6 +1,7 @@
 """What may a browser do with our pages? Load scripts, styles and pictures from this site, and nothing else.
 
-Its one rule: every answer says so, also errors, downloads and the health check. So this middleware is the first.
+Its one rule: every response has these headers, including errors, downloads and the health check. So this middleware is
+the first.
 """
 
 from csp.middleware import CSPMiddleware

@@ -1,8 +1,8 @@
-"""Who may try to log in, how often, and from where? django-axes counts the failures; here are our limits.
+"""How often may a client try to log in? django-axes counts the failures; this module sets the limits.
 
-Its one rule: a client chooses neither its address nor whose failures it resets. Some wrong passwords for one name
-lock that name for that address; failures with many names lock the address.
-Limits: a lock is for one address, so many addresses may try one name. Requests at the same moment may each try once.
+Its one rule: a client can choose neither its address nor the user whose failures a login resets. A few wrong passwords
+for one name lock that name for that address; failures with many names lock the address.
+Limits: a lock is for one address, so many addresses may try one name. Simultaneous requests may each try once.
 """
 
 import ipaddress
@@ -19,11 +19,11 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
 FAILURES_OF_ADDRESS = 30  # with any names, until the address is locked; AXES_FAILURE_LIMIT is for one name
-NETWORK = 64  # bits of an IPv6 address that identify its owner, who may use all addresses that begin with them
+NETWORK = 64  # bits of an IPv6 address that identify its owner, who may use all addresses of this network
 
 
 def address_of(request: HttpRequest) -> str | None:
-    """The client's address; for IPv6 its network. Only a proxy's own entry in X-Forwarded-For counts: the last one."""
+    """The client's address, or its network for IPv6. Of X-Forwarded-For only the last entry counts, the proxy's."""
     sender = request.META.get("REMOTE_ADDR", "")
     named = request.META.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip() if settings.BEHIND_PROXY else ""
     return _network(named) or _network(sender)
@@ -42,7 +42,7 @@ def _network(text: str) -> str | None:
 
 
 class Throttle(AxesDatabaseHandler):  # type: ignore[misc] # django-axes has no type hints
-    """Counts the failures of a name from an address, and a share of all failures from that address."""
+    """Counts failures of a name from an address, and all failures from the address in proportion to their own limit."""
 
     def get_failures(self, request: HttpRequest, credentials: dict[str, Any] | None = None) -> int:
         pair, address = (
@@ -52,13 +52,13 @@ class Throttle(AxesDatabaseHandler):  # type: ignore[misc] # django-axes has no 
         return int(max(pair, address * settings.AXES_FAILURE_LIMIT // FAILURES_OF_ADDRESS))
 
     def reset_user_attempts(self, request: HttpRequest, credentials: dict[str, Any] | None = None) -> int:
-        """Forget the failures of the name that has logged in, but none of other names from its address."""
+        """Delete the failures of the name that has logged in, but not those of other names from its address."""
         number, _ = self.filter_user_attempts(request, credentials)[0].delete()
         return int(number)
 
 
 def locked_out(request: HttpRequest, *_: Any) -> HttpResponse:
-    """The same page for a right password, a wrong one and an unknown name."""
+    """The page of a lock. It is the same for a right password, a wrong one and an unknown name."""
     seconds = int(settings.AXES_COOLOFF_TIME.total_seconds())
     page = render(request, "locked_out.html", {"minutes": seconds // 60}, status=429)
     page["Retry-After"] = str(seconds)
@@ -69,7 +69,7 @@ def locked_out(request: HttpRequest, *_: Any) -> HttpResponse:
 
 
 class ProxyLogin(RemoteUserMiddleware):
-    """Logs in the user whom the proxy names in SSO_HEADER, and logs out when the proxy names none."""
+    """Logs in the user whom the proxy names in SSO_HEADER, and logs the user out when the proxy names none."""
 
     @property
     def header(self) -> str:  # type: ignore[override] # Django's is a constant

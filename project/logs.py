@@ -1,4 +1,4 @@
-"""Which paths may a log hold? Not the links that open a stored file for anyone who has them."""
+"""Which paths may a log hold? All but links to stored files, which every reader of the log could open."""
 
 import logging
 import re
@@ -7,7 +7,7 @@ LINK = re.compile(r"/files/[^\s?#\"]+")
 
 
 def without_links(value: object) -> object:
-    """The value, and in a text a mask for the token of each link."""
+    """The value. If it is text, `***` replaces the token of each link."""
     return LINK.sub("/files/***", value) if isinstance(value, str) else value
 
 

@@ -1,8 +1,8 @@
-"""What does gunicorn do with slow clients and with download links? gunicorn.conf.py names these classes.
+"""How does gunicorn handle slow clients and download links? gunicorn.conf.py names these classes.
 
-Its one rule: a request has `HEAD_START` seconds, and a second more for every `RATE` bytes that arrive. Then its
-connection closes: gunicorn itself lets half a request hold a thread for ever.
-Limits: until then it does hold the thread. Put a proxy in front that collects requests first (docker-compose.yml).
+Its one rule: a client has `HEAD_START` seconds for its request, and a second more for every `RATE` bytes that arrive.
+Then the server closes the connection: gunicorn itself lets an unfinished request hold a thread for ever.
+Limits: until then, the request holds the thread. Put a proxy in front that collects requests (docker-compose.yml).
 """
 
 import time
@@ -21,7 +21,7 @@ WRITING = 30.0  # seconds in which a client must take a part of the answer
 
 
 class Reader(SocketUnreader):  # type: ignore[misc] # gunicorn has no type hints
-    """Reads a request until its time is over."""
+    """Reads a request until its time has run out."""
 
     def begin(self) -> None:
         self._deadline = time.monotonic() + HEAD_START
@@ -56,20 +56,20 @@ class Connection(gthread.TConn):  # type: ignore[misc] # as above
         self.sock.settimeout(WRITING)
 
     def wait_for_data(self, timeout: float) -> bool:  # noqa: ARG002 - gunicorn's names
-        """A new connection without a request waits beside the threads, not in one."""
+        """A new connection without a request waits in gunicorn's poller and holds no thread."""
         return bool(super().wait_for_data(0))
 
 
 class Worker(gthread.ThreadWorker):  # type: ignore[misc] # as above
-    """gunicorn's threads, with a bound for slow requests."""
+    """gunicorn's threaded worker, with a time limit for slow requests."""
 
     def init_process(self) -> None:
-        gthread.TConn = Connection  # gunicorn has no other place to name it
+        gthread.TConn = Connection  # gunicorn has no setting for it
         super().init_process()
 
 
 class AccessLogger(Logger):  # type: ignore[misc] # as above
-    """Writes no link to a file: whoever reads the log could open it."""
+    """Masks links to files: every reader of the log could open them."""
 
     def atoms(self, *args: Any) -> dict[str, Any]:
         found: dict[str, Any] = super().atoms(*args)

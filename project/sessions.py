@@ -1,7 +1,7 @@
 """How long does a login last? Until SESSION_IDLE_MINUTES without a request, and never longer than SESSION_DAYS.
 
-Its one rule: the session itself holds both moments, so no cookie can be kept alive beyond them. A used session is
-written at most once in `RENEWAL` seconds.
+Its one rule: the session holds both moments, so no cookie can outlast them. The middleware writes a used session at
+most once in `RENEWAL` seconds.
 """
 
 import time

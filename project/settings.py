@@ -72,7 +72,7 @@ def words(text: str) -> list[str]:
 
 
 def patterns(text: str) -> list[str]:
-    """Names of jobs, or the beginnings of names followed by `*`."""
+    """Names of jobs, or prefixes of names followed by `*`."""
     if not all(word.isprintable() and len(word) <= 200 and "*" not in word[:-1] for word in words(text)):
         raise ValueError
     return words(text)
@@ -85,7 +85,7 @@ def hosts(text: str) -> list[str]:
 
 
 def domains(text: str) -> list[str]:
-    """Domains as `jobs.toolkit.mail` compares them: in lower-case punycode."""
+    """Domains in the form that `jobs.toolkit.mail` compares: lower-case punycode."""
     found = [word.encode("idna").decode().lower() if word.isprintable() else "" for word in words(text)]
     if not all(re.fullmatch(r"(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)*", domain) for domain in found):
         raise ValueError
@@ -230,7 +230,7 @@ HTTP_ALLOW_PRIVATE: bool = read("bool", "HTTP_ALLOW_PRIVATE", False)
 
 
 def _by_name(kind: str, prefix: str) -> dict[str, Any]:
-    """The values of all variables that begin so, by the rest of their names: the names of secrets."""
+    """The values of all variables with this prefix, by the rest of the variable's name: the name of the secret."""
     found = {}
     for variable in filter(lambda name: name.startswith(prefix), os.environ):
         name = variable.removeprefix(prefix).removesuffix("_FILE")
@@ -246,7 +246,7 @@ def _by_name(kind: str, prefix: str) -> dict[str, Any]:
 # The values of all variables JOB_SECRET_NAME. Arguments of jobs refer to them as secret:NAME. Only workers need them.
 JOB_SECRETS: dict[str, str] = _by_name("secret", "JOB_SECRET_")
 # For each secret, from the variables SECRET_HOSTS_NAME: the hosts that it may go to, such as api.example.org (HTTPS),
-# *.example.org, host:8443, http://host:8080 or *. Without hosts it goes to none. Every process needs these.
+# *.example.org, host:8443, http://host:8080 or *. A secret without hosts goes nowhere. Every process needs these.
 SECRET_HOSTS: dict[str, list[str]] = _by_name("hosts", "SECRET_HOSTS_")
 # For each secret, from the variables SECRET_JOBS_NAME: the jobs that may use it, also without a host. A secret without
 # such a variable may go to its hosts in any job.
@@ -256,8 +256,8 @@ _restricted = [
     *("jobs.send_email", "jobs.send_bulk_email", "jobs.report"),
 ]
 # The jobs that only users with the right for them may schedule, start or change: names, `billing.*` for all names that
-# begin so, or `*`. Each entry is a permission, which `manage.py migrate` makes. By default these are the jobs that can
-# destroy, copy everything, send out data or run commands.
+# begin with `billing.`, or `*`. Each entry is a permission, which `manage.py migrate` creates. The default lists jobs
+# that can delete data, copy everything, send data out or run commands.
 RESTRICTED_JOBS: list[str] = read("patterns", "RESTRICTED_JOBS", _restricted)
 # The management commands that `jobs.run_command` may run.
 RUN_COMMANDS: list[str] = read("list", "RUN_COMMANDS", ["check", "clearsessions"])
@@ -378,15 +378,15 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "max_retries": 0,
 }
 
-# Queues besides Celery's own, `celery`, separated by commas. Schedules may choose them, and a worker without --queues
-# consumes all of them. Unset: such a worker consumes `celery` alone.
+# Queues besides Celery's own, `celery`, separated by commas. Users may choose them for schedules, and a worker without
+# --queues consumes all of them. Unset: such a worker consumes only `celery`.
 QUEUES: list[str] = read("queues", "QUEUES", [])
 if QUEUES:
     CELERY_TASK_QUEUES = {name: {"exchange": name, "routing_key": name} for name in ("celery", *QUEUES)}
-# Sign all messages and refuse others: random keys of at least 32 bytes, the same in every process. The first key signs,
-# each verifies: put a new key behind the old one everywhere, then in front. Empty: messages are not signed.
+# Sign all messages and refuse others: random keys of at least 32 bytes, the same in every process. Senders sign with
+# the first key, workers accept each: put a new key behind the old one everywhere, then in front. Empty: no signatures.
 MESSAGE_KEYS: list[str] = read("signing_keys", "MESSAGE_KEYS", [])
-# Which commands workers obey that come over the broker: those that read (inspect), all of them (full) or none (off).
+# Which commands of remote control workers obey: those that read (inspect), all of them (full) or none (off).
 REMOTE_CONTROL: str = read("remote_control", "REMOTE_CONTROL", "inspect")
 CELERY_WORKER_ENABLE_REMOTE_CONTROL = REMOTE_CONTROL != "off"
 
@@ -539,16 +539,16 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
 CSRF_TRUSTED_ORIGINS = [SITE_URL] if SITE_URL.startswith("https://") else []
 
-# The path of the admin. Any other one than admin/ is shown only to users who are logged in.
+# The path of the admin. Only users who are logged in as staff see a path other than admin/.
 ADMIN_PATH: str = read("path", "ADMIN_PATH", "admin/")
 LOGIN_URL = "admin:login"
 
-# Minutes without a request, and days since the login, after which a user has to log in again.
+# Minutes without a request, and days since the login, after which a user must log in again.
 SESSION_IDLE_MINUTES: int = read("count", "SESSION_IDLE_MINUTES", 720)
 SESSION_COOKIE_AGE: int = read("count", "SESSION_DAYS", 7) * 86_400  # seconds
 CSRF_COOKIE_HTTPONLY = True
 
-# Failed logins are counted for each name and address (project/login.py); a lock ends by itself, or by `axes_reset`.
+# django-axes counts failed logins by name and address (project/login.py). A lock expires, or `axes_reset` ends it.
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
 AXES_HANDLER = "project.login.Throttle"
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"], "ip_address"]
@@ -558,7 +558,7 @@ AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # otherwise an attacker c
 AXES_RESET_ON_SUCCESS = True
 AXES_CLIENT_IP_CALLABLE = "project.login.address_of"
 AXES_LOCKOUT_CALLABLE = "project.login.locked_out"
-AXES_SENSITIVE_PARAMETERS = ["username", "csrfmiddlewaretoken"]  # users type passwords as their name, too
+AXES_SENSITIVE_PARAMETERS = ["username", "csrfmiddlewaretoken"]  # some users type their password as the name
 
 # The header in which a proxy names the user whom it has logged in. The proxy must remove it from clients' requests.
 SSO_HEADER: str = read("header", "SSO_HEADER", "")
@@ -570,12 +570,12 @@ if SSO_HEADER:
     AUTHENTICATION_BACKENDS.append("project.login.ProxyBackend")
     MIDDLEWARE.insert(MIDDLEWARE.index("project.sessions.limited"), "project.login.ProxyLogin")
 
-# A body is read only up to these sizes (project/uploads.py).
+# Django reads bodies only up to these sizes (project/uploads.py).
 FILE_UPLOAD_HANDLERS = ["project.uploads.NoUpload"]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2_500_000  # bytes of a form
 DATA_UPLOAD_MAX_NUMBER_FIELDS, DATA_UPLOAD_MAX_NUMBER_FILES = 1000, 10
 
-# Pages use only what this site serves, and nothing inline.
+# Browsers load everything from this site only, and run nothing inline.
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": ["'none'"],

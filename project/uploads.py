@@ -1,8 +1,8 @@
-"""Who may send how much? Each request's body is bounded before any of it is read.
+"""How large a request may a user send? The middleware checks its size before Django reads the body.
 
-Its one rule: a file is written to the disk only for a page that takes uploads, from a user with the right, after the
-CSRF check. Django by itself writes all files of a body first and checks afterwards.
-Limits: an ASGI server's requests are read before any middleware; project/asgi.py bounds them.
+Its one rule: Django writes a file to the disk only for a page that takes uploads, from a user with the right, after the
+CSRF check. Django alone writes all files of a body first and checks afterwards.
+Limits: ASGI servers read requests before any middleware runs; project/asgi.py limits their size.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from django.utils.deprecation import MiddlewareMixin
 
 from jobs.toolkit import files, uploads
 
-LARGEST_ANONYMOUS = 64_000  # bytes of a login form, with room to spare
+LARGEST_ANONYMOUS = 64_000  # bytes; a login form has some hundred
 AROUND = 1_000_000  # bytes of the fields and headers around an uploaded file
 NO_RIGHT = "You may not upload files here: log in as a user with the right to add files."
 
 
 class RefusedError(Exception):
-    """The body of a request is refused, with this answer."""
+    """The site refuses the body of a request, with this answer."""
 
     def __init__(self, answer: HttpResponseBase) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Uploads(MiddlewareMixin):
     """Stands after the authentication and before the CSRF check, which reads the whole body."""
 
     def process_request(self, request: HttpRequest) -> HttpResponseBase | None:
-        """Also for a path without a page: Django's page for that reads the body, too."""
+        """Check the size, also for an unknown path: Django's 404 page reads the body, too."""
         if not (length := _length_of(request)):
             return None
         may = uploads.may_upload(request.user, _view_of(request))
@@ -82,7 +82,7 @@ class CheckedUpload(TemporaryFileUploadHandler):
 
 
 class NoUpload(FileUploadHandler):
-    """The default: where no check came before, no file is read."""
+    """The default handler: without a check before it, it reads no file."""
 
     def new_file(self, *_: Any, **__: Any) -> None:
         raise StopUpload(connection_reset=True)
@@ -98,7 +98,7 @@ def largest_request() -> int:
 
 
 def _read(request: HttpRequest, handler: CheckedUpload) -> HttpResponseBase | None:
-    """Parse the body now. Returns the answer if it is refused."""
+    """Parse the body now. Returns the answer to a refused body."""
     request.upload_handlers = [handler]
     try:
         request.POST  # noqa: B018 - it parses
@@ -106,11 +106,11 @@ def _read(request: HttpRequest, handler: CheckedUpload) -> HttpResponseBase | No
         answer = refused.answer
     except (RequestDataTooBig, TooManyFieldsSent, TooManyFilesSent):
         answer = _too_large(may=False)
-    except UnreadablePostError:  # the client was too slow, or is gone
+    except UnreadablePostError:  # the client was too slow or has disconnected
         answer = _plain(400, "The request did not arrive completely: send it again.")
     else:
         return None
-    request._mark_post_parse_error()  # type: ignore[attr-defined] # the answer may ask for its fields
+    request._mark_post_parse_error()  # type: ignore[attr-defined] # the page of the answer may read its fields
     return answer
 
 
