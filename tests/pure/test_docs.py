@@ -15,7 +15,10 @@ from project.celery import app
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
-DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "ARCHITECTURE", "SECURITY")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PUBLIC_NAMES = [*toolkit.__all__, "files", "http", "mail"]  # the last three are modules
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
@@ -65,6 +68,13 @@ def test_it_names_a_test_for_every_invariant():
     assert [name for name, _ in rows] == [f"I{number}" for number in range(1, 10)]
     for _, paths in rows:
         assert all((ROOT / path).is_file() for path in paths.split(", "))
+
+
+def test_it_names_a_test_for_every_line_about_security():
+    rows = re.findall(r"^\| (\w.*) \| (.*) \|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    for line, paths in rows:
+        assert all(path.startswith("tests/") and (ROOT / path).is_file() for path in paths.split(", ")), line
 
 
 def test_it_shows_the_workflows_that_the_tests_run():
