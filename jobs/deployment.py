@@ -19,6 +19,8 @@ from django.conf import settings
 from django.core import checks
 from django.db import connections
 
+from jobs.rules import origins, restricted
+
 HARMLESS_COMMANDS = {"check", "clearsessions"}
 LONGEST_SESSION = 31 * 86_400  # seconds
 PICKLING = ("redis", "memcached", "db", "filebased")  # modules of Django's caches that store pickles
@@ -56,11 +58,21 @@ def commands() -> Found:
 
 
 def restricted_jobs() -> Found:
-    if not getattr(settings, "RESTRICTED_JOBS", True):
+    entries = getattr(settings, "RESTRICTED_JOBS", restricted.DEFAULT)
+    if free := [job for job in restricted.DEFAULT if restricted.entry_of(job, entries) is None]:
         yield (
-            "RESTRICTED_JOBS is empty: users need no right of their own for jobs that delete, send out or copy data.",
-            "Remove the setting, or list such jobs in it.",
+            f"RESTRICTED_JOBS lets every user who may change schedules start {', '.join(free)}.",
+            "Remove the setting, or list these jobs in it, too.",
         )
+
+
+def destinations() -> Found:
+    for name, hosts in getattr(settings, "SECRET_HOSTS", {}).items():
+        if open_to := [host for host in hosts if host == origins.ANY or host.startswith("http://")]:
+            yield (
+                f"SECRET_HOSTS_{name} lets the secret go to {', '.join(open_to)}.",
+                "List the hosts that need it, without http://, so that it travels encrypted.",
+            )
 
 
 def servers() -> Found:
@@ -234,7 +246,7 @@ def _is_private(host: str) -> bool:
 
 WARNINGS = (
     *(remote_control, private_addresses, commands, restricted_jobs, servers, executable_messages, pickling_caches),
-    *(single_sign_on, logins, sessions, page_policy, open_files),
+    *(single_sign_on, logins, sessions, page_policy, open_files, destinations),
 )
 INFOS = (unsigned_messages, secrets_here, proxy, embedded_servers)
 

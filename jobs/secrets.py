@@ -13,6 +13,7 @@ Limits: a secret that is not a JOB_SECRET, without a word such as `password` nex
 """
 
 import base64
+import hashlib
 import html
 import json
 import re
@@ -20,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache, wraps
 from traceback import format_exception_only
 from typing import Any
-from urllib.parse import quote, quote_plus
 
 from django.conf import settings
 
@@ -30,11 +30,14 @@ SHORTEST = 8  # characters; `mask` also finds single lines and encoded parts of 
 MARGIN = 100_000  # characters beyond the kept ones that are masked, too
 EDGE = 10_000  # characters beside a cut that are dropped, because they may be half a secret
 PLAIN = re.compile(r"[\w-]+", re.ASCII)  # characters that every form leaves unchanged
+BACKSLASH = "\\"
+PARTS = re.compile(rf"{PLAIN.pattern}|\\+|.", re.ASCII | re.DOTALL)
+NESTED = 15  # backslashes before a quote: four strings, each inside of the next
 
 _WORDS = r"passw(?:or)?d|passphrase|secret|token|api[_-]?key|session[_-]?id|access[_-]?key|private[_-]?key|credentials?"
 _KEY = rf"(?<![\w-])[\w-]{{0,60}}(?:{_WORDS})[\w-]{{0,60}}"
 _NAME = r"(?-i:secret:[A-Z][A-Z0-9_]*)"  # `mask` shows the names of secrets
-_IN_URL = re.compile(r"""://[^\s:/@"',]{0,100}:[^\s/@"',]{1,300}@""")
+_IN_URL = re.compile(r"://[^\s:/?#@]{0,100}:[^\s/?#]{1,300}@")
 _SECRETS = [
     # password=..., "api_key": "...", X-Auth-Token: ..., also with quotes that JSON or Python has escaped
     re.compile(
@@ -43,10 +46,10 @@ _SECRETS = [
     ),
     re.compile(rf"(?i)(\bauthorization[\"']?\s*[:=]\s*[\"']?(?!(?:\w+\s+)?{_NAME})(?:\w+\s+)?)[^\s\"',;]+"),
     re.compile(r"(?i)(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}"),
-    re.compile(r"(://[^\s:/@]{0,100}:)(?!password@)[^\s/]{1,300}(?=@)"),
+    re.compile(r"(://[^\s:/@]{0,100}:)(?!password@)[^\s/?#]{1,300}(?=@)"),
     re.compile(r"(\beyJ)[\w-]{10,}\.[\w-]{10,}\.[\w-]*"),  # a JSON web token
 ]
-_KEY_ALONE = re.compile(rf"(?i){_KEY}")
+_KEY_ALONE = re.compile(rf"(?i){_KEY}|authorization")
 
 _NAMED = re.compile(r"\bsecret:([A-Za-z][A-Za-z0-9_]*)")
 
@@ -86,13 +89,28 @@ def mask(text: str) -> str:
     return text
 
 
-def refuse_passwords(text: str) -> None:
-    """Refuse text with a password in a URL, because every viewer of the row could read it. Raises `Invalid`."""
-    if _IN_URL.search(text):
+def refuse_passwords(*values: Any) -> None:
+    """Refuse texts, and structures of texts, with a password in a URL: every viewer of the row could read it.
+
+    Raises `Invalid`.
+    """
+    if any(map(_IN_URL.search, texts(values))):
         raise Invalid(
             "A URL contains a password that every viewer could read: set JOB_SECRET_NAME for the workers, and write"
             " secret:NAME in a header or a body."
         )
+
+
+def texts(value: Any) -> Iterator[str]:
+    """All texts in a structure of mappings and lists, keys included."""
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            yield from texts([*value.keys(), *value.values()])
+        case list() | tuple():
+            for part in value:
+                yield from texts(part)
 
 
 def masked(value: Any) -> Any:
@@ -110,8 +128,9 @@ def masked(value: Any) -> Any:
 
 
 def _masked_at(key: Any, part: Any) -> Any:
-    is_secret = isinstance(part, (str, bytes)) and part and isinstance(key, str) and _KEY_ALONE.fullmatch(key)
-    return "***" if is_secret else masked(part)
+    name = key.decode(errors="replace") if isinstance(key, bytes) else key
+    can_be_secret = isinstance(part, (str, bytes, list, tuple, Mapping)) and part
+    return "***" if can_be_secret and isinstance(name, str) and _KEY_ALONE.fullmatch(name) else masked(part)
 
 
 def masking(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -128,7 +147,7 @@ def head(text: str, longest: int) -> str:
     """The first `longest` characters of a text, masked and storable."""
     shown = mask(storable(text[: longest + MARGIN]))
     if len(text) > longest + MARGIN:  # half a secret may stand before the cut, after the last masked one
-        shown = shown[: max(len(shown) - _edge(), shown.rfind("***") + 3)]
+        shown = shown[: max(len(shown) - edge(), shown.rfind("***") + 3)]
     return shown[:longest]
 
 
@@ -137,8 +156,15 @@ def tail(text: str, longest: int) -> str:
     shown = mask(storable(text[-longest - MARGIN :]))
     if len(text) > longest + MARGIN:
         first = shown.find("***")
-        shown = shown[_edge() if first < 0 else min(first, _edge()) :]
+        shown = shown[edge() if first < 0 else min(first, edge()) :]
     return shown[-longest:]
+
+
+def as_key(text: str, longest: int) -> str:
+    """The text, or its digest if it is too long or holds a secret: cut or masked, two keys could become equal."""
+    if len(text) <= longest and mask(text) == text:
+        return text
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def in_one_line(error: BaseException, longest: int) -> str:
@@ -151,7 +177,8 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
-def _edge() -> int:
+def edge() -> int:
+    """How many characters beside a cut may be half a secret."""
     return max(EDGE, _known()[2])
 
 
@@ -165,37 +192,43 @@ def _patterns(secrets: tuple[str, ...]) -> tuple[tuple[str, ...], re.Pattern[str
     """For a search: texts of which a match contains one, in lower case; the pattern; and the length of the edge."""
     forms = sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True)
     needed = {max(PLAIN.findall(form), key=len, default="").lower() for form in forms}
-    pattern = "|".join("".join(map(_quoted, form)) for form in forms) or "(?!)"
+    pattern = "|".join("".join(map(_written, PARTS.findall(form))) for form in forms) or "(?!)"
     return tuple(needed), re.compile(pattern, re.IGNORECASE), 4 * max(map(len, forms), default=0)
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """The secret itself, its long lines, and its forms in URLs, HTML, base64 and hex."""
+    """The secret as it is, its long lines, and as base64 and hex write it."""
     if not secret:
         return
     as_bytes = secret.encode()
-    yield from (secret, html.escape(secret), quote(secret), quote(secret, safe=""), quote_plus(secret), as_bytes.hex())
+    yield from (secret, as_bytes.hex())
     yield from (line for line in secret.splitlines() if len(line) >= SHORTEST)
-    for before in range(3):  # base64 encodes three bytes as four characters, and other bytes may come before
+    for before in range(3):  # base64 writes three bytes as four characters, and other bytes may come before
         whole = base64.b64encode(bytes(before) + as_bytes).rstrip(b"=").decode()
-        part = whole[
-            (0, 2, 3)[before] : len(whole) - (len(whole) % 4 > 0)
-        ]  # without characters that mix in other bytes
+        first, last = (0, 2, 3)[before], len(whole) - (len(whole) % 4 > 0)
+        part = whole[first:last]  # without characters that mix in other bytes
         if len(part) >= SHORTEST:
             yield from (part, part.translate(_URL_SAFE))
 
 
-def _quoted(character: str) -> str:
-    """A pattern of the character, also as Python and JSON quote it, with any number of backslashes."""
-    if PLAIN.fullmatch(character):
-        return character
-    if character == "\\":
-        return r"\\+"
-    cases = {character, character.upper(), character.lower()}
+def _written(part: str) -> str:
+    """A pattern of a part of a secret as programs write it: plain, in quotes of Python or JSON, in a URL, in HTML."""
+    if PLAIN.fullmatch(part):
+        return part
+    if part[0] == BACKSLASH:
+        return rf"(?:{_slashes(len(part))}|(?:%5C){{{len(part)}}})"
+    cases = {part, part.upper(), part.lower()}
     codes = {code for each in cases for code in (json.dumps(each)[1:-1], ascii(each)[1:-1], repr(each.encode())[2:-1])}
-    codes -= {character}
-    either = [r"\\*" + re.escape(character), *(re.escape(code).replace(r"\\", r"\\+") for code in codes)]
-    return f"(?:{'|'.join(either)})"
+    codes -= {part}
+    in_url = "".join(f"%{byte:02X}" for byte in part.encode())
+    either = [rf"\\{{0,{NESTED}}}" + re.escape(part), re.escape(in_url), re.escape(html.escape(part))]
+    either += [re.escape(code).replace(r"\\", _slashes(1)) for code in codes]
+    return f"(?:{'|'.join([*either, '[+]'] if part == ' ' else either)})"
+
+
+def _slashes(number: int) -> str:
+    """A pattern of backslashes, each of which quotes may have doubled a few times. Bounded, or it could take hours."""
+    return rf"\\{{{number},{number * (NESTED + 1)}}}"
 
 
 _URL_SAFE = str.maketrans("+/", "-_")

@@ -26,7 +26,7 @@ from celery.schedules import crontab
 from django.core.exceptions import ImproperlyConfigured
 
 from jobs.local import embedded
-from jobs.rules import origins, queues
+from jobs.rules import origins, queues, restricted
 
 django_stubs_ext.monkeypatch()  # makes Django's generic classes subscriptable, for the type checker
 
@@ -238,7 +238,7 @@ def _by_name(kind: str, prefix: str) -> dict[str, Any]:
             raise ImproperlyConfigured(
                 f"{variable} does not name a secret; after {prefix}, write a letter, then letters, digits or _."
             )
-        if value := read(kind, f"{prefix}{name}", ""):
+        if (value := read(kind, f"{prefix}{name}", None)) is not None:
             found[name] = value
     return found
 
@@ -251,14 +251,10 @@ SECRET_HOSTS: dict[str, list[str]] = _by_name("hosts", "SECRET_HOSTS_")
 # For each secret, from the variables SECRET_JOBS_NAME: the jobs that may use it, also without a host. A secret without
 # such a variable may go to its hosts in any job.
 SECRET_JOBS: dict[str, list[str]] = _by_name("patterns", "SECRET_JOBS_")
-_restricted = [
-    *("jobs.cleanup", "jobs.backup_database", "jobs.run_command", "celery.backend_cleanup"),
-    *("jobs.send_email", "jobs.send_bulk_email", "jobs.report"),
-]
 # The jobs that only users with the right for them may schedule, start or change: names, `billing.*` for all names that
 # begin with `billing.`, or `*`. Each entry is a permission, which `manage.py migrate` creates. The default lists jobs
 # that can delete data, copy everything, send data out or run commands.
-RESTRICTED_JOBS: list[str] = read("patterns", "RESTRICTED_JOBS", _restricted)
+RESTRICTED_JOBS: list[str] = read("patterns", "RESTRICTED_JOBS", [*restricted.DEFAULT])
 # The management commands that `jobs.run_command` may run.
 RUN_COMMANDS: list[str] = read("list", "RUN_COMMANDS", ["check", "clearsessions"])
 # The folder for files of jobs and uploads. Every process needs access to it.

@@ -28,7 +28,7 @@ from jobs.messages.message import Message, message_of, read
 from jobs.models import ACTIVE, LONGEST_NAME, Policy, Run, RunQuerySet, Trigger, bulk, database_now, installation
 from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid, logged
-from jobs.secrets import refuse_passwords
+from jobs.secrets import as_key, refuse_passwords
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -67,12 +67,12 @@ def run_job(job: str, arguments: dict[str, Any], actor: Actor | str, key: str | 
     if why := installation.refusal():
         raise Invalid(why)
     new = _of_job(arguments, job, Actor.of(actor))
-    new.key = key
+    new.key = key and as_key(key, LONGEST_NAME)
     if bulk.insert(Run, [new]):
         run = Run.objects.get(id=new.id)
         _send_after_commit([run])
         return run, True
-    run = Run.objects.get(key=key)
+    run = Run.objects.get(key=new.key)
     if run.task != job:
         raise Invalid(f"A request with this key was for {run.task}: choose another key.")
     return run, False
@@ -175,5 +175,5 @@ def _storable(arguments: dict[str, Any]) -> dict[str, Any]:
         text = json.dumps(arguments)
     except (TypeError, ValueError, RecursionError) as error:
         raise Invalid(f"The arguments are not plain JSON: {error}.") from error
-    refuse_passwords(text)
+    refuse_passwords(arguments)
     return dict(read(text, "The arguments", dict))

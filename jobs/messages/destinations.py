@@ -5,15 +5,13 @@ they may also use it without a host, such as for a database or an SDK. Every pro
 refuses a destination that the worker would refuse. Only workers know the values.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 from django.conf import settings
 
 from jobs import secrets
-from jobs.models import rights
-from jobs.rules import origins
+from jobs.rules import origins, restricted
 from jobs.rules.errors import Invalid
 
 NOWHERE = "The secret {0} may not go to any host: set SECRET_HOSTS_{0} for every process, such as api.example.org."
@@ -41,7 +39,7 @@ def check_host(name: str, url: httpx.URL) -> None:
 def check_job(name: str, job: str) -> None:
     """Refuse a job that may not use the secret. Raises `Invalid`."""
     jobs = settings.SECRET_JOBS.get(name)
-    if jobs is not None and not any(rights.fits(pattern, job) for pattern in jobs):
+    if jobs is not None and not any(restricted.fits(pattern, job) for pattern in jobs):
         raise Invalid(f"{job} may not use the secret {name}: SECRET_JOBS_{name} allows {', '.join(jobs) or 'none'}.")
 
 
@@ -58,16 +56,6 @@ def check_named(name: str, job: str) -> None:
 def check_arguments(job: str, *arguments: Any) -> None:
     """Refuse arguments that name a secret which the job may not use. Raises `Invalid`."""
     if settings.SECRET_JOBS:  # most installations set none, and beat asks before every run
-        for text in _texts(arguments):
+        for text in secrets.texts(arguments):
             for name in secrets.named(text):
                 check_job(name, job)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _texts([*value.keys(), *value.values()])
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _texts(part)

@@ -10,7 +10,7 @@ from django.db.models import Model, QuerySet
 from jobs.models import rights
 from jobs.models.runs import LONGEST_ACTOR
 from jobs.rules.errors import Forbidden
-from jobs.secrets import storable
+from jobs.secrets import mask, storable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,14 @@ class Actor:
 
     def __post_init__(self) -> None:
         """Write the name as the ledger can hold it: in one line, and with a mark where it is cut."""
-        name = "".join(map(_visible, storable(str(self.name)))) or "unknown"
+        name = "".join(map(_visible, mask(storable(str(self.name))))) or "unknown"
         object.__setattr__(self, "name", name if len(name) <= LONGEST_ACTOR else f"{name[: LONGEST_ACTOR - 1]}…")
 
     @classmethod
     def of(cls, actor: "Actor | str") -> "Actor":
         """An actor, made from a plain name where that is given."""
+        if not isinstance(actor, (Actor, str)):  # a user as plain text would be code, which may do everything
+            raise TypeError("The actor is a name or an Actor: for a user, write Actor.of_user(user).")
         return actor if isinstance(actor, Actor) else cls(actor)
 
     @classmethod

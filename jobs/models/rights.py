@@ -15,21 +15,15 @@ from django.apps import apps as installed_apps
 from django.conf import settings
 from django.db import router
 
+from jobs.rules import restricted
+
 PREFIX = "start:"  # of the codenames; no other permission of runs begins so
 LONGEST_CODENAME = 100
 
 
 def entry_of(job: str) -> str | None:
     """The entry of RESTRICTED_JOBS that decides about a job; None if the job needs no right of its own."""
-    entries = settings.RESTRICTED_JOBS
-    if job in entries:
-        return job
-    return max((entry for entry in entries if fits(entry, job)), key=len, default=None)
-
-
-def fits(pattern: str, job: str) -> bool:
-    """Whether a name, or a pattern with `*` at its end, covers this job."""
-    return job.startswith(pattern[:-1]) if pattern.endswith("*") else job == pattern
+    return restricted.entry_of(job, settings.RESTRICTED_JOBS)
 
 
 def title_of(entry: str) -> str:

@@ -21,8 +21,7 @@ def check(schedule: PeriodicTask, policy: Any, now: datetime, *, timing_changed:
     """
     Actor.of(actor).check_may(schedule.task)
     spec = spec_of(schedule, now)
-    message_of(schedule, policy)
-    for text in (schedule.args, schedule.kwargs, schedule.headers, schedule.description):
-        refuse_passwords(text or "")
+    message = message_of(schedule, policy)
+    refuse_passwords(schedule.name, schedule.description, message.args, message.kwargs, message.options)
     if schedule.enabled and timing_changed and next_occurrence(spec, now) is None:
         raise Invalid("It would never run: all its due moments are over. Choose a later time, or disable it.")

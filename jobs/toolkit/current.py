@@ -6,7 +6,6 @@ Its one rule: outside a run (a plain `delay()`, a test, a shell) the same calls 
 run, a thread that the job started without its context gets a RuntimeError that says how to pass the context on.
 """
 
-import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -15,7 +14,7 @@ from django.db import transaction
 
 from jobs.ledger.windows import window_start
 from jobs.models import LONGEST_NAME, Effect, Run
-from jobs.secrets import head, mask
+from jobs.secrets import as_key, head
 from jobs.worker import context
 from jobs.worker.loops import outside_loop
 
@@ -86,11 +85,4 @@ def once(key: str) -> bool:
     if execution is None:
         return True
     with outside_loop(), transaction.atomic():
-        return Effect.objects.get_or_create(run_id=execution.run_id, key=_short(key))[1]
-
-
-def _short(key: str) -> str:
-    """The key, or its digest if it is too long for the column or holds a secret. Two cut keys could be equal."""
-    if len(key) <= LONGEST_NAME and mask(key) == key:
-        return key
-    return hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()
+        return Effect.objects.get_or_create(run_id=execution.run_id, key=as_key(key, LONGEST_NAME))[1]

@@ -167,6 +167,8 @@ class Client:
     def send(self, request: Request, deadline: float, limit: int) -> Response:
         end = time.monotonic() + deadline
         inside = True
+        if _origin(request.url) == _origin(_parse(self.site)):
+            _refuse_proxys(request.headers)
         for _ in range(MAX_REDIRECTS + 1):
             # A redirect back from another origin comes from a stranger: this site is then like any other address.
             inside = inside and _origin(request.url) == _origin(_parse(self.site))
@@ -190,6 +192,15 @@ def _parse(text: str, base: httpx.URL | None = None) -> httpx.URL:
     if url.scheme not in {"http", "https"} or not HOST.fullmatch(url.raw_host.decode()) or not 0 < port < 65536:
         raise Refused("This scheme, host or port cannot be called: write https://host/path, or /path of this site.")
     return url
+
+
+def _refuse_proxys(headers: Iterable[str]) -> None:
+    """Refuse headers in which this site believes its proxy: a job could be any user, from any address."""
+    own = {"forwarded", "remote-user", getattr(settings, "SSO_HEADER", "").lower()}
+    for name in headers:
+        plain = name.lower().replace("_", "-")
+        if plain in own or plain.startswith("x-forwarded-"):
+            raise Refused(f"Only the proxy of this site may send it the header {name}: remove it.")
 
 
 def _origin(url: httpx.URL) -> tuple[str, bytes, int]:

@@ -30,7 +30,7 @@ from django.utils.encoding import punycode
 from pydantic import AfterValidator, Field
 
 from jobs.models import LONGEST_ADDRESS, LONGEST_NAME, Delivery, database_now
-from jobs.secrets import storable
+from jobs.secrets import head, storable
 from jobs.toolkit import smtp
 from jobs.toolkit.current import progress
 from jobs.toolkit.smtp import MailError
@@ -70,7 +70,9 @@ def deliverable(address: str) -> str:
         raise ValueError("this is not a mail address: write name@example.org") from None
     if '"' in plain or "=?" in plain:  # mail servers may turn a quoted or encoded address into another one
         raise ValueError("this address is quoted or encoded: write it plainly, as name@example.org")
-    domain = plain.rpartition("@")[2]
+    name, _, domain = plain.rpartition("@")
+    if settings.MAIL_DOMAINS and set("%!") & set(name):  # a relay may send it on to the domain that the name holds
+        raise ValueError("this address names another one before the @: write it plainly, as name@example.org")
     if settings.MAIL_DOMAINS and not any(_covers(allowed, domain) for allowed in settings.MAIL_DOMAINS):
         raise ValueError(f"jobs send no mail to {domain}: MAIL_DOMAINS allows {', '.join(settings.MAIL_DOMAINS)}")
     return plain
@@ -232,7 +234,7 @@ class DeliveryLog:
         if self._run_id is None:
             return True
         columns = {"run_id": self._run_id, "message": self._message, "address": address}
-        columns |= {"state": state, "reason": reason}
+        columns |= {"state": state, "reason": head(reason, LONGEST_NAME)}
         with transaction.atomic(durable=True):  # a rollback by the caller would lose the row and send again
             row, is_mine = Delivery.objects.get_or_create(id=self.key(address), defaults=columns)
         self.states[address] = row.state
@@ -250,7 +252,7 @@ class DeliveryLog:
     def end(self, address: str, state: str, reason: str = "") -> None:
         """Write the outcome of a delivery."""
         self.states[address] = state
-        self._rows.filter(id=self.key(address)).update(state=state, reason=storable(reason)[:LONGEST_NAME])
+        self._rows.filter(id=self.key(address)).update(state=state, reason=head(reason, LONGEST_NAME))
 
     def undo(self, address: str) -> None:
         """Give an address back; certainly nothing was sent to it."""

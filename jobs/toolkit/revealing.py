@@ -35,4 +35,4 @@ def _job() -> str | None:
     """The name of the calling task; None outside a task."""
     execution = context.of_caller()
     task = getattr(execution.request, "task", None) if execution else None
-    return task or (current_task.name if current_task else None)
+    return current_task.name if current_task else task

@@ -23,6 +23,7 @@ class Application(Celery):
     amqp_cls = "jobs.worker.broker:AMQP"
     log_cls = "jobs.worker.logs:Logging"
     loader_cls = "jobs.messages.discovery:Loader"
+    events_cls = "jobs.worker.reports:Events"
 
     def _task_from_fun(  # type: ignore[override] # passes on all other arguments
         self, fun: Any, name: str | None = None, base: Any = None, **options: Any

@@ -28,7 +28,7 @@ from django.apps import apps
 from django.conf import settings
 from django.utils.log import configure_logging
 
-from jobs.secrets import mask, tail
+from jobs.secrets import edge, mask, tail
 
 # Loggers that write about runs, for operators.
 OWN = {f"jobs.worker.{name}" for name in ("connection", "pulse", "task")}
@@ -84,8 +84,9 @@ class Printed:
             self._pass_on(line, before)
             line = ""
         whole, newline, begun = (line + text).rpartition("\n")
-        if len(begun) > LONGEST_LINE:
-            whole, newline, begun = line + text, "", ""
+        if len(begun) > LONGEST_LINE + edge():  # pass on what cannot end in half a secret
+            begun = mask(begun)
+            whole, newline, begun = whole + newline, begun[: -edge()], begun[-edge() :]
         self._begun.line = begun, execution
         self._pass_on(whole + newline, execution)
         return len(text)
@@ -103,8 +104,8 @@ class Printed:
 
     def _pass_on(self, text: str, execution: Any) -> None:
         if text:
-            if execution is not None:
-                execution.log(tail(text, LONGEST_LINE))
+            for line in text.splitlines(keepends=True) if execution is not None else ():
+                execution.log(tail(line, LONGEST_LINE))
             self._stream.write(mask(text))
 
 

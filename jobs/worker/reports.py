@@ -1,12 +1,30 @@
-"""What does a worker tell about its configuration? What Celery tells, with secrets masked.
+"""What does a worker tell about itself and its tasks? What Celery tells, with secrets masked.
 
-Its one rule: settings and arguments in the replies to `inspect`, which Flower also shows, are masked like log lines.
+Its one rule: the replies to `inspect` and the events, which Flower also shows, are masked like log lines: settings,
+arguments and errors.
 Celery masks by the names of settings: it misses addresses in lists and schedules, and a broker's password for a socket.
 """
 
+from typing import Any
+
+from celery.app.events import Events as CeleryEvents
+from celery.events import EventDispatcher
 from celery.worker.control import Panel
 
-from jobs.secrets import masking
+from jobs.secrets import masked, masking
+
+
+class Dispatcher(EventDispatcher):
+    """Sends the events of a worker."""
+
+    def send(self, type: str, *args: Any, **fields: Any) -> Any:  # noqa: A002 - Celery's name
+        return super().send(type, *args, **(masked(fields) if self.enabled else fields))
+
+
+class Events(CeleryEvents):
+    """Celery's `app.events`. `jobs.worker.app.Application` names it."""
+
+    dispatcher_cls = "jobs.worker.reports:Dispatcher"
 
 
 def mask_replies() -> None:

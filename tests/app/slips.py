@@ -38,15 +38,8 @@ def forms(secret: str) -> list[str]:
 def slip(how: str) -> None:
     """Let the secret CANARY slip, then fail with it."""
     secret = reveal("secret:CANARY")
-    if how == "printed":
-        for form in forms(secret):
-            print(form)  # noqa: T201 - a job may
-            print(form, file=sys.stderr)  # noqa: T201
-        sys.stdout.writelines(["it is ", secret, "\n"])
-    elif how == "printed in pieces":
-        print("password:", "hunter2-piece")  # noqa: T201
-        print("api_key", end="=")  # noqa: T201
-        print("hunter2-piece", end="")  # noqa: T201
+    if how.startswith("printed"):
+        _print(how, secret)
     elif how == "logged":
         for form in forms(secret):
             log.warning("It is %s.", form)
@@ -59,6 +52,23 @@ def slip(how: str) -> None:
         sys.exit(f"no access with {secret}")
     else:
         raise SlipError(*_arguments(how, secret))
+
+
+def _print(how: str, secret: str) -> None:
+    if how == "printed":
+        for form in forms(secret):
+            print(form)  # noqa: T201 - a job may
+            print(form, file=sys.stderr)  # noqa: T201
+        sys.stdout.writelines(["it is ", secret, "\n"])
+    elif how == "printed in pieces":
+        print("password:", "hunter2-piece")  # noqa: T201
+        print("api_key", end="=")  # noqa: T201
+        print("hunter2-piece", end="")  # noqa: T201
+    elif how == "printed in one long line":
+        print("x" * 15_000, end="")  # noqa: T201
+        for character in secret:
+            print(character, end="")  # noqa: T201
+        print("y" * 30_000)  # noqa: T201
 
 
 def _arguments(how: str, secret: str) -> list[Any]:

@@ -1,12 +1,15 @@
 """A secret that a job lets slip stands nowhere afterwards: in no table, no log, no reply and no broker."""
 
 import base64
+import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from django.apps import apps
 from django.db import connection
+from redis.client import PubSub
 
 from jobs.models import ACTIVE, Run, RunLog, State
 from tests.app.slips import forms
@@ -21,12 +24,12 @@ pytestmark = pytest.mark.django_db(transaction=True)
 CANARY = f"Canary-{'a1b2' * 370}-é\"'<&>\\/+ end"
 PIECES = "hunter2-piece"
 RAISED = ("text", "long", "longer", "bytes", "dict", "words", "exit")
-WAYS = (*RAISED, "printed", "printed in pieces", "logged", "reported")
+WAYS = (*RAISED, "printed", "printed in pieces", "printed in one long line", "logged", "reported")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _worker_and_beat(standing: Processes) -> None:
-    standing.start_worker(env={"JOB_SECRET_CANARY": CANARY})
+    standing.start_worker("--task-events", env={"JOB_SECRET_CANARY": CANARY})
     standing.start_beat()
 
 
@@ -51,7 +54,19 @@ def tables() -> Iterator[tuple[str, str]]:
             yield model._meta.db_table, "\n".join(str(row) for row in cursor.fetchall())
 
 
+def events_of(subscribed: PubSub) -> str:
+    """All events until now, decoded."""
+    found = []
+    with closing(subscribed):
+        while event := subscribed.get_message(timeout=0.1):
+            if event["type"] == "pmessage":
+                found.append(base64.b64decode(json.loads(event["data"])["body"]).decode())
+    return "\n".join(found)
+
+
 def test_it_keeps_and_shows_a_secret_nowhere_whatever_a_job_does_with_it(standing, redis):
+    subscribed = redis.pubsub()
+    subscribed.psubscribe("*celeryev*")
     runs = [send("tests.slip", way) for way in WAYS]
     ids = [run.id for run in runs]
     standing.eventually(lambda: not Run.objects.filter(id__in=ids, state__in=ACTIVE).exists())
@@ -61,6 +76,9 @@ def test_it_keeps_and_shows_a_secret_nowhere_whatever_a_job_does_with_it(standin
         command, cwd=ROOT, env=standing.environment, capture_output=True, text=True, timeout=DEADLINE, check=True
     )
     kept = {"the worker's log": worker.log, "a reply": asked.stdout, **dict(tables())}
+    events = events_of(subscribed)
+    assert "task-failed" in events
+    kept |= {"an event": events}
     kept |= {f"the key {key!r}": str(redis.dump(key)) for key in redis.scan_iter()}
     found = [(where, trace[:30]) for where, text in kept.items() for trace in traces() if trace in text.lower()]
     assert sorted({where for where, _ in found}) == [], found

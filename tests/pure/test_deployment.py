@@ -18,7 +18,8 @@ HOST = "db.example.org"
 CLOSED: dict[str, Any] = {
     "HTTP_ALLOW_PRIVATE": False,
     "RUN_COMMANDS": ["check", "clearsessions"],
-    "RESTRICTED_JOBS": ["jobs.cleanup"],
+    "RESTRICTED_JOBS": ["jobs.*", "celery.backend_cleanup"],
+    "SECRET_HOSTS": {"A": ["api.example.org", "*.example.org"]},
     "REMOTE_CONTROL": "inspect",
     "MESSAGE_KEYS": ["x" * 32],
     "JOB_SECRETS": {},
@@ -38,6 +39,9 @@ OPEN: list[tuple[dict[str, Any], str]] = [
     ({"HTTP_ALLOW_PRIVATE": True}, "W102"),
     ({"RUN_COMMANDS": ["check", "flush"]}, "W103"),
     ({"RESTRICTED_JOBS": []}, "W104"),
+    ({"RESTRICTED_JOBS": ["billing.*"]}, "W104"),
+    ({"SECRET_HOSTS": {"A": ["*"]}}, "W113"),
+    ({"SECRET_HOSTS": {"A": ["api.example.org", "http://b.example.org"]}}, "W113"),
     *(
         ({"CACHES": {"default": {"BACKEND": f"django.core.cache.backends.{backend}"}}}, "W107")
         for backend in ("redis.RedisCache", "db.DatabaseCache", "filebased.FileBasedCache", "memcached.PyMemcacheCache")
