@@ -45,8 +45,8 @@ bench: .venv/develops
 chaos: .venv/develops
 	$(BIN)/pytest -n 2 --dist worksteal -m chaos tests/chaos $(ARGS)
 
-# The tools are in an environment of their own, so that they are no part of what they look at. An index without a service
-# of known vulnerabilities ends the look-up with one line.
+# The tools are in a separate environment, so that they do not audit themselves. If the package index does not offer known
+# vulnerabilities, one line says so.
 audit: .venv/develops .venv-audit/audits
 	$(BIN)/pytest -q tests/pure/test_supply.py
 	@mkdir -p var
@@ -56,7 +56,7 @@ audit: .venv/develops .venv-audit/audits
 	  --format json --output var/vulnerabilities.json 2> var/audit.log \
 	  || test ! -s var/vulnerabilities.json || { cat var/audit.log var/vulnerabilities.json >&2; exit 1; }
 	@grep -qs '"vulns"' var/vulnerabilities.json \
-	  || echo "Known vulnerabilities were not looked up: this package index does not offer them."
+	  || echo "Known vulnerabilities were not checked: this package index does not offer them."
 
 lock: .venv/develops
 	$(COMPILE) $(ARGS) requirements.in -o requirements.txt

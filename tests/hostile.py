@@ -1,4 +1,4 @@
-"""Hostile items: what a person may write into the broker that no sender of Celery writes, each kind with a name.
+"""Hostile items that a program can write to the broker and that Celery never sends, each kind with a name.
 
 Its one rule: an item differs from a message that Celery would publish in one thing, which is its name.
 """
@@ -42,7 +42,7 @@ def encoded(body: Any) -> str:
 
 
 def message(**changes: Any) -> dict[str, Any]:
-    """A message as Celery puts it into a queue; `headers` and `properties` are added to its own."""
+    """A message as Celery puts it into a queue. Given `headers` and `properties` extend its own."""
     task_id = str(uuid4())
     headers = {
         "lang": "py",
@@ -255,7 +255,7 @@ def _compressed() -> Iterator[tuple[str, Any]]:
 
 
 def unacked() -> Iterator[tuple[str, bytes]]:
-    """What a person may write into the hash of unacknowledged messages, each kind by name."""
+    """Hostile items for the hash of unacknowledged messages, each kind by name."""
     wholes = [message(**{part: odd}) for part in ("body", "headers", "properties") for odd in FEW.values()]
     for name, item in [*_raw(), *((f"whole {n}", json.dumps(whole).encode()) for n, whole in enumerate(wholes))]:
         yield name, item

@@ -1,4 +1,4 @@
-"""How much memory does a call take at its worst? A helper for tests of code that reads untrusted files.
+"""How much memory does a call take at most? For tests of code that reads untrusted files.
 
 Its one rule: it measures bytes, never time: a busy machine changes no result. Limit: memory that the test process has
 freed and still holds is not counted, so a bound in a test must be well below the fault's figure.

@@ -1,4 +1,4 @@
-"""A task that lets a secret slip in every way that a job may: it prints, logs, raises, reports and stores it."""
+"""A task that leaks a secret in every way in which a job can: it prints, logs, raises, reports and stores it."""
 
 import base64
 import html
@@ -24,7 +24,7 @@ class SlipError(Exception):
 
 
 def forms(secret: str) -> list[str]:
-    """The secret as programs write it."""
+    """The secret in the forms that programs write."""
     as_bytes = secret.encode()
     encoded = [base64.b64encode(b"ada:"[:before] + as_bytes).decode() for before in range(4)]
     quoted = [quote(secret), quote(secret, safe="").lower(), quote_plus(secret), html.escape(secret)]
@@ -36,7 +36,7 @@ def forms(secret: str) -> list[str]:
 
 @shared_task(name="tests.slip", ignore_result=False)
 def slip(how: str) -> None:
-    """Let the secret CANARY slip, then fail with it."""
+    """Leak the secret CANARY in the given way."""
     secret = reveal("secret:CANARY")
     if how.startswith("printed"):
         _print(how, secret)

@@ -1,4 +1,4 @@
-"""A secret goes to its hosts and into its jobs only: refused when a schedule is saved, and again in the worker."""
+"""A secret goes only to its hosts and jobs: the form refuses others, and so does the worker."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A message that names a run starts the task of that run, with its arguments and in its time, or nothing at all."""
+"""A message that names a run starts that run's task with its arguments, in its time; others start nothing."""
 
 import json
 from datetime import timedelta
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def receive(run: Run, task: str | None = None, args: Any = None, kwargs: Any = None, **headers: Any) -> None:
-    """Take a message of this run, as a worker does; without values it is the run's own."""
+    """Take a message of this run as a worker does. By default it is the run's own message."""
     args = loads(json.dumps(run.args if args is None else args))
     kwargs = loads(json.dumps(run.kwargs if kwargs is None else kwargs))
     headers = headers or {ATTEMPT_HEADER: run.attempt}
@@ -88,7 +88,7 @@ def test_it_starts_a_run_that_its_sender_has_just_taken():
     assert run.state == State.SUCCEEDED
 
 
-def test_it_starts_a_run_that_a_worker_has_put_off_while_another_copy_of_its_message_came():
+def test_it_starts_a_run_by_a_second_copy_of_its_message_after_a_worker_deferred_it():
     run = make_run(sends=1, not_before=database_now() + timedelta(hours=1))
     receive(run)
     run.refresh_from_db()
@@ -138,7 +138,7 @@ def test_it_compares_no_arguments_that_a_listener_may_have_changed():
 
 
 def begin(run: Run, task: str, step: str) -> None:
-    """Take a message of a step up to its body."""
+    """Start a message of a step, but do not execute its body."""
     job = find_task(task)
     job.push_request(id="a", hostname="celery@here", is_eager=False, **{STEP_HEADER: [str(run.id), run.attempt, step]})
     try:

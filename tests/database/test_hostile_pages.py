@@ -1,4 +1,4 @@
-"""No address makes a page fail: every list, form and action of every app, with queries that no page offers."""
+"""No query makes a list, form or action of any app fail, even one that no page offers."""
 
 import logging
 from collections.abc import Iterator
@@ -89,7 +89,7 @@ def pages() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _silence() -> Iterator[None]:
-    """A refused query is logged with its traceback, which takes longer than to refuse it."""
+    """Logging the traceback of a refused query takes longer than refusing it."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -137,7 +137,7 @@ def failures(client: Client, addresses: list[str]) -> list[str]:
 
 
 def queries_of(number: int, model) -> list[str]:
-    """Each list gets a share of the queries, such that each query and each kind of column is asked somewhere."""
+    """A share of the queries for each list. Together, the lists get each query and each kind of column."""
     hierarchy = admin.site._registry[model].date_hierarchy
     found = WHOLE[number % SHARES :: SHARES]
     for place, column in enumerate(field.name for field in model._meta.fields):

@@ -1,4 +1,4 @@
-"""Logins are throttled, sessions end, and pages run nothing but the site's own scripts: by real requests."""
+"""Real requests show that logins are throttled, sessions end, and pages run only the site's own scripts."""
 
 import io
 import re
@@ -74,7 +74,7 @@ def test_it_locks_neither_another_name_nor_another_address(ada):
     assert works(log_in(password=RIGHT))
 
 
-def test_it_locks_an_address_that_tries_many_names_though_one_of_them_works(ada):
+def test_it_locks_an_address_that_tries_many_names_even_if_one_login_succeeds(ada):
     for number in range(29):
         log_in(f"user{number}", HTTP_USER_AGENT=f"browser {number}")
     assert works(log_in(password=RIGHT))
@@ -149,7 +149,7 @@ def test_it_deletes_old_logins_with_the_clean_up(ada):
 
 
 def aged(client: Client, **ago: timedelta) -> Client:
-    """As if the session had begun or was last used so long ago."""
+    """Move the beginning or the last use of the client's session into the past."""
     session = client.session
     for name, age in ago.items():
         session[name] -= int(age.total_seconds())
@@ -217,7 +217,7 @@ def sso(settings) -> None:
     settings.MIDDLEWARE = middleware
 
 
-def test_it_logs_in_whom_the_proxy_names(ada, sso):
+def test_it_logs_in_the_user_whom_the_proxy_names(ada, sso):
     client = Client()
     assert client.get(INDEX, headers={"X-Remote-User": "ada"}).status_code == 200
     assert works(client.get(INDEX))  # the proxy names no user any more
@@ -240,7 +240,7 @@ def test_it_ignores_the_header_unless_it_is_set(ada):
 
 
 class Inline(HTMLParser):
-    """What a page would run or style by itself."""
+    """The inline scripts and styles of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ def addresses() -> list[str]:
     return [*found, *(reverse(f"admin:{page}") for page in around), reverse("statistics"), "/nothing", "/"]
 
 
-def test_it_has_nothing_inline_and_a_strict_policy_on_every_page(client_of_ada, ada):
+def test_it_shows_every_page_with_a_strict_policy_and_nothing_inline(client_of_ada, ada):
     make_run(make_schedule())
     TaskResult.objects.create(task_id="a", result='"x"')
     LogEntry.objects.log_actions(ada.pk, [ada], 2, change_message="x", single_object=True)

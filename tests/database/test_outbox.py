@@ -249,7 +249,7 @@ def test_it_sends_the_other_runs_if_the_router_of_one_raises_any_error(redis, mo
 
 
 def wrong_type(redis) -> str:
-    """The name of a queue whose key holds something else."""
+    """The name of a queue whose key is not a list."""
     redis.set("other", "text")
     return "other"
 

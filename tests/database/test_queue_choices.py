@@ -1,4 +1,4 @@
-"""Which queues a schedule's page offers: a user may name no queue that the settings or a worker do not know."""
+"""A schedule's page offers the queues of settings, jobs and live workers, and refuses all others."""
 
 import re
 

@@ -1,6 +1,6 @@
-"""Only users with the right for a restricted job schedule, start or change it; all others see it. Steps are no jobs.
+"""Only users with the right for a restricted job may schedule, start or change it. Steps are not jobs.
 
-Every ready-made job, every act and every kind of user are tried, through the admin and by calling the acts.
+The tests try every ready-made job, every act and every kind of user, through the admin and by calling the acts.
 """
 
 from datetime import timedelta
@@ -294,7 +294,7 @@ def one_of(job: str, actor: Actor) -> dict[str, object]:
 
 
 def told(answer: requests.Requested) -> None:
-    """Raise what a request for many was refused with."""
+    """Raise the refusal of a request for several runs."""
     for _, why in answer.refused:
         raise Forbidden(why) if why.startswith("Without the permission") else Invalid(why)
 

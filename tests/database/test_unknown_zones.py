@@ -1,4 +1,4 @@
-"""A time zone that this machine does not know, stored by SQL or by another machine, stops no page and no other job."""
+"""An unknown time zone in a row, stored by SQL or another machine, stops no page and no other job."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Which bytes does the site read? None of a file before the right and the CSRF token of its sender are checked."""
+"""The site reads no byte of a file before it has checked the right and the CSRF token of the sender."""
 
 import asyncio
 import io
@@ -29,7 +29,7 @@ def _folders(settings, tmp_path):
 
 
 class Body(FakePayload):
-    """A body that counts how much of it was read, and what the folder of temporary files held at most."""
+    """A body that counts its unread bytes and the most bytes in the folder of temporary files."""
 
     def __init__(self, content: bytes, folder: Path) -> None:
         super().__init__(content)

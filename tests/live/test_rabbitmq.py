@@ -1,4 +1,4 @@
-"""RabbitMQ refuses a message later than it is sent, and drops those behind it: no run waits for another's message.
+"""No run waits for the refused message of another one, though RabbitMQ refuses it late and drops all later messages.
 
 Needs TEST_AMQP_URL, such as amqp://guest:guest@127.0.0.1:5672//. The tests make and delete queues there.
 """

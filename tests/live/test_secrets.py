@@ -1,4 +1,4 @@
-"""A secret that a job lets slip stands nowhere afterwards: in no table, no log, no reply and no broker."""
+"""After a job leaks a secret, no table, log, reply or broker holds it."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-# The length of a token that a cut could let slip, and characters that programs quote in different ways.
+# As long as a token that a cut could leak, with characters that programs quote in different ways.
 CANARY = f"Canary-{'a1b2' * 370}-é\"'<&>\\/+ end"
 PIECES = "hunter2-piece"
 RAISED = ("text", "long", "longer", "bytes", "dict", "words", "exit")

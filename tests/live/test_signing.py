@@ -1,4 +1,4 @@
-"""Where messages are signed, a worker executes what this installation sent, and nothing else."""
+"""With MESSAGE_KEYS, a worker executes only messages that this installation sent."""
 
 import json
 from typing import Any

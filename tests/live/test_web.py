@@ -1,4 +1,4 @@
-"""The web process as operators start it: what slow, large and forged requests cost it, and what it writes down."""
+"""The web process limits slow, large and forged requests, and logs no links. It runs as operators start it."""
 
 import socket
 import sys

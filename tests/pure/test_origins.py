@@ -1,4 +1,4 @@
-"""An entry of SECRET_HOSTS_NAME covers parsed origins: no spelling of another host passes for an allowed one."""
+"""An entry of SECRET_HOSTS_NAME covers every spelling of its own origin and none of another one."""
 
 import httpx
 import pytest

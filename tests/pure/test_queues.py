@@ -1,4 +1,4 @@
-"""Names of queues, headers and replies of brokers: which ones concern only one message, and which ones are refused."""
+"""Which names of queues and which headers are refused, and which replies of a broker concern only one message?"""
 
 import re
 from pathlib import Path

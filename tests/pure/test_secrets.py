@@ -1,4 +1,4 @@
-"""A text shows no secret, however a program has written it, and shows all of what Punctual says itself."""
+"""A masked text shows no secret in any form, and every sentence of Punctual unchanged."""
 
 import ast
 import base64

@@ -1,4 +1,4 @@
-"""A signature holds for exactly one message: a change of any part of it is found."""
+"""A signature is valid for exactly one message: a worker notices a change of any part."""
 
 from types import SimpleNamespace
 from typing import Any
