@@ -1,4 +1,4 @@
-"""What may a browser do with our pages? Load scripts, styles and pictures from this site, and nothing else.
+"""Which content may browsers load into our pages? Only scripts, styles and pictures of this site.
 
 Its one rule: every response has these headers, including errors, downloads and the health check. So this middleware is
 the first.

@@ -95,7 +95,7 @@ def without(part: str, name: str) -> dict[str, Any]:
 
 
 def items() -> Iterator[tuple[str, bytes]]:
-    """Each kind by name, as it is pushed into the queue."""
+    """Each kind by name, in the form that Redis holds."""
     yield from _raw()
     for name, whole in [*_parts(), *_headers(), *_values(), *_bodies(), *_compressed()]:
         yield name, json.dumps(whole).encode()
@@ -104,8 +104,8 @@ def items() -> Iterator[tuple[str, bytes]]:
 def _raw() -> Iterator[tuple[str, bytes]]:
     yield from {
         "an empty item": b"",
-        "bytes that are no UTF-8": b"\xff\xfe\x00",
-        "text that is no JSON": b"not json",
+        "bytes that are not UTF-8": b"\xff\xfe\x00",
+        "text that is not JSON": b"not json",
         "JSON that is cut off": json.dumps(message()).encode()[:-20],
         "NUL bytes": b"\0" * 100,
         "nesting 10,000 deep": b"[" * 10_000 + b"]" * 10_000,
@@ -135,7 +135,7 @@ def _parts() -> Iterator[tuple[str, Any]]:
         yield f"no {name}", without("properties", name)
     for name, kind in product(("exchange", "routing_key"), FEW):
         yield f"{kind} as {name}", message(properties={"delivery_info": {"routing_key": "celery", name: FEW[kind]}})
-    yield "a body that is no base64", message(body="=====!")
+    yield "a body that is not base64", message(body="=====!")
     yield "a body with a digit too many", message(body="A" * 5)
     for kind in ("application/x-python-serialize", "application/x-yaml", "application/x-msgpack", "text/plain"):
         yield f"content of type {kind}", message(**{"content-type": kind})
@@ -200,7 +200,7 @@ def _values() -> Iterator[tuple[str, Any]]:
     for kind, step in {
         "no UUID": ["x", 1, "y"],
         "a long list": [str(uuid4()), 1, "x"] * 1_000,
-        "an attempt that is no number": [str(uuid4()), "one", "y"],
+        "an attempt that is not a number": [str(uuid4()), "one", "y"],
         "a huge attempt": [str(uuid4()), 10**30, "y"],
         "a list as key": [str(uuid4()), 1, ["y"]],
         "a lone surrogate as key": [str(uuid4()), 1, "\ud800"],

@@ -38,7 +38,7 @@ class _Writer:
 
 def note(queue: object, item: Any, why: str) -> None:
     """Log that an item was set aside, and give it to the thread, which adds a row. Never waits, never raises."""
-    with logged(log, "An item was set aside without a line of log or a row."):
+    with logged(log, "An item was set aside, but could not be recorded."):
         content = _as_bytes(item)
         why, where = head(why, LONGEST_REASON), head(str(queue), LONGEST_NAME)
         digest = sha256(content).hexdigest()

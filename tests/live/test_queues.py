@@ -1,4 +1,4 @@
-"""No queue of a schedule stops other jobs: neither a name that kombu uses, nor the key of something else in Redis."""
+"""No queue of a schedule stops other jobs, even if kombu uses its name or Redis has another key of this name."""
 
 import subprocess
 

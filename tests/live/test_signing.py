@@ -25,7 +25,7 @@ def signed(settings, processes):
 
 
 def published(redis, *args: Any, task: str = "tests.note", **options: Any) -> dict[str, Any]:
-    """A message as it is in a queue that no worker consumes."""
+    """The message in a queue that no worker consumes."""
     current_app.send_task(task, list(args), queue="elsewhere", **options)
     return json.loads(redis.rpop("elsewhere"))
 
