@@ -106,8 +106,8 @@ class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat
         stored = {name: getattr(self.instance, name) for name in DESTINATION}
         schedule = PeriodicTask(**stored, **{name: data[name] for name in columns & data.keys() - set(DESTINATION)})
         try:
-            is_new = bool(TIMING & set(self.changed_data))
-            check(schedule, Policy(), timezone.now(), timing_changed=is_new, actor=self.actor)
+            changed = bool(TIMING & set(self.changed_data))
+            check(schedule, Policy(), timezone.now(), timing_changed=changed, actor=self.actor)
         except Invalid as error:
             raise ValidationError(str(error)) from error
         return data
