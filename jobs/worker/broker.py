@@ -42,9 +42,8 @@ class Producer(KombuProducer):
         if not signing.keys():
             return prepare(body, serializer, content_type, content_encoding, compression, headers)
         body, content_type, content_encoding = prepare(body, serializer, content_type, content_encoding, None, headers)
-        headers[signing.SIGNATURE_HEADER] = signing.digest(
-            body
-        )  # `_publish` replaces it by the signature, which also covers the properties
+        # `_publish` replaces the digest by the signature, which also covers the properties.
+        headers[signing.SIGNATURE_HEADER] = signing.digest(body)
         return prepare(body, None, content_type, content_encoding, compression, headers)
 
     def _publish(
