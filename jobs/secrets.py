@@ -203,7 +203,7 @@ def _forms(secret: str) -> Iterator[str]:
     as_bytes = secret.encode()
     yield from (secret, as_bytes.hex())
     yield from (line for line in secret.splitlines() if len(line) >= SHORTEST)
-    for before in range(3):  # base64 writes three bytes as four characters, and other bytes may come before
+    for before in range(3):  # base64 encodes three bytes as four characters, and other bytes may come before
         whole = base64.b64encode(bytes(before) + as_bytes).rstrip(b"=").decode()
         first, last = (0, 2, 3)[before], len(whole) - (len(whole) % 4 > 0)
         part = whole[first:last]  # without characters that mix in other bytes

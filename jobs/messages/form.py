@@ -29,14 +29,8 @@ LARGEST_COUNT = 2**31 - 1
 LARGEST_CLOCK = 2**53
 LARGEST_ATTEMPT = 32_767  # the column `attempt` of a run is a small integer
 LONGEST_LIMIT = 10.0**9  # seconds
-ODD = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)  # that kombu raises for items of another form
+# The errors that kombu raises for items of another form.
+ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class Unreadable(ValueError):  # noqa: N818 - describes the message
