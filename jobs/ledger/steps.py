@@ -31,10 +31,10 @@ def start(key: str, run_id: UUID, attempt: int, node: str, pid: int, task: str) 
     return bool(_START(key=key, run_id=run_id, attempt=attempt, node=node, pid=pid, lease=lease(), task=task))
 
 
-def other_task(key: str, run_id: UUID, attempt: int, task: str) -> str:
-    """The task of a queued step if it is another one than `task`; otherwise empty."""
+def queued_task(key: str, run_id: UUID, attempt: int) -> str:
+    """The task of a step that has not started; else empty."""
     queued = Step.objects.filter(id=key, run=run_id, attempt=attempt, state=Step.State.QUEUED)
-    return queued.exclude(task=task).values_list("task", flat=True).first() or ""
+    return queued.values_list("task", flat=True).first() or ""
 
 
 def end(key: str, run_id: UUID, attempt: int, state: Step.State, **changes: Any) -> None:

@@ -139,7 +139,8 @@ def queue_of(run: Sendable) -> str:
 
 def keeps_arguments(task: Any) -> bool:
     """Whether the messages of a run have the arguments of its row, because no other code may change them."""
-    return _is_ordinary(task) and not signals.before_task_publish.receivers
+    is_json = (task.serializer or current_app.conf.task_serializer) == "json"
+    return is_json and _is_ordinary(task) and not signals.before_task_publish.receivers
 
 
 def _is_ordinary(task: Any) -> bool:

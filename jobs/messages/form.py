@@ -16,19 +16,22 @@ from datetime import UTC, datetime
 from importlib import import_module
 from math import isfinite
 from typing import Any
+from uuid import UUID
 
 from celery.app.task import Context
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu import compression
 from kombu.utils.json import loads
 
+from jobs.rules import queues
+
 LARGEST = 16 * 1024 * 1024  # bytes of a message after decompression
-LONGEST_ID = 255  # characters, as the columns that keep ids
+LONGEST_ID = 1_000  # characters of an id or a name
 MOST_MEMORY = 128 * 1024 * 1024  # bytes that lzma may use; its highest preset needs 65 MB
 LARGEST_COUNT = 2**31 - 1
 LARGEST_CLOCK = 2**53
 LARGEST_ATTEMPT = 32_767  # the column `attempt` of a run is a small integer
-LONGEST_LIMIT = 10.0**9  # seconds
+LONGEST_LIMIT = 10.0**10  # seconds
 # The errors that kombu raises for items of another form.
 ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
@@ -38,8 +41,6 @@ class Unreadable(ValueError):  # noqa: N818 - describes the message
 
 
 ENCODINGS = ("", "base64", "utf-8")
-EMBEDDED = frozenset(["callbacks", "errbacks", "chain", "chord"])
-PROTOCOL_1 = EMBEDDED - {"chain"} | {"args", "kwargs", "taskset", "utc"}
 
 
 def _is_text(value: Any) -> bool:
@@ -52,7 +53,19 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_ID and value.isprintable()
+    """A printable text, or what senders give in its place: a UUID or a number."""
+    if isinstance(value, str):
+        return 0 < len(value) <= LONGEST_ID and value.isprintable()
+    return isinstance(value, (UUID, int)) and not isinstance(value, bool)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and _is_id(value)
+
+
+def _is_line(value: Any) -> bool:
+    """Text that a log may show: it begins no line of its own."""
+    return value is None or (isinstance(value, str) and value.isprintable())
 
 
 def _is_reference(value: Any) -> bool:
@@ -91,7 +104,7 @@ def _is_moment(value: Any) -> bool:
     with suppress(ValueError, TypeError, AttributeError, OverflowError):
         moment: Any = maybe_iso8601(value)
         moment = maybe_make_aware(moment, UTC)
-        return isinstance(moment, datetime) and abs(moment.astimezone(UTC).timestamp()) > 0
+        return isinstance(moment, datetime) and abs(moment.astimezone(UTC).timestamp()) >= 0
     return False
 
 
@@ -118,7 +131,7 @@ def _is_address(exchange: Any, routing_key: Any) -> bool:
 
 
 def _is_signature(value: Any) -> bool:
-    if not isinstance(value, Mapping) or not _is_id(value.get("task")):
+    if not isinstance(value, Mapping) or not _is_name(value.get("task")):
         return False
     return all(_is_mapping(value.get(part)) for part in ("options", "kwargs"))
 
@@ -129,14 +142,16 @@ def _are_signatures(value: Any) -> bool:
 
 # The fields of a task's message: its headers, or in protocol 1 its body.
 FIELDS: dict[str, Callable[[Any], bool]] = {
-    "task": _is_id,
+    "task": _is_name,
     "id": _is_id,
     **dict.fromkeys(("root_id", "parent_id", "group"), _is_reference),
     **dict.fromkeys(("group_index", "retries", "replaced_task_nesting"), _is_count),
-    **dict.fromkeys(("shadow", "lang", "meth", "origin", "argsrepr", "kwargsrepr"), _is_optional_text),
+    **dict.fromkeys(("shadow", "lang", "meth", "origin"), _is_line),
+    **dict.fromkeys(("argsrepr", "kwargsrepr"), _is_optional_text),
     **dict.fromkeys(("periodic_task_name", "compression", "punctual_signature"), _is_optional_text),
     **dict.fromkeys(("eta", "expires"), _is_moment),
-    **dict.fromkeys(("ignore_result", "redelivered"), _is_flag),
+    "ignore_result": lambda value: value is None or isinstance(value, (bool, int, str)),
+    "redelivered": _is_flag,
     "timelimit": _are_limits,
     "stamped_headers": _are_names,
     "stamps": _is_mapping,
@@ -156,8 +171,9 @@ FIRST: dict[str, Callable[[Any], bool]] = {
     "taskset": _is_reference,
     "utc": _is_flag,
 }
-# Attributes of Celery's request of a task, which a header of the same name would replace.
-TAKEN = frozenset(name for name in dir(Context) if not name.startswith("__")) | {"punctual_execution"}
+# Methods and marks of Celery's request, which a header of the same name would replace. Celery sets all other ones.
+TAKEN = frozenset(name for name in dir(Context) if callable(getattr(Context, name)) and not name.startswith("__"))
+TAKEN |= {"is_eager", "called_directly", "children", "_children", "_root_id", "_protected", "punctual_execution"}
 TAKEN -= FIELDS.keys()
 
 
@@ -211,6 +227,8 @@ def _fault_of_properties(properties: dict[str, Any]) -> str:
         return "its delivery tag is not an id"
     if not isinstance(delivery, dict) or not _is_address(delivery.get("exchange"), delivery.get("routing_key")):
         return "its delivery information names no exchange and routing key"
+    if not delivery["exchange"] and queues.reserved(delivery["routing_key"]):
+        return "its routing key is not a queue: Celery or the broker keeps something of its own under this name"
     if not _is_count(properties.get("priority")):
         return "its priority is not a number"
     if not all(_is_optional_text(properties.get(name)) for name in ("reply_to", "correlation_id")):
@@ -243,6 +261,8 @@ def fault_of_task(headers: Any, payload: Any) -> str:
 
 
 def _fault_of_payload(payload: Any) -> str:
+    if isinstance(payload, Mapping):  # some clients send the body of protocol 1 with the headers of protocol 2
+        return _odd(payload, FIELDS | PARTS | FIRST, set(), "part")
     if not _is_list(payload) or len(payload) != 3:
         return "its body is not a list of arguments, keyword arguments and followers"
     args, kwargs, embedded = payload
@@ -252,16 +272,14 @@ def _fault_of_payload(payload: Any) -> str:
         return "its keyword arguments are not an object"
     if not _is_mapping(embedded):
         return "its followers are not an object"
-    if strange := sorted(map(str, (embedded or {}).keys() - EMBEDDED)):
-        return f"its followers have the unknown part {strange[0][:50]!r}"
     return _odd(embedded or {}, PARTS, set(), "part")
 
 
 def _fault_of_protocol_1(payload: Any) -> str:
     if not isinstance(payload, Mapping) or "task" not in payload:
         return "it is not a message of Celery: it names no task"
-    if strange := sorted(map(str, payload.keys() - FIELDS.keys() - PROTOCOL_1)):
-        return f"its body has the unknown part {strange[0][:50]!r}"
+    if taken := sorted(TAKEN.intersection(payload)):
+        return f"its part {taken[0]} would replace a part of Celery's request"
     return _odd(payload, FIELDS | PARTS | FIRST, {"task", "id"}, "part")
 
 

@@ -13,7 +13,7 @@ from celery import current_app
 from celery.app.task import Context
 from kombu.utils import json as json_of_kombu
 
-from jobs.messages import queues
+from jobs.messages import form, queues
 from jobs.messages.arguments import check_fits, find_task
 from jobs.rules.errors import Invalid
 
@@ -22,10 +22,8 @@ DEEPEST_ARGUMENTS = 20
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON: an odd number of backslashes escapes
 # Celery makes each header an attribute of the task's request, which replaces any other, methods included: a schedule
 # with such a header could run another task than the one it names. Celery reads the further names from the message.
-OF_CELERY = frozenset(dir(Context)) | {
-    *("argsrepr", "clock", "compression", "group_id", "groups", "kwargsrepr", "lang", "priority", "task", "task_id"),
-    *("MessageGroupId", "MessageDeduplicationId"),
-}
+FURTHER = ("clock", "group_id", "groups", "priority", "task_id", "MessageGroupId", "MessageDeduplicationId")
+OF_CELERY = frozenset({*dir(Context), *form.FIELDS, *FURTHER} - {"periodic_task_name"})  # which Punctual sets itself
 # Prefixes of Punctual's headers and of private attributes, and headers that RabbitMQ reads: CC sends a copy elsewhere.
 OF_OTHERS = re.compile(r"punctual_|_|(?:b?cc|x-(?:match|delay|death))$|x-(?:first|last)-death-", re.IGNORECASE)
 # The options of a message that a policy stores.

@@ -18,8 +18,13 @@ from django.conf import settings
 from kombu.utils.json import dumps
 
 SIGNATURE_HEADER = "punctual_signature"
-# Brokers add `redelivered` and x-*. Some transports remove `compression`; senders sign the body before that.
+# Brokers add `redelivered` and the headers that begin as in `ADDED`. Some transports remove `compression`; senders sign
+# the body before it is compressed.
 UNSIGNED = frozenset([SIGNATURE_HEADER, "redelivered", "compression"])
+ADDED = (
+    *("x-death", "x-first-death-", "x-last-death-", "x-deliver", "x-acquired-"),
+    *("x-received-", "x-shovelled", "x-stream-"),
+)
 PURPOSE = b"message of Punctual, version 1\n"
 ADVICE = "give its sender this installation's MESSAGE_KEYS"
 
@@ -69,7 +74,7 @@ def _signed(
 
 
 def _is_added(name: str) -> bool:
-    return name in UNSIGNED or name.lower().startswith("x-")
+    return str(name) in UNSIGNED or str(name).lower().startswith(ADDED)
 
 
 def _plain(value: Any) -> Any:

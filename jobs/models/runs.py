@@ -123,6 +123,7 @@ class Sent(NamedTuple):
     task: str
     args: str | None = None
     kwargs: str = "{}"
+    has_followers: bool = False
 
 
 class RunQuerySet(models.QuerySet["Run"]):

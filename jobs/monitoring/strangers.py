@@ -29,6 +29,7 @@ EVERY = 20.0  # seconds; a stranger that is not seen for `SILENT_AFTER` counts a
 TIMEOUT = 2.0  # seconds that workers have to answer
 UNNAMED = "another beat"  # known only by its writes
 COMPARED = 1000  # schedules, those that ran last: another scheduler runs all of them
+MOST = 20  # strangers of one answer: any program can write replies
 GRACE = 5.0  # seconds that a worker may need from its first answer to its first heartbeat
 
 
@@ -39,7 +40,7 @@ def look(app: Any) -> None:
     if not queues.keys() - _reporting():
         return
     time.sleep(GRACE)
-    for node in sorted(queues.keys() - _reporting()):
+    for node in sorted(queues.keys() - _reporting())[:MOST]:
         if any(queue in app.amqp.queues for queue in queues[node]):
             consumed = ", ".join(sorted(queues[node]))[:LONGEST_QUEUES]
             what = f"{node} consumes queue {consumed}, but does not report to the ledger: stop it, or upgrade it."

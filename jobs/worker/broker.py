@@ -66,6 +66,7 @@ class _Guards:
     """The mended method of kombu's connections."""
 
     def create_transport(self) -> Any:
+        form.limit_decompression()  # of messages and replies, in every process
         transport: Any = super().create_transport()  # type: ignore[misc] # a mixin
         if transport.driver_type == "redis":
             transport.Channel = _guarded(transport.Channel)

@@ -27,7 +27,7 @@ from jobs.messages import form, signing
 from jobs.messages.dispatch import OTHER_TYPE
 from jobs.monitoring import nodes
 from jobs.rules.errors import error_of, logged, of_broker
-from jobs.worker import refusals, resources, set_aside
+from jobs.worker import control, refusals, resources, set_aside
 from jobs.worker.limits import LimitedConsumer
 from jobs.worker.signals import on_child_gone
 
@@ -40,9 +40,10 @@ AGAIN = 1.0  # seconds until the next try to acknowledge a message
 class Consumer(LimitedConsumer):
     """The setting `worker_consumer` names it."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        form.limit_decompression()
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, worker_options: Any = None, **kwargs: Any) -> None:
+        # The replies to mingle end a worker or revoke tasks: they obey no limit of remote control.
+        options = worker_options if control.is_full() else {**(worker_options or {}), "without_mingle": True}
+        super().__init__(*args, worker_options=options, **kwargs)
         set_aside.node = self.hostname
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
@@ -69,6 +70,7 @@ class Consumer(LimitedConsumer):
 
     def _set_aside(self, message: Any, why: str) -> None:
         set_aside.note_message(message, why)
+        refusals.refuse_run(message.headers, f"{self.hostname} set its message aside: {why}")
         if not message.acknowledged:
             message.reject_log_error(log, self.connection_errors)  # type: ignore[attr-defined] # set in `__init__`
 

@@ -15,7 +15,7 @@ from celery.worker.control import Panel
 from django.conf import settings
 from kombu import matcher, pidbox
 
-from jobs.messages import form
+from jobs.messages import form, signing
 from jobs.worker import set_aside
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,17 @@ class Node(pidbox.Node):
         return super().handle_message(body, message)
 
 
+def is_full() -> bool:
+    """Whether this process obeys all commands."""
+    return getattr(settings, "REMOTE_CONTROL", FULL) == FULL
+
+
 def limit(app: Any) -> None:
     """Let this process obey what REMOTE_CONTROL allows. A second call changes nothing."""
     app.control.mailbox.node_cls = Node
-    if getattr(settings, "REMOTE_CONTROL", FULL) == FULL:
+    if is_full():
+        if signing.keys():  # the winner of an election executes a task that came unsigned
+            Panel.data["election"] = partial(_refuse, "election")
         return
     if BACKTRACKING in matcher.registry._matchers:
         matcher.unregister(BACKTRACKING)
@@ -50,9 +57,15 @@ def limit(app: Any) -> None:
 
 
 def _refuse(name: str, state: Any, **_: Any) -> dict[str, str]:
-    why = f"{name} is refused: REMOTE_CONTROL={settings.REMOTE_CONTROL} allows only commands that read."
-    log.warning("Remote control of %s: %s", state.hostname, why, extra={"action": "remote control"})
-    return {"error": f"{why} Set REMOTE_CONTROL=full for this worker to allow it."}
+    if is_full():
+        why, advice = "its task is not signed", ""
+    else:
+        why = f"REMOTE_CONTROL={settings.REMOTE_CONTROL} allows only commands that read"
+        advice = " Set REMOTE_CONTROL=full for this worker to allow it."
+    log.warning(
+        "Remote control of %s: %s is refused: %s.", state.hostname, name, why, extra={"action": "remote control"}
+    )
+    return {"error": f"{name} is refused: {why}.{advice}"}
 
 
 def _hello(hello: Any, state: Any, from_node: Any, **_: Any) -> Any:

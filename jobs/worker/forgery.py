@@ -12,15 +12,27 @@ import json
 from contextlib import suppress
 from typing import Any
 
+from django.db import DataError
 from kombu.utils.json import dumps, loads
 
 from jobs.ledger import steps
+from jobs.messages.arguments import find_task
 from jobs.messages.envelope import keeps_arguments
 from jobs.models import LONGEST_NAME, SENDING, UNSTARTED, Run, State, database_now
 from jobs.models.runs import Sent
 from jobs.worker.context import Execution
 
+FOLLOWERS = ("callbacks", "errbacks", "chain", "chord")
 NOTHING = "null"  # equal to the arguments of no run
+
+
+def start_step(execution: Execution, key: str, node: str, pid: int, message: Sent) -> bool:
+    """Start the step of a message, like `start`."""
+    named = execution.run_id, execution.attempt
+    if steps.start(key, *named, node, pid, message.task):
+        return True
+    task = steps.queued_task(key, *named)
+    return task not in {"", message.task} and _is_task(task, message) and steps.start(key, *named, node, pid, task)
 
 
 def sent(task: Any, args: Any, kwargs: Any) -> Sent:
@@ -28,6 +40,8 @@ def sent(task: Any, args: Any, kwargs: Any) -> Sent:
     name = task.name[:LONGEST_NAME]
     if not keeps_arguments(task):
         return Sent(name)
+    if any(getattr(task.request, part, None) for part in FOLLOWERS):  # a step may have some
+        return Sent(name, NOTHING, NOTHING, has_followers=True)
     try:
         return Sent(name, dumps(list(args)), dumps(kwargs))
     except (TypeError, ValueError, RecursionError):
@@ -37,26 +51,30 @@ def sent(task: Any, args: Any, kwargs: Any) -> Sent:
 def start(execution: Execution, node: str, pid: int, message: Sent) -> bool:
     """Start the run of a message. False if it has started, if it must not start, or if the message is not its own."""
     named = execution.run_id, execution.attempt, node, pid
-    if Run.objects.start(*named, message):
-        return True
+    with suppress(DataError):  # arguments that no database stores
+        if Run.objects.start(*named, message):
+            return True
     run = _unstarted(execution)
-    if run is None or not _is_same(run, message):
-        return False
-    # A message and its row may write a value in different ways: a UUID without hyphens, a time zone as +00:00.
-    return Run.objects.start(*named, Sent(message.task, json.dumps(run.args), json.dumps(run.kwargs)))
+    # A message and its row may write a value in different ways: a UUID without hyphens, a time zone as +00:00. The name
+    # in the row may be an alias of the task. Both stay as they are in this attempt.
+    return run is not None and _is_own(run, message) and Run.objects.start(*named)
 
 
 def difference(execution: Execution, message: Sent) -> str:
     """The difference between a message that started nothing and its unstarted run or step; empty if they are equal."""
     if execution.step is not None:
-        other = steps.other_task(execution.step, execution.run_id, execution.attempt, message.task)
-        return f"it executes {message.task}, but its step is {other}" if other else ""
+        other = steps.queued_task(execution.step, execution.run_id, execution.attempt)
+        return f"it executes {message.task}, but its step is {other}" if other and not _is_task(other, message) else ""
     run = _unstarted(execution)
-    if run is None:
-        return ""
-    if run.task != message.task:
+    return _difference(run, message) if run else ""
+
+
+def _difference(run: Run, message: Sent) -> str:
+    if not _is_task(run.task, message):
         return f"it executes {message.task}, but the run is {run.task}"
-    if message.args is not None and not _is_same(run, message):
+    if message.has_followers:
+        return "tasks follow it, and none follow the run"
+    if not _is_own(run, message):
         return "its arguments are not those of the run"
     is_sent = run.state == State.QUEUED or run.sends
     if not is_sent and (run.not_before is None or run.not_before > database_now() + SENDING):
@@ -69,10 +87,17 @@ def _unstarted(execution: Execution) -> Run | None:
     return unstarted.only("task", "args", "kwargs", "state", "sends", "not_before").first()
 
 
-def _is_same(run: Run, message: Sent) -> bool:
-    """Whether kombu reads the same arguments from the message and from the row."""
-    if message.args is None:
+def _is_task(name: str, message: Sent) -> bool:
+    """Whether a row's name, which may be an alias, is the task of the message."""
+    return message.task in {name, getattr(find_task(name), "name", name)}
+
+
+def _is_own(run: Run, message: Sent) -> bool:
+    """Whether the message executes the task of the row, with arguments that kombu reads as the same."""
+    if message.has_followers or not _is_task(run.task, message):
         return False
+    if message.args is None:
+        return True
     with suppress(ValueError, TypeError, ArithmeticError, AttributeError):
         of_run = _read(json.dumps([run.args, run.kwargs]))
         return of_run == _read(f"[{message.args}, {message.kwargs}]")

@@ -19,7 +19,7 @@ from kombu.exceptions import ContentDisallowed
 from jobs.ledger import outbox, outcomes, steps
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
-from jobs.models import LONGEST_REASON
+from jobs.models import LONGEST_REASON, Run, Step
 from jobs.monitoring import strangers
 from jobs.rules.errors import logged
 from jobs.secrets import in_one_line
@@ -52,8 +52,23 @@ def named_by(headers: Any) -> Named | None:
 
 def refuse(message: Any, why: str) -> None:
     """Give back the run of this message, or fail its step; do nothing for the message of a plain task."""
-    if named := named_by(message.headers):
+    if (named := named_by(message.headers)) and _is_own(named, str(message.headers.get("task"))):
         give_back(named, why)
+
+
+def refuse_run(headers: Any, why: str) -> None:
+    """Give back the run of a message that may be forged: its own message can still start it. A step stays as it is."""
+    if (named := named_by(headers)) and not named.step and _is_own(named, str(headers.get("task"))):
+        give_back(named, why)
+
+
+def _is_own(named: Named, task: str) -> bool:
+    """Whether the run or step has the task that its message names. If the database is unavailable: as if it had."""
+    runs, found = Run.objects.filter(id=named.run), Step.objects.filter(id=named.step, run=named.run)
+    rows: Any = found if named.step else runs
+    with logged(log, "The task of run %s could not be read.", named.run):
+        return bool(on_good_connection(rows.filter(task=task).exists))
+    return True
 
 
 def give_back(named: Named, why: str) -> None:

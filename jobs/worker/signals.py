@@ -134,7 +134,8 @@ def _on_revoked(request: Any, expired: bool = False, **_: Any) -> None:
         run = Run.objects.filter(id=request.id)
         if expired:  # another message of this attempt may have started it
             worker_state.revoked.discard(request.id)  # a later attempt, whose message has the same id, may start
-            mine, reason = run.filter(attempt=attempt), f"cancelled: {why}"
+            # Any program can write an expiry into a message: the row has the run's own.
+            mine, reason = run.filter(attempt=attempt, expires_at__lte=Now()), f"cancelled: {why}"
             on_good_connection(partial(outcomes.end, mine, UNSTARTED, State.CANCELLED, reason=reason))
         else:
             on_good_connection(partial(outcomes.cancel, run, why))

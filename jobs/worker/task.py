@@ -115,6 +115,8 @@ def _start(task: Any, task_id: str, sent: Sent) -> None:
         log.warning(
             "A message of run %s is refused: %s.", execution.run_id, forged, extra={"run": str(execution.run_id)}
         )
+        headers = {"id": task_id, "task": task.name, ATTEMPT_HEADER: _header(request, ATTEMPT_HEADER)}
+        refusals.refuse_run(headers, f"{node_of(request.hostname)} refused its message: {forged}")
         raise Ignore(f"This message does not belong to the run: {forged}.")
     if not started:
         _refuse(execution)
@@ -132,6 +134,7 @@ def _header(request: Any, name: str) -> Any:
 def _execution_of(request: Any, task_id: str) -> Execution:
     """The execution that a message names. Raises `Ignore` if it names no attempt of a run."""
     attempt, step = _header(request, ATTEMPT_HEADER), request.get(STEP_HEADER)
+    task_id = str(task_id)
     try:
         task_id.encode()  # raises UnicodeEncodeError, a ValueError, for text that no database stores
         if attempt is not None:
@@ -164,5 +167,5 @@ def _claim(execution: Execution, node: str, sent: Sent) -> bool:
         refusals.give_back(Named(run_id, attempt, execution.step or ""), f"{node} starts nothing here: {why}")
         return False
     if execution.step is not None:
-        return patiently(partial(steps.start, execution.step, run_id, attempt, node, pid, sent.task))
+        return patiently(partial(forgery.start_step, execution, execution.step, node, pid, sent))
     return on_good_connection(partial(forgery.start, execution, node, pid, sent))

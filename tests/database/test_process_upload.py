@@ -197,6 +197,18 @@ def test_it_refuses_arguments_that_no_schedule_could_have(value):
         requests.run_job("jobs.import_feed", {"url": value}, "ada")
 
 
+def test_it_keeps_no_secret_in_the_key_and_the_name_of_a_requester(settings):
+    settings.JOB_SECRETS = {"KEY": "canary-1234"}
+    first, second = (requests.run_job("tests.nothing", {}, "ada canary-1234", key="pay canary-1234") for _ in range(2))
+    assert (first[0].id, first[1], second[1]) == (second[0].id, True, False)
+    assert "canary" not in f"{first[0].key} {first[0].actor}"
+
+
+def test_it_takes_no_user_object_for_code(django_user_model):
+    with pytest.raises(TypeError, match=r"Actor\.of_user"):
+        requests.run_job("tests.nothing", {}, django_user_model.objects.create_user("eve"))
+
+
 def test_it_refuses_a_request_with_a_password_in_a_url():
     with pytest.raises(Invalid, match="A URL contains a password"):
         requests.run_job("jobs.import_feed", {"url": "https://ada:hunter2@example.org/feed"}, "ada")

@@ -6,6 +6,7 @@ from celery.worker.control import Panel
 
 from jobs.ledger import outbox
 from jobs.models import State
+from tests.live.conftest import CELERY
 from tests.making import ends, make_run
 from tests.waiting import DEADLINE
 
@@ -44,6 +45,20 @@ def test_it_answers_commands_that_read_and_refuses_the_others(processes, eventua
     outbox.send([run])
     eventually(lambda: ends(run))
     assert (run.state, worker.running) == (State.SUCCEEDED, True)
+
+
+@pytest.mark.parametrize(("mode", "asks"), [("inspect", False), ("full", True)])
+def test_it_asks_other_workers_for_revoked_tasks_only_with_full_control(processes, eventually, mode, asks):
+    command = [*CELERY, "worker", "--pool=solo", "--hostname=alone@localhost", "--without-gossip"]
+    worker = processes._start("worker", command, {"REMOTE_CONTROL": mode}, ready=" ready.")
+    assert ("mingle:" in worker.log) is asks
+
+
+def test_it_holds_no_election_of_unsigned_tasks(processes):
+    processes.start_worker("--pool=solo", env={"REMOTE_CONTROL": "full", "MESSAGE_KEYS": "k" * 32})
+    assert answer("election", id="1", topic="task", action={}) == {
+        "error": "election is refused: its task is not signed."
+    }
 
 
 def test_it_obeys_no_command_where_remote_control_is_off(processes, eventually):

@@ -35,7 +35,7 @@ def test_it_survives_every_hostile_item(processes, eventually, redis, tmp_path, 
     assert [name for number, (name, _) in enumerate(kinds) if str(number) not in executed] == []
     assert worker.running
     assert current_app.control.inspect(timeout=DEADLINE, limit=1).ping()
-    assert not redis.hlen("unacked")
+    eventually(lambda: not redis.hlen("unacked"))
     worker.stop()
     again = processes.start_worker(f"--pool={pool}")
     current_app.send_task("tests.note", [str(path)], task_id="again")

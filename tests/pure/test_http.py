@@ -868,3 +868,14 @@ def test_it_names_both_statuses_but_no_query_when_the_status_is_another(internet
     with pytest.raises(http.UnexpectedStatus, match=r"/none answered 404 instead of 200"):
         response.require(200)
     assert response.require(404) is response
+
+
+@pytest.mark.parametrize(
+    "name", ["X-Remote-User", "x_remote_user", "X-Forwarded-For", "Forwarded", "x-forwarded-proto"]
+)
+def test_it_sends_this_site_no_header_of_its_proxy(internet, settings, name):
+    settings.SSO_HEADER = "X-Remote-User"
+    with pytest.raises(http.Refused, match="Only the proxy of this site may send it the header"):
+        internet.call("/", headers={name: "root"})
+    internet.add("far.example", internet.site)
+    assert internet.call("http://far.example/", headers={name: "root"}).status

@@ -147,3 +147,11 @@ def test_it_refuses_addresses_in_other_domains(settings, domain):
     settings.MAIL_DOMAINS = ["example.org", "*.example.net"]
     with pytest.raises(ValueError, match=rf"no mail to {domain}: MAIL_DOMAINS allows example\.org, \*\.example\.net"):
         mail.deliverable(f"ada@{domain}")
+
+
+@pytest.mark.parametrize("address", ["ada%evil.net@example.org", "evil.net!ada@example.org"])
+def test_it_refuses_addresses_that_name_another_domain_for_a_relay(settings, address):
+    assert mail.deliverable(address)
+    settings.MAIL_DOMAINS = ["example.org"]
+    with pytest.raises(ValueError, match="names another one before the @"):
+        mail.deliverable(address)

@@ -336,7 +336,9 @@ def test_it_reads_the_hosts_and_jobs_of_each_secret(outcomes, tmp_path):
         "SECRET_HOSTS_A_FILE": str(tmp_path / "hosts"),
         "SECRET_HOSTS_B": "http://host:8080",
         "SECRET_JOBS_A": "a.*,b",
+        "SECRET_JOBS_NONE": ",",
+        "SECRET_JOBS_UNSET": "",
     }
     [seen] = outcomes({**COMPLETE, **given})
     assert seen["SECRET_HOSTS"] == {"A": ["api.example.org", "*.example.com"], "B": ["http://host:8080"]}
-    assert (seen["SECRET_JOBS"], seen["JOB_SECRETS"]) == ({"A": ["a.*", "b"]}, {})
+    assert (seen["SECRET_JOBS"], seen["JOB_SECRETS"]) == ({"A": ["a.*", "b"], "NONE": []}, {})
