@@ -1,13 +1,13 @@
 """The basis of the other live tests: real servers, and real processes that use this test's data."""
 
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -84,22 +84,31 @@ def test_it_answers_the_health_checks_of_docker_compose_while_it_lives(processes
     assert all(check.wait(DEADLINE) != 0 for check in ask_health(environment, timeout=1))
 
 
-def config_of_compose(name: str) -> str:
-    """The content of a config in docker-compose.yml, as a container gets it."""
-    content: str = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["configs"][name]["content"]
-    return re.sub(r"\$\{REDIS_PASSWORD:[^}]*\}", PASSWORD, content).replace("$$", "$")
+def compose() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return found
 
 
 def test_it_answers_only_clients_with_the_password_in_the_redis_of_docker_compose(servers, tmp_path, eventually):
-    (tmp_path / "redis.conf").write_text(config_of_compose("redis"))
+    (tmp_path / "redis-server").symlink_to(embedded.server_binary())
     address = tmp_path / "it.sock"
-    binary = embedded.server_binary()
-    listening = ["--port", "0", "--unixsocket", str(address), "--dir", str(tmp_path)]
-    process = servers.workspace.start([binary, str(tmp_path / "redis.conf"), *listening], tmp_path / "log")
+    listening = f"redis-server - --port 0 --unixsocket {address} --dir {tmp_path}"
+    *shell, script = compose()["services"]["redis"]["command"]
+    assert shell == ["sh", "-c"]
+    script = script.replace("$$", "$").replace("redis-server -", listening, 1)
+    inside = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "REDISCLI_AUTH": PASSWORD}
+    process = servers.workspace.start(
+        ["env", *(f"{name}={value}" for name, value in inside.items()), *shell, script], tmp_path / "log"
+    )
     eventually(address.exists)
+    assert (
+        "redis-server" in Path(f"/proc/{process.pid}/cmdline").read_text()
+    )  # it replaces the shell, and so gets signals
+    assert PASSWORD not in Path(f"/proc/{process.pid}/cmdline").read_text()
     with pytest.raises(redis_client.AuthenticationError):
         redis_client.Redis(unix_socket_path=str(address)).ping()
-    assert redis_client.Redis(unix_socket_path=str(address), password=PASSWORD).ping()
+    client = redis_client.Redis(unix_socket_path=str(address), password=PASSWORD)
+    assert (client.config_get("appendonly"), client.config_get("save")) == ({"appendonly": "yes"}, {"save": ""})
     process.terminate()
     process.wait()
     servers.workspace.forget(process)
@@ -111,7 +120,12 @@ def test_it_gives_the_application_of_docker_compose_a_role_that_is_no_superuser(
     if not shutil.which("psql"):
         pytest.skip("psql is not installed.")
     name = f"punctual_{os.getpid()}"
-    script = config_of_compose("role").replace("punctual", name).replace("postgres", "$PGUSER", 1)
+    script = (
+        (ROOT / compose()["configs"]["role"]["file"])
+        .read_text()
+        .replace("punctual", name)
+        .replace("postgres", "$PGUSER", 1)
+    )
     script = script.replace("--dbname=postgres", "")
     place = connection.settings_dict
     inside = {
@@ -151,7 +165,7 @@ def ask_health(environment: dict[str, str], timeout: int) -> list[subprocess.Pop
     """The health checks of worker and beat, side by side, as in their containers but with this timeout."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     inside = {**environment, "HOSTNAME": socket.gethostname(), "PATH": path}
-    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    services = compose()["services"]
     commands = [services[name]["healthcheck"]["test"][1] for name in ("worker", "beat")]
     return [
         subprocess.Popen(

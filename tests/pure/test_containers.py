@@ -140,6 +140,15 @@ def test_it_gives_every_service_few_rights_and_bounded_memory(name):
         assert service["user"] == name
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_it_gives_a_read_only_service_configs_and_secrets_from_files(name):
+    """Compose copies other ones into the container, and so refuses to start it."""
+    for kind in ("configs", "secrets"):
+        for each in SERVICES[name].get(kind, []):
+            source = each if isinstance(each, str) else each["source"]
+            assert (ROOT / COMPOSE[kind][source]["file"]).is_file()
+
+
 def test_it_pins_every_image_to_a_minor_version():
     images = [service["image"] for service in SERVICES.values() if "build" not in service] + arguments_of("FROM")
     assert all(re.search(r":\d+\.\d+", image) for image in images), images
