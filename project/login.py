@@ -31,7 +31,7 @@ def address_of(request: HttpRequest) -> str | None:
 
 def _network(text: str) -> str | None:
     try:
-        address = ipaddress.ip_address(text)
+        address = ipaddress.ip_address(_without_port(text))
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv6Address):
@@ -41,8 +41,25 @@ def _network(text: str) -> str | None:
     return str(address)
 
 
+def _without_port(text: str) -> str:
+    """Some proxies add the client's port: 203.0.113.1:50123, [2001:db8::1]:50123."""
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
+
+
 class Throttle(AxesDatabaseHandler):  # type: ignore[misc] # django-axes has no type hints
-    """Counts failures of a name from an address, and all failures from the address in proportion to their own limit."""
+    """Counts failures of a name from an address, and all failures from the address in proportion to their own limit.
+
+    A user whom the proxy names has no password to guess, and shares the proxy's address with others: no limit applies.
+    """
+
+    def is_locked(self, request: HttpRequest, credentials: dict[str, Any] | None = None) -> bool:
+        return not _is_by_proxy(credentials) and super().is_locked(request, credentials)
+
+    def user_login_failed(self, sender: Any, credentials: Any, request: Any = None, **options: Any) -> None:
+        if not _is_by_proxy(credentials):
+            super().user_login_failed(sender, credentials, request, **options)
 
     def get_failures(self, request: HttpRequest, credentials: dict[str, Any] | None = None) -> int:
         pair, address = (
@@ -55,6 +72,10 @@ class Throttle(AxesDatabaseHandler):  # type: ignore[misc] # django-axes has no 
         """Delete the failures of the name that has logged in, but not those of other names from its address."""
         number, _ = self.filter_user_attempts(request, credentials)[0].delete()
         return int(number)
+
+
+def _is_by_proxy(credentials: dict[str, Any] | None) -> bool:
+    return "remote_user" in (credentials or {})  # only ProxyLogin authenticates so
 
 
 def locked_out(request: HttpRequest, *_: Any) -> HttpResponse:

@@ -119,6 +119,9 @@ def test_it_lists_many_failures_at_the_cost_of_one(ada):
         (True, "203.0.113.1, unknown", "192.0.2.7"),
         (True, "", "192.0.2.7"),
         (True, "::ffff:203.0.113.1", "203.0.113.1"),
+        (True, "198.51.100.1:80, 203.0.113.1:50123", "203.0.113.1"),
+        (True, "[2001:db8:1:2:3:4:5:6]:50123", "2001:db8:1:2::"),
+        (True, "[2001:db8:1:2:3:4:5:6]", "2001:db8:1:2::"),
         (True, "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
     ],
 )
@@ -230,6 +233,19 @@ def test_it_logs_in_the_user_whom_the_proxy_names(ada, sso):
     for odd in ("x" * 151, "a b", "\u2028"):
         assert works(client.get(INDEX, headers={"X-Remote-User": odd}))
     assert User.objects.count() == 2
+
+
+def test_it_locks_no_address_for_names_that_may_not_log_in_by_the_proxy(ada, sso):
+    User.objects.create_user("gone", is_active=False)
+    for number in range(40):
+        assert works(Client().get(INDEX, headers={"X-Remote-User": ("a b", "gone")[number % 2]}))
+    assert not AccessAttempt.objects.exists()
+    fail(5)
+    assert Client().get(INDEX, headers={"X-Remote-User": "ada"}).status_code == 200  # the proxy checked the password
+    for number in range(30):
+        log_in(f"user{number}")
+    assert log_in(password=RIGHT).status_code == 429
+    assert Client().get(INDEX, headers={"X-Remote-User": "ada"}).status_code == 200
 
 
 def test_it_ignores_the_header_unless_it_is_set(ada):
