@@ -8,6 +8,7 @@ from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.apps import AdminConfig
+from django.contrib.admin.options import TO_FIELD_VAR
 from django.http import HttpRequest, HttpResponseBadRequest
 
 NUL = "\0"  # no database stores it as text
@@ -29,9 +30,17 @@ class Site(admin.AdminSite):
 
     def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Any:
         def guarded_view(request: HttpRequest, *args: Any, **options: Any) -> Any:
-            if NUL in request.path or any(NUL in text for pair in request.GET.lists() for text in (pair[0], *pair[1])):
-                sentence = "This address contains a NUL character: correct the address."
+            if sentence := _refusal(request):
                 return HttpResponseBadRequest(f"{sentence}\n", content_type="text/plain; charset=utf-8")
             return view(request, *args, **options)
 
         return super().admin_view(guarded_view, cacheable)
+
+
+def _refusal(request: HttpRequest) -> str:
+    """Why the admin cannot answer the request; empty if it can. Django's pages would fail."""
+    if NUL in request.path or any(NUL in text for pair in request.GET.lists() for text in (pair[0], *pair[1])):
+        return "This address contains a NUL character: correct the address."
+    if any(values.get(TO_FIELD_VAR) == "" for values in (request.GET, request.POST)):
+        return f"{TO_FIELD_VAR} is empty: remove it from the address or the form, or name a column."
+    return ""

@@ -207,6 +207,24 @@ def test_it_fails_at_no_key_and_query_of_any_form(rows, user):
 
 
 @pytest.mark.parametrize("user", [superuser, viewer])
+def test_it_fails_at_no_query_of_the_pages_of_a_row(rows, user):
+    """All queries for one model, and a share of them for each other one."""
+    client, addresses = user(), []
+    existing = [(model, row) for model in admin.site._registry if (row := model._default_manager.first())]
+    assert len(existing) > 8
+    for number, (model, row) in enumerate(existing):
+        name = f"admin:{model._meta.app_label}_{model._meta.model_name}"
+        for place, page in enumerate(("change", "delete", "history")):
+            address = reverse(f"{name}_{page}", args=[row.pk])
+            queries = WHOLE if number == 0 else WHOLE[(number + place) % SHARES :: SHARES]
+            addresses += [f"{address}?{query}" for query in {*queries, "_to_field="}]
+    assert failures(client, addresses) == []
+    for address in {each.partition("?")[0] for each in addresses}:
+        for value in ("", NUL, "x", "password"):
+            assert status(client, address, {"_to_field": value}) < HTTPStatus.INTERNAL_SERVER_ERROR, (address, value)
+
+
+@pytest.mark.parametrize("user", [superuser, viewer])
 def test_it_fails_at_no_query_of_the_pages_beside_the_lists(rows, user):
     client = user()
     around = [
