@@ -5,7 +5,10 @@ CSRF check. Django alone writes all files of a body first and checks afterwards.
 Limits: ASGI servers read requests before any middleware runs; project/asgi.py limits their size.
 """
 
+import errno
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Never
 
 from django.conf import settings
@@ -19,8 +22,12 @@ from django.utils.deprecation import MiddlewareMixin
 
 from jobs.toolkit import files, uploads
 
+logger = logging.getLogger(__name__)
+
 LARGEST_ANONYMOUS = 64_000  # bytes; a login form has some hundred
 AROUND = 1_000_000  # bytes of the fields and headers around an uploaded file
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM = "The site has no room for this file: tell its operator."
 NO_RIGHT = "You may not upload files here: log in as a user with the right to add files."
 
 
@@ -46,6 +53,10 @@ class Uploads(MiddlewareMixin):
         if request.method != "POST" or request.content_type != "multipart/form-data":
             return None
         return _read(request, CheckedUpload(request, view, uploads.may_upload(request.user, view)))
+
+    def process_exception(self, _: HttpRequest, error: Exception) -> HttpResponseBase | None:
+        """Answer a view that could not store a file."""
+        return _plain(507, NO_ROOM) if isinstance(error, OSError) and error.errno in FULL else None
 
 
 class CheckedUpload(TemporaryFileUploadHandler):
@@ -76,9 +87,14 @@ class CheckedUpload(TemporaryFileUploadHandler):
 
     def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
         if start + len(raw_data) > files.LARGEST_UPLOAD:
-            self.file.close()
             raise RefusedError(_too_large(may=True))
         super().receive_data_chunk(raw_data, start)
+
+    def discard(self) -> None:
+        """Remove the file, if one was begun. Closing removes it, also if the disk is full."""
+        if hasattr(self, "file"):
+            with suppress(OSError):
+                self.file.close()
 
 
 class NoUpload(FileUploadHandler):
@@ -108,8 +124,12 @@ def _read(request: HttpRequest, handler: CheckedUpload) -> HttpResponseBase | No
         answer = _too_large(may=False)
     except UnreadablePostError:  # the client was too slow or has disconnected
         answer = _plain(400, "The request did not arrive completely: send it again.")
+    except OSError:  # of the folder of temporary files
+        logger.exception("The site could not write an upload to its folder of temporary files.")
+        answer = _plain(507, NO_ROOM)
     else:
         return None
+    handler.discard()
     request._mark_post_parse_error()  # type: ignore[attr-defined] # the page of the answer may read its fields
     return answer
 

@@ -1,11 +1,15 @@
 """The site reads no byte of a file before it has checked the right and the CSRF token of the sender."""
 
 import asyncio
+import errno
 import io
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.http import HttpResponse
 from django.test import Client
 from django.test.client import FakePayload
 from django.urls import reverse
@@ -13,6 +17,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from jobs.models import StoredFile
 from jobs.toolkit import files, uploads
+from project.uploads import Uploads
 
 pytestmark = pytest.mark.django_db
 
@@ -148,6 +153,39 @@ def test_it_answers_a_body_that_breaks_off(settings):
     request = {"CONTENT_TYPE": TYPE, "CONTENT_LENGTH": str(len(content)), "wsgi.input": Broken()}
     response = client.generic("POST", NEW, **request)
     assert (response.status_code, response.content) == (400, b"The request did not arrive completely: send it again.\n")
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file of this process may grow beyond 20 MB, as if the disk were full then."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, former[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+def test_it_says_that_there_is_no_room_for_a_file_and_takes_the_next_one(settings, small_disk):
+    client = user("add_storedfile")
+    token = token_of(client)
+    for size in (25_000_000, 20_000_001):
+        response, _ = send(client, body(size, token), settings)
+        assert (response.status_code, response.content) == (
+            507,
+            b"The site has no room for this file: tell its operator.\n",
+        )
+        assert not list(settings.FILE_UPLOAD_TEMP_DIR.iterdir())
+    settings.FILE_UPLOAD_TEMP_DIR.rmdir()
+    right = {"csrfmiddlewaretoken": token, "file": io.BytesIO(b"x")}
+    assert client.post(NEW, right).status_code == 507
+    settings.FILE_UPLOAD_TEMP_DIR.mkdir()
+    assert send(client, body(1_000, token), settings)[0].status_code == 302
+    assert StoredFile.objects.count() == 1
+
+
+def test_it_says_so_too_when_a_view_finds_no_room(rf):
+    site = Uploads(lambda request: HttpResponse())
+    assert site.process_exception(rf.post("/"), OSError(errno.ENOSPC, "full")).status_code == 507
+    assert site.process_exception(rf.post("/"), OSError(errno.EACCES, "closed")) is None
 
 
 def test_it_takes_uploads_of_a_view_that_says_so(rf):
