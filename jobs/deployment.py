@@ -8,11 +8,13 @@ Limits: a check sees the settings of its own process, and only files that this p
 
 import ipaddress
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from ssl import CERT_NONE
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from celery import current_app
 from django.conf import settings
@@ -21,12 +23,13 @@ from django.db import connections
 
 from jobs.rules import origins, restricted
 
-HARMLESS_COMMANDS = {"check", "clearsessions"}
 LONGEST_SESSION = 31 * 86_400  # seconds
 PICKLING = ("redis", "memcached", "db", "filebased")  # modules of Django's caches that store pickles
 EXECUTABLE = {"pickle", "application/x-python-serialize", "yaml", "application/x-yaml"}
-ENCRYPTED = {"rediss", "amqps", "sentinels"}
+ENCRYPTED = {"rediss", "amqps"}
 NETWORKED = ENCRYPTED | {"redis", "amqp", "pyamqp", "librabbitmq", "sentinel"}
+SQL = ("db+", "database+")  # beginnings of Celery's addresses of SQL databases
+SSL_MODES = {"require", "verify-ca", "verify-full"}
 PRIVATE_ENDINGS = (".internal", ".local", ".localdomain", ".lan", ".home.arpa")
 NO_PASSWORD = {"passfile", "sslcert", "service", "krbsrvname"}  # options of PostgreSQL that replace a password
 
@@ -50,7 +53,7 @@ def private_addresses() -> Found:
 
 
 def commands() -> Found:
-    if further := sorted(set(getattr(settings, "RUN_COMMANDS", ())) - HARMLESS_COMMANDS):
+    if further := sorted(set(getattr(settings, "RUN_COMMANDS", ())) - set(restricted.COMMANDS)):
         yield (
             f"RUN_COMMANDS lets jobs run {', '.join(further)}.",
             "Keep only commands that every user with the right for jobs.run_command may run with any argument.",
@@ -76,19 +79,24 @@ def destinations() -> Found:
 
 
 def servers() -> Found:
-    """Servers without a password, and connections without encryption."""
-    for name, place in _places().items():
+    """Servers without a password, connections without encryption, and certificates without a check."""
+    for name, place in _places():
         if place.is_here:
             continue
         if not place.has_password:
             yield (
-                f"{name} names a server on {place.host} without a password.",
+                f"{name} names a server on {place.host} without a password, or with a default one.",
                 f"Set one there, and write it in {name}.",
             )
         if not place.is_encrypted and not _is_private(place.host):
             yield (
                 f"{name} sends passwords and data to {place.host} unencrypted.",
-                f"Write {place.encrypted} in {name}, or use a private network.",
+                f"{place.remedy or f'Write rediss:// in {name}'}, or use a private network.",
+            )
+        if place.is_unchecked:
+            yield (
+                f"{name} does not check the certificate of {place.host}: any server on the way can pose as it.",
+                f"Remove ssl_cert_reqs from {name}; ssl_ca_certs can name the file of your own authority.",
             )
 
 
@@ -116,6 +124,22 @@ def single_sign_on() -> Found:
         yield (
             "SSO_HEADER is set without BEHIND_PROXY: any client can send the header, and so log in as any user.",
             "Put a proxy in front that removes the header from requests, and write BEHIND_PROXY=true.",
+        )
+
+
+def host_names() -> Found:
+    if "*" in settings.ALLOWED_HOSTS:
+        yield (
+            "ALLOWED_HOSTS has *: the site answers for any host name, which clients choose.",
+            "List the host names of this site in ALLOWED_HOSTS.",
+        )
+
+
+def trusted_header() -> Found:
+    if (name := getattr(settings, "SSO_HEADER", "")) and getattr(settings, "BEHIND_PROXY", False):
+        yield (
+            f"A client that reaches the web process without the proxy can log in as any user with the header {name}.",
+            f"Let only the proxy reach the web process, and let it remove {name} from requests.",
         )
 
 
@@ -150,9 +174,15 @@ def open_files() -> Found:
     variables = os.environ.get("ENV_FILE", getattr(settings, "BASE_DIR", Path()) / ".env")
     key = getattr(settings, "VAR_DIR", Path()) / "secret_key"
     for path in map(Path, (settings.MEDIA_ROOT, variables, key, *databases)):
-        if (path.is_file() or path.is_dir()) and path.stat().st_mode & 0o006:
-            mode = 700 if path.is_dir() else 600
-            yield (f"Every user of this machine can read {path}.", f"Run: chmod {mode} {path}.")
+        if (path.is_file() or path.is_dir()) and _is_open_to_all(path):
+            hint = f"Run: chmod {700 if path.is_dir() else 600} {path}."
+            is_shared = path.stat().st_mode & stat.S_ISVTX  # as /tmp is
+            yield (f"Every user of this machine can read {path}.", "Choose a folder of its own." if is_shared else hint)
+
+
+def _is_open_to_all(path: Path) -> bool:
+    can_enter = all(parent.stat().st_mode & 0o001 for parent in path.resolve().parents)
+    return can_enter and bool(path.stat().st_mode & 0o006)
 
 
 def unsigned_messages() -> Found:
@@ -166,7 +196,7 @@ def unsigned_messages() -> Found:
 def secrets_here() -> Found:
     if number := len(getattr(settings, "JOB_SECRETS", ())):
         yield (
-            f"This process knows {number} secrets of jobs. Only workers need them.",
+            f"This process knows {number} secret{'s' * (number > 1)} of jobs. Only workers need them.",
             "Set the variables JOB_SECRET_... for workers only, not for web, beat and manage.py.",
         )
 
@@ -194,35 +224,61 @@ class _Place:
     host: str
     has_password: bool
     is_encrypted: bool
-    encrypted: str  # the part of an address that asks for encryption
+    remedy: str = ""  # how to encrypt the connection, if not by rediss://
+    is_unchecked: bool = False  # encrypted, but the server's certificate is not checked
 
     @property
     def is_here(self) -> bool:
         return not self.host or self.host.startswith("/") or _address(self.host).is_loopback
 
 
-def _places() -> dict[str, _Place]:
-    found = {}
-    for alias, connection in ((alias, connections[alias]) for alias in connections):
-        config = connection.settings_dict
-        if connection.vendor == "postgresql":
-            options = config.get("OPTIONS", {})
-            is_encrypted = options.get("sslmode") in {"require", "verify-ca", "verify-full"}
-            has_password = bool(config["PASSWORD"] or NO_PASSWORD & options.keys())
-            name = "DATABASE_URL" if alias == "default" else f"DATABASES[{alias!r}]"
-            found[name] = _Place(str(config["HOST"]), has_password, is_encrypted, "?sslmode=verify-full")
-    broker, backend = str(current_app.conf.broker_url or ""), str(current_app.conf.result_backend or "")
+def _places() -> Iterator[tuple[str, _Place]]:
+    """Every server that a setting names, with the name of the setting."""
+    for alias in connections:
+        name = "DATABASE_URL" if alias == "default" else f"DATABASES[{alias!r}]"
+        yield from _database(name, connections[alias].settings_dict)
+    yield from _database("DATABASE_DIRECT_URL", getattr(settings, "DATABASE_DIRECT", None) or {})
+    if settings.EMAIL_BACKEND.endswith("smtp.EmailBackend") and settings.EMAIL_HOST_PASSWORD:
+        has_tls = settings.EMAIL_USE_TLS or settings.EMAIL_USE_SSL
+        yield "EMAIL_URL", _Place(settings.EMAIL_HOST, True, has_tls, "Write smtp+tls:// in EMAIL_URL")
+    conf = current_app.conf
+    broker, backend = str(conf.broker_url or ""), str(conf.result_backend or "")
     caches = [str(url) for config in settings.CACHES.values() for url in _listed(config.get("LOCATION", ""))]
-    named = {"BROKER_URL or REDIS_URL": broker.split(";"), "CACHE_URL": caches, "RESULT_BACKEND": backend.split(";")}
-    has_tls = bool(current_app.conf.broker_use_ssl)
-    for name, urls in named.items():
-        for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme in NETWORKED:
-                secure = "amqps://" if "amqp" in parts.scheme else "rediss://"
-                is_encrypted = parts.scheme in ENCRYPTED or (has_tls and name.startswith("BROKER"))
-                found[name] = _Place(parts.hostname or "", bool(parts.password), is_encrypted, secure)
-    return found
+    yield from _urls("BROKER_URL or REDIS_URL", broker.split(";"), "CELERY_BROKER_USE_SSL", conf.broker_use_ssl)
+    yield from _urls("CACHE_URL", caches)
+    ssl = conf.redis_backend_use_ssl
+    yield from _urls("RESULT_BACKEND", backend.split(";"), "CELERY_REDIS_BACKEND_USE_SSL", ssl)
+
+
+def _database(name: str, config: dict[str, Any]) -> Iterator[tuple[str, _Place]]:
+    if "postgresql" in config.get("ENGINE", ""):
+        options = config.get("OPTIONS", {})
+        has_password = bool(config["PASSWORD"] or NO_PASSWORD & options.keys())
+        remedy = f"Write ?sslmode=verify-full in {name}"
+        yield name, _Place(str(config["HOST"]), has_password, options.get("sslmode") in SSL_MODES, remedy)
+
+
+def _urls(name: str, urls: list[str], setting: str = "", ssl: Any = None) -> Iterator[tuple[str, _Place]]:
+    """The servers of one setting. Celery's other `setting` can ask for encryption, too."""
+    for parts in map(urlsplit, urls):
+        options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+        host, has_password = parts.hostname or "", bool(parts.password)
+        if parts.scheme in NETWORKED:
+            is_default = (parts.username, parts.password) == ("guest", "guest")
+            is_encrypted = parts.scheme in ENCRYPTED or bool(ssl)
+            required = ssl.get("ssl_cert_reqs", "") if isinstance(ssl, dict) else ""
+            is_unchecked = is_encrypted and _is_none(options.get("ssl_cert_reqs", required))
+            remedy = f"Write amqps:// in {name}" if "amqp" in parts.scheme else ""
+            remedy = f"Set {setting}" if parts.scheme == "sentinel" else remedy
+            yield name, _Place(host, has_password and not is_default, is_encrypted, remedy, is_unchecked)
+        elif parts.scheme.startswith(SQL):
+            is_encrypted = options.get("sslmode") in SSL_MODES or any(key.startswith("ssl_") for key in options)
+            yield name, _Place(host, has_password, is_encrypted, f"Write ?sslmode=verify-full in {name}")
+
+
+def _is_none(required: object) -> bool:
+    """Whether this value of ssl_cert_reqs means no check of certificates."""
+    return required == CERT_NONE or str(required).lower() in {"none", "cert_none"}
 
 
 def _listed(location: Any) -> list[Any]:
@@ -246,9 +302,9 @@ def _is_private(host: str) -> bool:
 
 WARNINGS = (
     *(remote_control, private_addresses, commands, restricted_jobs, servers, executable_messages, pickling_caches),
-    *(single_sign_on, logins, sessions, page_policy, open_files, destinations),
+    *(single_sign_on, logins, sessions, page_policy, open_files, destinations, host_names),
 )
-INFOS = (unsigned_messages, secrets_here, proxy, embedded_servers)
+INFOS = (unsigned_messages, secrets_here, proxy, embedded_servers, trusted_header)
 
 
 def connect() -> None:

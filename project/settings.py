@@ -256,7 +256,7 @@ SECRET_JOBS: dict[str, list[str]] = _by_name("patterns", "SECRET_JOBS_")
 # that can delete data, copy everything, send data out or run commands.
 RESTRICTED_JOBS: list[str] = read("patterns", "RESTRICTED_JOBS", [*restricted.DEFAULT])
 # The management commands that `jobs.run_command` may run.
-RUN_COMMANDS: list[str] = read("list", "RUN_COMMANDS", ["check", "clearsessions"])
+RUN_COMMANDS: list[str] = read("list", "RUN_COMMANDS", [*restricted.COMMANDS])
 # The folder for files of jobs and uploads. Every process needs access to it.
 MEDIA_ROOT = Path(read("str", "FILES_DIR", str(VAR_DIR / "files"))).absolute()
 FILE_UPLOAD_PERMISSIONS, FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o600, 0o700  # backups are stored there, too

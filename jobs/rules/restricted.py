@@ -7,6 +7,8 @@ DEFAULT = (
     *("jobs.cleanup", "jobs.backup_database", "jobs.run_command", "celery.backend_cleanup"),
     *("jobs.send_email", "jobs.send_bulk_email", "jobs.report"),
 )
+# By default: the management commands that jobs.run_command may run. No argument makes them harmful.
+COMMANDS = ("check", "clearsessions")
 
 
 def entry_of(job: str, entries: Collection[str]) -> str | None:

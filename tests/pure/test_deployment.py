@@ -2,6 +2,8 @@
 
 import io
 import re
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +35,8 @@ CLOSED: dict[str, Any] = {
     "AUTHENTICATION_BACKENDS": ["axes.backends.AxesStandaloneBackend"],
     "SESSION_COOKIE_AGE": 7 * 86_400,
     "CONTENT_SECURITY_POLICY": {"DIRECTIVES": {}},
+    "ALLOWED_HOSTS": [".example.org"],
+    "DATABASE_DIRECT": None,
 }
 OPEN: list[tuple[dict[str, Any], str]] = [
     ({"REMOTE_CONTROL": "full"}, "W101"),
@@ -56,6 +60,8 @@ OPEN: list[tuple[dict[str, Any], str]] = [
     ({"JOB_SECRETS": {"a": "b"}}, "I102"),
     ({"SECURE_PROXY_SSL_HEADER": None}, "I103"),
     ({"EMBEDDED": True}, "I104"),
+    ({"SSO_HEADER": "X-User"}, "I105"),
+    ({"ALLOWED_HOSTS": ["a.example.org", "*"]}, "W114"),
 ]
 OURS = re.compile(r"jobs\.[WI]1")
 CACHE = "jobs.cache.backend.Cache"
@@ -77,6 +83,13 @@ BROKERS = [
     ("amqps://user:word@mq.example.org//", set()),
     ("amqp://mq.example.org//", {"password", "encrypted"}),
     ("sentinel://:word@a;sentinel://b", {"password"}),
+    ("redis://:word@a.example.org;rediss://:word@b", {"encrypted"}),
+    ("rediss://a;rediss://:word@b", {"password"}),
+    ("rediss://:word@a?ssl_cert_reqs=none", {"certificate"}),
+    ("rediss://:word@a?ssl_cert_reqs=CERT_NONE", {"certificate"}),
+    ("rediss://:word@a?ssl_cert_reqs=required", set()),
+    ("amqps://guest:guest@mq.example.org//", {"password"}),
+    ("amqp://guest:guest@localhost//", set()),
     ("sqs://", set()),
 ]
 
@@ -99,7 +112,7 @@ def found() -> list[str]:
 
 
 def kinds() -> set[str]:
-    words = {"password": "without a password", "encrypted": "unencrypted"}
+    words = {"password": "without a password", "encrypted": "unencrypted", "certificate": "certificate"}
     sentences = " ".join(sentence for sentence, _ in deployment.servers())
     return {word for word, part in words.items() if part in sentences}
 
@@ -158,16 +171,95 @@ def test_it_warns_of_messages_that_can_run_code(monkeypatch, accepted):
     assert found() == ["W106"]
 
 
-@pytest.mark.parametrize("name", ["media", "var/secret_key"])
-def test_it_warns_of_files_that_every_user_can_read(monkeypatch, tmp_path, name):
-    path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
+@pytest.mark.parametrize("urls", [["redis://:word@a.example.org", "rediss://:word@b"], "redis://:word@a.example.org"])
+def test_it_examines_every_address_of_a_cache(monkeypatch, urls):
+    monkeypatch.setattr(settings, "CACHES", {"default": {"BACKEND": CACHE, "LOCATION": urls}})
+    assert kinds() == {"encrypted"}
+
+
+@pytest.mark.parametrize(
+    ("url", "missing"),
+    [
+        ("db+postgresql://user:word@db.example.org/name", {"encrypted"}),
+        ("db+postgresql+psycopg://user@db.example.org/name?sslmode=verify-full", {"password"}),
+        ("db+postgresql://user:word@db/name", set()),
+        ("db+sqlite:////srv/results.sqlite3", set()),
+        ("redis://:word@redis.example.org", {"encrypted"}),
+    ],
+)
+def test_it_asks_for_passwords_and_encryption_on_the_way_to_the_results(monkeypatch, url, missing):
+    monkeypatch.setitem(current_app.conf, "result_backend", url)
+    assert kinds() == missing
+
+
+def test_it_examines_the_database_without_the_pooler_too(monkeypatch):
+    place = {"ENGINE": "django.db.backends.postgresql", "HOST": HOST, "PASSWORD": "", "OPTIONS": {}}
+    monkeypatch.setattr(settings, "DATABASE_DIRECT", place)
+    assert kinds() == {"password", "encrypted"}
+    assert all("DATABASE_DIRECT_URL" in sentence for sentence, _ in deployment.servers())
+    monkeypatch.setattr(settings, "DATABASE_DIRECT", {"ENGINE": "django.db.backends.sqlite3", "NAME": "/x"})
+    assert kinds() == set()
+
+
+@pytest.mark.parametrize(
+    ("mail", "missing"),
+    [
+        ({"EMAIL_HOST": "mail.example.org", "EMAIL_HOST_PASSWORD": "word"}, {"encrypted"}),
+        ({"EMAIL_HOST": "mail.example.org", "EMAIL_HOST_PASSWORD": "word", "EMAIL_USE_TLS": True}, set()),
+        ({"EMAIL_HOST": "mail.example.org", "EMAIL_HOST_PASSWORD": "word", "EMAIL_USE_SSL": True}, set()),
+        ({"EMAIL_HOST": "mail.example.org"}, set()),
+        ({"EMAIL_HOST": "relay", "EMAIL_HOST_PASSWORD": "word"}, set()),
+        ({"EMAIL_HOST": "localhost", "EMAIL_HOST_PASSWORD": "word"}, set()),
+    ],
+)
+def test_it_asks_for_encryption_on_the_way_to_the_mail_server(monkeypatch, mail, missing):
+    monkeypatch.setattr(settings, "EMAIL_BACKEND", "django.core.mail.backends.smtp.EmailBackend")
+    for name, value in mail.items():
+        monkeypatch.setattr(settings, name, value)
+    assert kinds() == missing
+
+
+def test_it_names_the_scheme_that_encrypts(monkeypatch):
+    for url, scheme in {"sentinel://:word@a.example.org": "sentinel", "amqp://u:word@a.example.org": "amqps"}.items():
+        monkeypatch.setitem(current_app.conf, "broker_url", url)
+        ((_, hint),) = deployment.servers()
+        assert hint.startswith("Write amqps:// in" if scheme == "amqps" else "Set CELERY_BROKER_USE_SSL")
+
+
+@pytest.fixture
+def folder():
+    """A folder that every user of the machine can enter."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("name", ["media", "secret_key"])
+def test_it_warns_of_files_that_every_user_can_read(monkeypatch, folder, name):
+    path = folder / name
     path.touch()
-    monkeypatch.setattr(settings, "MEDIA_ROOT", tmp_path / "media")
+    monkeypatch.setattr(settings, "MEDIA_ROOT", folder / "media")
+    monkeypatch.setattr(settings, "VAR_DIR", folder)
     path.chmod(0o640)
     assert found() == []
     path.chmod(0o644)
     assert found() == ["W112"]
+    folder.chmod(0o700)  # no other user reaches the file
+    assert found() == []
+
+
+def test_it_proposes_no_change_of_a_folder_that_all_users_share(monkeypatch, folder):
+    monkeypatch.setattr(settings, "MEDIA_ROOT", folder)
+    for mode, hint in ((0o755, f"Run: chmod 700 {folder}."), (0o1777, "Choose a folder of its own.")):
+        folder.chmod(mode)
+        assert [each for _, each in deployment.open_files()] == [hint]
+
+
+def test_it_counts_secrets_in_good_english(monkeypatch):
+    for number, words in ((1, "1 secret of"), (2, "2 secrets of")):
+        monkeypatch.setattr(settings, "JOB_SECRETS", dict.fromkeys("ab"[:number], "x"))
+        ((sentence, _),) = deployment.secrets_here()
+        assert words in sentence
 
 
 def test_it_fails_a_deployment_with_an_open_door(monkeypatch):
