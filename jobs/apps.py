@@ -22,13 +22,14 @@ class JobsConfig(AppConfig):
         from jobs.beat import rivals
         from jobs.ledger import outcomes
         from jobs.messages import discovery
-        from jobs.models import dates, rights, routing, unknown_zones
+        from jobs.models import dates, rights, routing, sqlite_files, unknown_zones
         from jobs.monitoring import nodes, statistics, strangers
         from jobs.schedules import calendar
         from jobs.worker import connection, control, guard, logs, refusals, resources, signals
 
         routing.install()
         dates.install()
+        sqlite_files.install()
         unknown_zones.install()
         post_migrate.connect(rights.make_permissions, sender=self)
         checks.connect()

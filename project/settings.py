@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo
 
 import django_stubs_ext
@@ -324,9 +324,12 @@ def _direct(pooled: dict[str, Any]) -> dict[str, Any] | None:
     return config
 
 
-_sqlite_file = f"sqlite:///{quote(str(VAR_DIR))}/punctual.sqlite3" if EMBEDDED else required
 # postgres://user:password@host:5432/name or sqlite:////absolute/path.sqlite3
-DATABASES = {"default": _database("DATABASE_URL", read("str", "DATABASE_URL", _sqlite_file))}
+DATABASES = {
+    "default": _database(
+        "DATABASE_URL", read("str", "DATABASE_URL", "" if EMBEDDED else required) or embedded.database_url(VAR_DIR)
+    )
+}
 # The same database without a pooler such as PgBouncer, for jobs that need a session: backups, reports.
 DATABASE_DIRECT = _direct(DATABASES["default"])
 DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = DATABASE_DIRECT is not None

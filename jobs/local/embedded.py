@@ -36,20 +36,35 @@ class ServerError(RuntimeError):
 def secret_key(var: Path) -> str:
     """The generated key of this installation. The first call creates it. Only the file's owner may read it."""
     path = var / "secret_key"
+    _make_folder(var)
     try:
-        var.mkdir(mode=0o700, parents=True, exist_ok=True)
-        close_to_others(var)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         close_to_others(path)
         return path.read_text()
     except OSError as error:
-        raise ImproperlyConfigured(
-            f"{var} cannot be written ({error.strerror}): set VAR_DIR to a writable folder."
-        ) from error
+        raise _unwritable(var, error) from error
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_urlsafe(50))
     return path.read_text()
+
+
+def database_url(var: Path) -> str:
+    """The address of this installation's SQLite database. Creates its folder."""
+    _make_folder(var)
+    return f"sqlite:///{quote(str(var))}/punctual.sqlite3"
+
+
+def _make_folder(var: Path) -> None:
+    try:
+        var.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(var, error) from error
+    close_to_others(var)
+
+
+def _unwritable(var: Path, error: OSError) -> ImproperlyConfigured:
+    return ImproperlyConfigured(f"{var} cannot be written ({error.strerror}): set VAR_DIR to a writable folder.")
 
 
 def close_to_others(path: Path) -> None:

@@ -204,6 +204,30 @@ def test_it_passes_the_system_checks_when_only_debug_is_set(tmp_path):
     assert answer.returncode == 0, answer.stderr
 
 
+def test_it_lets_no_other_user_read_a_database_that_it_creates(tmp_path):
+    code = f"""
+import os, pathlib
+from django.db import connection
+connection.cursor().execute("CREATE TABLE it (a int)")
+for path in pathlib.Path({str(tmp_path)!r}).rglob("*"): print(path.name, oct(path.stat().st_mode & 0o777))
+"""
+    variables = {"SECRET_KEY": "x" * 50, "ALLOWED_HOSTS": "a", "EMBEDDED": "true", "VAR_DIR": str(tmp_path / "var")}
+    command = [sys.executable, "manage.py", "shell", "--no-imports", "-c", code]
+    options = {"env": {**ENVIRONMENT, **variables}, "cwd": ROOT, "capture_output": True, "text": True}
+    done = subprocess.run(command, **options, timeout=DEADLINE, check=False, umask=0o022)
+    modes = dict(line.split() for line in done.stdout.splitlines())
+    files = {"punctual.sqlite3": "0o600", "punctual.sqlite3-wal": "0o600", "punctual.sqlite3-shm": "0o600"}
+    assert modes == {"var": "0o700", **files}, done.stderr
+
+
+def test_it_names_a_folder_that_it_cannot_create(tmp_path):
+    (tmp_path / "var").touch()
+    variables = {"SECRET_KEY": "x" * 50, "ALLOWED_HOSTS": "a", "EMBEDDED": "true", "VAR_DIR": str(tmp_path / "var")}
+    answer = manage("migrate", **variables)
+    assert (answer.returncode, answer.stderr.count("\n")) == (1, 1), answer.stderr
+    assert "set VAR_DIR to a writable folder" in answer.stderr
+
+
 def test_it_reads_secrets_from_files(outcomes, tmp_path):
     variables = {}
     for name, value in {**COMPLETE, "SECRET_KEY": "$from/a file"}.items():
