@@ -9,6 +9,7 @@ from typing import Any
 from django.contrib import admin
 from django.contrib.admin.apps import AdminConfig
 from django.contrib.admin.options import TO_FIELD_VAR
+from django.contrib.auth.signals import user_login_failed
 from django.http import HttpRequest, HttpResponseBadRequest
 
 NUL = "\0"  # no database stores it as text
@@ -27,6 +28,21 @@ class Site(admin.AdminSite):
         from jobs.admin.guard import guarded  # late: models cannot be imported yet
 
         super().register(model_or_iterable, guarded(admin_class or admin.ModelAdmin), **options)
+
+    def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        """Count a wrong old password like a failed login, so that a stolen session cannot guess it."""
+        from axes.handlers.proxy import AxesProxyHandler  # late, as in `register`
+
+        from project import login
+
+        credentials = {"username": request.user.get_username()}
+        if request.method == "POST" and not AxesProxyHandler.is_allowed(request, credentials):
+            return login.locked_out(request)
+        page = super().password_change(request, extra_context)
+        form = (getattr(page, "context_data", None) or {}).get("form")
+        if form is not None and form.has_error("old_password", "password_incorrect"):
+            user_login_failed.send(sender=__name__, credentials=credentials, request=request)
+        return page
 
     def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Any:
         def guarded_view(request: HttpRequest, *args: Any, **options: Any) -> Any:

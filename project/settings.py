@@ -557,7 +557,8 @@ AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # otherwise an attacker c
 AXES_RESET_ON_SUCCESS = True
 AXES_CLIENT_IP_CALLABLE = "project.login.address_of"
 AXES_LOCKOUT_CALLABLE = "project.login.locked_out"
-AXES_SENSITIVE_PARAMETERS = ["username", "csrfmiddlewaretoken"]  # some users type their password as the name
+# Some users type their password as the name.
+AXES_SENSITIVE_PARAMETERS = ["username", "csrfmiddlewaretoken", "old_password", "new_password1", "new_password2"]
 
 # The header in which a proxy names the user whom it has logged in. The proxy must remove it from clients' requests.
 SSO_HEADER: str = read("header", "SSO_HEADER", "")

@@ -140,6 +140,24 @@ def test_it_is_not_evaded_by_a_forged_address_or_another_browser(ada, settings):
         assert last.status_code == 429
 
 
+def test_it_locks_a_user_who_guesses_the_old_password_of_a_session(client_of_ada):
+    new = {"new_password1": "battery-staple-8", "new_password2": "battery-staple-8"}
+
+    def change(old: str = WRONG, **wrong: str):
+        return client_of_ada.post(reverse("admin:password_change"), {"old_password": old, **new, **wrong})
+
+    for _ in range(5):
+        assert change(RIGHT, new_password2="other").status_code == 200  # this guesses nothing
+    assert [change().status_code for _ in range(5)] == [200] * 4 + [429]
+    assert (change(RIGHT).status_code, log_in(password=RIGHT).status_code) == (429, 429)
+    row = AccessAttempt.objects.get()
+    assert (row.username, row.failures_since_start) == ("ada", 5)
+    assert not any(word in row.post_data for word in (WRONG, RIGHT, "battery"))
+    assert client_of_ada.get(INDEX).status_code == 200  # the session goes on
+    call_command("axes_reset", verbosity=0)
+    assert works(change(RIGHT))
+
+
 def test_it_deletes_old_logins_with_the_clean_up(ada):
     assert works(log_in(password=RIGHT))
     old = AccessLog.objects.create(username="bob")
