@@ -3,12 +3,13 @@
 import logging
 import re
 
-LINK = re.compile(r"/files/[^\s?#\"]+")
+# Each character may be written as %XX, too: the site answers both.
+LINK = re.compile("(" + "".join(f"(?:{each}|%{ord(each):x})" for each in "/files/") + r")[^\s?#\"]+", re.IGNORECASE)
 
 
 def without_links(value: object) -> object:
     """The value. If it is text, `***` replaces the token of each link."""
-    return LINK.sub("/files/***", value) if isinstance(value, str) else value
+    return LINK.sub(r"\1***", value) if isinstance(value, str) else value
 
 
 class WithoutLinks(logging.Filter):

@@ -11,6 +11,7 @@ import pytest
 from jobs import secrets
 from jobs.secrets import head, mask, tail
 from jobs.worker.logs import Formatter, RunHandler
+from project.logs import without_links
 from tests.servers import ROOT
 from tests.waiting import DEADLINE
 
@@ -43,6 +44,11 @@ def test_it_masks_what_stands_beside_a_word_for_a_secret(text, masked):
 def test_it_masks_long_texts_in_no_time():
     for text in ("password" * 9_000 + "=" * 9_000 + "x://" * 9_000, "a" * 90_000, "a-" * 90_000, "://:" * 9_000):
         assert len(mask(text)) <= len(text)
+
+
+@pytest.mark.parametrize("path", ["/files/", "/%66iles/", "%2ffiles%2F", "/%46iles/../%66%69%6C%65%73/"])
+def test_it_masks_the_token_of_a_link_however_its_path_is_written(path):
+    assert without_links(f"GET {path}Ab1:cD2?x=1 HTTP/1.1") == f"GET {path}***?x=1 HTTP/1.1"
 
 
 def test_it_keeps_nothing_of_what_is_logged_outside_of_runs():
