@@ -18,6 +18,7 @@ from pathlib import Path
 
 SECONDS = 10  # of CPU time
 MEGABYTES = 700  # of address space, of which Python and its libraries take about 100
+LONGEST_ARGUMENT = 10_000  # characters; the kernel has a limit, too
 REFUSED, EXHAUSTED = 3, 4  # exit codes: the parser refuses the content with a sentence, or runs out of memory
 KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")  # variables that Python needs to start
 PARSERS = Path(__file__).parent / "parsers"
@@ -37,6 +38,11 @@ class CrashedError(ValueError):
 
 def parse(parser: str, content: bytes, *arguments: str) -> bytes:
     """The output of the named parser for the content. Raises RefusedError, ExhaustedError, CrashedError."""
+    if any("\0" in each or len(each) > LONGEST_ARGUMENT for each in arguments):
+        raise RefusedError(
+            "The content type, or another argument of the parser, has a NUL character or more than "
+            f"{LONGEST_ARGUMENT:,} characters."
+        )
     path = str(PARSERS / f"{parser}.py")
     command = [sys.executable, "-P", __file__, str(SECONDS), str(MEGABYTES), path, *arguments]
     environment = {name: os.environ[name] for name in KEPT if name in os.environ}

@@ -206,6 +206,12 @@ def test_it_says_so_when_a_feed_keeps_the_parser_busy(web: Web, name: str, monke
         import_feed("/feed")
 
 
+@pytest.mark.parametrize("argument", ["text/xml\0", "x" * 3_000_000])
+def test_it_refuses_a_content_type_that_no_process_can_be_given(argument: str) -> None:
+    with pytest.raises(confined.RefusedError, match=r"^The content type .* 10,000 characters\.$"):
+        confined.parse("feed", b"", argument, "10")
+
+
 @pytest.mark.django_db
 def test_it_reads_a_feed_without_settings_and_connections(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     spy = "import os, json\nclass Refused(ValueError): ...\ndef read(content):\n"
