@@ -7,6 +7,7 @@ Limits: ASGI servers read requests before any middleware runs; project/asgi.py l
 
 import errno
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Never
@@ -28,6 +29,7 @@ LARGEST_ANONYMOUS = 64_000  # bytes; a login form has some hundred
 AROUND = 1_000_000  # bytes of the fields and headers around an uploaded file
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ROOM = "The site has no room for this file: tell its operator."
+LONGEST_LENGTH = 15  # digits of Content-Length; Python reads no number of some thousand
 NO_RIGHT = "You may not upload files here: log in as a user with the right to add files."
 
 
@@ -46,8 +48,9 @@ class Uploads(MiddlewareMixin):
         """Check the size, also for an unknown path: Django's 404 page reads the body, too."""
         if not (length := _length_of(request)):
             return None
-        may = uploads.may_upload(request.user, _view_of(request))
-        return _too_large(may) if length > _largest(request, may) else None
+        view = _view_of(request)
+        may = uploads.may_upload(request.user, view)
+        return _too_large(may) if length > max(_largest(request, may), uploads.largest_body(view)) else None
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], *_: Any) -> HttpResponseBase | None:
         if request.method != "POST" or request.content_type != "multipart/form-data":
@@ -143,6 +146,8 @@ def _view_of(request: HttpRequest) -> Callable[..., Any] | None:
 
 def _length_of(request: HttpRequest) -> int:
     length = request.META.get("CONTENT_LENGTH") or "0"
+    if len(length) > LONGEST_LENGTH:
+        return sys.maxsize
     return int(length) if length.isdecimal() else 0  # without a length, Django reads no body
 
 
@@ -153,8 +158,9 @@ def _largest(request: HttpRequest, may: bool) -> int:
 
 
 def _too_large(may: bool) -> HttpResponse:
-    largest = f"The file is larger than {files.LARGEST_UPLOAD:,} bytes: upload a smaller one."
-    return _plain(413, largest if may else "This request is too large: send less, or log in as a user with the right.")
+    return _plain(
+        413, files.too_large() if may else "This request is too large: send less, or log in as a user with the right."
+    )
 
 
 def _plain(status: int, sentence: str) -> HttpResponse:

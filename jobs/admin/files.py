@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from django import forms
 from django.contrib import admin, messages
-from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import filesizeformat
@@ -21,16 +19,6 @@ from jobs.toolkit import files, uploads
 
 BACKING_UP = "jobs.backup_database"
 MOST_AT_ONCE = 100  # files for which one action starts runs
-
-
-class UploadForm(forms.ModelForm[StoredFile]):
-    def clean_file(self) -> Any:
-        upload = self.cleaned_data["file"]
-        if upload.size > files.LARGEST_UPLOAD:
-            raise ValidationError(
-                f"The file is larger than {filesizeformat(files.LARGEST_UPLOAD)}: upload a smaller one."
-            )
-        return upload
 
 
 @admin.action(description="Process", permissions=["run"])
@@ -61,7 +49,6 @@ def _start_runs(job: str, request: HttpRequest, queryset: QuerySet[StoredFile]) 
 
 @admin.register(StoredFile)
 class StoredFileAdmin(GuardedAdmin):
-    form = UploadForm
     actions = (process, make_thumbnails)
     list_display = ("name", "kind", "size_", "made", "run", "address")
     fields = ("file",)

@@ -14,7 +14,7 @@ from jobs.ledger.requests import run_job
 from jobs.toolkit.current import CurrentRun, current_run, once, progress
 from jobs.toolkit.queries import Table, query
 from jobs.toolkit.revealing import reveal
-from jobs.toolkit.uploads import accepts_uploads, take_upload
+from jobs.toolkit.uploads import accepts_body, accepts_uploads, take_upload
 from jobs.worker.resources import ResourceTask
 from jobs.worker.resources import invalidate as invalidate_resources
 
@@ -24,6 +24,7 @@ __all__ = [
     "Resource",
     "ResourceTask",
     "Table",
+    "accepts_body",
     "accepts_uploads",
     "cache_usage",
     "cached",

@@ -55,6 +55,11 @@ def keep(name: str, content: IO[Any], kind: StoredFile.Kind, content_type: str =
     return row
 
 
+def too_large() -> str:
+    """The sentence about an upload that is larger than `LARGEST_UPLOAD`."""
+    return f"The file is larger than {LARGEST_UPLOAD:,} bytes: upload a smaller one."
+
+
 def find(key: UUID) -> StoredFile:
     """The stored file with that id, if it is complete. Raises `NoFileError`."""
     row = StoredFile.objects.filter(id=key, size__isnull=False).first()

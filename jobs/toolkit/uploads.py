@@ -1,12 +1,14 @@
 """How does an upload become a run? The file is kept first, then a run of a job for it is requested.
 
 A view that takes files names the permission that its users need (`accepts_uploads`). The site then refuses all other
-files before it reads them (project/uploads.py).
+files before it reads them (project/uploads.py). A view that takes larger bodies without a file
+says so (`accepts_body`).
 """
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
 
 from jobs.ledger.requests import run_job
@@ -28,6 +30,26 @@ def accepts_uploads(permission: str) -> Callable[[View], View]:
     return mark
 
 
+def accepts_body(size: int) -> Callable[[View], View]:
+    """Mark a view that takes bodies of so many bytes also from clients without a session, such as a webhook.
+
+    Other requests of such clients may have 64,000 bytes. Raises ValueError for more than Django reads into memory.
+    """
+    if size > (most := settings.DATA_UPLOAD_MAX_MEMORY_SIZE):
+        raise ValueError(f"accepts_body allows at most {most:,} bytes: take more as a file (accepts_uploads).")
+
+    def mark(view: View) -> View:
+        view.largest_body = size  # type: ignore[attr-defined]
+        return view
+
+    return mark
+
+
+def largest_body(view: Callable[..., Any] | None) -> int:
+    """The bytes that the view takes from every client; 0 if it says nothing."""
+    return int(getattr(view, "largest_body", 0))
+
+
 def may_upload(user: Any, view: Callable[..., Any] | None) -> bool:
     """Whether the user may send files to the view."""
     permission = getattr(view, "upload_permission", None)
@@ -43,7 +65,7 @@ def take_upload(
     a file that is too large, and as `run_job` does.
     """
     if upload.size is None or upload.size > files.LARGEST_UPLOAD:
-        raise Invalid(f"The file is larger than {files.LARGEST_UPLOAD:,} bytes: upload a smaller one.")
+        raise Invalid(files.too_large())
     row = files.keep(str(upload.name), upload, StoredFile.Kind.UPLOAD, str(upload.content_type or ""))
     try:
         run, is_new = run_job(job, {"file": str(row.id)}, actor, key)

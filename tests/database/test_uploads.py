@@ -5,6 +5,7 @@ import errno
 import io
 import resource
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.http import HttpResponse
 from django.test import Client
 from django.test.client import FakePayload
-from django.urls import reverse
+from django.urls import path, reverse
 from django.views.decorators.csrf import csrf_exempt
 
 from jobs.models import StoredFile
@@ -193,6 +194,24 @@ def test_it_takes_uploads_of_a_view_that_says_so(rf):
     assert uploads.may_upload(User(is_superuser=True, is_active=True), view)
     assert not uploads.may_upload(AnonymousUser(), view)
     assert not uploads.may_upload(User(is_superuser=True, is_active=True), lambda request: None)
+
+
+def test_it_takes_larger_bodies_of_strangers_for_a_view_that_says_so(client, settings):
+    def view(request):
+        return HttpResponse(len(request.body))
+
+    marked = csrf_exempt(uploads.accepts_body(300_000)(partial(view)))
+    settings.ROOT_URLCONF = (path("marked", marked), path("usual", csrf_exempt(view)))
+    for address, size, status in [("/marked", 300_000, 200), ("/marked", 300_001, 413), ("/usual", 64_001, 413)]:
+        answer = client.post(address, b"x" * size, content_type="application/json")
+        assert answer.status_code == status
+    with pytest.raises(ValueError, match="at most 2,500,000 bytes: take more as a file"):
+        uploads.accepts_body(2_500_001)
+
+
+@pytest.mark.parametrize("length", ["9" * 5_000, "9" * 19])
+def test_it_refuses_a_length_that_no_number_holds(client, length):
+    assert client.generic("POST", "/nothing", CONTENT_LENGTH=length).status_code == 413
 
 
 def test_it_reads_no_more_than_the_largest_request_from_an_asgi_server(monkeypatch):
