@@ -22,7 +22,7 @@ from project import server
 server.HEAD_START = 1.0
 """
 LOGIN = reverse("admin:login")
-LARGE = 400_000_000  # bytes
+LARGE = 120_000_000  # bytes
 
 
 class Site:

@@ -5,6 +5,7 @@ live in an environment of their own.
 """
 
 import re
+import subprocess
 from importlib.metadata import Distribution, distributions
 
 import pytest
@@ -45,6 +46,40 @@ def entries_of(lock: str) -> list[str]:
     """The requirements of a lock file, each with its hashes in one line."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / lock).read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     return [line for line in text.splitlines() if line.strip()]
+
+
+NAMED, SKIPPED = (
+    '{"dependencies": [{"name": "a", "vulns": []}]}',
+    '{"dependencies": [{"name": "a", "skip_reason": "x"}]}',
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "written", "passes", "said"),
+    [
+        (0, NAMED, True, ""),
+        (0, SKIPPED, True, "this package index does not offer them"),
+        (1, NAMED, False, "a-sentence-of-the-log"),
+        (1, "", False, "a-sentence-of-the-log"),  # the look-up itself failed
+        (0, "", False, "a-sentence-of-the-log"),
+    ],
+)
+def test_it_fails_an_audit_that_could_not_look_up_vulnerabilities(tmp_path, status, written, passes, said):
+    """The tools are replaced: only what the Makefile makes of their answers is at stake."""
+    tools = {".venv/bin/python": "", ".venv/bin/pytest": "", ".venv-audit/bin/cyclonedx-py": ""}
+    write = f"echo '{written}' > var/vulnerabilities.json;" if written else ""
+    tools[".venv-audit/bin/pip-audit"] = f"{write} echo a-sentence-of-the-log >&2; exit {status}"
+    for name, script in tools.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o700)
+    for name in (*LOCKS, ".venv/develops", ".venv-audit/audits"):  # stamps: all is installed
+        (tmp_path / name).touch()
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    done = subprocess.run(["make", "audit"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is passes, done.stderr
+    assert said in done.stdout + done.stderr
+    assert ("does not offer" in done.stdout) is ("does not offer" in said)
 
 
 @pytest.mark.parametrize("lock", LOCKS)
