@@ -290,7 +290,7 @@ def timing_of(row: Any, grid_from: datetime, wall_zone: str = "") -> Timing:
         length = _length(row)
         return Interval(length, grid_from, "" if length % DAY else wall_zone)
     if kind == "crontab":
-        return Crontab(**{field: getattr(row, field) for field in CRONTAB_FIELDS}, zone=str(row.timezone))
+        return Crontab(**{field: getattr(row, field) for field in CRONTAB_FIELDS}, zone=str(row.timezone or ""))
     if kind == "clocked":
         return Clocked(row.clocked_time)
     return Solar(row.event, float(row.latitude), float(row.longitude))

@@ -96,3 +96,13 @@ def test_it_never_replaces_the_zone_silently(admin_client, schedule):
     assert CrontabSchedule.objects.get().minute == "5"
     assert admin_client.post(page, posted | {"timezone": "Europe/Berlin"}).status_code == 302
     assert str(CrontabSchedule.objects.get().timezone) == "Europe/Berlin"
+
+
+def test_it_names_an_empty_zone_as_it_is():
+    stored = make_schedule("foreign", cron={"minute": "5"})
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE django_celery_beat_crontabschedule SET timezone = ''")
+    make_due(stored)
+    Policy.objects.update(timing="")
+    calendar.sweep()
+    assert "There is no time zone ''" in Policy.objects.get(schedule=stored).invalid_reason
