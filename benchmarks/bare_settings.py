@@ -3,8 +3,10 @@
 from tests.settings import *  # noqa: F403
 from tests.settings import CELERY_RESULT_BACKEND, INSTALLED_APPS
 
-INSTALLED_APPS = [app for app in INSTALLED_APPS if app not in {"jobs", "tests.app"}]
+# Pages of the admin, and a middleware that takes uploads, need Punctual.
+INSTALLED_APPS = [app for app in INSTALLED_APPS if app not in {"jobs", "project.admin.Config", "tests.app"}]
 ROOT_URLCONF = "benchmarks.bare_settings"
+MIDDLEWARE: list[str] = []
 urlpatterns: list[object] = []
 CELERY_WORKER_CONSUMER = "celery.worker.consumer:Consumer"
 CELERY_DB_REUSE_MAX = None

@@ -4,6 +4,7 @@ TEST_DATABASE_URL and TEST_REDIS_URL name other servers, as for tests. PostgreSQ
 """
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from tests.servers import ROOT, MissingServerError, Servers, Workspace, settle
 
 POLL = 0.002  # seconds between two checks
 PATIENCE = 1_000.0  # seconds until a wait counts as a hang
+
+_running: list[subprocess.Popen[bytes]] = []  # a wait ends once one of them has ended: nothing more would come
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Ground:
             )
             for command in commands
         ]
+        _running.extend(children)
         try:
             yield [psutil.Process(child.pid) for child in children]
         except Exception:
@@ -45,6 +49,7 @@ class Ground:
             raise
         finally:
             for child in children:
+                _running.remove(child)
                 child.kill()
                 child.wait()
                 self.workspace.forget(child)
@@ -83,9 +88,14 @@ def _database() -> Iterator[str]:
 
 
 def wait_for(what: Callable[[], bool], patience: float = PATIENCE) -> float:
-    """Wait until `what` is true. Returns the time (as `time.time()`). Raises TimeoutError."""
+    """Wait until `what` is true. Returns the time (as `time.time()`).
+
+    Raises TimeoutError, or ChildProcessError as soon as one of the running processes has ended.
+    """
     until = time.monotonic() + patience
     while not what():
+        if ended := [child for child in _running if child.poll() is not None]:
+            raise ChildProcessError(f"process {ended[0].pid} ended by itself with status {ended[0].returncode}")
         if time.monotonic() > until:
             raise TimeoutError(f"not within {patience} s")
         time.sleep(POLL)

@@ -39,7 +39,7 @@ from jobs.rules.solar import Solar
 SCHEDULES = (PeriodicTask, *KINDS.values())
 CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 # The errors of reading a row that bypassed every check: an impossible date, an unknown time zone.
-UNREADABLE = (DataError, ValidationError, ArithmeticError, LookupError, ValueError)
+UNREADABLE = (DataError, ValidationError, ArithmeticError, LookupError, TypeError, ValueError)
 # Changed schedules per transaction, so that memory stays bounded after a bulk load, and beat claims in between.
 SLICE = 500
 # Changed schedules that a save computes itself; where there are more, beat computes them.

@@ -8,7 +8,7 @@ import pytest
 from django.core import serializers
 from django.db import connection, transaction
 from django.utils import timezone
-from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks, SolarSchedule
 
 from jobs.beat import claim
 from jobs.models import ChangedTiming, Policy, Run, database_now
@@ -196,14 +196,27 @@ def test_it_keeps_the_grid_of_an_interval_when_something_else_is_edited():
     assert next_due(schedule) < before
 
 
-def test_it_flags_a_row_that_cannot_be_read_and_detects_changes_of_all_others():
-    bad, good = make_schedule("bad", cron={"minute": "5"}), make_schedule("good", every=HOUR)
+ZONE = "UPDATE django_celery_beat_crontabschedule SET timezone = 'Mars/Phobos'"
+LATITUDE = "UPDATE django_celery_beat_solarschedule SET latitude = 'x'"
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [(ZONE, "There is no time zone 'Mars/Phobos'"), (LATITUDE, "It cannot be read from the database")],
+)
+def test_it_flags_a_row_that_cannot_be_read_or_computed_and_detects_changes_of_all_others(statement, reason):
+    if statement == LATITUDE and connection.vendor != "sqlite":
+        pytest.skip("PostgreSQL stores only numbers in a column of numbers.")
+    good = make_schedule("good", every=HOUR)
+    sun = {"solar": SolarSchedule.objects.create(event="sunset", latitude=1, longitude=1)}
+    timing = sun if statement == LATITUDE else {"crontab": CrontabSchedule.objects.create(minute="5")}
+    bad = PeriodicTask.objects.create(name="bad", task="tests.nothing", **timing)
     with connection.cursor() as cursor:
-        cursor.execute("UPDATE django_celery_beat_crontabschedule SET timezone = 'Mars/Phobos'")
+        cursor.execute(statement)
     IntervalSchedule.objects.update(every=7200)
     assert calendar.sweep() == 2
     assert next_due(good) - database_now() > HOUR
-    assert Policy.objects.get(schedule=bad.pk).invalid_reason.startswith("It cannot be read from the database")
+    assert Policy.objects.get(schedule=bad.pk).invalid_reason.startswith(reason)
     assert next_due(bad.pk) is None
     assert calendar.sweep() == 0
 

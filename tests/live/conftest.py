@@ -123,7 +123,7 @@ class Processes:
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "--pool=solo", f"--hostname={node}", *QUIET]
         return self._start("other", [*command, "--loglevel=INFO", *arguments], env, ready=" ready.")
 
-    def start_other_beat(self, app: str, *arguments: str, env: dict[str, str]) -> Process:
+    def start_other_beat(self, app: str, *arguments: str, env: dict[str, str] | None = None) -> Process:
         """A beat of another Celery application, such as one without Punctual."""
         command = [sys.executable, "-m", "celery", "-A", app, "beat", "--pidfile=", "--loglevel=INFO", *arguments]
         return self._start("other-beat", command, env, ready="beat: Starting...")

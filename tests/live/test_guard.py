@@ -65,26 +65,10 @@ def test_a_beat_with_another_scheduler_says_what_to_write_and_ends(environment, 
     )
 
 
-STOCK = """
-from project.settings import *
-
-INSTALLED_APPS = [app for app in INSTALLED_APPS if app != "jobs"]
-ROOT_URLCONF = "stock_settings"
-urlpatterns = []
-CELERY_BEAT_SCHEDULE, CELERY_RESULT_BACKEND, CELERY_WORKER_CONSUMER = {}, None, "celery.worker.consumer:Consumer"
-"""
-
-
-def test_its_worker_names_a_beat_of_django_celery_beat_beside_ours(processes, eventually, tmp_path):
-    (tmp_path / "stock_settings.py").write_text(STOCK)
-    (tmp_path / "stock.py").write_text(
-        "from celery import Celery\n\napp = Celery('stock')\n"
-        "app.config_from_object('django.conf:settings', namespace='CELERY')\n"
-    )
+def test_its_worker_names_a_beat_of_django_celery_beat_beside_ours(processes, eventually):
     make_schedule("often", every=timedelta(seconds=1))
     worker = processes.start_worker("--pool=solo")
-    stock = {"PYTHONPATH": str(tmp_path), "DJANGO_SETTINGS_MODULE": "stock_settings"}
-    processes.start_other_beat("stock", "-S", "django", env=stock)
+    processes.start_other_beat("benchmarks.bare", "-S", "django")
     stranger = eventually(lambda: Node.objects.filter(kind=Node.Kind.STRANGER).first())
     assert stranger.name.startswith("beat at gen")
     assert stranger.problem in worker.log
