@@ -31,7 +31,7 @@ def answer(command: str, **arguments: object) -> dict[str, object]:
     return reply
 
 
-def test_it_answers_commands_that_read_and_refuses_the_others(processes, eventually):
+def test_it_answers_commands_that_read_and_refuses_the_others(processes, eventually, redis):
     worker = processes.start_worker("--pool=solo")
     assert HARMFUL | READING | {"hello"} == Panel.meta.keys()
     for command in sorted(HARMFUL):
@@ -45,6 +45,7 @@ def test_it_answers_commands_that_read_and_refuses_the_others(processes, eventua
     outbox.send([run])
     eventually(lambda: ends(run))
     assert (run.state, worker.running) == (State.SUCCEEDED, True)
+    assert redis.pubsub_numpat() == 1  # Celery's own channel of remote control is subscribed to as a pattern
 
 
 @pytest.mark.parametrize(("mode", "asks"), [("inspect", False), ("full", True)])
@@ -61,9 +62,9 @@ def test_it_holds_no_election_of_unsigned_tasks(processes):
     }
 
 
-def test_it_obeys_no_command_where_remote_control_is_off(processes, eventually):
+def test_it_listens_for_no_command_where_remote_control_is_off(processes, eventually, redis):
     processes.start_worker("--pool=solo", env={"REMOTE_CONTROL": "off"})
-    assert current_app.control.inspect(timeout=1).ping() is None
     run = make_run()
     outbox.send([run])
-    eventually(lambda: ends(run))
+    eventually(lambda: ends(run))  # by then it listens to all that it ever will
+    assert (redis.pubsub_numpat(), redis.pubsub_channels()) == (0, [])
