@@ -11,10 +11,11 @@ from django.urls import reverse
 from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
+from jobs.beat import claim
 from jobs.management.commands.up import describe
 from jobs.models import Attempt, Backfill, Delivery, FeedEntry, Measurement, Node, Policy, Run, State
 from jobs.schedules import calendar
-from tests.making import make_run, make_schedule
+from tests.making import make_due, make_run, make_schedule
 
 pytestmark = pytest.mark.django_db
 
@@ -124,3 +125,22 @@ def test_it_changes_no_other_moment():
     with timezone.override("Europe/Berlin"):
         assert timezone.localtime(moment).isoformat() == "2026-03-29T03:30:00+02:00"
         assert timezone.make_naive(moment) == datetime(2026, 3, 29, 3, 30)  # noqa: DTZ001 - as Django answers
+
+
+@pytest.mark.skipif(
+    "connection.vendor != 'postgresql'", reason="a column of SQLite holds numbers, all of which Python has"
+)
+@pytest.mark.parametrize("text", ["100000000 years", "-100000000 years"])
+@pytest.mark.parametrize("column", ["retry_delay", "catch_up_window", "jitter"])
+def test_it_stops_no_other_schedule_for_a_duration_that_python_cannot_hold(admin_client, column, text):
+    schedules = [make_schedule(name) for name in ("bad", "good")]
+    due_at = [make_due(schedule) for schedule in schedules]
+    with connection.cursor() as cursor:
+        sql = f"UPDATE jobs_policy SET {column} = %s::interval WHERE schedule_id = %s"
+        cursor.execute(sql, [text, schedules[0].pk])
+    calendar.sweep()
+    for _ in claim.claim_due():
+        pass
+    assert Run.objects.get(schedule=schedules[1]).due_at == due_at[1]
+    for name, keys in (("changelist", []), ("change", [schedules[0].pk])):
+        assert admin_client.get(reverse(f"admin:django_celery_beat_periodictask_{name}", args=keys)).status_code == 200
