@@ -165,7 +165,7 @@ def test_it_fails_an_attempt_whose_end_cannot_be_recorded(raised, times):
     ],
 )
 def test_it_cancels_only_an_unstarted_attempt_when_its_message_expires(state, attempt, left):
-    run = make_run(state=state, attempt=attempt)
+    run = make_run(state=state, attempt=attempt, expires_at=database_now())
     request = Context({"id": str(run.id), ATTEMPT_HEADER: 1})
     revoked.add(str(run.id))  # as Celery does before it sends the signal
     task_revoked.send(find_task(run.task), request=request, terminated=False, signum=None, expired=True)

@@ -61,7 +61,8 @@ def test_it_executes_signed_messages_and_no_forgery(signed, settings, redis, eve
     eventually(lambda: set(lines(path)) == {"genuine", "plain"})
     assert lines(tmp_path / "never") == []
     run.refresh_from_db()
-    assert (run.state, run.reason) == (State.QUEUED, "")
+    assert run.state == State.WAITING
+    assert "set its message aside: it is not signed: give its sender this installation's MESSAGE_KEYS" in run.reason
     eventually(lambda: SetAside.objects.filter(why__startswith="it is not signed").exists())
     assert SetAside.objects.filter(why__startswith="its signature is wrong").count() > 20
 

@@ -379,6 +379,8 @@ def test_s15_it_survives_a_database_that_is_unavailable(redis):
     assert (Run.objects.count(), redis.llen("celery")) == (1, 1)
 
 
+# A stock application also binds the tasks that other tests have shared, one with a queue of its own.
+@pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")
 def test_s16_it_installs_entries_of_the_settings_with_their_options_and_keeps_edits():
     entry = {"task": "tests.nothing", "schedule": HOUR, "options": {"expires": 60, "priority": 3}}
     app = Celery("tests", set_as_current=False)
