@@ -7,204 +7,25 @@ embedded Valkey server in VAR_DIR replace the last two if they are not set.
 """
 
 import os
-import re
 import sqlite3
 import sys
-from collections.abc import Callable
 from datetime import timedelta
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
-from zoneinfo import ZoneInfo
 
 import django_stubs_ext
 import environ
-from celery.app.backends import BACKEND_ALIASES
 from celery.schedules import crontab
 from django.core.exceptions import ImproperlyConfigured
 
 from jobs.local import embedded
-from jobs.rules import origins, queues, restricted
-
-django_stubs_ext.monkeypatch()  # makes Django's generic classes subscriptable, for the type checker
+from jobs.rules import restricted
+from project.variables import email_url, read, read_all, required
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 environ.Env.read_env(os.environ.get("ENV_FILE", BASE_DIR / ".env"))
-env = environ.FileAwareEnv().ENVIRON
-required = environ.Env.NOTSET
-
-
-def truth(text: str) -> bool:
-    """Stricter than django-environ, which reads every unknown word as false."""
-    if text.lower() not in {"true", "yes", "on", "1", "false", "no", "off", "0"}:
-        raise ValueError
-    return text.lower() in {"true", "yes", "on", "1"}
-
-
-def zone(text: str) -> str:
-    return ZoneInfo(text).key
-
-
-def level(text: str) -> str:
-    return {name: name for name in ("DEBUG", "INFO", "WARNING", "ERROR")}[text.upper()]
-
-
-def positive(text: str) -> float:
-    if not 0 < float(text) < float("inf"):
-        raise ValueError
-    return float(text)
-
-
-def count(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def lifetime(text: str) -> int | None:
-    return None if text.lower() == "never" else count(text)
-
-
-def words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def patterns(text: str) -> list[str]:
-    """Names of jobs, or prefixes of names followed by `*`."""
-    if not all(word.isprintable() and len(word) <= 200 and "*" not in word[:-1] for word in words(text)):
-        raise ValueError
-    return words(text)
-
-
-def hosts(text: str) -> list[str]:
-    for word in words(text):
-        origins.parse(word)
-    return words(text)
-
-
-def domains(text: str) -> list[str]:
-    """Domains in the form that `jobs.toolkit.mail` compares: lower-case punycode."""
-    found = [word.encode("idna").decode().lower() if word.isprintable() else "" for word in words(text)]
-    if not all(re.fullmatch(r"(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)*", domain) for domain in found):
-        raise ValueError
-    return found
-
-
-def site(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-        raise ValueError
-    return text.rstrip("/")
-
-
-def email_url(text: str) -> dict[str, Any]:
-    """Stricter than django-environ, which ignores unknown options: mail meant for TLS would go out unencrypted."""
-    config: dict[str, Any] = environ.Env.email_url_config(text)
-    if config.pop("OPTIONS", None):
-        raise ValueError
-    return config
-
-
-def secret(text: str) -> str:
-    """A text long enough to be masked everywhere, and encodable as UTF-8."""
-    if len(text.encode()) < 8:
-        raise ValueError
-    return text
-
-
-def signing_keys(text: str) -> list[str]:
-    found = words(text)
-    if not all(len(key.encode()) >= 32 for key in found):
-        raise ValueError
-    return found
-
-
-def remote_control(text: str) -> str:
-    return {name: name for name in ("inspect", "full", "off")}[text.lower()]
-
-
-def short_name(text: str) -> str:
-    if len(text) > 100 or not text.isprintable():
-        raise ValueError
-    return text
-
-
-def queue_names(text: str) -> list[str]:
-    if any(not queues.PLAIN.fullmatch(name) or queues.reserved(name) for name in words(text)):
-        raise ValueError
-    return words(text)
-
-
-def result_backend(text: str) -> str:
-    """A backend that Celery knows by name, or a class of an installed module."""
-    name = text.partition("://")[0].partition("+")[0]
-    known = {*BACKEND_ALIASES, *entry_points(group="celery.result_backends").names}
-    module, colon, _ = name.partition(":")
-    if name not in known and not (colon and find_spec(module)):
-        raise ValueError
-    return text
-
-
-def path(text: str) -> str:
-    """A path of this site, with a slash only at its end."""
-    inner = text.strip("/")
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", inner, re.ASCII):
-        raise ValueError
-    if inner.partition("/")[0] in {"files", "healthz", "static", "statistics"}:
-        raise ValueError
-    return f"{inner}/"
-
-
-def header(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", text):
-        raise ValueError
-    return text
-
-
-# How to read each kind of value, and how an error describes it. Lower case: Django treats capitals as settings.
-kinds: dict[str, tuple[Callable[[str], Any], str]] = {
-    "str": (str, "text"),
-    "name": (short_name, "one line of at most 100 characters"),
-    "bool": (truth, "true or false"),
-    "count": (count, "a whole number above 0"),
-    "lifetime": (lifetime, "a whole number above 0, or never"),
-    "float": (positive, "a number above 0"),
-    "list": (words, "a list separated by commas"),
-    "queues": (queue_names, f"names of at most {queues.LONGEST} letters, digits, _ . -, none of Celery's own"),
-    "patterns": (patterns, "a list of jobs separated by commas, such as jobs.report, billing.* or *"),
-    "hosts": (hosts, "a list of hosts separated by commas: api.example.org, *.example.org, http://host:8080 or *"),
-    "domains": (domains, "a list of domains separated by commas, such as example.org, *.example.org"),
-    "site": (site, "the address of a site, such as https://punctual.example"),
-    "path": (path, "a path such as admin/ or office/console/ that no other page uses"),
-    "header": (header, "the name of a header, such as X-Remote-User"),
-    "zone": (zone, "an IANA time zone such as Europe/Berlin"),
-    "level": (level, "DEBUG, INFO, WARNING or ERROR"),
-    "signing_keys": (signing_keys, "keys of at least 32 bytes each, separated by commas"),
-    "remote_control": (remote_control, "inspect, full or off"),
-    "secret": (secret, "UTF-8 text of at least 8 bytes"),
-    "result_backend": (result_backend, "django-db, redis://host:6379/0 or another backend that Celery knows"),
-    "email_url": (email_url, "like smtp+tls://user:password@host:587 (smtp+ssl://, smtp://) or consolemail://"),
-}
-
-
-def read(kind: str, name: str, default: Any = required) -> Any:
-    """The value of variable `name` as one of `kinds`. An unset or empty one gives the default. Errors never show it."""
-    function, description = kinds[kind]
-    try:
-        text = env.get(name, "").strip()  # the value in a file may end in a newline
-    except (OSError, UnicodeDecodeError):
-        raise ImproperlyConfigured(
-            f"{name}_FILE names a file that cannot be read: check its path and permissions."
-        ) from None
-    if not text and default is required:
-        raise ImproperlyConfigured(f"{name} is not set. Set it (or {name}_FILE), or set DEBUG=true for development.")
-    try:
-        return function(text) if text else default
-    except (ValueError, LookupError, OSError, ImportError, ImproperlyConfigured):
-        raise ImproperlyConfigured(f"{name} is invalid: it must be {description}.") from None
-
+django_stubs_ext.monkeypatch()  # makes Django's generic classes subscriptable, for the type checker
 
 # --- This installation ----------------------------------------------------------------------------------------------
 
@@ -229,28 +50,14 @@ SITE_URL: str = read("site", "SITE_URL", "http://127.0.0.1:8000")
 HTTP_ALLOW_PRIVATE: bool = read("bool", "HTTP_ALLOW_PRIVATE", False)
 
 
-def _by_name(kind: str, prefix: str) -> dict[str, Any]:
-    """The values of all variables with this prefix, by the rest of the variable's name: the name of the secret."""
-    found = {}
-    for variable in filter(lambda name: name.startswith(prefix), os.environ):
-        name = variable.removeprefix(prefix).removesuffix("_FILE")
-        if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
-            raise ImproperlyConfigured(
-                f"{variable} does not name a secret; after {prefix}, write a letter, then letters, digits or _."
-            )
-        if (value := read(kind, f"{prefix}{name}", None)) is not None:
-            found[name] = value
-    return found
-
-
 # The values of all variables JOB_SECRET_NAME. Arguments of jobs refer to them as secret:NAME. Only workers need them.
-JOB_SECRETS: dict[str, str] = _by_name("secret", "JOB_SECRET_")
+JOB_SECRETS: dict[str, str] = read_all("secret", "JOB_SECRET_")
 # For each secret, from the variables SECRET_HOSTS_NAME: the hosts that it may go to, such as api.example.org (HTTPS),
 # *.example.org, host:8443, http://host:8080 or *. A secret without hosts goes nowhere. Every process needs these.
-SECRET_HOSTS: dict[str, list[str]] = _by_name("hosts", "SECRET_HOSTS_")
+SECRET_HOSTS: dict[str, list[str]] = read_all("hosts", "SECRET_HOSTS_")
 # For each secret, from the variables SECRET_JOBS_NAME: the jobs that may use it, also without a host. A secret without
 # such a variable may go to its hosts in any job.
-SECRET_JOBS: dict[str, list[str]] = _by_name("patterns", "SECRET_JOBS_")
+SECRET_JOBS: dict[str, list[str]] = read_all("patterns", "SECRET_JOBS_")
 # The jobs that only users with the right for them may schedule, start or change: names, `billing.*` for all names that
 # begin with `billing.`, or `*`. Each entry is a permission, which `manage.py migrate` creates. The default lists jobs
 # that can delete data, copy everything, send data out or run commands.
