@@ -70,7 +70,7 @@ class Consumer(LimitedConsumer):
 
     def _set_aside(self, message: Any, why: str) -> None:
         set_aside.note_message(message, why)
-        refusals.refuse_run(message.headers, f"{self.hostname} set its message aside: {why}")
+        refusals.refuse_run(refusals.named_by(message.headers), f"{self.hostname} set its message aside: {why}")
         if not message.acknowledged:
             message.reject_log_error(log, self.connection_errors)  # type: ignore[attr-defined] # set in `__init__`
 

@@ -36,15 +36,16 @@ class Named(NamedTuple):
     run: UUID
     attempt: int
     step: str = ""
+    task: str = ""
 
 
 def named_by(headers: Any) -> Named | None:
     """What the headers of a message name; None if that is no run and no step."""
     try:
         if (attempt := headers.get(ATTEMPT_HEADER)) is not None:
-            return Named(UUID(headers["id"]), int(attempt))
+            return Named(UUID(headers["id"]), int(attempt), task=str(headers["task"]))
         if step := headers.get(STEP_HEADER):
-            return Named(UUID(step[0]), int(step[1]), steps.key_of(step, str(headers["id"])))
+            return Named(UUID(step[0]), int(step[1]), steps.key_of(step, str(headers["id"])), str(headers["task"]))
     except (AttributeError, LookupError, TypeError, ValueError):
         log.info("A message names no attempt of a run: %r", headers)
     return None
@@ -52,22 +53,22 @@ def named_by(headers: Any) -> Named | None:
 
 def refuse(message: Any, why: str) -> None:
     """Give back the run of this message, or fail its step; do nothing for the message of a plain task."""
-    if (named := named_by(message.headers)) and _is_own(named, str(message.headers.get("task"))):
+    if (named := named_by(message.headers)) and _is_own(named):
         give_back(named, why)
 
 
-def refuse_run(headers: Any, why: str) -> None:
+def refuse_run(named: Named | None, why: str) -> None:
     """Give back the run of a message that may be forged: its own message can still start it. A step stays as it is."""
-    if (named := named_by(headers)) and not named.step and _is_own(named, str(headers.get("task"))):
+    if named and not named.step and _is_own(named):
         give_back(named, why)
 
 
-def _is_own(named: Named, task: str) -> bool:
+def _is_own(named: Named) -> bool:
     """Whether the run or step has the task that its message names. If the database is unavailable: as if it had."""
     runs, found = Run.objects.filter(id=named.run), Step.objects.filter(id=named.step, run=named.run)
     rows: Any = found if named.step else runs
     with logged(log, "The task of run %s could not be read.", named.run):
-        return bool(on_good_connection(rows.filter(task=task).exists))
+        return bool(on_good_connection(rows.filter(task=named.task).exists))
     return True
 
 

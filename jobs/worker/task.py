@@ -115,8 +115,8 @@ def _start(task: Any, task_id: str, sent: Sent) -> None:
         log.warning(
             "A message of run %s is refused: %s.", execution.run_id, forged, extra={"run": str(execution.run_id)}
         )
-        headers = {"id": task_id, "task": task.name, ATTEMPT_HEADER: _header(request, ATTEMPT_HEADER)}
-        refusals.refuse_run(headers, f"{node_of(request.hostname)} refused its message: {forged}")
+        named = Named(execution.run_id, execution.attempt, execution.step or "", task.name)
+        refusals.refuse_run(named, f"{node_of(request.hostname)} refused its message: {forged}")
         raise Ignore(f"This message does not belong to the run: {forged}.")
     if not started:
         _refuse(execution)

@@ -56,7 +56,7 @@ def test_it_fails_a_run_that_rabbitmq_refuses_and_runs_the_others(processes, eve
 
 def test_it_keeps_a_run_waiting_if_rabbitmq_refuses_the_login(processes, eventually):
     address = urlsplit(os.environ["TEST_AMQP_URL"])
-    wrong = address._replace(netloc=f"nobody:wrong@{address.hostname}:{address.port or 5672}").geturl()
+    wrong = address._replace(netloc=f"ada:wrong@{address.hostname}:{address.port or 5672}").geturl()
     beat = processes.start_beat(env={"BROKER_URL": wrong})
     make_due(make_schedule(task="jobs.heartbeat"))
     eventually(lambda: "The broker takes no messages" in beat.log)
