@@ -64,7 +64,7 @@ class FanOut:
         self._figures.note("numbers checked", who, "worker's CPU µs each", used / items * 1e6)
 
     def _run(self, items: int, chunk: int) -> int:
-        run, _ = requests.run_job("jobs.fan_out", {"items": items, "chunk": chunk}, "bench")
+        run, _ = requests.start("jobs.fan_out", {"items": items, "chunk": chunk}, "bench")
         outbox.send([run])
         wait_for(lambda: not Run.objects.filter(id=run.id, state__in=ACTIVE).exists())
         run.refresh_from_db()

@@ -48,6 +48,7 @@ _SECRETS = [
     re.compile(r"(?i)(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}"),
     re.compile(r"(://[^\s:/@]{0,100}:)(?!password@)[^\s/?#]{1,300}(?=@)"),
     re.compile(r"(\beyJ)[\w-]{10,}\.[\w-]{10,}\.[\w-]*"),  # a JSON web token
+    re.compile(r"(\bpunctual_)[\w-]{43}\b"),  # a token of the API
 ]
 _KEY_ALONE = re.compile(rf"(?i){_KEY}|authorization")
 

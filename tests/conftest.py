@@ -5,6 +5,7 @@ Its one rule: a test in tests/pure starts no server.
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ import redis as redis_client
 from django.db import connection
 
 from tests.servers import MissingServerError, MortalBroker, Pooler, Servers
+from tests.waiting import DEADLINE
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -47,9 +49,20 @@ def mortal_broker(servers: Servers) -> Iterator[MortalBroker]:
 @pytest.fixture(scope="session", autouse=True)
 def _tasks() -> None:
     """Load all tasks first: Celery configures logging again when it loads them, which would cut off caplog."""
-    from jobs.messages.arguments import find_task  # late: models cannot be imported yet
+    from jobs.ledger import sending  # late: models cannot be imported yet
+    from jobs.messages.arguments import find_task
 
     find_task("")
+    sending.LINGER = 0.0
+
+
+@pytest.fixture(autouse=True)
+def _nothing_to_send() -> Iterator[None]:
+    """Let no test end before its requested runs are sent: the next test empties the tables and the broker."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "sending":
+            thread.join(DEADLINE)
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ from uuid import uuid4
 
 import pytest
 from celery._state import _task_stack
-from django.db import connection
+from django.db import connection, transaction
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from jobs.ledger import requests
+from jobs.ledger import requests, sending
 from jobs.messages.arguments import find_task
 from jobs.models import ACTIVE, Policy, Run, State, database_now
 from jobs.rules.errors import Invalid
@@ -85,6 +85,8 @@ def run_now(schedule: PeriodicTask, actor: str = "ada") -> Run:
     requested = requests.run_now([schedule], actor)
     for _, why in requested.refused:
         raise Invalid(why)
+    if not transaction.get_connection().in_atomic_block:
+        assert sending.wait(DEADLINE)
     return requested.runs[0]
 
 

@@ -25,13 +25,14 @@ from django.utils.html import format_html
 from django_celery_beat.models import PeriodicTask
 
 from jobs.admin.display import counted, moment
-from jobs.ledger import backfills, requests
+from jobs.admin.guard import actor_of
+from jobs.ledger import backfills, requests, sending
 from jobs.models import CATCH_UP_CHOICES, Backfill, Run, State
-from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
 from jobs.schedules import acts
 
+PATIENCE = 2.0  # seconds that a page waits for the broker to take runs that its user requested
 NAMED = 10  # schedules or due moments that a page lists; it counts the rest
 
 Schedules = QuerySet[PeriodicTask]
@@ -111,7 +112,7 @@ class Page:
 
 @admin.action(description="Run now", permissions=["change"])
 def run_now(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
-    requested = requests.run_now(queryset, Actor.of_user(request.user))
+    requested = requests.run_now(queryset, actor_of(request))
     for schedule, why in requested.refused:
         messages.error(request, f"“{schedule.name}” cannot run: {why}")
     show_requested(request, requested.runs)
@@ -124,6 +125,7 @@ def show_requested(request: HttpRequest, runs: Sequence[Run]) -> None:
 
 def _show_requested(request: HttpRequest, runs: Sequence[Run]) -> None:
     """They are queued (a fast worker may be further already), wait for the broker, or have failed."""
+    sending.wait(PATIENCE)
     unsent_or_failed = Q(state=State.WAITING, attempt=1, sends=0) | Q(state=State.FAILED)
     found = Run.objects.filter(unsent_or_failed, id__in=[run.id for run in runs])
     unsent = {key: (state, reason) for key, state, reason in found.values_list("id", "state", "reason")}
@@ -148,12 +150,12 @@ def _names(runs: Sequence[Run]) -> str:
 
 @admin.action(description="Enable", permissions=["change"])
 def enable(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
-    _report(request, acts.enable(queryset, Actor.of_user(request.user)), "is enabled", "are enabled")
+    _report(request, acts.enable(queryset, actor_of(request)), "is enabled", "are enabled")
 
 
 @admin.action(description="Disable", permissions=["change"])
 def disable(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
-    _report(request, acts.disable(queryset, Actor.of_user(request.user)), "is disabled", "are disabled")
+    _report(request, acts.disable(queryset, actor_of(request)), "is disabled", "are disabled")
 
 
 @admin.action(description="Pause …", permissions=["change"])
@@ -161,7 +163,7 @@ def pause(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -
     form = PauseForm(request.POST if "step" in request.POST else None)
     if form.is_valid():
         try:
-            number = acts.pause(queryset, Actor.of_user(request.user), **form.cleaned_data)
+            number = acts.pause(queryset, actor_of(request), **form.cleaned_data)
         except Invalid as error:
             form.add_error("until", str(error))
         else:
@@ -172,7 +174,7 @@ def pause(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -
 
 @admin.action(description="Resume", permissions=["change"])
 def resume(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
-    if number := acts.resume(queryset, Actor.of_user(request.user)):
+    if number := acts.resume(queryset, actor_of(request)):
         _report(request, number, "was resumed", "were resumed")
     else:
         messages.warning(request, "None of the selected schedules is paused.")
@@ -185,7 +187,7 @@ def skip_next(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedule
         page = Page("skip_next", "Skip due moments of", form, [("do", "Skip")])
         return _ask(schedules, request, queryset, page)
     moments = form.cleaned_data["moments"]
-    number = acts.skip_next(queryset, Actor.of_user(request.user), moments)
+    number = acts.skip_next(queryset, actor_of(request), moments)
     skipped = {0: "no due moment", 1: "the next due moment"}.get(moments, f"the next {moments:,} due moments")
     _report(request, number, f"will skip {skipped}", f"will each skip {skipped}")
     return None
@@ -239,7 +241,7 @@ def _shown(preview: backfills.Preview | None) -> dict[str, Any] | None:
 
 def _backfill(request: HttpRequest, backfill: Backfill) -> None:
     try:
-        number = backfills.backfill(backfill, Actor.of_user(request.user))
+        number = backfills.backfill(backfill, actor_of(request))
     except Invalid as error:  # the schedule has changed since the preview
         messages.error(request, f"Nothing was backfilled: {error}")
         return

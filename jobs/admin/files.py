@@ -11,10 +11,9 @@ from django.utils.html import format_html, format_html_join
 
 from jobs.admin.actions import show_requested
 from jobs.admin.display import NOTHING, moment
-from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices
+from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, actor_of
 from jobs.ledger import requests
 from jobs.models import StoredFile
-from jobs.models.audit import Actor
 from jobs.toolkit import files, uploads
 
 BACKING_UP = "jobs.backup_database"
@@ -37,7 +36,7 @@ def _start_runs(job: str, request: HttpRequest, queryset: QuerySet[StoredFile]) 
         messages.error(request, f"No run was started: select at most {MOST_AT_ONCE} files.")
         return
     names = {str(row.pk): row.name for row in queryset}
-    requested = requests.run_job_each(job, ({"file": key} for key in names), Actor.of_user(request.user))
+    requested = requests.start_each(job, ({"file": key} for key in names), actor_of(request))
     for arguments, why in requested.refused:
         messages.error(request, f"“{names[arguments['file']]}” has no run: {why}")
     show_requested(request, requested.runs)
@@ -69,7 +68,7 @@ class StoredFileAdmin(GuardedAdmin):
         """Only users with the right for the backup job may delete a backup."""
         is_backup = obj is not None and obj.kind == StoredFile.Kind.BACKUP
         may = super().has_delete_permission(request, obj)
-        return may and not (is_backup and Actor.of_user(request.user).why_not(BACKING_UP))
+        return may and not (is_backup and actor_of(request).why_not(BACKING_UP))
 
     def has_run_permission(self, request: HttpRequest) -> bool:
         """Whether the user may start runs for files."""

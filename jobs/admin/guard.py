@@ -22,10 +22,15 @@ from django.utils.functional import cached_property
 
 from jobs.admin.display import NOTHING, counted
 from jobs.models import Backfill, installation
-from jobs.models.audit import Actor
+from jobs.models.audit import Actor, Door
 from jobs.rules.errors import Forbidden
 
 NAMED = 10  # rows that a message lists; it counts the rest
+
+
+def actor_of(request: HttpRequest) -> Actor:
+    """The user of a request to the admin."""
+    return Actor.of_user(request.user, Door.ADMIN)
 
 
 class GuardedAdmin(admin.ModelAdmin[Any]):
@@ -65,7 +70,7 @@ class RightsAdmin(GuardedAdmin):
 
     def why_not(self, request: HttpRequest, row: Any) -> str:
         """Why the user may not change this row; empty if the user may, or if there is no row."""
-        actor = Actor.of_user(request.user)
+        actor = actor_of(request)
         return next(filter(None, map(actor.why_not, self.jobs_of(row))), "") if row else ""
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -95,7 +100,7 @@ class RightsAdmin(GuardedAdmin):
 
     def permitted(self, request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any]:
         """The rows that the user may change. A message names the others, with the reason."""
-        actor = Actor.of_user(request.user)
+        actor = actor_of(request)
         jobs = rows.order_by().values_list(self.path_to_job, flat=True).distinct()
         refused = {job: why for job in jobs if job and (why := actor.why_not(job))}
         for job, why in refused.items():
@@ -110,6 +115,8 @@ class RightsAdmin(GuardedAdmin):
         """Add the sentence that names the missing right to a refusal."""
         try:
             yield
+        except Forbidden as error:  # an administrator has taken the right away meanwhile
+            raise PermissionDenied(str(error)) from error
         except PermissionDenied as error:
             row = self.get_object(request, key) if key and not error.args else None
             raise PermissionDenied(*error.args or [self.why_not(request, row)]) from error

@@ -11,9 +11,8 @@ from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 
 from jobs.admin.display import NOTHING, counted, moment, percentage
-from jobs.admin.guard import GuardedAdmin, ReadOnlyAdmin
+from jobs.admin.guard import GuardedAdmin, ReadOnlyAdmin, actor_of
 from jobs.models import Holding, ResourceVersion
-from jobs.models.audit import Actor
 from jobs.worker import resources
 
 FIGURES = ("entries", "bytes", "hits", "misses")
@@ -22,7 +21,7 @@ FIGURES = ("entries", "bytes", "hits", "misses")
 @admin.action(description="Invalidate", permissions=["operate"])
 def invalidate(_: admin.ModelAdmin[ResourceVersion], request: HttpRequest, queryset: QuerySet[ResourceVersion]) -> None:
     chosen = ResourceVersion.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
-    resources.invalidate(*(row.name for row in chosen), actor=Actor.of_user(request.user))
+    resources.invalidate(*(row.name for row in chosen), actor=actor_of(request))
     number = counted(len(chosen), "resource is", "resources are")
     messages.success(request, f"{number} invalidated: every worker drops the values within seconds.")
 

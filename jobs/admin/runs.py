@@ -18,10 +18,9 @@ from django.utils.safestring import SafeString, mark_safe
 
 from jobs.admin.actions import show_requested
 from jobs.admin.display import NOTHING, between, counted, moment, state
-from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, ReadOnlyAdmin, RightsAdmin
+from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, ReadOnlyAdmin, RightsAdmin, actor_of
 from jobs.ledger import requests
 from jobs.models import TERMINAL, Attempt, Backfill, Holding, Node, Run, State, Step
-from jobs.models.audit import Actor
 from jobs.models.steps import UNDER_WAY
 
 SHOWN = 100  # steps of a run, and runs of a node
@@ -39,7 +38,7 @@ class AttemptInline(ReadOnlyAdmin, admin.TabularInline[Attempt, Run]):
 
 @admin.action(description="Retry", permissions=["operate"])
 def retry(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Run]) -> None:
-    requested = requests.retry(queryset, Actor.of_user(request.user))
+    requested = requests.retry(queryset, actor_of(request))
     for run, why in requested.refused:
         messages.error(request, f"“{run}” was not retried: {why}.")
     show_requested(request, requested.runs)
@@ -48,7 +47,7 @@ def retry(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Run
 @admin.action(description="Cancel", permissions=["operate"])
 def cancel(_: admin.ModelAdmin[Run], request: HttpRequest, queryset: QuerySet[Run]) -> None:
     chosen = Run.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
-    cancelled = requests.cancel(chosen, Actor.of_user(request.user))
+    cancelled = requests.cancel(chosen, actor_of(request))
     if cancelled.asked:
         messages.warning(
             request,

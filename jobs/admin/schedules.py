@@ -21,22 +21,21 @@ from django_celery_beat.models import PeriodicTask
 
 from jobs.admin import actions, typed
 from jobs.admin.display import NOTHING, between, moment, state
-from jobs.admin.guard import RightsAdmin, without_backfills
+from jobs.admin.guard import RightsAdmin, actor_of, without_backfills
 from jobs.admin.timings import shared, tell_of_return
 from jobs.messages import discovery, queues
 from jobs.messages.arguments import find_task, model_of, startable
 from jobs.models import KINDS, Node, Policy, Run, Trigger
-from jobs.models.audit import Actor
+from jobs.models.audit import Actor, Door
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import Rule, foresee
 from jobs.rules.queues import reserved
-from jobs.schedules import calendar
-from jobs.schedules.check import check
+from jobs.schedules import acts, calendar
+from jobs.schedules.check import TIMING, check, problem_of_policy
 from jobs.schedules.entries import KEPT_FOR
 
 SHOWN = 5  # upcoming due moments
 ARGUMENTS = "Arguments"
-TIMING = {*KINDS, "start_time", "expires", "enabled"}  # the fields that decide whether it is ever due
 # Beat counts these down while a user edits, so the form compares them with the values that the page showed.
 COUNTED_DOWN = {"remaining_runs", "skip_next"}
 BEING_COMPUTED = "being computed"  # beat adds a missing policy within seconds
@@ -53,7 +52,7 @@ class JobField(TaskChoiceField):  # type: ignore[misc] # django-celery-beat has 
 
 class ScheduleForm(PeriodicTaskForm):  # type: ignore[misc] # django-celery-beat has no type hints
     regtask = JobField(label="Task (registered)", required=False)
-    actor = Actor("code")  # the user of the page
+    actor = Actor("code", door=Door.ADMIN)  # replaced by the user of the page
     job: Any = None  # a typed job, if the page has a field for each of its arguments
 
     queue = forms.ChoiceField(
@@ -121,16 +120,9 @@ class PolicyForm(forms.ModelForm[Policy]):
 
     def clean(self) -> dict[str, Any]:
         data: dict[str, Any] = super().clean() or {}
-        soft, hard = data.get("soft_time_limit"), data.get("time_limit")
-        if soft and hard and soft >= hard:
-            self.add_error("soft_time_limit", f"Enter less than {hard} s: at the time limit the process is killed.")
+        if problem := problem_of_policy(data, self.changed_data):
+            self.add_error(*problem)
         return data
-
-    def clean_remaining_runs(self) -> int | None:
-        remaining: int | None = self.cleaned_data["remaining_runs"]
-        if remaining == 0 and "remaining_runs" in self.changed_data:
-            raise ValidationError("Enter at least 1, or disable the schedule. Leave this empty for no limit.")
-        return remaining
 
     def save(self, commit: bool = True) -> Policy:
         """Write only the columns that the user changed: beat may have moved the others meanwhile."""
@@ -278,7 +270,7 @@ class ScheduleAdmin(RightsAdmin):
         if task := self._typed_job(request, obj):
             options["form"] = typed.form_for(self.form, task)
         form: Any = super().get_form(request, obj, change, **options)
-        form.actor = Actor.of_user(request.user)  # Django makes a class for each request
+        form.actor = actor_of(request)  # Django makes a class for each request
         return form
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -326,11 +318,23 @@ class ScheduleAdmin(RightsAdmin):
         )
         return task if can_be_shown else None
 
-    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+    def save_model(self, *_: Any) -> None:
+        """`save_related` saves the schedule with its policy, as one act."""
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         """A schedule that was disabled while a user edited other fields stays disabled."""
-        if change and "enabled" not in form.changed_data:
-            obj.enabled = PeriodicTask.objects.values_list("enabled", flat=True).get(pk=obj.pk)
-        super().save_model(request, obj, form, change)
+        schedule = form.instance
+        with acts.saving(schedule, actor_of(request)):
+            if change and "enabled" not in form.changed_data:
+                schedule.enabled = PeriodicTask.objects.values_list("enabled", flat=True).get(pk=schedule.pk)
+            super().save_model(request, schedule, form, change)
+            super().save_related(request, form, formsets, change)
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        acts.delete(PeriodicTask.objects.filter(pk=obj.pk), actor_of(request))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        acts.delete(queryset, actor_of(request))
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         tell_of_return(request, PeriodicTask.objects.filter(pk__in=[schedule.pk for schedule in objs]))

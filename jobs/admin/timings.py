@@ -21,7 +21,7 @@ from django.utils.html import format_html, format_html_join
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
 
 from jobs.admin.display import counted
-from jobs.admin.guard import RightsAdmin, without_backfills
+from jobs.admin.guard import RightsAdmin, actor_of, without_backfills
 from jobs.models import KINDS
 from jobs.models.audit import Actor
 from jobs.models.unknown_zones import UnknownZone
@@ -142,7 +142,7 @@ class TimingAdmin(RightsAdmin):
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
         if schedule := None if change else self._only(request):
-            acts.retime(PeriodicTask.objects.filter(pk=schedule.pk), Actor.of_user(request.user), obj)
+            acts.retime(PeriodicTask.objects.filter(pk=schedule.pk), actor_of(request), obj)
 
     def response_add(self, request: HttpRequest, obj: Any, post_url_continue: str | None = None) -> HttpResponse:
         if schedule := self._only(request):
@@ -164,7 +164,7 @@ class TimingAdmin(RightsAdmin):
         key = request.GET["schedule"]
         timed = PeriodicTask.objects.exclude(**{kind_of(self.model): None})
         schedule: PeriodicTask = get_object_or_404(timed, pk=key if key.isdecimal() and len(key) < 19 else None)
-        if why := Actor.of_user(request.user).why_not(schedule.task):
+        if why := actor_of(request).why_not(schedule.task):
             raise PermissionDenied(why)
         return schedule
 

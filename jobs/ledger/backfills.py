@@ -19,7 +19,8 @@ from jobs.ledger import windows
 from jobs.ledger.new_runs import NewRun, new_run
 from jobs.messages.message import Message, message_of
 from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, bulk, database_now, installation
-from jobs.models.audit import Actor, note
+from jobs.models.audit import Act, Actor, Changed, Kind, note
+from jobs.models.runs import REQUESTED
 from jobs.rules.errors import Invalid
 from jobs.schedules import past
 
@@ -95,7 +96,7 @@ def _left_alone(request: Backfill, policy: Policy, due: list[datetime]) -> set[d
 def _present(request: Backfill, states: Collection[State]) -> set[datetime]:
     of_range = Q(due_at__gte=request.start, due_at__lt=request.end)
     runs = Run.objects.of_schedule(request.schedule_id).filter(of_range, state__in=states)
-    return set(runs.exclude(trigger=Trigger.MANUAL).values_list("due_at", flat=True))
+    return set(runs.exclude(trigger__in=REQUESTED).values_list("due_at", flat=True))
 
 
 def backfill(request: Backfill, actor: Actor | str) -> int:
@@ -104,6 +105,7 @@ def backfill(request: Backfill, actor: Actor | str) -> int:
     A request with an id that exists creates none: then 0 is returned. Raises `Invalid`, also where `preview` does.
     """
     actor = Actor.of(actor)
+    actor.check_act(Kind.SCHEDULE, Act.BACKFILL)
     request.actor = actor.name
     _check(request)
     with transaction.atomic():
@@ -113,13 +115,15 @@ def backfill(request: Backfill, actor: Actor | str) -> int:
             return 0
         if policy is None:
             raise Invalid(NO_POLICY)
-        actor.check_may(policy.schedule.task)
+        actor.check_may(policy.schedule.task, schedule=policy.pk)
         seen = preview(request)
         request.save(force_insert=True)
         message = message_of(policy.schedule, policy)
         due = zip(seen.moments, seen.starts, strict=True)
         bulk.insert(Run, [_backfilling(request, policy.schedule, message, *each) for each in due])
-        note(actor, PeriodicTask, [(policy.pk, policy.schedule.name)], f"Backfilled: {request}.")
+        after = {"backfill": str(request.id), "runs": len(seen.moments)}
+        row = Changed(policy.pk, policy.schedule.name, None, after)
+        note(actor, Kind.SCHEDULE, Act.BACKFILL, [row], f"Backfilled: {request}.")
     return len(seen.moments)
 
 

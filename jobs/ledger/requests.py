@@ -1,37 +1,67 @@
-"""What can people request? To run a schedule or a job now, to repeat a run, to cancel runs.
+"""What can people and programs request? To run a schedule or a job, to repeat a run, to cancel runs.
 
 Its one rule: a requested run is a run like any other, committed before it is sent. It does not change when the schedule
 is due next, and ignores the policies on overlap and pauses. Requests with the same key make one run. Each function gets
-the actor, checks the actor's right for the job, and records the actor in the run; a door checks the permission, parses,
-calls and renders.
+the actor, checks the actor's permission and right for the job, names the actor in the run, and notes the act in the
+same transaction; a door parses, calls and renders.
 
-A new run is sent as soon as its transaction is committed. While the broker is unavailable it waits, and beat sends it.
+A new run is sent as soon as its transaction is committed (`sending`). While the broker is unavailable it waits, and
+beat sends it.
 """
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from django.db import IntegrityError, transaction
+from celery import current_app
+from django.db import transaction
 from django_celery_beat.models import PeriodicTask
 
-from jobs.ledger import outbox, outcomes, windows
+from jobs.ledger import outcomes, windows
 from jobs.ledger.new_runs import NewRun, new_run
 from jobs.ledger.outcomes import Cancelled
+from jobs.ledger.sending import send_after_commit
+from jobs.messages import queues
 from jobs.messages.arguments import check_fits, find_task, refuse_step
-from jobs.messages.dispatch import BrokerUnavailableError
 from jobs.messages.message import Message, message_of, read
-from jobs.models import ACTIVE, LONGEST_NAME, Policy, Run, RunQuerySet, Trigger, bulk, database_now, installation
-from jobs.models.audit import Actor
-from jobs.rules.errors import Invalid, logged
+from jobs.models import (
+    ACTIVE,
+    LONGEST_NAME,
+    UNSTARTED,
+    Policy,
+    Run,
+    RunQuerySet,
+    State,
+    Trigger,
+    bulk,
+    database_now,
+    installation,
+)
+from jobs.models.audit import Act, Actor, Changed, Door, Kind, note
+from jobs.rules.errors import Conflict, Invalid
 from jobs.secrets import as_key, refuse_passwords
 
-log = logging.getLogger(__name__)
+LONGEST_DELAY = timedelta(days=3650)
+MOST_PRIORITY = 255
 T = TypeVar("T")
+TRIGGERS = {Door.API: Trigger.API, Door.WEBHOOK: Trigger.WEBHOOK, Door.CODE: Trigger.CODE}  # the others: by hand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a run of a job starts. Only the first request with a `key` makes a run.
+
+    It starts `delay` after the request, or at the moment `at`; until then it waits in the ledger.
+    """
+
+    key: str | None = None
+    delay: timedelta | None = None
+    at: datetime | None = None
+    priority: int | None = None
+    queue: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +72,11 @@ class Requested:
     refused: list[tuple[Any, str]] = field(default_factory=list)
 
 
-def run_now(schedules: Iterable[PeriodicTask], actor: Actor | str) -> Requested:
-    """Run each of these schedules once, now."""
-    return _request_each(partial(_now, actor=Actor.of(actor)), schedules)
+def run_now(schedules: Iterable[PeriodicTask], actor: Actor | str, key: str | None = None) -> Requested:
+    """Run each of these schedules once, now. Only the first request with a key makes the runs."""
+    actor = Actor.of(actor)
+    actor.check_act(Kind.SCHEDULE, Act.RUN)
+    return _request_each(partial(_now, actor=actor, key=_checked_key(key)), schedules, _Noted(actor, Act.RUN))
 
 
 def retry(runs: Iterable[Run], actor: Actor | str) -> Requested:
@@ -52,45 +84,90 @@ def retry(runs: Iterable[Run], actor: Actor | str) -> Requested:
 
     The new run has the same due moment and the same data window.
     """
-    return _request_each(partial(_repeat, actor=Actor.of(actor)), runs)
+    actor = Actor.of(actor)
+    actor.check_act(Kind.RUN, Act.RETRY)
+    return _request_each(partial(_repeat, actor=actor), runs, _Noted(actor, Act.RETRY))
 
 
-def run_job(job: str, arguments: dict[str, Any], actor: Actor | str, key: str | None = None) -> tuple[Run, bool]:
+def start(
+    job: str, arguments: dict[str, Any], actor: Actor | str, options: RunOptions | None = None
+) -> tuple[Run, bool]:
     """Run a job by itself, without a schedule; returns the run, and whether it is new.
 
-    Only the first request with a key (at most 200 characters) makes a run. Later ones get that run, even if their
-    arguments differ. A plain name as the actor stands for code, which needs no right. Raises `Invalid` with a
-    sentence that says what to change, or `Forbidden` if the actor is a user without the right for the job.
+    Only the first request with a key makes a run. Later ones get that run, even if their arguments differ. Raises
+    `Invalid` with a sentence that says what to change, `Conflict` if the key was for another job, or `Forbidden`.
     """
-    if key is not None and not (0 < len(key) <= LONGEST_NAME and key.isprintable()):
-        raise Invalid(f"The key of a request is text of at most {LONGEST_NAME} characters, all printable.")
+    actor, options = Actor.of(actor), options or RunOptions()
+    actor.check_act(Kind.RUN, Act.START)
+    key = _checked_key(options.key)
     if why := installation.refusal():
         raise Invalid(why)
-    new = _of_job(arguments, job, Actor.of(actor))
-    new.key = key and as_key(key, LONGEST_NAME)
-    if bulk.insert(Run, [new]):
-        run = Run.objects.get(id=new.id)
-        _send_after_commit([run])
-        return run, True
+    new = _of_job(arguments, job, actor, options)
+    new.key = key
+    with transaction.atomic():
+        if bulk.insert(Run, [new]):
+            note(actor, Kind.RUN, Act.START, [Changed(new.id, job)])
+            run = Run.objects.get(id=new.id)
+            send_after_commit([run] if run.due_at <= database_now() else [])
+            return run, True
     run = Run.objects.get(key=new.key)
     if run.task != job:
-        raise Invalid(f"A request with this key was for {run.task}: choose another key.")
+        raise Conflict(f"A request with this key was for {run.task}: choose another key.")
     return run, False
 
 
-def run_job_each(job: str, arguments: Iterable[dict[str, Any]], actor: Actor | str) -> Requested:
+def start_each(job: str, arguments: Iterable[dict[str, Any]], actor: Actor | str) -> Requested:
     """Run a job once for each of these arguments."""
-    return _request_each(partial(_of_job, job=job, actor=Actor.of(actor)), arguments)
+    actor = Actor.of(actor)
+    actor.check_act(Kind.RUN, Act.START)
+    make = partial(_of_job, job=job, actor=actor, options=RunOptions())
+    return _request_each(make, arguments, _Noted(actor, Act.START))
+
+
+def run_job(job: Any, options: RunOptions | None = None, /, **arguments: Any) -> Run:
+    """Run a job with these arguments, once the surrounding transaction is committed; returns its run.
+
+    The job is a task or its name. Without a transaction the run is committed, and sent, at once. Raises `Invalid`.
+    """
+    run, _ = start(getattr(job, "name", job), arguments, "code", options)
+    return run
 
 
 def cancel(runs: RunQuerySet, actor: Actor | str) -> Cancelled:
     """End unstarted runs at once, and ask running ones to end. Raises `Forbidden` before it ends any."""
     actor = Actor.of(actor)
+    actor.check_act(Kind.RUN, Act.CANCEL)
     actor.check_rows(runs)
-    return outcomes.cancel(runs, f"by {actor.name}")
+    with transaction.atomic():
+        chosen = list(runs.filter(state__in=ACTIVE).order_by("pk").values_list("pk", "schedule_name", "state"))
+        cancelled = outcomes.cancel(runs, f"by {actor.name}")
+        rows = [Changed(key, name, {"state": state}, _cancelled(state)) for key, name, state in chosen]
+        note(actor, Kind.RUN, Act.CANCEL, rows)
+    return cancelled
 
 
-def _request_each(make: Callable[[T], NewRun], wanted: Iterable[T]) -> Requested:
+def _cancelled(state: str) -> dict[str, Any]:
+    return {"state": State.CANCELLED.value} if state in UNSTARTED else {"state": state, "asked to end": True}
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """Who requests the runs, and by which act."""
+
+    actor: Actor
+    act: Act
+
+    def note(self, made: Sequence[tuple[Any, Run]]) -> None:
+        """Note the act for the schedules, or for the runs, that the new runs were made from."""
+        rows = [Changed(run.id, run.schedule_name) if isinstance(of, dict) else _with_run(of, run) for of, run in made]
+        note(self.actor, Kind.SCHEDULE if self.act == Act.RUN else Kind.RUN, self.act, rows)
+
+
+def _with_run(of: Any, run: Run) -> Changed:
+    return Changed(of.pk, run.schedule_name, None, {"run": str(run.id)})
+
+
+def _request_each(make: Callable[[T], NewRun], wanted: Iterable[T], noted: _Noted) -> Requested:
     if why := installation.refusal():
         return Requested([], [(each, why) for each in wanted])
     made, refused = [], []
@@ -99,49 +176,38 @@ def _request_each(make: Callable[[T], NewRun], wanted: Iterable[T]) -> Requested
             made.append((each, make(each)))
         except Invalid as error:
             refused.append((each, str(error)))
-    _insert([new for _, new in made])
-    runs = Run.objects.in_bulk([new.id for _, new in made])
-    _send_after_commit(list(runs.values()))
+    with transaction.atomic():
+        existing = bulk.hold(PeriodicTask, {new.schedule_id for _, new in made} - {None})
+        bulk.insert(Run, [new for _, new in made if new.schedule_id in {None, *existing}])
+        runs = Run.objects.in_bulk([new.id for _, new in made])
+        noted.note([(each, runs[new.id]) for each, new in made if new.id in runs])
+        send_after_commit(list(runs.values()))
     refused += [(each, "its schedule was deleted meanwhile") for each, new in made if new.id not in runs]
     return Requested([runs[new.id] for _, new in made if new.id in runs], refused)
 
 
-def _insert(new: list[NewRun]) -> None:
-    """Write the runs together; one by one where a schedule of theirs was deleted meanwhile."""
-    try:
-        with transaction.atomic():
-            bulk.insert(Run, new)
-    except IntegrityError:
-        for run in new:
-            with suppress(IntegrityError), transaction.atomic():
-                bulk.insert(Run, [run])
+def _checked_key(key: str | None) -> str | None:
+    """A key as a run stores it. Raises `Invalid`."""
+    if key is None:
+        return None
+    if not (0 < len(key) <= LONGEST_NAME and key.isprintable()):
+        raise Invalid(f"The key of a request is text of at most {LONGEST_NAME} characters, all printable.")
+    return as_key(key, LONGEST_NAME)
 
 
-def _send_after_commit(runs: Sequence[Run]) -> None:
-    transaction.on_commit(partial(_send, runs))
-
-
-def _send(runs: Sequence[Run]) -> None:
-    """Send runs that are committed. An error would tell the caller that there is no run; beat sends unsent runs."""
-    with logged(log, "Requested runs are not sent yet; beat sends them."):
-        try:
-            outbox.send(runs)
-        except BrokerUnavailableError as error:
-            log.warning("%s", error, extra={"action": "dispatch"})
-
-
-def _now(schedule: PeriodicTask, actor: Actor) -> NewRun:
-    actor.check_may(schedule.task)
+def _now(schedule: PeriodicTask, actor: Actor, key: str | None) -> NewRun:
+    actor.check_may(schedule.task, schedule=schedule.pk)
     policy = Policy.objects.filter(schedule=schedule).first() or Policy(schedule=schedule)
     now = database_now()
     new = new_run(schedule.pk, schedule.name, message_of(schedule, policy), now, now)
-    new.trigger, new.actor = Trigger.MANUAL.value, actor.name
+    new.trigger, new.actor = TRIGGERS.get(actor.door, Trigger.MANUAL).value, actor.name
     new.window_start = windows.written(windows.previous(policy, now))
+    new.key = key and as_key(f"{key} {schedule.pk}", LONGEST_NAME)
     return new
 
 
 def _repeat(run: Run, actor: Actor) -> NewRun:
-    actor.check_may(run.task)
+    actor.check_may(run.task, schedule=run.schedule_id)
     if run.state in ACTIVE:
         raise Invalid(f"it is still {run.state}")
     if run.count > 1:
@@ -159,14 +225,33 @@ def _repeat(run: Run, actor: Actor) -> NewRun:
     return new
 
 
-def _of_job(arguments: dict[str, Any], job: str, actor: Actor) -> NewRun:
+def _of_job(arguments: dict[str, Any], job: str, actor: Actor, options: RunOptions) -> NewRun:
     actor.check_may(job)
     arguments = _storable(arguments)
     check_fits(job, [], arguments)
+    if options.queue:
+        queues.check(options.queue, current_app)
+    if options.priority is not None and not 0 <= options.priority <= MOST_PRIORITY:
+        raise Invalid(f"The priority of a run is a number from 0 to {MOST_PRIORITY}.")
     now = database_now()
-    new = new_run(None, job, Message(job, kwargs=arguments), now, now)
-    new.trigger, new.actor = Trigger.MANUAL.value, actor.name
+    due_at = _due_at(options, now)
+    new = new_run(None, job, Message(job, [], arguments, options.queue, options.priority), due_at, now)
+    new.trigger, new.actor = TRIGGERS.get(actor.door, Trigger.MANUAL).value, actor.name
+    if due_at > now:
+        new.not_before = due_at
     return new
+
+
+def _due_at(options: RunOptions, now: datetime) -> datetime:
+    """When the run should start. Raises `Invalid`."""
+    if options.delay is not None and options.at is not None:
+        raise Invalid("Give a delay or a moment to start at, not both.")
+    if options.at is not None and options.at.tzinfo is None:
+        raise Invalid("The moment to start at has no time zone: add one, such as +00:00.")
+    delay = options.delay if options.delay is not None else options.at - now if options.at is not None else timedelta(0)
+    if not -LONGEST_DELAY < delay < LONGEST_DELAY or (options.delay is not None and delay < timedelta(0)):
+        raise Invalid(f"A run starts at the latest {LONGEST_DELAY.days:,} days after its request; a delay is positive.")
+    return max(now, now + delay)
 
 
 def _storable(arguments: dict[str, Any]) -> dict[str, Any]:

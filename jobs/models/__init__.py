@@ -3,6 +3,7 @@
 The ledger and its companions: runs, steps, policies, nodes, resources, and the rows of ready-made jobs.
 """
 
+from jobs.models.audit import Act, Actor, AuditEntry, Door, Kind
 from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile
 from jobs.models.clock import database_now, lease
 from jobs.models.installation import Installation
@@ -35,6 +36,8 @@ from jobs.models.schedules import CATCH_UP_CHOICES, KINDS, Backfill, ChangedTimi
 from jobs.models.set_aside import SetAside
 from jobs.models.steps import Step
 from jobs.models.timings import PastTiming
+from jobs.models.tokens import ApiToken
+from jobs.models.webhooks import Webhook, WebhookSource
 
 __all__ = [
     "ACTIVE",
@@ -51,15 +54,21 @@ __all__ = [
     "TERMINAL",
     "TRANSITIONS",
     "UNSTARTED",
+    "Act",
+    "Actor",
+    "ApiToken",
     "Attempt",
+    "AuditEntry",
     "Backfill",
     "ChangedTiming",
     "Delivery",
+    "Door",
     "Effect",
     "Ended",
     "FeedEntry",
     "Holding",
     "Installation",
+    "Kind",
     "Measurement",
     "Node",
     "PastTiming",
@@ -75,6 +84,8 @@ __all__ = [
     "Step",
     "StoredFile",
     "Trigger",
+    "Webhook",
+    "WebhookSource",
     "database_now",
     "lease",
     "new_run_id",

@@ -1,27 +1,100 @@
-"""Who did what, and may they? The user or program that requests a change, and the sentence noted about the row."""
+"""Who did what, through which door, and may they? The actor of an act, and the row that records the act.
 
+Its one rule: the act itself checks its actor and writes its row, in its own transaction, so no door can forget either.
+A row holds the changed columns before and after, with secrets masked. Code that starts a run writes no row here: the
+run names it.
+"""
+
+import getpass
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from django.apps import apps
-from django.db.models import Model, QuerySet
+from django.db import models
+from django.db.models import Model, Q, QuerySet
+from django.db.models.functions import Now
 
 from jobs.models import rights
-from jobs.models.runs import LONGEST_ACTOR
+from jobs.models.runs import LONGEST_ACTOR, LONGEST_NAME, LONGEST_REASON
 from jobs.rules.errors import Forbidden
-from jobs.secrets import mask, storable
+from jobs.secrets import head, mask, masked, storable
+
+M = TypeVar("M", bound=Model)
+
+
+class Door(models.TextChoices):
+    ADMIN = "admin"
+    API = "api", "API"
+    SHELL = "shell"
+    WEBHOOK = "webhook"
+    CODE = "code"
+
+
+class Act(models.TextChoices):
+    ADD = "add"
+    CHANGE = "change"
+    DELETE = "delete"
+    ENABLE = "enable"
+    DISABLE = "disable"
+    PAUSE = "pause"
+    RESUME = "resume"
+    SKIP = "skip"
+    RETIME = "retime"
+    RUN = "run"
+    BACKFILL = "backfill"
+    START = "start"
+    RETRY = "retry"
+    CANCEL = "cancel"
+    INVALIDATE = "invalidate"
+    UPLOAD = "upload"
+    REVOKE = "revoke"
+
+
+class Kind(models.TextChoices):
+    """What an act is done to."""
+
+    SCHEDULE = "schedule"
+    RUN = "run"
+    RESOURCE = "resource"
+    FILE = "file"
+    TOKEN = "token"  # noqa: S105 - a kind of row
+    SOURCE = "webhook source", "Webhook source"
+
+
+SCHEDULES, RUNS = "django_celery_beat.{}_periodictask", "jobs.{}_run"
+# The permission that a user needs for an act on a kind of row. Every door asks for the same one.
+NEEDED = {
+    **{(Kind.SCHEDULE, act): SCHEDULES.format(act) for act in (Act.ADD, Act.DELETE)},
+    **dict.fromkeys(
+        [
+            *((Kind.SCHEDULE, act) for act in (Act.CHANGE, Act.ENABLE, Act.DISABLE, Act.PAUSE, Act.RESUME)),
+            *((Kind.SCHEDULE, act) for act in (Act.SKIP, Act.RETIME, Act.RUN, Act.BACKFILL)),
+        ],
+        SCHEDULES.format("change"),
+    ),
+    (Kind.RUN, Act.START): RUNS.format("add"),
+    **dict.fromkeys([(Kind.RUN, Act.RETRY), (Kind.RUN, Act.CANCEL)], RUNS.format("change")),
+    (Kind.RESOURCE, Act.INVALIDATE): "jobs.change_resourceversion",
+    (Kind.FILE, Act.UPLOAD): "jobs.add_storedfile",
+    (Kind.FILE, Act.DELETE): "jobs.delete_storedfile",
+    (Kind.TOKEN, Act.ADD): "jobs.add_apitoken",
+    (Kind.TOKEN, Act.REVOKE): "jobs.change_apitoken",
+    **{(Kind.SOURCE, act): f"jobs.{act}_webhooksource" for act in (Act.ADD, Act.CHANGE, Act.DELETE)},
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The requester. The ledger shows the name; the history of a row also shows the user, if there is one.
+    """The requester, and the door that the request came through.
 
-    Code and the shell have only a name and may do everything. A user needs the right for a restricted job.
+    Code, the shell and webhooks have only a name and may do everything. A user needs the permission for each act, and
+    the right for a restricted job. With a token, the user may do only what the token includes, too.
     """
 
     name: str
     user: Any = field(default=None, repr=False)  # of any user model
+    door: Door = Door.CODE
+    token: Any = field(default=None, repr=False)  # an ApiToken
 
     def __post_init__(self) -> None:
         """Write the name as the ledger can hold it: in one line, and with a mark where it is cut."""
@@ -36,33 +109,92 @@ class Actor:
         return actor if isinstance(actor, Actor) else cls(actor)
 
     @classmethod
-    def of_user(cls, user: Any) -> "Actor":
+    def of_user(cls, user: Any, door: Door = Door.CODE, token: Any = None) -> "Actor":
         """The user of a request."""
-        return cls(user.get_username(), user)
+        return cls(user.get_username(), user, door, token)
 
-    @property
-    def user_id(self) -> Any:
-        return None if self.user is None else self.user.pk
+    @classmethod
+    def of_shell(cls) -> "Actor":
+        """The user of the operating system who runs a command."""
+        try:
+            return cls(getpass.getuser(), door=Door.SHELL)
+        except (OSError, KeyError):  # a container may run as a user without a name
+            return cls("shell", door=Door.SHELL)
 
-    def why_not(self, job: str) -> str:
-        """Why this actor may not schedule, change or start a job, as a sentence; empty if the actor may."""
-        entry = None if self.user is None else rights.entry_of(job)
-        if entry is None or rights.has(self.user, entry):
+    def may(self, permission: str) -> bool:
+        """Whether the actor has a permission, and the token includes it."""
+        return not self._missing(permission)
+
+    def check(self, permission: str) -> None:
+        """Refuse an actor without this permission. Raises `Forbidden`."""
+        if why := self._missing(permission):
+            raise Forbidden(why)
+
+    def check_act(self, kind: Kind, act: Act) -> None:
+        """Refuse an actor without the permission for an act. Raises `Forbidden`."""
+        self.check(NEEDED[kind, act])
+
+    def _missing(self, permission: str) -> str:
+        if self.user is None:
             return ""
+        asked = getattr(self.user, "has_perm", None)  # a user model without permissions has none
+        if not (asked and asked(permission)):
+            return f"{self.name} lacks the permission {permission}: ask an administrator for it."
+        if self.token is not None and permission not in self.token.scopes:
+            return f"The token “{self.token.name}” does not include {permission}: make one that does."
+        return ""
+
+    def why_not(self, job: str, schedule: int | None = None) -> str:
+        """Why this actor may not schedule, change or start a job, as a sentence; empty if the actor may.
+
+        `schedule` is the schedule that the act concerns, which the actor's token may name instead of the job.
+        """
+        if self.user is None:
+            return ""
+        if self.token is not None and not self.token.covers(job, schedule):
+            return f"The token “{self.token.name}” is limited to other schedules and jobs than {job}."
+        entry = rights.entry_of(job)
+        if entry is None or (rights.has(self.user, entry) and self._includes(entry)):
+            return ""
+        if rights.has(self.user, entry):
+            return f"The token “{self.token.name}” does not include the permission “{rights.title_of(entry)}”."
         return (
             f"Without the permission “{rights.title_of(entry)}”, {self.name} may not change or start {job}. Ask an"
             " administrator for it."
         )
 
-    def check_may(self, *jobs: str) -> None:
+    def _includes(self, entry: str) -> bool:
+        return self.token is None or f"jobs.{rights.codename_of(entry)}" in self.token.scopes
+
+    def check_may(self, *jobs: str, schedule: int | None = None) -> None:
         """Refuse an actor that may not schedule, change or start each of these jobs. Raises `Forbidden`."""
-        for why in filter(None, map(self.why_not, jobs)):
-            raise Forbidden(why)
+        for job in jobs:
+            if why := self.why_not(job, schedule):
+                raise Forbidden(why)
 
     def check_rows(self, rows: QuerySet[Any]) -> None:
         """Like `check_may`, for the jobs of schedules or runs, in one query. Raises `Forbidden`."""
-        if self.user is not None:
+        if self.user is None:
+            return
+        if self.token is None:
             self.check_may(*rows.order_by().values_list("task", flat=True).distinct())
+            return
+        for job, schedule in rows.order_by().values_list("task", _schedule_of(rows)).distinct():
+            self.check_may(job, schedule=schedule)
+
+    def limit(self, rows: QuerySet[M]) -> QuerySet[M]:
+        """The schedules or runs among these rows that the actor's token may see: all without a token or its limits."""
+        if self.token is None or not self.token.is_limited:
+            return rows
+        among = Q(**{f"{_schedule_of(rows)}__in": self.token.schedules})
+        for entry in self.token.jobs:
+            among |= Q(task__startswith=entry[:-1]) if entry.endswith("*") else Q(task=entry)
+        return rows.filter(among)
+
+
+def _schedule_of(rows: QuerySet[Any]) -> str:
+    """The column with the schedule: a run names it, and a schedule is it."""
+    return "schedule_id" if rows.model._meta.model_name == "run" else "pk"
 
 
 def _visible(character: str) -> str:
@@ -70,13 +202,72 @@ def _visible(character: str) -> str:
     return character if character.isprintable() else repr(character)[1:-1]
 
 
-def note(actor: Actor, model: type[Model], rows: Iterable[tuple[Any, str]], what: str) -> None:
-    """Write a sentence into the admin's history of these rows, each a primary key and a name. Only users have one."""
-    if actor.user_id is None or not apps.is_installed("django.contrib.admin"):
-        return
-    from django.contrib.admin.models import CHANGE, LogEntry  # late: a project may run without the admin
-    from django.contrib.contenttypes.models import ContentType
+class Changed(NamedTuple):
+    """A row that an act concerned, with its columns before and after: those that differ are recorded."""
 
-    content_type = ContentType.objects.get_for_model(model, for_concrete_model=False)
-    kind = {"user_id": actor.user_id, "content_type": content_type, "action_flag": CHANGE, "change_message": what}
-    LogEntry.objects.bulk_create(LogEntry(**kind, object_id=key, object_repr=name) for key, name in rows)
+    key: Any
+    name: str
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
+
+
+class AuditEntry(models.Model):
+    """One act on one row. It refers to nothing by a foreign key: it outlives the row, the user and the token."""
+
+    at = models.DateTimeField(db_default=Now())
+    actor = models.CharField(max_length=LONGEST_ACTOR, help_text="Who did it.")
+    user_key = models.CharField(max_length=LONGEST_NAME, blank=True, help_text="The primary key of the user.")
+    door = models.CharField(max_length=10, choices=Door.choices)
+    token = models.CharField(max_length=LONGEST_NAME, blank=True, help_text="The name of the API token.")
+    act = models.CharField(max_length=10, choices=Act.choices)
+    kind = models.CharField(max_length=20, choices=Kind.choices, help_text="What it was done to.")
+    key = models.CharField(max_length=LONGEST_NAME, help_text="The primary key of the row.")
+    name = models.CharField(max_length=LONGEST_NAME, help_text="The name of the row then.")
+    summary = models.TextField(blank=True, help_text="What was done, in one sentence.")
+    before = models.JSONField(null=True, help_text="The changed columns before; empty for a new row.")
+    after = models.JSONField(null=True, help_text="The changed columns after; empty for a deleted row.")
+
+    class Meta:
+        verbose_name_plural = "audit entries"
+        indexes = [
+            models.Index("kind", "key", "id", name="audit_of_row"),
+            models.Index("actor", "id", name="audit_of_actor"),
+            models.Index("at", name="audit_at"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.actor} ({self.get_door_display()}): {self.act} {self.kind} “{self.name}”"
+
+
+def note(actor: Actor, kind: Kind, act: Act, rows: Iterable[Changed], summary: str = "") -> None:
+    """Write the row of an act for each of these rows. Call it in the transaction of the act."""
+    if actor.door == Door.CODE and act == Act.START:
+        return
+    of_actor = {
+        "actor": actor.name,
+        "user_key": "" if actor.user is None else str(actor.user.pk)[:LONGEST_NAME],
+        "door": actor.door.value,
+        "token": "" if actor.token is None else actor.token.name,
+    }
+    entries = [
+        AuditEntry(
+            **of_actor,
+            kind=kind.value,
+            act=act.value,
+            key=str(row.key),
+            name=head(str(row.name), LONGEST_NAME),
+            summary=head(summary, LONGEST_REASON),
+            **_difference(row),
+        )
+        for row in rows
+    ]
+    AuditEntry.objects.bulk_create(entries, batch_size=500)
+
+
+def _difference(row: Changed) -> dict[str, Any]:
+    before, after = row.before, row.after
+    if before is not None and after is not None:
+        differing = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+        before = {name: before.get(name) for name in sorted(differing)}
+        after = {name: after.get(name) for name in sorted(differing)}
+    return {"before": masked(before), "after": masked(after)}

@@ -42,6 +42,19 @@ def insert_new(row: Model) -> bool:
         return bool(_execute(statement, params))
 
 
+def hold(model: type[Model], keys: Collection[Any]) -> set[Any]:
+    """Those of these keys that exist. No other transaction deletes their rows until this transaction ends."""
+    if not keys:
+        return set()
+    key: Any = model._meta.pk
+    if connection.vendor != "postgresql":  # SQLite has one writer at a time
+        return set(model._default_manager.filter(pk__in=keys).values_list("pk", flat=True))
+    with connection.cursor() as cursor:
+        table, column = _name(model._meta.db_table), _name(key.column)
+        cursor.execute(f"SELECT {column} FROM {table} WHERE {column} = ANY(%s) FOR KEY SHARE", [list(keys)])
+        return {found for (found,) in cursor.fetchall()}
+
+
 def update(model: type[Model], rows: Sequence[Any], names: Collection[str]) -> None:
     """Write the fields `names` of these rows, each found by its primary key."""
     if not rows:

@@ -32,6 +32,7 @@ LONGEST_NAME = 200  # characters
 LONGEST_REASON = 500  # characters of an error in the reason of its run; `error_text` holds more
 LONGEST_ERROR_TEXT = 20_000  # characters; the end of the traceback is kept
 LONGEST_LOG = 100_000  # characters per attempt; the latest are kept
+KNOWN_BY = 500  # last characters by which a reader of a log finds the place up to which it has read
 
 
 class AsJSON(models.JSONField):
@@ -89,9 +90,15 @@ ENDED_BY_ITSELF = frozenset({State.SUCCEEDED, State.FAILED, State.LOST})
 class Trigger(models.TextChoices):
     SCHEDULE = "schedule"
     MANUAL = "manual"
+    API = "api", "API"
+    WEBHOOK = "webhook"
+    CODE = "code"
     BACKFILL = "backfill"
     RETRY = "retry"
 
+
+# The triggers of runs that were requested as they are: they stand for no due moment.
+REQUESTED = frozenset({Trigger.MANUAL, Trigger.API, Trigger.WEBHOOK, Trigger.CODE})
 
 # The columns of a run whose next attempt has not started.
 NOT_STARTED: dict[str, Any] = {
@@ -425,6 +432,15 @@ class RunLog(models.Model):
 
     def __str__(self) -> str:
         return f"log of attempt {self.attempt} of {self.run_id}"
+
+    @staticmethod
+    def since(before: str, now: str) -> str:
+        """What a log has that an earlier reading had not: its end, also if its oldest lines were dropped meanwhile."""
+        if now.startswith(before):
+            return now[len(before) :]
+        known = before[-KNOWN_BY:]
+        at = now.rfind(known)
+        return now if at < 0 else now[at + len(known) :]
 
     @classmethod
     def append(cls, run_id: UUID, attempt: int, text: str) -> None:

@@ -21,6 +21,10 @@ class Forbidden(Invalid):
     """The user may not change or start the job. The message names the missing permission."""
 
 
+class Conflict(Invalid):
+    """Refuses a request that contradicts an earlier one or the state of its row. The message says which."""
+
+
 class UnknownJob(Invalid):
     """The code of this process has no job of that name; that of another process may have it."""
 

@@ -1,25 +1,28 @@
-"""What can people do to schedules? Enable, disable, pause, resume, skip, retime: one function each, for every door.
+"""What can people do to schedules? Save, delete, enable, disable, pause, resume, skip, retime: one function each.
 
-Its one rule: an act gets the actor, then checks, locks, changes and records, in one transaction; a door checks the
-permission, parses, calls and renders. No act starts a run: only a due moment does. If the actor lacks the right for one
-of the jobs, an act raises `Forbidden` and changes nothing.
+Its one rule: an act gets the actor, then checks the permission and the right for the job, locks, changes and notes who
+did it, in one transaction; a door parses, calls one function and renders. No act starts a run: only a due moment does.
+An act that raises `Invalid`, or `Forbidden`, has changed nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from django.db import transaction
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 from django.dispatch import Signal
 from django_celery_beat.models import PeriodicTask
 
-from jobs.models import KINDS, Policy, PolicyQuerySet, database_now
-from jobs.models.audit import Actor, note
+from jobs.models import KINDS, Act, Actor, Kind, Policy, PolicyQuerySet, database_now
+from jobs.models.audit import note
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
-from jobs.schedules import calendar
+from jobs.schedules import calendar, snapshot
+from jobs.schedules.check import TIMING, check, problem_of_policy
 
 LONGEST_PAUSE = timedelta(days=36525)  # a longer pause should have no end
 LONGEST_REASON = 500  # characters
@@ -30,14 +33,109 @@ Schedules = QuerySet[PeriodicTask]
 acted = Signal()  # sent after an act on schedules is committed
 
 
+@contextmanager
+def saving(schedule: PeriodicTask, actor: Actor | str) -> Iterator[None]:
+    """Around the statements that save a schedule, new or changed, with its policy: check the actor, note the act."""
+    actor, is_new = Actor.of(actor), schedule.pk is None
+    act = Act.ADD if is_new else Act.CHANGE
+    actor.check_act(Kind.SCHEDULE, act)
+    with transaction.atomic():
+        stored = PeriodicTask.objects.filter(pk=schedule.pk)
+        if not is_new:
+            _lock(stored.select_for_update(no_key=True))
+            actor.check_rows(stored)
+        actor.check_may(schedule.task, schedule=schedule.pk)
+        before = {} if is_new else snapshot.of(stored)
+        yield
+        after = snapshot.of(PeriodicTask.objects.filter(pk=schedule.pk))
+        note(actor, Kind.SCHEDULE, act, snapshot.changed(before, after))
+        transaction.on_commit(_tell)
+
+
+def save(
+    schedule: PeriodicTask, policy: dict[str, Any], actor: Actor | str, columns: Collection[str] | None = None
+) -> None:
+    """Save a schedule, new or changed, and these columns of its policy. `columns` are those to write; None: all.
+
+    Raises `Invalid` with a sentence that says what to change if it could not be computed or sent, or would never run.
+    """
+    actor = Actor.of(actor)
+    with saving(schedule, actor):
+        former = PeriodicTask.objects.select_related("policy").filter(pk=schedule.pk).first()
+        if schedule.pk is not None and former is None:
+            raise Invalid("The schedule was deleted meanwhile.")
+        stored: Policy = getattr(former, "policy", None) or Policy()
+        if former and stored.entry and former.name != schedule.name:
+            raise Invalid("A schedule from the settings keeps its name: rename its entry in CELERY_BEAT_SCHEDULE.")
+        _set(stored, policy)
+        _clean(schedule, stored, policy)
+        if problem := problem_of_policy(vars(stored), policy):
+            raise Invalid(": ".join(problem))
+        timing_changed = any(getattr(former, name, None) != getattr(schedule, name) for name in TIMING)
+        check(schedule, stored, database_now(), timing_changed=timing_changed, actor=actor)
+        _write(schedule, policy, columns)
+
+
+def _set(policy: Policy, columns: dict[str, Any]) -> None:
+    if unknown := sorted(columns.keys() - snapshot.EDITED):
+        raise Invalid(f"A policy has no column {', '.join(unknown)}: choose from {', '.join(sorted(snapshot.EDITED))}.")
+    for name, value in columns.items():
+        setattr(policy, name, value)
+
+
+def _clean(schedule: PeriodicTask, policy: Policy, given: Collection[str]) -> None:
+    """Refuse what the columns do not allow. Raises `Invalid`."""
+    fields = Policy._meta.fields
+    unset = {field.name for field in fields if field.null and getattr(policy, field.attname) is None}
+    try:
+        policy.clean_fields(exclude={field.name for field in fields} - ({*given} - unset))
+        schedule.full_clean(exclude={"args", "kwargs", "headers"})  # `check` reads these
+    except ValidationError as error:
+        texts = ((name, " ".join(text)) for name, text in error.message_dict.items())
+        raise Invalid(" ".join(text if name == "__all__" else f"{name}: {text}" for name, text in texts)) from error
+
+
+def _write(schedule: PeriodicTask, policy: dict[str, Any], columns: Collection[str] | None) -> None:
+    """Write these columns alone: beat may have moved the others meanwhile. Raises `Invalid` for a name in use."""
+    written = columns if columns is None or schedule.pk is None else {*columns, "date_changed"}
+    if written and "enabled" in written:
+        written = {*written, "last_run_at"}  # saving a disabled schedule resets it
+    try:
+        with transaction.atomic():
+            schedule.save(update_fields=written)
+    except IntegrityError as error:
+        raise Invalid(f"There is a schedule {schedule.name!r} already: choose another name.") from error
+    calendar.refresh(PeriodicTask.objects.filter(pk=schedule.pk))  # a schedule that SQL created may have no policy yet
+    policies, others = Policy.objects.filter(pk=schedule.pk), {**policy}
+    moments = others.pop("skip_next", None)
+    if others:
+        policies.update(**others)
+    if moments is not None:
+        policies.skip(moments)
+
+
+def delete(schedules: Schedules, actor: Actor | str) -> int:
+    """Delete these schedules; returns how many there were. Their runs stay in the ledger."""
+    chosen, actor = _chosen(schedules), Actor.of(actor)
+    actor.check_act(Kind.SCHEDULE, Act.DELETE)
+    with transaction.atomic():
+        _lock(Policy.objects.filter(pk__in=chosen.values("pk")).select_for_update())  # as a deletion locks
+        actor.check_rows(chosen)
+        before = snapshot.of(chosen)
+        chosen.delete()
+        note(actor, Kind.SCHEDULE, Act.DELETE, snapshot.changed(before, {}))
+        transaction.on_commit(_tell)
+    return len(before)
+
+
 def enable(schedules: Schedules, actor: Actor | str) -> int:
     """Enable these schedules from now on; returns how many there are."""
-    return _switch(schedules, actor, enabled=True)
+    return _update(schedules, actor, Act.ENABLE, "Enabled.", enabled=True)
 
 
 def disable(schedules: Schedules, actor: Actor | str) -> int:
     """Disable these schedules; returns how many there are. Their unfinished runs continue."""
-    return _switch(schedules, actor, enabled=False)
+    return _update(schedules, actor, Act.DISABLE, "Disabled.", enabled=False)
 
 
 def pause(
@@ -58,13 +156,15 @@ def pause(
     if catch_up not in set(CatchUp):
         raise Invalid(f"There is no catch-up {catch_up!r}: choose from {', '.join(CatchUp)}.")
     name = Actor.of(actor).name
-    return _change(schedules, actor, "Paused.", lambda policies: policies.pause(name, reason, until, catch_up))
+    return _change(
+        schedules, actor, Act.PAUSE, "Paused.", lambda policies: policies.pause(name, reason, until, catch_up)
+    )
 
 
 def resume(schedules: Schedules, actor: Actor | str) -> int:
     """Resume the paused ones among these schedules; returns how many were paused."""
     paused = schedules.filter(policy__in=Policy.objects.paused())
-    return _change(paused, actor, "Resumed.", PolicyQuerySet.resume)
+    return _change(paused, actor, Act.RESUME, "Resumed.", PolicyQuerySet.resume)
 
 
 def skip_next(schedules: Schedules, actor: Actor | str, moments: int) -> int:
@@ -75,45 +175,47 @@ def skip_next(schedules: Schedules, actor: Actor | str, moments: int) -> int:
     if not 0 <= moments <= MOST_SKIPPED:
         raise Invalid(f"Choose from 0 to {MOST_SKIPPED:,} due moments to skip.")
     sentence = f"Told to skip {moments:,} due moment{'' if moments == 1 else 's'}."
-    return _change(schedules, actor, sentence, lambda policies: policies.skip(moments))
+    return _change(schedules, actor, Act.SKIP, sentence, lambda policies: policies.skip(moments))
 
 
 def retime(schedules: Schedules, actor: Actor | str, timing: Any) -> int:
     """Make these schedules due by `timing`, a row of one of `KINDS`; returns how many there are."""
-    chosen = _chosen(schedules)
     kinds = {kind: timing if isinstance(timing, model) else None for kind, model in KINDS.items()}
-    with transaction.atomic():
-        number = _lock(chosen.select_for_update(no_key=True))
-        Actor.of(actor).check_rows(chosen)
-        chosen.update(**kinds)
-        _note(chosen, actor, f"Given a timing of its own: {timing}.")
-        transaction.on_commit(partial(calendar.refresh, chosen))
-    return number
+    return _update(schedules, actor, Act.RETIME, f"Given a timing of its own: {timing}.", **kinds)
 
 
-def _switch(schedules: Schedules, actor: Actor | str, *, enabled: bool) -> int:
+def _update(schedules: Schedules, actor: Actor | str, act: Act, sentence: str, **columns: Any) -> int:
     """Lock the schedules alone, and let the calendar have their policies after the commit."""
     chosen = _chosen(schedules)
-    with transaction.atomic():
-        number = _lock(chosen.select_for_update(no_key=True))
-        Actor.of(actor).check_rows(chosen)
-        chosen.update(enabled=enabled)
-        _note(chosen, actor, "Enabled." if enabled else "Disabled.")
+    with _noted(chosen, chosen.select_for_update(no_key=True), Actor.of(actor), act, sentence) as number:
+        chosen.update(**columns)
         transaction.on_commit(partial(calendar.refresh, chosen))
     return number
 
 
-def _change(schedules: Schedules, actor: Actor | str, sentence: str, change: Callable[[PolicyQuerySet], object]) -> int:
+def _change(
+    schedules: Schedules, actor: Actor | str, act: Act, sentence: str, change: Callable[[PolicyQuerySet], object]
+) -> int:
     """Lock and change the policies alone."""
     chosen = _chosen(schedules)
     calendar.refresh(chosen)  # a schedule that was created a moment ago may have no policy yet
     policies = Policy.objects.filter(pk__in=chosen.values("pk"))
-    with transaction.atomic():
-        number = _lock(policies.select_for_update())
-        Actor.of(actor).check_rows(chosen)
+    with _noted(chosen, policies.select_for_update(), Actor.of(actor), act, sentence) as number:
         change(policies)
-        _note(chosen, actor, sentence)
     return number
+
+
+@contextmanager
+def _noted(chosen: Schedules, rows: QuerySet[Any], actor: Actor, act: Act, sentence: str) -> Iterator[int]:
+    """Check the actor, lock the rows, and note what the block changes; yields how many rows there are."""
+    actor.check_act(Kind.SCHEDULE, act)
+    with transaction.atomic():
+        number = _lock(rows)
+        actor.check_rows(chosen)
+        before = snapshot.of(chosen)
+        yield number
+        note(actor, Kind.SCHEDULE, act, snapshot.changed(before, snapshot.of(chosen)), sentence)
+        transaction.on_commit(_tell)
 
 
 def _chosen(schedules: Schedules) -> Schedules:
@@ -125,11 +227,6 @@ def _chosen(schedules: Schedules) -> Schedules:
 def _lock(rows: QuerySet[Any]) -> int:
     """Lock the rows in a fixed order, so that two acts on the same rows cannot deadlock; returns how many there are."""
     return len(list(rows.order_by("pk").values_list("pk", flat=True)))
-
-
-def _note(chosen: Schedules, actor: Actor | str, sentence: str) -> None:
-    note(Actor.of(actor), PeriodicTask, chosen.values_list("pk", "name"), sentence)
-    transaction.on_commit(_tell)
 
 
 def _tell() -> None:

@@ -10,7 +10,7 @@ from jobs.cache.resources import Resource
 from jobs.cache.shared import cached
 from jobs.cache.shared import invalidate as invalidate_cached
 from jobs.cache.shared import usage as cache_usage
-from jobs.ledger.requests import run_job
+from jobs.ledger.requests import RunOptions, run_job
 from jobs.toolkit.current import CurrentRun, current_run, once, progress
 from jobs.toolkit.queries import Table, query
 from jobs.toolkit.revealing import reveal
@@ -23,6 +23,7 @@ __all__ = [
     "MappedResource",
     "Resource",
     "ResourceTask",
+    "RunOptions",
     "Table",
     "accepts_body",
     "accepts_uploads",

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
 
-from jobs.ledger.requests import run_job
+from jobs.ledger.requests import RunOptions, start
 from jobs.models import Run, StoredFile
 from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid
@@ -59,16 +59,16 @@ def may_upload(user: Any, view: Callable[..., Any] | None) -> bool:
 def take_upload(
     upload: UploadedFile[bytes], actor: Actor | str, key: str | None = None, job: str = "jobs.process_upload"
 ) -> tuple[Run, bool]:
-    """Keep an upload and run a job for the file. Returns the run, and whether it is new, as `run_job` does.
+    """Keep an upload and run a job for the file. Returns the run, and whether it is new, as `start` does.
 
     A process that dies between the two leaves a file without a run, which `jobs.cleanup` removes. Raises `Invalid` for
-    a file that is too large, and as `run_job` does.
+    a file that is too large, and as `start` does.
     """
     if upload.size is None or upload.size > files.LARGEST_UPLOAD:
         raise Invalid(files.too_large())
     row = files.keep(str(upload.name), upload, StoredFile.Kind.UPLOAD, str(upload.content_type or ""))
     try:
-        run, is_new = run_job(job, {"file": str(row.id)}, actor, key)
+        run, is_new = start(job, {"file": str(row.id)}, actor, RunOptions(key=key))
     except Invalid:
         files.remove(row)
         raise

@@ -27,7 +27,7 @@ from django.db.models.functions import Now
 
 from jobs.cache.resources import Key, Resource, Tally, before_first_use, registry
 from jobs.models import Holding, ResourceVersion
-from jobs.models.audit import Actor, note
+from jobs.models.audit import Act, Actor, Changed, Kind, note
 from jobs.models.resources import GONE_AFTER
 from jobs.rules.errors import logged
 
@@ -106,14 +106,16 @@ def invalidate(*names: str, actor: Actor | str = "") -> None:
     `UnknownResourceError`, and then invalidates none.
     """
     actor = Actor.of(actor)
+    actor.check_act(Kind.RESOURCE, Act.INVALIDATE)
     known = {*registry, *ResourceVersion.objects.values_list("name", flat=True)}
     for name in names:
         if name not in known:
             raise UnknownResourceError(name, known)
     _have_rows(names)
     versions = ResourceVersion.objects.filter(name__in=names)
-    versions.update(number=F("number") + 1, invalidated_at=Now(), invalidated_by=actor.name)
-    note(actor, ResourceVersion, ((name, name) for name in names), "Invalidated.")
+    with transaction.atomic():
+        versions.update(number=F("number") + 1, invalidated_at=Now(), invalidated_by=actor.name)
+        note(actor, Kind.RESOURCE, Act.INVALIDATE, [Changed(name, name) for name in names])
     log.info("Invalidated: %s", ", ".join(names), extra={"action": "invalidate"})
     transaction.on_commit(drop_outdated, robust=True)
 

@@ -1,13 +1,11 @@
 """Each act on schedules and runs is one function for all doors."""
 
 import threading
-from contextlib import suppress
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import OperationalError, connection, transaction
@@ -16,14 +14,14 @@ from kombu.exceptions import EncodeError
 from kombu.exceptions import OperationalError as BrokerError
 
 from jobs.beat import claim
-from jobs.ledger import backfills, outbox, outcomes, requests
-from jobs.models import Backfill, Policy, Run, State, StoredFile, database_now
-from jobs.models.audit import Actor
+from jobs.ledger import backfills, outbox, outcomes, requests, sending
+from jobs.models import Actor, AuditEntry, Backfill, Door, Policy, Run, State, StoredFile, database_now
 from jobs.monitoring import statistics
 from jobs.rules.errors import Invalid
 from jobs.schedules import acts
 from jobs.toolkit import uploads
 from tests.making import blocked, elsewhere, make_due, make_run, make_schedule, only_where_rows_are_locked
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 HOUR = timedelta(hours=1)
@@ -43,12 +41,11 @@ ACTS = {
 @pytest.mark.parametrize("noted", ACTS)
 def test_it_records_the_user_in_the_history_of_the_schedule(noted):
     schedule = make_schedule(policy={"paused_at": database_now()})
-    user = User.objects.create_user("ada")
-    assert ACTS[noted](Actor.of_user(user)) == 1
-    entry = LogEntry.objects.get()
-    assert (entry.user, entry.object_id, entry.object_repr) == (user, str(schedule.pk), "it")
-    assert entry.get_change_message() == noted
-    assert entry.get_edited_object() == schedule
+    user = User.objects.create_superuser("ada")
+    assert ACTS[noted](Actor.of_user(user, Door.ADMIN)) == 1
+    entry = AuditEntry.objects.get()
+    assert (entry.actor, entry.user_key, entry.door, entry.token) == ("ada", str(user.pk), "admin", "")
+    assert (entry.kind, entry.key, entry.name, entry.summary) == ("schedule", str(schedule.pk), "it", noted)
 
 
 @pytest.mark.parametrize("noted", ACTS)
@@ -77,10 +74,9 @@ def test_it_acts_on_all_schedules_even_if_a_row_cannot_be_read():
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(f"UPDATE {PeriodicTask._meta.db_table} SET start_time = 'infinity' WHERE id = %s", [bad.pk])
-    user = User.objects.create_user("ada")
-    assert acts.disable(ALL(), Actor.of_user(user)) == 2
+    assert acts.disable(ALL(), ADA) == 2
     assert set(ALL().values_list("enabled", flat=True)) == {False}
-    assert {entry.object_id for entry in LogEntry.objects.all()} == {str(good.pk), str(bad.pk)}
+    assert {entry.key for entry in AuditEntry.objects.all()} == {str(good.pk), str(bad.pk)}
 
 
 def test_it_records_a_name_that_is_too_long_with_a_mark_where_it_is_cut():
@@ -142,8 +138,9 @@ def test_it_shows_an_act_in_the_statistics_at_once(redis):
 
 def test_it_sends_a_requested_run_after_its_transaction_is_committed(redis):
     with transaction.atomic():
-        run, is_new = requests.run_job("tests.nothing", {}, "ada")
+        run, is_new = requests.start("tests.nothing", {}, "ada")
         assert redis.llen("celery") == 0
+    assert sending.wait(DEADLINE)
     run.refresh_from_db()
     assert (is_new, run.state, redis.llen("celery")) == (True, State.QUEUED, 1)
 
@@ -153,6 +150,7 @@ def test_it_runs_valid_schedules_and_says_why_it_refuses_the_rest(redis):
     requested = requests.run_now([bad, good], ADA)
     assert [run.schedule_name for run in requested.runs] == ["good"]
     assert [(schedule, why[:16]) for schedule, why in requested.refused] == [(bad, "No job is named ")]
+    assert sending.wait(DEADLINE)
     assert redis.llen("celery") == 1
 
 
@@ -173,12 +171,14 @@ def test_it_cancels_unstarted_runs_and_asks_running_ones_to_end():
 
 
 def test_it_records_who_requested_a_backfill():
-    schedule, user = make_schedule(cron={"minute": "30"}), User.objects.create_user("ada")
+    schedule, user = make_schedule(cron={"minute": "30"}), User.objects.create_superuser("ada")
     end = database_now().replace(minute=0, second=0, microsecond=0)
     asked = Backfill(schedule=schedule, start=end - 3 * HOUR, end=end)
     assert backfills.backfill(asked, Actor.of_user(user)) == 3
     assert set(Run.objects.values_list("actor", flat=True)) == {"ada"}
-    assert LogEntry.objects.get().get_change_message().startswith("Backfilled: backfill of it")
+    entry = AuditEntry.objects.get()
+    assert (entry.act, entry.after["runs"]) == ("backfill", 3)
+    assert entry.summary.startswith("Backfilled: backfill of it")
 
 
 def backfill(actor: Actor = ADA) -> int:
@@ -238,19 +238,18 @@ def unmarked(*_: object) -> None:
 
 def test_it_reports_a_committed_run_though_its_sending_cannot_be_noted(monkeypatch, redis):
     monkeypatch.setattr(outbox, "_mark_queued", unmarked)
-    run, is_new = requests.run_job("tests.nothing", {}, "ada")
+    run, is_new = requests.start("tests.nothing", {}, "ada")
     assert (is_new, Run.objects.get()) == (True, run)
 
 
 def test_it_keeps_the_file_of_a_committed_run_though_its_sending_fails(monkeypatch, redis, settings, tmp_path):
     settings.MEDIA_ROOT = tmp_path
-    for failing in (unmarked, interrupted):
-        monkeypatch.setattr(outbox, "_mark_queued", failing)
-        with suppress(SoftTimeLimitExceeded):
-            uploads.take_upload(SimpleUploadedFile("a.csv", b"a,b\n1,2\n"), "ada")
+    monkeypatch.setattr(outbox, "_mark_queued", unmarked)
+    uploads.take_upload(SimpleUploadedFile("a.csv", b"a,b\n1,2\n"), "ada")
+    assert sending.wait(DEADLINE)
     kept = set(StoredFile.objects.values_list("id", flat=True))
     assert kept == {UUID(run.kwargs["file"]) for run in Run.objects.all()}
-    assert len(kept) == 2
+    assert len(kept) == 1
 
 
 def interrupted(*_: object) -> None:
@@ -266,11 +265,13 @@ def interrupted_while_encoding(*_: object) -> None:
 
 
 @pytest.mark.parametrize("publish", [interrupted, interrupted_in_the_flush, interrupted_while_encoding])
-def test_it_lets_a_job_end_that_is_asked_to_while_it_requests_a_run(monkeypatch, redis, publish):
+def test_it_lets_a_process_end_that_is_asked_to_while_it_sends_a_run(monkeypatch, redis, publish):
     monkeypatch.setattr("jobs.messages.dispatch.Envelopes.publish", publish)
+    run = make_run()
     with pytest.raises(SoftTimeLimitExceeded):
-        requests.run_job("tests.nothing", {}, "ada")
-    assert Run.objects.get().state == State.WAITING
+        outbox.send([run])
+    run.refresh_from_db()
+    assert run.state == State.WAITING
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_it_lets_a_job_end_that_is_asked_to_while_it_requests_a_run(monkeypatch,
 )
 def test_it_names_an_actor_as_the_ledger_can_hold_it(redis, name, kept):
     make_schedule(cron={"minute": "30"})
-    assert requests.run_job("tests.nothing", {}, Actor(name))[0].actor == kept
+    assert requests.start("tests.nothing", {}, Actor(name))[0].actor == kept
     assert acts.pause(ALL(), Actor(name)) == 1
     assert Policy.objects.get().paused_by == kept
     assert backfill(Actor(name)) == 3
@@ -330,4 +331,5 @@ def test_it_requests_the_other_runs_where_a_schedule_was_deleted_meanwhile(redis
     requested = requests.run_now([gone, good], ADA)
     assert [run.schedule_name for run in requested.runs] == ["good"]
     assert requested.refused == [(gone, "its schedule was deleted meanwhile")]
+    assert sending.wait(DEADLINE)
     assert redis.llen("celery") == 1

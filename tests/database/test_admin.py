@@ -5,13 +5,12 @@ from datetime import UTC, datetime, timedelta
 from html import unescape
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.db import connection, connections
 from django.urls import reverse
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, SolarSchedule
 
-from jobs.models import Backfill, Node, Policy, Run, RunLog, State, Step, Trigger, database_now
+from jobs.models import AuditEntry, Backfill, Node, Policy, Run, RunLog, State, Step, Trigger, database_now
 from jobs.schedules import calendar
 from tests.making import make_run, make_schedule
 
@@ -42,8 +41,8 @@ def act(client, name: str, *schedules, **fields):
 
 
 def history(schedule: PeriodicTask) -> list[str]:
-    entries = LogEntry.objects.filter(object_id=schedule.pk).order_by("pk")
-    return [entry.get_change_message() for entry in entries]
+    entries = AuditEntry.objects.filter(kind="schedule", key=schedule.pk).order_by("pk")
+    return [entry.summary for entry in entries]
 
 
 def page_of(client, schedule: PeriodicTask) -> str:
@@ -647,10 +646,10 @@ def test_it_says_why_a_schedule_cannot_be_backfilled_or_has_nothing_to_backfill(
     assert "select exactly one schedule" in text(act(admin_client, "backfill", never, hourly))
 
 
-def test_it_runs_a_schedule_now_and_records_the_user(admin_client, redis, django_capture_on_commit_callbacks):
+@pytest.mark.django_db(transaction=True)
+def test_it_runs_a_schedule_now_and_records_the_user(admin_client, redis):
     schedule = make_schedule("nightly", enabled=False)
-    with django_capture_on_commit_callbacks(execute=True):
-        response = act(admin_client, "run_now", schedule)
+    response = act(admin_client, "run_now", schedule)
     run = Run.objects.get()
     assert (run.trigger, run.actor, run.state) == (Trigger.MANUAL, "admin", State.QUEUED)
     assert redis.llen("celery") == 1
@@ -789,11 +788,11 @@ def operator(client):
     return client
 
 
-def test_it_retries_a_run_as_a_new_run_that_names_the_first(operator, redis, django_capture_on_commit_callbacks):
+@pytest.mark.django_db(transaction=True)
+def test_it_retries_a_run_as_a_new_run_that_names_the_first(operator, redis):
     schedule = make_schedule("nightly")
     failed = make_run(schedule, State.FAILED, args=[7], queue="slow", due_at=database_now() - timedelta(days=1))
-    with django_capture_on_commit_callbacks(execute=True):
-        act_on_runs(operator, "retry", failed)
+    act_on_runs(operator, "retry", failed)
     new = Run.objects.get(parent=failed)
     assert (new.trigger, new.actor, new.args, new.due_at) == (Trigger.RETRY, "ada", [7], failed.due_at)
     assert (new.state, redis.llen("slow")) == (State.QUEUED, 1)

@@ -61,7 +61,7 @@ def test_it_refuses_a_secret_for_another_host_when_a_schedule_is_saved(admin_cli
     typed = form(task="jobs.http_call", arguments_of="jobs.http_call", interval=every, **fields)
     assert why in text(admin_client.post(NEW, typed))
     with pytest.raises(Invalid):
-        requests.run_job("jobs.http_call", given, "code")
+        requests.start("jobs.http_call", given, "code")
     assert not PeriodicTask.objects.filter(name="new").exists()
 
 

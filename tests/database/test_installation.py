@@ -98,12 +98,12 @@ def test_it_requests_no_run_of_another_installation(copied):
     for requested in (
         requests.run_now([schedule], "ada"),
         requests.retry([past], "ada"),
-        requests.run_job_each("tests.nothing", [{}], "ada"),
+        requests.start_each("tests.nothing", [{}], "ada"),
     ):
         assert requested.runs == []
         assert requested.refused[0][1].startswith(SENTENCE)
     with pytest.raises(Invalid, match=SENTENCE):
-        requests.run_job("tests.nothing", {}, "ada")
+        requests.start("tests.nothing", {}, "ada")
     now = database_now()
     with pytest.raises(Invalid, match=SENTENCE):
         backfills.backfill(Backfill(schedule=schedule, start=now - 3 * HOUR, end=now), "ada")

@@ -14,6 +14,7 @@ from django.db import connection
 from django.urls import reverse
 
 from jobs.ledger import requests
+from jobs.ledger.requests import RunOptions
 from jobs.models import Run, State, StoredFile, Trigger
 from jobs.rules.errors import Invalid
 from jobs.tasks.process_upload import PIECE, process_upload
@@ -88,7 +89,7 @@ def test_it_creates_a_file_and_a_run_from_an_upload():
     row = StoredFile.objects.get()
     assert is_new
     assert (run.task, run.kwargs, run.state) == ("jobs.process_upload", {"file": str(row.id)}, State.WAITING)
-    assert (run.trigger, run.actor, run.schedule) == (Trigger.MANUAL, "ada", None)
+    assert (run.trigger, run.actor, run.schedule) == (Trigger.CODE, "ada", None)
     assert (row.name, row.content_type, row.size) == ("table.csv", "text/csv", 8)
 
 
@@ -144,7 +145,7 @@ def test_it_refuses_an_upload_that_is_too_large():
 )
 def test_it_creates_no_run_that_could_not_run(job, arguments, sentence):
     with pytest.raises(Invalid, match=sentence):
-        requests.run_job(job, arguments, "ada")
+        requests.start(job, arguments, "ada")
     assert not Run.objects.exists()
 
 
@@ -185,7 +186,7 @@ def test_it_refuses_an_invalid_key_and_keeps_no_file(key):
 
 
 def test_it_returns_no_run_of_another_job_for_the_same_key():
-    requests.run_job("tests.nothing", {}, "ada", key="form 7")
+    requests.start("tests.nothing", {}, "ada", RunOptions(key="form 7"))
     with pytest.raises(Invalid, match=r"was for tests\.nothing: choose another key"):
         uploads.take_upload(upload(), "ada", key="form 7")
     assert not StoredFile.objects.exists()
@@ -194,26 +195,28 @@ def test_it_returns_no_run_of_another_job_for_the_same_key():
 @pytest.mark.parametrize("value", ["\0", "\ud800", float("nan"), uuid4(), "x" * 20_000])
 def test_it_refuses_arguments_that_no_schedule_could_have(value):
     with pytest.raises(Invalid, match="The arguments"):
-        requests.run_job("jobs.import_feed", {"url": value}, "ada")
+        requests.start("jobs.import_feed", {"url": value}, "ada")
 
 
 def test_it_keeps_no_secret_in_the_key_and_the_name_of_a_requester(settings):
     settings.JOB_SECRETS = {"KEY": "canary-1234"}
-    first, second = (requests.run_job("tests.nothing", {}, "ada canary-1234", key="pay canary-1234") for _ in range(2))
+    first, second = (
+        requests.start("tests.nothing", {}, "ada canary-1234", RunOptions(key="pay canary-1234")) for _ in range(2)
+    )
     assert (first[0].id, first[1], second[1]) == (second[0].id, True, False)
     assert "canary" not in f"{first[0].key} {first[0].actor}"
 
 
 def test_it_takes_no_user_object_for_code(django_user_model):
     with pytest.raises(TypeError, match=r"Actor\.of_user"):
-        requests.run_job("tests.nothing", {}, django_user_model.objects.create_user("eve"))
+        requests.start("tests.nothing", {}, django_user_model.objects.create_user("eve"))
 
 
 def test_it_refuses_a_request_with_a_password_in_a_url():
     with pytest.raises(Invalid, match="A URL contains a password"):
-        requests.run_job("jobs.import_feed", {"url": "https://ada:hunter2@example.org/feed"}, "ada")
+        requests.start("jobs.import_feed", {"url": "https://ada:hunter2@example.org/feed"}, "ada")
     assert not Run.objects.exists()
 
 
 def test_it_shortens_an_actor_that_is_too_long_for_the_column():
-    assert requests.run_job("tests.nothing", {}, "a" * 300)[0].actor == "a" * 253 + "…"
+    assert requests.start("tests.nothing", {}, "a" * 300)[0].actor == "a" * 253 + "…"

@@ -8,7 +8,6 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection, transaction
@@ -16,7 +15,7 @@ from django.urls import reverse
 
 from jobs.cache import resources as cached
 from jobs.cache.resources import Resource, Tally
-from jobs.models import Holding, Node, ResourceVersion, database_now
+from jobs.models import AuditEntry, Holding, Node, ResourceVersion, database_now
 from jobs.worker import resources
 from jobs.worker.resources import UnknownResourceError
 from tests.app.tasks import borrow, inherit, lent
@@ -333,7 +332,7 @@ def test_it_invalidates_in_the_name_of_the_user(client_with, prices):
     assert "1 resource is invalidated: every worker drops the values within seconds." in page
     row = ResourceVersion.objects.get(name="prices")
     assert (row.number, row.invalidated_by) == (1, "ada")
-    assert LogEntry.objects.get(object_id="prices").get_change_message() == "Invalidated."
+    assert AuditEntry.objects.get(key="prices").act == "invalidate"
 
 
 def test_it_refuses_to_invalidate_for_users_who_may_only_view(client_with, prices):

@@ -283,12 +283,12 @@ def one_of(job: str, actor: Actor) -> dict[str, object]:
         "skip_next": lambda: acts.skip_next(schedules, actor, 2),
         "retime": lambda: acts.retime(schedules, actor, timing),
         "cancel": lambda: requests.cancel(waiting, actor),
-        "run_job": lambda: requests.run_job(job, ARGUMENTS.get(job, {}), actor),
+        "run_job": lambda: requests.start(job, ARGUMENTS.get(job, {}), actor),
         "take_upload": lambda: uploads.take_upload(upload, actor, job=job),
         "backfill": lambda: backfills.backfill(backfill, actor),
         "run_now": lambda: told(requests.run_now(schedules, actor)),
         "retry": lambda: told(requests.retry([run], actor)),
-        "run_job_each": lambda: told(requests.run_job_each(job, [ARGUMENTS.get(job, {})], actor)),
+        "run_job_each": lambda: told(requests.start_each(job, [ARGUMENTS.get(job, {})], actor)),
         "check": lambda: check(schedules.get(), Policy(), end, timing_changed=False, actor=actor),
     }
 
@@ -416,7 +416,7 @@ def test_it_refuses_a_step_as_a_job(admin_client, step):
     assert why in text(admin_client.post(NEW, form(task=step, interval=schedule.interval_id)))
     assert why in text(act(admin_client, "run_now", schedule))
     with pytest.raises(Invalid, match="is a step of"):
-        requests.run_job(step, {}, "code")
+        requests.start(step, {}, "code")
     assert why in requests.retry([make_run(task=step, state=State.FAILED)], "code").refused[0][1]
     make_due(schedule)
     list(claim.claim_due())

@@ -76,7 +76,7 @@ def test_it_executes_a_whole_minute_of_an_interval_that_was_made_within_it(run_d
     ],
 )
 def test_it_executes_what_a_job_repeats_and_sends_in_its_place(path, task, args, state, left):
-    run, _ = requests.run_job("tests.nothing", {}, "ada")
+    run, _ = requests.start("tests.nothing", {}, "ada")
     Run.objects.filter(id=run.id).update(task=task, args=[*args, path])
     run.refresh_from_db()
     assert testing.execute(run).state == state
@@ -91,7 +91,7 @@ def test_it_ends_a_requested_run_as_its_body_did_in_eager_mode(
     monkeypatch.setitem(current_app.conf, "task_always_eager", True)
     arguments = {"name": "MemoryError"} if task == "tests.raise" else {}
     with django_capture_on_commit_callbacks(execute=True):
-        run, _ = requests.run_job(task, arguments, "ada")
+        run, _ = requests.start(task, arguments, "ada")
     run.refresh_from_db()
     assert (run.state, run.attempt) == (state, 1)
     assert redis.llen("celery") == 0

@@ -56,10 +56,10 @@ def test_it_processes_uploads_in_runs_and_their_steps(eventually):
     photo = files.keep("photo.jpg", BytesIO(picture()), StoredFile.Kind.UPLOAD)
     page = files.keep("page.html", BytesIO(b"<html>"), StoredFile.Kind.UPLOAD)
     table, _ = uploads.take_upload(SimpleUploadedFile("table.csv", b"a,b\n1,2\n", "text/csv"), "ada")
-    small, _ = requests.run_job("jobs.thumbnails", {"file": str(photo.id), "sizes": [64]}, "ada")
-    all_sizes, _ = requests.run_job("jobs.thumbnails", {"file": str(photo.id)}, "ada")
-    refused, _ = requests.run_job("jobs.thumbnails", {"file": str(page.id)}, "ada")
-    fan, _ = requests.run_job("jobs.fan_out", {"items": 1_050, "chunk": 100}, "ada")
+    small, _ = requests.start("jobs.thumbnails", {"file": str(photo.id), "sizes": [64]}, "ada")
+    all_sizes, _ = requests.start("jobs.thumbnails", {"file": str(photo.id)}, "ada")
+    refused, _ = requests.start("jobs.thumbnails", {"file": str(page.id)}, "ada")
+    fan, _ = requests.start("jobs.fan_out", {"items": 1_050, "chunk": 100}, "ada")
     runs = [table, small, all_sizes, refused, fan]
     for run in runs:
         eventually(partial(ends, run))

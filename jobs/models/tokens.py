@@ -1,0 +1,191 @@
+"""Which programs may use the API? Each presents a token of a user, and may do what the user and the token may.
+
+Its one rule: only the digest of a secret is stored, so nothing in the database, in a backup or on a page can be used as
+a token. One UPDATE admits a request: it checks the rate with the database's clock, so any number of web processes keep
+one rate, with or without a broker.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import IntegrityError, models, transaction
+from django.db.models import Q, Value
+from django.db.models.functions import Coalesce, Greatest, Now
+
+from jobs.models.audit import Act, Actor, Changed, Kind, note
+from jobs.models.clock import database_now
+from jobs.models.runs import LONGEST_ACTOR
+from jobs.rules import restricted
+from jobs.rules.errors import Forbidden, Invalid
+
+PREFIX = "punctual_"  # so that scanners of repositories recognize a leaked secret
+HINT = len(PREFIX) + 4  # characters of a secret that lists show
+LONGEST_TOKEN_NAME = 100  # characters
+WINDOW = timedelta(minutes=1)
+LONGEST_LIFE = timedelta(days=36525)
+USUAL_RATE, MOST_RATE = 600, 60_000  # requests per minute
+
+
+class Admission(NamedTuple):
+    """The token of a request, or None if it is not valid; and the seconds to wait if its rate is exceeded."""
+
+    token: "ApiToken | None"
+    retry_after: float = 0.0
+
+
+class Limits(TypedDict, total=False):
+    """What a token is limited to, besides its scopes."""
+
+    jobs: Sequence[str]  # names, or patterns such as billing.*
+    schedules: Sequence[int]  # ids
+    expires_at: datetime | None
+    rate: int  # requests per minute
+
+
+class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
+    def usable(self) -> "ApiTokenQuerySet":
+        """Tokens that are neither revoked nor expired."""
+        return self.filter(Q(expires_at=None) | Q(expires_at__gt=Now()), revoked_at=None)
+
+    def issue(
+        self, name: str, user: Any, scopes: Collection[str], actor: Actor | str, **limits: Unpack[Limits]
+    ) -> "tuple[ApiToken, str]":
+        """Make a token of a user; returns it with its secret, which is shown only now.
+
+        Raises `Invalid`, also if the user lacks a permission among the scopes.
+        """
+        actor = Actor.of(actor)
+        secret = f"{PREFIX}{secrets.token_urlsafe(32)}"
+        token = self.model(
+            name=name.strip(),
+            user=user,
+            digest=digest_of(secret),
+            hint=secret[:HINT],
+            scopes=sorted(set(scopes)),
+            jobs=sorted(set(limits.get("jobs", ()))),
+            schedules=sorted(set(limits.get("schedules", ()))),
+            created_by=actor.name,
+            expires_at=limits.get("expires_at"),
+            rate=limits.get("rate", USUAL_RATE),
+        )
+        actor.check_act(Kind.TOKEN, Act.ADD)
+        token.refuse(actor)
+        try:
+            with transaction.atomic():
+                token.save(force_insert=True)
+                note(actor, Kind.TOKEN, Act.ADD, [Changed(token.pk, token.name, None, token.columns())])
+        except IntegrityError as error:
+            raise Invalid(f"There is a token “{token.name}” already: choose another name.") from error
+        return token, secret
+
+    def admit(self, secret: str) -> Admission:
+        """Check the secret of a request, count the request, and note when the token was used."""
+        token = self.usable().select_related("user").filter(digest=digest_of(secret)).first()
+        if token is None or not token.user.is_active:
+            return Admission(None)
+        each = WINDOW / token.rate
+        mine = self.usable().filter(pk=token.pk)
+        free = mine.filter(Q(next_free_at=None) | Q(next_free_at__lte=Now() + Value(WINDOW - each)))
+        begins = Greatest(Coalesce("next_free_at", Now()), Now())
+        if free.update(next_free_at=begins + Value(each), last_used_at=Now()):
+            return Admission(token)
+        free_at = mine.values_list("next_free_at", flat=True).first()
+        if free_at is None:  # revoked or expired meanwhile
+            return Admission(None)
+        wait = free_at - (WINDOW - each) - database_now()
+        return Admission(token, max(wait.total_seconds(), 0.001))
+
+    def revoke(self, actor: Actor | str) -> int:
+        """Make these tokens useless; returns how many were usable."""
+        actor = Actor.of(actor)
+        with transaction.atomic():
+            tokens = list(self.filter(revoked_at=None).order_by("pk").select_for_update())
+            if any(actor.user is not None and token.user_id != actor.user.pk for token in tokens):
+                actor.check_act(Kind.TOKEN, Act.REVOKE)
+            self.model._default_manager.filter(pk__in=[token.pk for token in tokens]).update(revoked_at=Now())
+            note(actor, Kind.TOKEN, Act.REVOKE, [Changed(token.pk, token.name) for token in tokens], "Revoked.")
+        return len(tokens)
+
+
+class ApiToken(models.Model):
+    """A token of a user. It includes some of the user's permissions, and may be limited to some schedules and jobs."""
+
+    name = models.CharField(max_length=LONGEST_TOKEN_NAME, unique=True, help_text="The program that uses it.")
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        models.CASCADE,
+        related_name="+",
+        help_text="It never allows more than this user may do.",
+    )
+    digest = models.CharField(max_length=64, unique=True, editable=False, help_text="The SHA-256 of its secret.")
+    hint = models.CharField(max_length=20, editable=False, help_text="The first characters of its secret.")
+    scopes = models.JSONField(default=list, help_text="The permissions that it includes.")
+    jobs = models.JSONField(default=list, blank=True, help_text="Names, or patterns such as billing.*; empty: all.")
+    schedules = models.JSONField(default=list, blank=True, help_text="The ids of schedules; empty: all.")
+    rate = models.PositiveIntegerField(
+        default=USUAL_RATE,
+        validators=[MinValueValidator(1), MaxValueValidator(MOST_RATE)],
+        help_text="Requests per minute.",
+    )
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    created_by = models.CharField(max_length=LONGEST_ACTOR, editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True, help_text="Empty: never.")
+    revoked_at = models.DateTimeField(null=True, editable=False)
+    last_used_at = models.DateTimeField(null=True, editable=False)
+    next_free_at = models.DateTimeField(
+        null=True, editable=False, help_text="When all requests so far are paid for at its rate."
+    )
+
+    objects = ApiTokenQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = "API token"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it is limited to some schedules or jobs."""
+        return bool(self.jobs or self.schedules)
+
+    def covers(self, job: str, schedule: int | None = None) -> bool:
+        """Whether its limits leave this job, or this schedule of the job, within reach."""
+        return not self.is_limited or schedule in self.schedules or restricted.entry_of(job, self.jobs) is not None
+
+    def columns(self) -> dict[str, Any]:
+        """What the audit row of a new token shows."""
+        expires = self.expires_at.isoformat() if self.expires_at else None
+        shown = {name: getattr(self, name) for name in ("hint", "scopes", "jobs", "schedules", "rate")}
+        return {"user": self.user.get_username(), **shown, "expires_at": expires}
+
+    def refuse(self, actor: Actor) -> None:
+        """Refuse a token that would never work, or that allows more than its maker may. Raises `Invalid`."""
+        try:
+            self.clean_fields(exclude={"user"})
+        except ValidationError as error:
+            raise Invalid(
+                " ".join(f"{name}: {' '.join(texts)}" for name, texts in error.message_dict.items())
+            ) from error
+        if not self.name.isprintable():
+            raise Invalid("Write the name of a token in one line.")
+        if not self.scopes:
+            raise Invalid("A token without a permission allows nothing: choose at least one scope.")
+        if self.expires_at and not timedelta(0) < self.expires_at - database_now() < LONGEST_LIFE:
+            raise Invalid("Choose an expiry in the next hundred years, or none.")
+        of_user = Actor.of_user(self.user)
+        for scope in self.scopes:
+            of_user.check(scope)
+        if actor.user is not None and actor.user.pk != self.user.pk:
+            raise Forbidden("Users make tokens for themselves only: log in as the user, or use manage.py token.")
+
+
+def digest_of(secret: str) -> str:
+    """What is stored of a secret. It is random and long, so one round of SHA-256 suffices."""
+    return hashlib.sha256(secret.encode("utf-8", "backslashreplace")).hexdigest()

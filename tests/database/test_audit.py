@@ -1,0 +1,168 @@
+"""Each act is one audit row: who, by which door and token, when, on what, before and after."""
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.urls import reverse
+from django_celery_beat.models import PeriodicTask
+
+from jobs.ledger import requests
+from jobs.models import Actor, ApiToken, AuditEntry, Door, Policy, Run, State, database_now
+from jobs.rules.errors import Forbidden, Invalid
+from jobs.schedules import acts
+from tests.database.test_admin import act, form
+from tests.making import make_run, make_schedule
+
+pytestmark = pytest.mark.django_db
+ADA = Actor("ada", door=Door.SHELL)
+ALL = PeriodicTask.objects.all
+
+
+def entries() -> list[tuple[str, str, str]]:
+    return list(AuditEntry.objects.order_by("pk").values_list("act", "kind", "name"))
+
+
+def token_of(user: User, *scopes: str, **limits) -> Actor:
+    token, _ = ApiToken.objects.issue("ci", user, scopes, "code", **limits)
+    AuditEntry.objects.all().delete()
+    return Actor.of_user(user, Door.API, token)
+
+
+def test_it_notes_only_the_changed_columns_before_and_after():
+    schedule = make_schedule("nightly")
+    acts.pause(ALL(), ADA, "supplier moves")
+    entry = AuditEntry.objects.get()
+    assert (entry.actor, entry.door, entry.act, entry.key) == ("ada", "shell", "pause", str(schedule.pk))
+    assert set(entry.before) == set(entry.after) == {"paused_at", "paused_by", "pause_reason"}
+    assert (entry.before["pause_reason"], entry.after["pause_reason"]) == ("", "supplier moves")
+
+
+def test_it_notes_one_row_for_each_schedule_of_an_act():
+    for name in ("a", "b"):
+        make_schedule(name)
+    acts.disable(ALL(), ADA)
+    assert entries() == [("disable", "schedule", "a"), ("disable", "schedule", "b")]
+
+
+def test_it_saves_a_new_and_a_changed_schedule_with_its_policy_as_one_act_each():
+    interval = make_schedule("other").interval
+    schedule = PeriodicTask(name="nightly", task="tests.nothing", interval=interval)
+    acts.save(schedule, {"max_attempts": 3}, ADA)
+    assert Policy.objects.get(schedule=schedule).max_attempts == 3
+    schedule.description, schedule.enabled = "new", False
+    acts.save(schedule, {"max_attempts": 5, "skip_next": 2}, ADA, ["description"])
+    schedule.refresh_from_db()
+    assert (schedule.description, schedule.enabled) == ("new", True)
+    first, second = AuditEntry.objects.order_by("pk")
+    assert (first.act, first.before, first.after["name"]) == ("add", None, "nightly")
+    assert second.before == {"description": "", "max_attempts": 3, "skip_next": 0}
+    assert second.after == {"description": "new", "max_attempts": 5, "skip_next": 2}
+
+
+@pytest.mark.parametrize(
+    ("columns", "policy", "sentence"),
+    [
+        ({"task": "tests.gone"}, {}, "No job is named"),
+        ({"interval": None}, {}, "must be set"),
+        ({"name": "other"}, {}, "already exists"),
+        ({"task": "jobs.heartbeat", "args": "[1]"}, {}, "do not fit"),
+        ({}, {"max_attempts": 0}, "max_attempts: "),
+        ({}, {"max_attempts": None}, "max_attempts: "),
+        ({}, {"next_due_at": None}, "has no column next_due_at"),
+        ({}, {"overlap": "sometimes"}, "overlap: "),
+        ({}, {"time_limit": 5, "soft_time_limit": 5}, "soft_time_limit: Enter less than 5 s"),
+        ({}, {"remaining_runs": 0}, "remaining_runs: Enter at least 1"),
+    ],
+)
+def test_it_saves_nothing_of_a_schedule_that_cannot_be(columns, policy, sentence):
+    interval = make_schedule("other").interval
+    schedule = PeriodicTask(**{"name": "nightly", "task": "tests.nothing", "interval": interval} | columns)
+    with pytest.raises(Invalid, match=sentence):
+        acts.save(schedule, policy, ADA)
+    assert (ALL().count(), entries()) == (1, [])
+
+
+def test_it_deletes_schedules_and_keeps_what_they_were():
+    make_schedule("nightly", args=[])
+    assert acts.delete(ALL(), ADA) == 1
+    entry = AuditEntry.objects.get()
+    assert (entry.act, entry.after, entry.before["task"]) == ("delete", None, "tests.nothing")
+    assert not ALL().exists()
+
+
+def test_it_notes_what_users_save_and_delete_in_the_admin(admin_client):
+    interval = make_schedule("other").interval
+    address = reverse("admin:django_celery_beat_periodictask_add")
+    assert admin_client.post(address, form(interval=interval.pk)).status_code == 302
+    act(admin_client, "delete_selected", ALL().get(name="new"), post="yes")
+    assert entries() == [("add", "schedule", "new"), ("delete", "schedule", "new")]
+    assert set(AuditEntry.objects.values_list("actor", "door")) == {("admin", "admin")}
+
+
+def test_it_notes_requests_and_masks_secrets():
+    schedule = make_schedule("nightly")
+    failed, waiting = make_run(schedule, State.FAILED), make_run(schedule)
+    requests.run_now([schedule], ADA)
+    requests.retry([failed], ADA)
+    requests.cancel(Run.objects.filter(pk=waiting.pk), ADA)
+    requests.start("tests.nothing", {}, ADA)
+    acts.pause(ALL(), ADA, "password=hunter2")
+    assert [row[:2] for row in entries()] == [
+        ("run", "schedule"),
+        ("retry", "run"),
+        ("cancel", "run"),
+        ("start", "run"),
+        ("pause", "schedule"),
+    ]
+    cancelled = AuditEntry.objects.get(act="cancel")
+    assert (cancelled.before, cancelled.after) == ({"state": "waiting"}, {"state": "cancelled"})
+    assert "hunter2" not in str(list(AuditEntry.objects.values()))
+
+
+def test_it_writes_no_row_for_runs_that_code_starts():
+    run = requests.run_job("tests.nothing")
+    assert (run.trigger, run.actor, entries()) == ("code", "code", [])
+
+
+def test_it_lets_a_token_do_only_what_both_its_scopes_and_its_user_may():
+    schedule, user = make_schedule("nightly"), User.objects.create_user("eve")
+    user.user_permissions.set(Permission.objects.filter(codename__in=["change_periodictask", "add_run"]))
+    actor = token_of(user, "django_celery_beat.change_periodictask")
+    assert acts.disable(ALL(), actor) == 1
+    assert AuditEntry.objects.get().token == "ci"
+    with pytest.raises(Forbidden, match=r"does not include jobs\.add_run"):
+        requests.start("tests.nothing", {}, actor)
+    user.user_permissions.clear()
+    with pytest.raises(Forbidden, match=r"eve lacks the permission django_celery_beat\.change_periodictask"):
+        acts.enable(ALL(), Actor.of_user(User.objects.get(pk=user.pk), Door.API, actor.token))
+    assert (ALL().get(pk=schedule.pk).enabled, AuditEntry.objects.count()) == (False, 1)
+
+
+def test_it_limits_a_token_to_its_schedules_and_jobs():
+    mine, other = make_schedule("mine"), make_schedule("other")
+    job = make_schedule("of the job", task="tests.text", args=[1])
+    actor = token_of(
+        User.objects.create_superuser("root"),
+        *("django_celery_beat.change_periodictask", "jobs.add_run"),
+        jobs=["tests.te*"],
+        schedules=[mine.pk],
+    )
+    assert list(actor.limit(ALL()).order_by("pk")) == [mine, job]
+    runs = [make_run(each, task=each.task) for each in (mine, other, job)]
+    assert set(actor.limit(Run.objects.all())) == {runs[0], runs[2]}
+    assert acts.disable(ALL().exclude(pk=other.pk), actor) == 2
+    with pytest.raises(Forbidden, match="limited to other schedules and jobs than"):
+        acts.disable(ALL(), actor)
+    assert requests.run_now([mine], actor).runs
+    assert requests.run_now([other], actor).refused
+    with pytest.raises(Forbidden, match="limited to other"):
+        requests.start("tests.nothing", {}, actor)
+
+
+def test_it_keeps_the_audit_of_what_is_gone():
+    make_schedule("nightly")
+    user = User.objects.create_superuser("ada")
+    acts.disable(ALL(), Actor.of_user(user, Door.ADMIN))
+    ALL().delete()
+    user.delete()
+    assert str(AuditEntry.objects.get()) == "ada (Admin): disable schedule “nightly”"
+    assert AuditEntry.objects.get().at <= database_now()
