@@ -16,7 +16,6 @@ from jobs.ledger import requests
 from jobs.models import StoredFile
 from jobs.toolkit import files, uploads
 
-BACKING_UP = "jobs.backup_database"
 MOST_AT_ONCE = 100  # files for which one action starts runs
 
 
@@ -68,7 +67,7 @@ class StoredFileAdmin(GuardedAdmin):
         """Only users with the right for the backup job may delete a backup."""
         is_backup = obj is not None and obj.kind == StoredFile.Kind.BACKUP
         may = super().has_delete_permission(request, obj)
-        return may and not (is_backup and actor_of(request).why_not(BACKING_UP))
+        return may and not (is_backup and actor_of(request).why_not(files.BACKING_UP))
 
     def has_run_permission(self, request: HttpRequest) -> bool:
         """Whether the user may start runs for files."""
@@ -77,18 +76,15 @@ class StoredFileAdmin(GuardedAdmin):
     def get_fields(self, _request: HttpRequest, obj: StoredFile | None = None) -> Any:
         return ("id", *self.list_display) if obj else self.fields
 
-    def save_model(self, _request: HttpRequest, obj: StoredFile, form: Any, _change: bool) -> None:
-        upload = form.cleaned_data["file"]
-        kept = files.keep(upload.name, upload, StoredFile.Kind.UPLOAD, upload.content_type)
-        obj.pk = kept.pk
+    def save_model(self, request: HttpRequest, obj: StoredFile, form: Any, _change: bool) -> None:
+        obj.pk = uploads.keep_upload(form.cleaned_data["file"], actor_of(request)).pk
         obj.refresh_from_db()
 
-    def delete_model(self, _request: HttpRequest, obj: StoredFile) -> None:
-        files.remove(obj)
+    def delete_model(self, request: HttpRequest, obj: StoredFile) -> None:
+        files.delete(StoredFile.objects.filter(pk=obj.pk), actor_of(request))
 
-    def delete_queryset(self, _request: HttpRequest, queryset: QuerySet[StoredFile]) -> None:
-        for row in queryset:
-            files.remove(row)
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[StoredFile]) -> None:
+        files.delete(queryset, actor_of(request))
 
     @admin.display(description="size", ordering="size")
     def size_(self, row: StoredFile) -> str:

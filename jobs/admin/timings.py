@@ -139,10 +139,16 @@ class TimingAdmin(RightsAdmin):
             return super().get_changeform_initial_data(request)
         return model_to_dict(getattr(schedule, kind_of(self.model)))
 
-    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        super().save_model(request, obj, form, change)
+    def save_model(self, request: HttpRequest, obj: Any, _form: Any, change: bool) -> None:
+        acts.save_timing(obj, actor_of(request))
         if schedule := None if change else self._only(request):
             acts.retime(PeriodicTask.objects.filter(pk=schedule.pk), actor_of(request), obj)
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        acts.delete_timings(self.model.objects.filter(pk=obj.pk), actor_of(request))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        acts.delete_timings(queryset, actor_of(request))
 
     def response_add(self, request: HttpRequest, obj: Any, post_url_continue: str | None = None) -> HttpResponse:
         if schedule := self._only(request):

@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Exists, Max, OuterRef, Q, QuerySet
 
-from jobs.models import TERMINAL, PastTiming, Policy, Run, RunQuerySet, SetAside, State, Trigger, bulk
+from jobs.models import TERMINAL, AuditEntry, PastTiming, Policy, Run, RunQuerySet, SetAside, State, Trigger, bulk
 
 BATCH = 1000  # runs, or policies, per transaction
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -44,6 +44,13 @@ def delete_timings(before: datetime) -> None:
 def delete_set_aside(before: datetime) -> None:
     """Delete the messages set aside that workers last met before a moment. The table is small: it is bounded."""
     SetAside.objects.filter(last_at__lt=before).delete()
+
+
+def delete_audit(before: datetime) -> None:
+    """Delete the audit entries before a moment, oldest first, in batches (index audit_at)."""
+    old = AuditEntry.objects.filter(at__lt=before).order_by("at")
+    while batch := list(old.values_list("pk", flat=True)[:BATCH]):
+        AuditEntry.objects.filter(pk__in=batch).delete()
 
 
 @transaction.atomic

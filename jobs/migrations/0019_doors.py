@@ -53,7 +53,7 @@ class Migration(migrations.Migration):
                 ('door', models.CharField(choices=[('admin', 'Admin'), ('api', 'API'), ('shell', 'Shell'), ('webhook', 'Webhook'), ('code', 'Code')], max_length=10)),
                 ('token', models.CharField(blank=True, help_text='The name of the API token.', max_length=200)),
                 ('act', models.CharField(choices=[('add', 'Add'), ('change', 'Change'), ('delete', 'Delete'), ('enable', 'Enable'), ('disable', 'Disable'), ('pause', 'Pause'), ('resume', 'Resume'), ('skip', 'Skip'), ('retime', 'Retime'), ('run', 'Run'), ('backfill', 'Backfill'), ('start', 'Start'), ('retry', 'Retry'), ('cancel', 'Cancel'), ('invalidate', 'Invalidate'), ('upload', 'Upload'), ('revoke', 'Revoke')], max_length=10)),
-                ('kind', models.CharField(choices=[('schedule', 'Schedule'), ('run', 'Run'), ('resource', 'Resource'), ('file', 'File'), ('token', 'Token'), ('webhook source', 'Webhook source')], help_text='What it was done to.', max_length=20)),
+                ('kind', models.CharField(choices=[('schedule', 'Schedule'), ('timing', 'Timing'), ('run', 'Run'), ('resource', 'Resource'), ('file', 'File'), ('token', 'Token'), ('webhook source', 'Webhook source')], help_text='What it was done to.', max_length=20)),
                 ('key', models.CharField(help_text='The primary key of the row.', max_length=200)),
                 ('name', models.CharField(help_text='The name of the row then.', max_length=200)),
                 ('summary', models.TextField(blank=True, help_text='What was done, in one sentence.')),

@@ -54,6 +54,7 @@ class Kind(models.TextChoices):
     """What an act is done to."""
 
     SCHEDULE = "schedule"
+    TIMING = "timing"
     RUN = "run"
     RESOURCE = "resource"
     FILE = "file"

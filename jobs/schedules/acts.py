@@ -18,7 +18,7 @@ from django.dispatch import Signal
 from django_celery_beat.models import PeriodicTask
 
 from jobs.models import KINDS, Act, Actor, Kind, Policy, PolicyQuerySet, database_now
-from jobs.models.audit import note
+from jobs.models.audit import Changed, note
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
 from jobs.schedules import calendar, snapshot
@@ -182,6 +182,40 @@ def retime(schedules: Schedules, actor: Actor | str, timing: Any) -> int:
     """Make these schedules due by `timing`, a row of one of `KINDS`; returns how many there are."""
     kinds = {kind: timing if isinstance(timing, model) else None for kind, model in KINDS.items()}
     return _update(schedules, actor, Act.RETIME, f"Given a timing of its own: {timing}.", **kinds)
+
+
+def save_timing(row: Any, actor: Actor | str) -> None:
+    """Save a row of one of `KINDS`, new or changed. Beat computes the schedules that use it."""
+    actor, is_new = Actor.of(actor), row.pk is None
+    act = Act.ADD if is_new else Act.CHANGE
+    actor.check(f"django_celery_beat.{act}_{row._meta.model_name}")
+    with transaction.atomic():
+        stored = type(row).objects.filter(pk=row.pk)
+        actor.check_rows(_using(stored))
+        before = snapshot.of_timing(stored.first())
+        row.save()
+        note(actor, Kind.TIMING, act, [Changed(snapshot.key_of(row), str(row), before, snapshot.of_timing(row))])
+
+
+def delete_timings(rows: QuerySet[Any], actor: Actor | str) -> int:
+    """Delete rows of one of `KINDS`, and the schedules that use them; returns how many rows there were."""
+    actor = Actor.of(actor)
+    actor.check(f"django_celery_beat.{Act.DELETE}_{rows.model._meta.model_name}")
+    with transaction.atomic():
+        chosen = list(rows)
+        using = _using(rows)
+        if using.exists():
+            delete(using, actor)
+        gone = [Changed(snapshot.key_of(row), str(row), snapshot.of_timing(row)) for row in chosen]
+        rows.model._default_manager.filter(pk__in=[row.pk for row in chosen]).delete()
+        note(actor, Kind.TIMING, Act.DELETE, gone)
+    return len(chosen)
+
+
+def _using(rows: QuerySet[Any]) -> Schedules:
+    kind = next(kind for kind, model in KINDS.items() if model is rows.model)
+    using: Schedules = PeriodicTask.objects.filter(**{f"{kind}__in": list(rows.values_list("pk", flat=True))})
+    return using
 
 
 def _update(schedules: Schedules, actor: Actor | str, act: Act, sentence: str, **columns: Any) -> int:

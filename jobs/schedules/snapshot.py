@@ -9,6 +9,7 @@ from typing import Any
 from django.db.models import QuerySet
 from django_celery_beat.models import PeriodicTask
 
+from jobs.models import KINDS
 from jobs.models.audit import Changed
 from jobs.schedules.calendar import CRONTAB_FIELDS
 
@@ -47,6 +48,25 @@ def changed(before: dict[int, dict[str, Any]], after: dict[int, dict[str, Any]])
     """The schedules of two snapshots, for their audit entries."""
     keys = sorted(before.keys() | after.keys())
     return [Changed(key, (after.get(key) or before[key])["name"], before.get(key), after.get(key)) for key in keys]
+
+
+def of_timing(row: Any) -> dict[str, Any] | None:
+    """The columns of a crontab, an interval, a solar event or a clocked moment."""
+    return row and {name: _text(getattr(row, name)) for name in OF_TIMING[_kind(row)]}
+
+
+def key_of(row: Any) -> str:
+    """What tells a timing apart from those of other kinds."""
+    return f"{_kind(row)} {row.pk}"
+
+
+def _kind(row: Any) -> str:
+    return next(kind for kind, model in KINDS.items() if isinstance(row, model))
+
+
+def _text(value: Any) -> Any:
+    plain = _plain(value)
+    return plain if isinstance(plain, int) else str(plain)
 
 
 def _columns(row: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from django.conf import settings
 from django_celery_results.models import GroupResult, TaskResult
 from pydantic import Field, validate_call
 
-from jobs.ledger.retention import delete_ended, delete_set_aside, delete_timings
+from jobs.ledger.retention import delete_audit, delete_ended, delete_set_aside, delete_timings
 from jobs.models import TERMINAL, State, StoredFile, database_now
 from jobs.toolkit import files
 from jobs.toolkit.current import progress
@@ -41,6 +41,7 @@ def cleanup(
         Days, Field(description="Days to keep runs that failed, expired, or were skipped, cancelled or lost.")
     ] = 180,
     file_days: Annotated[Days, Field(description="Days to keep files, except backups.")] = 30,
+    audit_days: Annotated[Days, Field(description="Days to keep audit entries.")] = 730,
 ) -> dict[str, int]:
     """Delete old runs and files, and expired sessions and results. Returns how many runs and files it deleted."""
     import_module(settings.SESSION_ENGINE).SessionStore.clear_expired()
@@ -62,5 +63,6 @@ def cleanup(
             progress(sum(deleted.values()), message=kind)
     delete_timings(now - timedelta(days=max(succeeded_days, other_days)))
     delete_set_aside(now - timedelta(days=other_days))
+    delete_audit(now - timedelta(days=audit_days))
     logger.info("Deleted %(succeeded)d succeeded runs, %(others)d others and %(files)d files.", deleted)
     return deleted

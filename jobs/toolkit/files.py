@@ -19,9 +19,12 @@ from django.conf import settings
 from django.core import signing
 from django.core.files import File
 from django.core.files.storage import default_storage
+from django.db import transaction
+from django.db.models import QuerySet
 from django.urls import reverse
 
-from jobs.models import LONGEST_NAME, StoredFile
+from jobs.models import LONGEST_NAME, Act, Actor, Kind, StoredFile
+from jobs.models.audit import Changed, note
 from jobs.secrets import head
 from jobs.worker import context
 
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 LINK_DAYS = 7
 TYPE = re.compile(r"[\w.+-]{1,40}/[\w.+-]{1,40}(; ?charset=[\w-]{1,15})?")
 LARGEST_UPLOAD = 100_000_000  # bytes
+BACKING_UP = "jobs.backup_database"  # the job whose right it takes to delete a backup
 _SALT = "jobs.files"
 
 
@@ -88,6 +92,20 @@ def remove(row: StoredFile) -> None:
     """Delete the file, then its row."""
     default_storage.delete(str(row.file.name))
     row.delete()
+
+
+def delete(rows: QuerySet[StoredFile], actor: Actor | str) -> int:
+    """Delete these files; returns how many. Raises `Forbidden`, also for a backup without the right for its job."""
+    actor = Actor.of(actor)
+    actor.check_act(Kind.FILE, Act.DELETE)
+    chosen = list(rows)
+    if any(row.kind == StoredFile.Kind.BACKUP for row in chosen):
+        actor.check_may(BACKING_UP)
+    for row in chosen:
+        with transaction.atomic():
+            note(actor, Kind.FILE, Act.DELETE, [Changed(row.pk, row.name, {"kind": row.kind, "size": row.size})])
+            remove(row)
+    return len(chosen)
 
 
 def delete_older_than(before: datetime, kinds: Collection[StoredFile.Kind]) -> Iterator[int]:

@@ -13,7 +13,7 @@ from django.core.files.uploadedfile import UploadedFile
 
 from jobs.ledger.requests import RunOptions, start
 from jobs.models import Run, StoredFile
-from jobs.models.audit import Actor
+from jobs.models.audit import Act, Actor, Changed, Kind, note
 from jobs.rules.errors import Invalid
 from jobs.toolkit import files
 
@@ -56,6 +56,14 @@ def may_upload(user: Any, view: Callable[..., Any] | None) -> bool:
     return permission is not None and bool(user.has_perm(permission))
 
 
+def keep_upload(upload: UploadedFile[bytes], actor: Actor | str) -> StoredFile:
+    """Keep an upload for later, without a run. Raises `Invalid` for a file that is too large, or `Forbidden`."""
+    actor = Actor.of(actor)
+    row = _kept(upload, actor)
+    note(actor, Kind.FILE, Act.UPLOAD, [Changed(row.pk, row.name, None, {"size": row.size})])
+    return row
+
+
 def take_upload(
     upload: UploadedFile[bytes], actor: Actor | str, key: str | None = None, job: str = "jobs.process_upload"
 ) -> tuple[Run, bool]:
@@ -64,9 +72,8 @@ def take_upload(
     A process that dies between the two leaves a file without a run, which `jobs.cleanup` removes. Raises `Invalid` for
     a file that is too large, and as `start` does.
     """
-    if upload.size is None or upload.size > files.LARGEST_UPLOAD:
-        raise Invalid(files.too_large())
-    row = files.keep(str(upload.name), upload, StoredFile.Kind.UPLOAD, str(upload.content_type or ""))
+    actor = Actor.of(actor)
+    row = _kept(upload, actor)
     try:
         run, is_new = start(job, {"file": str(row.id)}, actor, RunOptions(key=key))
     except Invalid:
@@ -75,3 +82,10 @@ def take_upload(
     if not is_new:
         files.remove(row)
     return run, is_new
+
+
+def _kept(upload: UploadedFile[bytes], actor: Actor) -> StoredFile:
+    actor.check_act(Kind.FILE, Act.UPLOAD)
+    if upload.size is None or upload.size > files.LARGEST_UPLOAD:
+        raise Invalid(files.too_large())
+    return files.keep(str(upload.name), upload, StoredFile.Kind.UPLOAD, str(upload.content_type or ""))

@@ -1,14 +1,19 @@
 """Each act is one audit row: who, by which door and token, when, on what, before and after."""
 
+from datetime import timedelta
+
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.urls import reverse
 from django_celery_beat.models import PeriodicTask
 
 from jobs.ledger import requests
-from jobs.models import Actor, ApiToken, AuditEntry, Door, Policy, Run, State, database_now
+from jobs.models import Actor, ApiToken, AuditEntry, Door, Policy, Run, State, StoredFile, database_now
 from jobs.rules.errors import Forbidden, Invalid
 from jobs.schedules import acts
+from jobs.tasks.cleanup import cleanup
+from jobs.toolkit import files
 from tests.database.test_admin import act, form
 from tests.making import make_run, make_schedule
 
@@ -96,6 +101,38 @@ def test_it_notes_what_users_save_and_delete_in_the_admin(admin_client):
     act(admin_client, "delete_selected", ALL().get(name="new"), post="yes")
     assert entries() == [("add", "schedule", "new"), ("delete", "schedule", "new")]
     assert set(AuditEntry.objects.values_list("actor", "door")) == {("admin", "admin")}
+
+
+def test_it_notes_what_users_do_to_timings_and_the_schedules_that_go_with_them(admin_client):
+    crontab = make_schedule("nightly", cron={"minute": "30"}).crontab
+    address = reverse("admin:django_celery_beat_crontabschedule_change", args=[crontab.pk])
+    fields = {"minute": "5", "hour": "*", "day_of_month": "*", "month_of_year": "*", "day_of_week": "*"}
+    assert admin_client.post(address, fields | {"timezone": "UTC"}).status_code == 302
+    assert admin_client.post(address.replace("change", "delete"), {"post": "yes"}).status_code == 302
+    assert [row[:2] for row in entries()] == [("change", "timing"), ("delete", "schedule"), ("delete", "timing")]
+    first = AuditEntry.objects.order_by("pk").first()
+    assert (first.key, first.before, first.after) == (f"crontab {crontab.pk}", {"minute": "30"}, {"minute": "5"})
+
+
+def test_it_notes_uploads_and_deleted_files(admin_client, settings, tmp_path):
+    settings.MEDIA_ROOT = tmp_path
+    address = reverse("admin:jobs_storedfile_add")
+    assert admin_client.post(address, {"file": SimpleUploadedFile("a.csv", b"a,b\n1,2\n")}).status_code == 302
+    row = StoredFile.objects.get()
+    assert files.delete(StoredFile.objects.all(), ADA) == 1
+    assert entries() == [("upload", "file", "a.csv"), ("delete", "file", "a.csv")]
+    assert set(AuditEntry.objects.values_list("key", flat=True)) == {str(row.pk)}
+
+
+def test_it_deletes_old_entries_only():
+    make_schedule("nightly")
+    for _ in range(2):
+        acts.disable(ALL(), ADA)
+    old = AuditEntry.objects.order_by("pk").first()
+    AuditEntry.objects.filter(pk=old.pk).update(at=database_now() - timedelta(days=800))
+    cleanup()
+    assert old not in AuditEntry.objects.all()
+    assert AuditEntry.objects.count() == 1
 
 
 def test_it_notes_requests_and_masks_secrets():
