@@ -28,7 +28,7 @@ from jobs.models.unknown_zones import UnknownZone
 from jobs.rules.crontab import LONGEST_FIELD
 from jobs.rules.errors import Invalid
 from jobs.rules.pasted import Fields, doubt, looks_like_line, read_line
-from jobs.schedules import acts, calendar
+from jobs.schedules import acts, calendar, timings
 from jobs.schedules.calendar import CRONTAB_FIELDS
 
 LISTED = 20  # schedules that use a row
@@ -80,10 +80,7 @@ class CrontabForm(TimingForm):
         if data.get("line") or looks_like_line(line):
             data |= read_line(line)._asdict()
         timing = super().read(data)
-        for name in CRONTAB_FIELDS:
-            data[name], longest = getattr(timing, name), CrontabSchedule._meta.get_field(name).max_length
-            if len(data[name]) > longest:
-                raise Invalid(f"{data[name]!r} is longer than {longest} characters: write it shorter, with ranges.")
+        data |= timings.fitting(timing)
         return timing
 
     def _get_validation_exclusions(self) -> set[str]:

@@ -32,7 +32,7 @@ from jobs.messages.message import message_of
 from jobs.models import KINDS, Node, Policy, PolicyQuerySet, Release, database_now
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import MISSED_AFTER
-from jobs.schedules import acts, calendar
+from jobs.schedules import acts, calendar, timings
 from jobs.schedules.entry import as_text, read, wall_zone_of
 
 T = TypeVar("T")
@@ -243,7 +243,7 @@ def _write(name: str, columns: dict[str, Any], text: str, row: Known | None) -> 
     if schedule is not None:
         _check_owner(Policy.objects.filter(pk=schedule.pk))
     kind, timing = columns["timing"]
-    values = {**columns["schedule"], "name": name, **dict.fromkeys(KINDS), kind: _timing(kind, timing)}
+    values = {**columns["schedule"], "name": name, **timings.columns(timings.saved(KINDS[kind](**timing)))}
     if schedule is None:
         schedule = PeriodicTask()
     else:  # only users decide whether it is enabled
@@ -256,11 +256,6 @@ def _write(name: str, columns: dict[str, Any], text: str, row: Known | None) -> 
     own = {"entry": text, "owner": settings.PROJECT, "removed_at": None, "wall_zone": wall_zone_of(columns)}
     Policy.objects.filter(schedule=schedule).update(**own, **columns["policy"])
     calendar.refresh(PeriodicTask.objects.filter(pk=schedule.pk))
-
-
-def _timing(kind: str, values: dict[str, Any]) -> Any:
-    found = KINDS[kind].objects.filter(**values).first()
-    return found or KINDS[kind].objects.create(**values)
 
 
 def _start_of(columns: dict[str, Any], row: Known | None, former: datetime | None) -> datetime | None:

@@ -16,10 +16,10 @@ from django_celery_beat.tzcrontab import TzAwareCrontab
 
 from jobs.messages.message import STORED_OPTIONS
 from jobs.models import KINDS, LONGEST_NAME
+from jobs.rules import durations
 from jobs.rules.errors import Invalid
 from jobs.schedules.calendar import CRONTAB_FIELDS, timing_of
 
-UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1))
 MEMBERS = {"task", "schedule", "args", "kwargs", "options", "relative", "enabled", "one_off", "description"}
 UNDERSTOOD = (TzAwareCrontab, schedules.crontab, schedules.solar, schedules.schedule)
 
@@ -95,8 +95,8 @@ def _read_timing(schedule: Any, app: Any) -> tuple[str, dict[str, Any]]:
     seconds = vars(schedule)["run_every"].total_seconds()
     if seconds < 1 or seconds % 1:
         raise Invalid(f"its interval is {seconds:g} s; choose whole seconds, one or more.")
-    period, length = next((period, length) for period, length in UNITS if seconds % length == 0)
-    return "interval", {"every": int(seconds // length), "period": period}
+    every, period = durations.split(timedelta(seconds=seconds))
+    return "interval", {"every": every, "period": period}
 
 
 def _check_understood(schedule: Any) -> set[str]:
