@@ -183,21 +183,22 @@ class Calendar:
 
     def _fixed(self, after: datetime) -> Iterator[datetime]:
         reading = reading_of(self.zone, after)
-        for wall in self._walls(reading + INSTANT):  # readings up to this one were due by `after`
+        for wall in self.walls(reading + INSTANT):  # readings up to this one were due by `after`
             yield first_moment(self.zone, wall)
 
     def _elapsed(self, after: datetime, until: datetime) -> Iterator[datetime]:
         while after <= until:
             offset = _offset(self.zone, after)
             end = _steady_until(self.zone, after, offset)
-            for wall in self._walls(after + offset):
+            for wall in self.walls(after + offset):
                 if wall - offset >= end:
                     break
                 yield wall - offset
-            following = next(self._walls(end - DAY), LAST)
+            following = next(self.walls(end - DAY), LAST)
             after = max(end, following - DAY)  # no zone is a whole day from UTC: nothing is due earlier
 
-    def _walls(self, start: datetime) -> Iterator[datetime]:
+    def walls(self, start: datetime) -> Iterator[datetime]:
+        """The readings of the crontab from `start` on, also those that a clock change skips."""
         for midnight in self._midnights(start):
             for index in range(bisect_left(self.times, start - midnight), len(self.times)):
                 yield midnight + self.times[index]

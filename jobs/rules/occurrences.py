@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
 from functools import lru_cache
+from itertools import dropwhile
 from typing import Any
 
 from jobs.rules.crontab import Crontab, calendar_of, first_moment, reading_of, zone_of
@@ -98,6 +99,13 @@ def next_occurrence(spec: Spec, after: datetime) -> datetime | None:
     return next(occurrences(spec, after, FOREVER), None)
 
 
+def walls(timing: Crontab | Interval, after: datetime) -> Iterator[datetime]:
+    """What the clocks of the timing's zone show at its moments after `after`, also what a clock change skips."""
+    reading = reading_of(zone_of(timing.zone), min(max(after, FIRST), LAST)) + INSTANT
+    readings = calendar_of(timing).walls(reading) if isinstance(timing, Crontab) else _walls(timing, reading)
+    return dropwhile(lambda wall: wall < reading, readings)
+
+
 def as_text(spec: Spec) -> str:
     """The schedule as JSON, stored beside its next due moment. Equal schedules have equal texts. See `from_text`."""
     bounds = {name: at for name, at in (("start", spec.start), ("end", spec.end)) if at is not None}
@@ -157,9 +165,19 @@ def _grid(interval: Interval, after: datetime, until: datetime) -> Iterator[date
 
 
 def _days(interval: Interval, after: datetime, until: datetime) -> Iterator[datetime]:
-    every, zone = interval.every, zone_of(interval.zone)
-    origin = reading_of(zone, interval.grid_from)
-    wall = origin + max(0, (reading_of(zone, after) - origin) // every) * every
-    while wall - DAY <= until:  # no zone is a whole day from UTC
+    zone = zone_of(interval.zone)
+    for wall in _walls(interval, reading_of(zone, after)):
+        if wall - DAY > until:  # no zone is a whole day from UTC
+            return
         yield first_moment(zone, wall)
+
+
+def _walls(interval: Interval, start: datetime) -> Iterator[datetime]:
+    """The readings of an interval that follows the clocks, from the last one before `start` on."""
+    every, origin = interval.every, reading_of(zone_of(interval.zone), interval.grid_from)
+    wall = origin + max(0, (start - origin) // every) * every
+    while True:
+        yield wall
+        if every > FOREVER - wall:
+            return
         wall += every

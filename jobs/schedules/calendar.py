@@ -211,7 +211,7 @@ def _compute(policy: Policy, schedule: Any, changed_at: datetime, now: datetime)
     is_owed = _keep_owed(policy, changed_at, until=since)
     former, policy.timing, policy.invalid_reason, upcoming = policy.timing, "", "", None
     try:
-        spec = spec_of(schedule, _grid_from(former, schedule) or changed_at, policy.wall_zone)
+        spec = spec_of(schedule, grid_from(former, schedule.interval) or changed_at, policy.wall_zone)
         if schedule.enabled:
             policy.timing, upcoming = as_text(_possible(spec)), next_occurrence(spec, after)
     except Invalid as error:
@@ -256,12 +256,12 @@ def _in_force(policy: Policy, schedule: Any, since: datetime) -> tuple[datetime,
     return named - INSTANT, named - INSTANT if is_new or (is_on_time and is_changed) else since
 
 
-def _grid_from(before: str, schedule: Any) -> datetime | None:
-    """The start of the interval's grid if its length is unchanged, so that other edits do not shift it; else None."""
+def grid_from(before: str, row: Any) -> datetime | None:
+    """The start of the grid before if `row` is an interval of the same length: other edits do not shift it."""
     former = from_text(before).timing if before else None
-    if not isinstance(former, Interval) or schedule.interval is None:
+    if not isinstance(former, Interval) or not isinstance(row, IntervalSchedule):
         return None
-    return former.grid_from if former.every == _length(schedule.interval) else None
+    return former.grid_from if former.every == _length(row) else None
 
 
 def upcoming(policy: Policy, count: int) -> list[datetime]:

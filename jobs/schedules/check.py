@@ -6,7 +6,7 @@ from typing import Any
 
 from django_celery_beat.models import PeriodicTask
 
-from jobs.messages.message import message_of
+from jobs.messages.message import Message, message_of
 from jobs.models import KINDS
 from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid
@@ -25,10 +25,16 @@ def check(schedule: PeriodicTask, policy: Any, now: datetime, *, timing_changed:
     """
     Actor.of(actor).check_may(schedule.task, schedule=schedule.pk)
     spec = spec_of(schedule, now)
-    message = message_of(schedule, policy)
-    refuse_passwords(schedule.name, schedule.description, message.args, message.kwargs, message.options)
+    check_job(schedule, policy)
     if schedule.enabled and timing_changed and next_occurrence(spec, now) is None:
         raise Invalid("It would never run: all its due moments are over. Choose a later time, or disable it.")
+
+
+def check_job(schedule: PeriodicTask, policy: Any) -> Message:
+    """The message of the schedule's runs. Raises `Invalid` if there is none, or if it holds a password."""
+    message = message_of(schedule, policy)
+    refuse_passwords(schedule.name, schedule.description, message.args, message.kwargs, message.options)
+    return message
 
 
 def problem_of_policy(columns: Mapping[str, Any], changed: Collection[str]) -> tuple[str, str] | None:
