@@ -54,9 +54,17 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
-def counted(number: int, one: str, many: str = "") -> str:
-    """`1 run`, `2 runs`, `1,000 runs`: a number with its noun."""
-    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+def length(of: timedelta) -> str:
+    """A measured duration, rounded as people say it: `0.25 s`, `12 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    seconds = max(0.0, of.total_seconds())
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
+    left, parts = round(seconds), []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        number, left = divmod(left, size)
+        parts += [(number, unit)]
+    first = next(index for index, (number, _) in enumerate(parts) if number)
+    return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number)
 
 
 def _timing(timing: Timing, zone: str) -> tuple[str, str]:

@@ -4,7 +4,6 @@ Each test sets the database's clock and lets days pass in it.
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -13,7 +12,6 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from django.db import connection
-from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from jobs.beat import claim
@@ -27,28 +25,6 @@ pytestmark = pytest.mark.django_db
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 MONDAY = datetime(2025, 3, 3, tzinfo=UTC)
 NIGHTLY = {"minute": "0", "hour": "2"}
-
-CLOCK = """
-CREATE FUNCTION public.{name}() RETURNS timestamptz LANGUAGE sql AS
-$$ SELECT current_setting('tests.now')::timestamptz $$
-"""
-
-
-@pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime], None]:
-    """`at(moment)` sets the database's clock."""
-    if connection.vendor == "sqlite":
-        return lambda moment: monkeypatch.setattr(timezone, "now", lambda: moment)
-    with connection.cursor() as cursor:
-        for name in ("clock_timestamp", "statement_timestamp"):
-            cursor.execute(CLOCK.format(name=name))
-        cursor.execute("SET LOCAL search_path = public, pg_catalog")
-
-    def set_clock(moment: datetime) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('tests.now', %s, true)", [moment.isoformat()])
-
-    return set_clock
 
 
 def edit(schedule: PeriodicTask, **columns: Any) -> None:

@@ -14,7 +14,7 @@ from jobs.rules.errors import Invalid
 from jobs.rules.moments import LAST
 from jobs.rules.occurrences import LONGEST, Clocked, Interval, Spec, occurrences
 from jobs.rules.solar import SOLAR_EVENTS, Solar
-from jobs.rules.words import day_and_time, in_words, listed
+from jobs.rules.words import day_and_time, in_words, length, listed
 
 BERLIN = "Europe/Berlin"
 NOW, DAY = datetime(2026, 12, 24, 17, tzinfo=UTC), timedelta(days=1)
@@ -129,6 +129,28 @@ def test_it_shows_the_last_day_of_the_calendar_in_utc_where_the_zone_has_none():
 @pytest.mark.parametrize(("words", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), ("abc", "a, b and c")])
 def test_it_lists_words(words, text):
     assert listed(words) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (-5, "0 s"),
+        (0.0123, "0.012 s"),
+        (1.5, "1.5 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min"),
+        (200, "3 min 20 s"),
+        (3600, "1 h"),
+        (7500, "2 h 5 min"),
+        (3605, "1 h"),
+        (360_000, "4 d 4 h"),
+        (10**10, "115740 d 17 h"),
+    ],
+)
+def test_it_rounds_a_measured_duration(seconds, text):
+    assert length(timedelta(seconds=seconds)) == text
 
 
 def field(low: int, high: int) -> st.SearchStrategy[str]:
