@@ -25,6 +25,7 @@ from typing import Any
 from django.conf import settings
 
 from jobs.rules.errors import Invalid
+from jobs.rules.signatures import PREFIX
 
 SHORTEST = 8  # characters; `mask` also finds single lines and encoded parts of a secret, if they are at least this long
 MARGIN = 100_000  # characters beyond the kept ones that are masked, too
@@ -185,7 +186,9 @@ def edge() -> int:
 
 def _known() -> tuple[tuple[str, ...], re.Pattern[str], int]:
     keys = getattr(settings, "MESSAGE_KEYS", ())
-    return _patterns((*settings.JOB_SECRETS.values(), settings.SECRET_KEY, *keys))
+    lists = getattr(settings, "WEBHOOK_KEYS", {}).values()
+    bare = (key.removeprefix(PREFIX) for each in lists for key in each)  # some programs show a key without its prefix
+    return _patterns((*settings.JOB_SECRETS.values(), settings.SECRET_KEY, *keys, *bare))
 
 
 @cache

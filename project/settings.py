@@ -58,6 +58,9 @@ SECRET_HOSTS: dict[str, list[str]] = read_all("hosts", "SECRET_HOSTS_")
 # For each secret, from the variables SECRET_JOBS_NAME: the jobs that may use it, also without a host. A secret without
 # such a variable may go to its hosts in any job.
 SECRET_JOBS: dict[str, list[str]] = read_all("patterns", "SECRET_JOBS_")
+# For each sender of webhooks, from the variables WEBHOOK_KEYS_NAME: its keys, each of which may sign a delivery. Add a
+# new key before the sender uses it, and remove the old one afterwards. Only web processes need these.
+WEBHOOK_KEYS: dict[str, list[str]] = read_all("webhook_keys", "WEBHOOK_KEYS_")
 # The jobs that only users with the right for them may schedule, start or change: names, `billing.*` for all names that
 # begin with `billing.`, or `*`. Each entry is a permission, which `manage.py migrate` creates. The default lists jobs
 # that can delete data, copy everything, send data out or run commands.

@@ -16,7 +16,7 @@ import environ
 from celery.app.backends import BACKEND_ALIASES
 from django.core.exceptions import ImproperlyConfigured
 
-from jobs.rules import origins, queues
+from jobs.rules import origins, queues, signatures
 
 env = environ.FileAwareEnv().ENVIRON
 required = environ.Env.NOTSET
@@ -107,6 +107,14 @@ def signing_keys(text: str) -> list[str]:
     return found
 
 
+def webhook_keys(text: str) -> list[str]:
+    """Keys of senders of webhooks, as long as `jobs.rules.signatures` wants them."""
+    found = words(text)
+    if not found or not all(len(key.encode()) >= signatures.SHORTEST_KEY for key in found):
+        raise ValueError
+    return found
+
+
 def remote_control(text: str) -> str:
     return {name: name for name in ("inspect", "full", "off")}[text.lower()]
 
@@ -138,7 +146,7 @@ def path(text: str) -> str:
     inner = text.strip("/")
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", inner, re.ASCII):
         raise ValueError
-    if inner.partition("/")[0] in {"files", "healthz", "static", "statistics"}:
+    if inner.partition("/")[0] in {"files", "healthz", "hooks", "static", "statistics"}:
         raise ValueError
     return f"{inner}/"
 
@@ -168,6 +176,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
     "signing_keys": (signing_keys, "keys of at least 32 bytes each, separated by commas"),
+    "webhook_keys": (webhook_keys, f"keys of at least {signatures.SHORTEST_KEY} bytes each, separated by commas"),
     "remote_control": (remote_control, "inspect, full or off"),
     "secret": (secret, "UTF-8 text of at least 8 bytes"),
     "result_backend": (result_backend, "django-db, redis://host:6379/0 or another backend that Celery knows"),

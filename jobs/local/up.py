@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,17 +177,20 @@ def _start_children(options: Options, supervisor: Supervisor) -> None:
     pool = ["--concurrency", "2", "--without-gossip", "--without-mingle", "--hostname", f"up-{options.port}@%h"]
     web = _child("web", [*gunicorn, *threads, "--graceful-timeout", "5", "--no-control-socket"], 10)
     beat = _child("beat", [*celery, "beat"], 10)
-    web.environment = beat.environment = _without_secrets()
+    worker = _child("worker", [*celery, "worker", *pool], 20)
+    of_workers = _hidden("JOB_SECRET_", settings.JOB_SECRETS)
+    of_web = _hidden("WEBHOOK_KEYS_", getattr(settings, "WEBHOOK_KEYS", {}))
+    web.environment, worker.environment = {**os.environ, **of_workers}, {**os.environ, **of_web}
+    beat.environment = {**os.environ, **of_workers, **of_web}
     supervisor.start(web)
-    supervisor.start(_child("worker", [*celery, "worker", *pool], 20))
+    supervisor.start(worker)
     supervisor.start(beat)
     supervisor.wait_for(web, lambda: _web_answers(options.port))
 
 
-def _without_secrets() -> dict[str, str]:
-    """The environment without values of secrets, which only workers need. Empty variables hide those of `.env`."""
-    hidden = {f"JOB_SECRET_{name}{suffix}": "" for name in settings.JOB_SECRETS for suffix in ("", "_FILE")}
-    return {**os.environ, **hidden}
+def _hidden(prefix: str, names: Iterable[str]) -> dict[str, str]:
+    """Empty variables for processes that need no value of these secrets. They hide those of `.env`, too."""
+    return {f"{prefix}{name}{suffix}": "" for name in names for suffix in ("", "_FILE")}
 
 
 def _wsgi_application() -> str:

@@ -84,9 +84,10 @@ def test_it_has_no_default_for_a_secret():
             assert not SECRET.search(name) or re.match(r"\$\{[A-Z_]+:\?", value), (name, value)
 
 
-def test_it_gives_the_file_with_values_of_secrets_to_the_worker_only():
+def test_it_gives_secrets_of_jobs_to_the_worker_only_and_keys_of_webhooks_to_the_site_only():
     files = {name: [each["path"] for each in service.get("env_file", [])] for name, service in OURS.items()}
     assert {name for name, paths in files.items() if "worker.env" in paths} == {"worker"}
+    assert {name for name, paths in files.items() if "web.env" in paths} == {"web"}
     assert all("punctual.env" in paths for paths in files.values())
 
 

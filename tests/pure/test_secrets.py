@@ -85,7 +85,9 @@ def test_it_masks_before_it_cuts(settings):
 
 def test_it_masks_the_keys_of_this_installation(settings):
     settings.SECRET_KEY, settings.MESSAGE_KEYS = "s" * 50, ["k" * 32, "n" * 32]
+    settings.WEBHOOK_KEYS = {"SHOP": ["whsec_" + "w" * 32, "g" * 16], "OTHER": ["o" * 16]}
     assert mask(f"{'s' * 50}, {'k' * 32}, {'n' * 32}") == "***, ***, ***"
+    assert mask(f"whsec_{'w' * 32}, {'w' * 32}, {'g' * 16}, {'o' * 16}") == "whsec_***, ***, ***, ***"
 
 
 def test_it_cuts_no_text_that_fits():

@@ -82,13 +82,16 @@ BAD_VALUES = {
     "RESULT_BACKEND": ["foo", "django_db", "pigeon://host", "no.such.module:Backend", "celery.backends.redis"],
     "RESULT_EXPIRES": ["soon", "1.5", "0", "-5", "always"],
     "LEASE_SECONDS": ["soon", "nan", "0", "-1"],
-    "ADMIN_PATH": ["/", "a b", "../x", "static/", "files/x", "healthz", "é", "a//b"],
+    "ADMIN_PATH": ["/", "a b", "../x", "static/", "files/x", "healthz", "hooks/x", "é", "a//b"],
     "SESSION_IDLE_MINUTES": ["0", "soon"],
     "SESSION_DAYS": ["-1", "1.5"],
     "SSO_HEADER": ["X Remote", "X_User", "1"],
     "TIME_ZONE": ["Mars/Olympus", "Europe", "../../etc/passwd", "+02:00"],
     "LOG_LEVEL": ["loud"],
     "MESSAGE_KEYS": [SECRET, f"{'k' * 32},{SECRET}"],
+    "WEBHOOK_KEYS_SHOP": [SECRET, f"{'k' * 32},{SECRET}", ",", "k" * 15],
+    "WEBHOOK_KEYS_SHOP_FILE": ["/does/not/exist"],
+    "WEBHOOK_KEYS_7": ["k" * 32],
     "REMOTE_CONTROL": ["everything"],
     "EMAIL_URL": [f"pigeon://user:{SECRET}@host", f"smtp://user:{SECRET}@host:port", f"smtp://{SECRET}@host?tls=True"],
     "RESTRICTED_JOBS": ["*.report", "a,b*c", "x" * 201],
@@ -347,6 +350,13 @@ def test_it_hides_a_secret_of_the_env_file_behind_an_empty_variable(outcomes, tm
     file = {**COMPLETE, "ENV_FILE": str(tmp_path / "env")}
     shown, hidden = outcomes(file, {**file, "JOB_SECRET_KEY": "", "JOB_SECRET_KEY_FILE": ""})
     assert (shown["JOB_SECRETS"], hidden["JOB_SECRETS"]) == ({"KEY": "canary-1234"}, {})
+
+
+def test_it_reads_the_keys_of_each_sender_of_webhooks(outcomes, tmp_path):
+    (tmp_path / "keys").write_text(f"whsec_{'a' * 32} , {'b' * 16}\n")
+    given = {"WEBHOOK_KEYS_SHOP_FILE": str(tmp_path / "keys"), "WEBHOOK_KEYS_Git_1": "c" * 16, "WEBHOOK_KEYS_NONE": ""}
+    [seen] = outcomes({**COMPLETE, **given})
+    assert seen["WEBHOOK_KEYS"] == {"SHOP": [f"whsec_{'a' * 32}", "b" * 16], "Git_1": ["c" * 16]}
 
 
 def test_it_reads_the_domains_of_mail_as_addresses_are_compared(outcomes):
