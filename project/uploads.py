@@ -55,6 +55,8 @@ class Uploads(MiddlewareMixin):
     def process_view(self, request: HttpRequest, view: Callable[..., Any], *_: Any) -> HttpResponseBase | None:
         if request.method != "POST" or request.content_type != "multipart/form-data":
             return None
+        if uploads.largest_body(view) and not uploads.takes_files(view):  # it reads its body itself
+            return None
         return _read(request, CheckedUpload(request, view, uploads.may_upload(request.user, view)))
 
     def process_exception(self, _: HttpRequest, error: Exception) -> HttpResponseBase | None:

@@ -4,7 +4,7 @@ from django.conf import settings
 from django.contrib import admin
 from django.urls import path
 
-from jobs.web import views
+from jobs.web import hooks, views
 
 admin.site.site_header = admin.site.site_title = "Punctual"
 admin.site.index_title = "Schedules and runs"
@@ -14,5 +14,6 @@ urlpatterns = [
     path("", views.home),
     path(settings.ADMIN_PATH, admin.site.urls),
     path("files/<str:token>", views.download, name="download"),
+    path("hooks/<slug:source>", hooks.receive, name="hook"),
     path("statistics", views.statistics, name="statistics"),
 ]

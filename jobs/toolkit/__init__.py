@@ -2,7 +2,7 @@
 
     from jobs.toolkit import current_run, once, progress
 
-Modules with more than a few names are imported whole: `from jobs.toolkit import files, http, mail`.
+Modules with more than a few names are imported whole: `from jobs.toolkit import files, http, mail, webhooks`.
 """
 
 from jobs.cache.mapped import MappedResource

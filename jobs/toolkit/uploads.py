@@ -35,7 +35,7 @@ def accepts_body(size: int) -> Callable[[View], View]:
 
     Other requests of such clients may have 64,000 bytes. Raises ValueError for more than Django reads into memory.
     """
-    if size > (most := settings.DATA_UPLOAD_MAX_MEMORY_SIZE):
+    if size > (most := settings.DATA_UPLOAD_MAX_MEMORY_SIZE or size):  # None: Django reads any
         raise ValueError(f"accepts_body allows at most {most:,} bytes: take more as a file (accepts_uploads).")
 
     def mark(view: View) -> View:
@@ -48,6 +48,11 @@ def accepts_body(size: int) -> Callable[[View], View]:
 def largest_body(view: Callable[..., Any] | None) -> int:
     """The bytes that the view takes from every client; 0 if it says nothing."""
     return int(getattr(view, "largest_body", 0))
+
+
+def takes_files(view: Callable[..., Any] | None) -> bool:
+    """Whether the view takes files at all."""
+    return getattr(view, "upload_permission", None) is not None
 
 
 def may_upload(user: Any, view: Callable[..., Any] | None) -> bool:
