@@ -1,9 +1,9 @@
-"""What do people see and do in Django's admin? Schedules with their policies, runs, nodes, files, results, resources.
+"""What do people see and do in Django's admin? Schedules, runs, nodes, files, results, resources, webhooks.
 
 Its one rule: a page shows the ledger and calls other modules to act. A form refuses a schedule that cannot run, with
 the calendar's sentence. A schedule saved otherwise is flagged with the same sentence. Runs are read-only.
 """
 
-from jobs.admin import catalogue, files, resources, results, runs, schedules, set_aside, timings
+from jobs.admin import catalogue, files, resources, results, runs, schedules, set_aside, timings, webhooks
 
-__all__ = ["catalogue", "files", "resources", "results", "runs", "schedules", "set_aside", "timings"]
+__all__ = ["catalogue", "files", "resources", "results", "runs", "schedules", "set_aside", "timings", "webhooks"]

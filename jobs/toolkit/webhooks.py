@@ -18,7 +18,6 @@ from uuid import UUID
 from jobs.models import Webhook
 
 FORM = "application/x-www-form-urlencoded"
-MOST_FIELDS = 1000
 
 
 class NoWebhookError(LookupError):
@@ -45,7 +44,7 @@ class Received:
             raise ValueError(f"The webhook {self.event} of {self.source} is not JSON: {error}.") from error
 
     def _payload(self) -> str:
-        return parse_qs(self.body.decode(), max_num_fields=MOST_FIELDS).get("payload", [""])[0]
+        return parse_qs(self.body.decode()).get("payload", [""])[0]
 
 
 def read(webhook: UUID | str) -> Received:

@@ -211,6 +211,7 @@ def test_it_refuses_an_id_that_is_no_plain_text(event):
     [
         ("standard", "whsec_äöü"),
         ("standard", "whsec_?"),
+        ("standard", f"whsec_!{'A' * 32}"),
         ("standard", "whsec_AAAA"),
         ("standard", "x"),
         ("github", "short"),
