@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 from celery import _state, current_app
 from django.contrib.auth.models import User
@@ -29,15 +30,17 @@ from pydantic import ValidationError
 
 from jobs.cache import resources
 from jobs.cache.backend import NotJSONError
-from jobs.models import Run, State, StoredFile, database_now
+from jobs.models import Run, State, StoredFile, WebhookSource, database_now
 from jobs.tasks.report import report
 from jobs.tasks.send_bulk_email import send_bulk_email
 from jobs.toolkit import cache_usage, cached, files, http, invalidate_cached, invalidate_resources, mail, queries
+from jobs.toolkit.webhooks import read as read_webhook
 from tests.app import billing
 from tests.app.billing import Article, Customer, Order, Rate
 from tests.database.test_admin import NEW, form, text
 from tests.database.test_typed import complaints, stored, typed
 from tests.making import inside, make_run, make_schedule
+from tests.pure.test_signatures import OTHER, STANDARD, signed
 from tests.servers import ROOT
 from tests.waiting import DEADLINE
 from tests.web import Web, serving
@@ -512,3 +515,41 @@ def test_it_calls_a_job_like_a_function(snippet):
 def test_it_executes_the_runs_that_are_due_in_a_test(snippet, load, run_due):
     load("docs/testing.md", 1)
     snippet.test_prices_rise_on_the_first_of_the_month(run_due)
+
+
+# --- docs/webhooks.md -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shop(settings) -> WebhookSource:
+    """The source of docs/webhooks.md."""
+    settings.WEBHOOK_KEYS = {"SHOP": [STANDARD]}
+    row = {"form": "standard", "keys": "SHOP", "job": "billing.paid", "arguments": {"at_least": 100}}
+    return WebhookSource.objects.create(name="shop", **row)
+
+
+@claims("docs/webhooks.md", 1)
+def test_it_charges_an_order_once_when_a_webhook_says_that_it_was_paid(snippet, client, shop):
+    orders = [Order.objects.create(customer=make_customer("ada"), at=database_now()) for _ in range(2)]
+    for order, cents in zip(orders, (100, 99), strict=True):
+        body = json.dumps({"type": "order.paid", "data": {"order": order.pk, "cents": cents}}).encode()
+        headers = signed("standard", body, at=database_now(), event=f"evt_{order.pk}")
+        sent = client.post("/hooks/shop", body, content_type="application/json", headers=headers)
+        run = Run.objects.get(id=sent.json()["run"])
+        with inside(run):
+            for _ in range(2):
+                snippet.paid(**run.kwargs)
+    assert charges() == [1, 0]
+
+
+@claims("docs/webhooks.md", 2)
+def test_it_lets_another_program_sign_an_event(snippet, live_server, monkeypatch, shop):
+    WebhookSource.objects.update(job="tests.nothing")
+    address = f"{live_server.url}/hooks/shop"
+    monkeypatch.setenv("SHOP_KEY", STANDARD)
+    for number in range(2):
+        snippet.tell(address, {"type": "order.paid", "data": {"order": number, "cents": 100}})
+    assert sorted(read_webhook(run.kwargs["webhook"]).json()["data"]["order"] for run in Run.objects.all()) == [0, 1]
+    monkeypatch.setenv("SHOP_KEY", OTHER)
+    with pytest.raises(httpx.HTTPStatusError, match="401"):
+        snippet.tell(address, {})
