@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from jobs.cache.resources import Resource
 from jobs.models import FeedEntry
-from jobs.toolkit import reveal
+from jobs.toolkit import reveal, webhooks
 from jobs.toolkit.current import current_run, once, progress
 from jobs.toolkit.queries import Table, query
 from jobs.worker.resources import ResourceTask
@@ -40,6 +40,13 @@ def nothing(*args: Any, **kwargs: Any) -> None:
 def note(self: Task, path: str) -> None:
     """Write a line with the id of the run."""
     _append(path, self.request.id)
+
+
+@shared_task(name="tests.note_webhook")
+def note_webhook(webhook: str, path: str) -> None:
+    """Write a line with what a webhook has sent."""
+    sent = webhooks.read(webhook)
+    _append(path, f"{sent.source}:{sent.event}:{sent.json()['number']}")
 
 
 @shared_task(name="tests.hold", bind=True)
