@@ -296,10 +296,12 @@ INSTALLED_APPS = [
     "django_celery_results",
     "axes",
     "csp",
+    "ninja",  # the page of the API's document
     "jobs",
 ]
 MIDDLEWARE = [
     "project.headers.Headers",
+    "jobs.web.api.problems.Problems",
     "project.health.alive",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -307,6 +309,7 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "project.sessions.limited",
+    "jobs.web.tokens.admitted",
     "project.uploads.Uploads",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",

@@ -2,7 +2,7 @@
 
 from django.conf import settings
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 
 from jobs.web import hooks, views
 
@@ -13,6 +13,7 @@ admin.site.enable_nav_sidebar = False  # the lists need the space
 urlpatterns = [
     path("", views.home),
     path(settings.ADMIN_PATH, admin.site.urls),
+    path("api/", include("jobs.web.api.urls")),
     path("files/<str:token>", views.download, name="download"),
     path("hooks/<slug:source>", hooks.receive, name="hook"),
     path("statistics", views.statistics, name="statistics"),
