@@ -21,6 +21,7 @@ from django.middleware.csrf import CsrfViewMiddleware
 from django.urls import Resolver404, resolve
 from django.utils.deprecation import MiddlewareMixin
 
+from jobs.models.audit import Actor, Door
 from jobs.toolkit import files, uploads
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Uploads(MiddlewareMixin):
         if not (length := _length_of(request)):
             return None
         view = _view_of(request)
-        may = uploads.may_upload(request.user, view)
+        may = uploads.may_upload(_actor_of(request), view)
         return _too_large(may) if length > max(_largest(request, may), uploads.largest_body(view)) else None
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], *_: Any) -> HttpResponseBase | None:
@@ -57,7 +58,7 @@ class Uploads(MiddlewareMixin):
             return None
         if uploads.largest_body(view) and not uploads.takes_files(view):  # it reads its body itself
             return None
-        return _read(request, CheckedUpload(request, view, uploads.may_upload(request.user, view)))
+        return _read(request, CheckedUpload(request, view, uploads.may_upload(_actor_of(request), view)))
 
     def process_exception(self, _: HttpRequest, error: Exception) -> HttpResponseBase | None:
         """Answer a view that could not store a file."""
@@ -137,6 +138,11 @@ def _read(request: HttpRequest, handler: CheckedUpload) -> HttpResponseBase | No
     handler.discard()
     request._mark_post_parse_error()  # type: ignore[attr-defined] # the page of the answer may read its fields
     return answer
+
+
+def _actor_of(request: HttpRequest) -> Actor:
+    token = getattr(request, "token", None)  # of the API (jobs.web.tokens)
+    return Actor.of_user(request.user, Door.API if token else Door.ADMIN, token)
 
 
 def _view_of(request: HttpRequest) -> Callable[..., Any] | None:

@@ -6,16 +6,15 @@ Read-only. Users who may change resources can invalidate them.
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db.models import Count, OuterRef, QuerySet, Subquery, Sum
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 
 from jobs.admin.display import NOTHING, counted, moment, percentage
 from jobs.admin.guard import GuardedAdmin, ReadOnlyAdmin, actor_of
 from jobs.models import Holding, ResourceVersion
+from jobs.monitoring.holdings import with_sums
 from jobs.worker import resources
-
-FIGURES = ("entries", "bytes", "hits", "misses")
 
 
 @admin.action(description="Invalidate", permissions=["operate"])
@@ -66,11 +65,7 @@ class ResourceAdmin(ReadOnlyAdmin, GuardedAdmin):
         return request.user.has_perm("jobs.change_resourceversion")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ResourceVersion]:
-        held = Holding.objects.live().filter(resource=OuterRef("pk")).order_by().values("resource")
-        sums: dict[str, Any] = {f"sum_of_{name}": Subquery(held.values(total=Sum(name))) for name in FIGURES}
-        sums["processes_now"] = Subquery(held.values(total=Count("pk")))
-        resources: QuerySet[ResourceVersion] = super().get_queryset(request).annotate(**sums)
-        return resources
+        return with_sums(super().get_queryset(request))
 
     @admin.display(description="processes")
     def processes(self, resource: Any) -> int:

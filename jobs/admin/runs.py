@@ -20,8 +20,8 @@ from jobs.admin.actions import show_requested
 from jobs.admin.display import NOTHING, between, counted, moment, state
 from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, ReadOnlyAdmin, RightsAdmin, actor_of
 from jobs.ledger import requests
-from jobs.models import TERMINAL, Attempt, Backfill, Holding, Node, Run, State, Step
-from jobs.models.steps import UNDER_WAY
+from jobs.models import TERMINAL, Attempt, Backfill, Holding, Node, Run, Step
+from jobs.monitoring.progress import progress_of, reason_of
 
 SHOWN = 100  # steps of a run, and runs of a node
 
@@ -89,10 +89,9 @@ class RunAdmin(ReadOnlyAdmin, RightsAdmin):
     def progress(self, run: Run) -> str:
         """How many of its steps ended, and the progress that the task reports."""
         parts = []
-        if steps := list(run.steps.filter(attempt=run.attempt).values_list("state", "following")):
-            over = sum(step not in UNDER_WAY and step != Step.State.EXPECTED for step, _ in steps)
-            coming = sum(following for step, following in steps if step in UNDER_WAY)
-            parts.append(f"{over} of {counted(len(steps) + coming, 'step', 'steps')}")
+        figures = progress_of(run)
+        if figures.steps:
+            parts.append(f"{figures.steps_done} of {counted(figures.steps, 'step', 'steps')}")
         if run.progress_total or run.progress_done:
             parts.append(f"{run.progress_done:,}" + (f" of {run.progress_total:,}" if run.progress_total else ""))
         return ", ".join([*parts, *([run.progress_message] if run.progress_message else [])]) or NOTHING
@@ -131,11 +130,7 @@ class RunAdmin(ReadOnlyAdmin, RightsAdmin):
 
     @admin.display(description="reason")
     def why(self, run: Run) -> str:
-        if run.state == State.WAITING and run.not_before is None:
-            return "waits for an earlier run to end"
-        if run.state == State.RUNNING and run.cancel_reason:
-            return f"was asked to end; {run.cancel_reason}"
-        return run.reason or NOTHING
+        return reason_of(run) or NOTHING
 
     @admin.display(description="queued")
     def queued(self, run: Run) -> str:

@@ -20,11 +20,11 @@ from jobs.toolkit import files
 View = TypeVar("View", bound=Callable[..., Any])
 
 
-def accepts_uploads(permission: str) -> Callable[[View], View]:
-    """Mark a view to which users with the permission may send files."""
+def accepts_uploads(*permissions: str) -> Callable[[View], View]:
+    """Mark a view to which users with all of these permissions may send files."""
 
     def mark(view: View) -> View:
-        view.upload_permission = permission  # type: ignore[attr-defined]
+        view.upload_permissions = permissions  # type: ignore[attr-defined]
         return view
 
     return mark
@@ -52,13 +52,12 @@ def largest_body(view: Callable[..., Any] | None) -> int:
 
 def takes_files(view: Callable[..., Any] | None) -> bool:
     """Whether the view takes files at all."""
-    return getattr(view, "upload_permission", None) is not None
+    return bool(getattr(view, "upload_permissions", ()))
 
 
-def may_upload(user: Any, view: Callable[..., Any] | None) -> bool:
-    """Whether the user may send files to the view."""
-    permission = getattr(view, "upload_permission", None)
-    return permission is not None and bool(user.has_perm(permission))
+def may_upload(actor: Actor, view: Callable[..., Any] | None) -> bool:
+    """Whether the actor may send files to the view."""
+    return takes_files(view) and all(map(actor.may, view.upload_permissions))  # type: ignore[union-attr]
 
 
 def keep_upload(upload: UploadedFile[bytes], actor: Actor | str) -> StoredFile:

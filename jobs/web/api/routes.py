@@ -5,6 +5,7 @@ Its one rule: what no database row or job could hold is refused here, with a sen
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Annotated, Any
 
@@ -14,14 +15,15 @@ from ninja import NinjaAPI, Schema
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.parser import Parser
 from ninja.security.base import AuthBase
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field
 
 from jobs.messages.message import Decoder
 from jobs.models.audit import Actor, Door
 from jobs.rules.errors import Conflict, Forbidden, Invalid
 from jobs.web.api import problems
 
-LARGEST_KEY = 2**31 - 1
+LARGEST_KEY = 2**31 - 1  # of a row
+LONGEST_KEY = 120  # characters of an Idempotency-Key
 NOT_JSON = "The body must be JSON: send it with the header Content-Type: application/json."
 
 
@@ -35,7 +37,16 @@ def _in_one_line(text: str) -> str:
     return text
 
 
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("this moment lies outside of the years 1 to 9999") from None
+
+
 Text = Annotated[str, Field(max_length=200), AfterValidator(_in_one_line)]  # a name or a short sentence, in one line
+Key = Annotated[str, Field(min_length=1, max_length=LONGEST_KEY), AfterValidator(_in_one_line)]
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]  # with its zone or offset
 RowId = Annotated[int, Field(ge=1, le=LARGEST_KEY)]  # the key of a schedule, a token or the like
 
 

@@ -12,11 +12,21 @@ from ninja import NinjaAPI
 from ninja.openapi.docs import Swagger
 from ninja.openapi.schema import OpenAPISchema
 
-from jobs.web.api import problems, routes, runs
+from jobs.toolkit.uploads import accepts_uploads
+from jobs.web.api import files, health, jobs, kept, problems, records, resources, routes, runs
 from jobs.web.views import for_staff
 
 REFUSALS = (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 507)
-ROUTERS = {"/runs": runs.router}
+ROUTERS = [
+    ("/runs", runs.router),
+    ("/runs", records.router),
+    ("/jobs", jobs.router),
+    ("/uploads", files.uploading),
+    ("/files", files.router),
+    ("/resources", resources.router),
+    ("", health.router),
+    ("", kept.router),
+]
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
 
 
@@ -53,16 +63,18 @@ def _assembled() -> API:
     )
     routes.handle_errors(api)
     api.add_decorator(routes.refuse_unknown_parameters, mode="view")
-    for prefix, router in ROUTERS.items():
+    for prefix, router in ROUTERS:
         api.add_router(prefix, router)
     return api
 
 
 def _guarded(patterns: list[Any]) -> list[Any]:
-    """Let Django check the CSRF token of requests with a session."""
+    """Let Django check the CSRF token of requests with a session, and the site take files for `upload` only."""
     for pattern in patterns:
         if isinstance(pattern, URLPattern):
             pattern.callback.csrf_exempt = False  # type: ignore[attr-defined] # ninja sets it
+            if pattern.name == files.upload.__name__:
+                accepts_uploads(*files.UPLOADERS)(pattern.callback)
     return patterns
 
 
