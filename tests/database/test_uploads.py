@@ -17,6 +17,7 @@ from django.urls import path, reverse
 from django.views.decorators.csrf import csrf_exempt
 
 from jobs.models import StoredFile
+from jobs.models.audit import Actor
 from jobs.toolkit import files, uploads
 from project.uploads import Uploads
 
@@ -191,9 +192,10 @@ def test_it_says_so_too_when_a_view_finds_no_room(rf):
 
 def test_it_takes_uploads_of_a_view_that_says_so(rf):
     view = csrf_exempt(uploads.accepts_uploads("jobs.add_storedfile")(lambda request: None))
-    assert uploads.may_upload(User(is_superuser=True, is_active=True), view)
-    assert not uploads.may_upload(AnonymousUser(), view)
-    assert not uploads.may_upload(User(is_superuser=True, is_active=True), lambda request: None)
+    ada = Actor.of_user(User(username="ada", is_superuser=True, is_active=True))
+    assert uploads.may_upload(ada, view)
+    assert not uploads.may_upload(Actor.of_user(AnonymousUser()), view)
+    assert not uploads.may_upload(ada, lambda request: None)
 
 
 def test_it_takes_larger_bodies_of_strangers_for_a_view_that_says_so(client, settings):

@@ -84,13 +84,11 @@ def make_link(request: HttpRequest, file: UUID) -> Any:  # noqa: ARG001 - as abo
 
 
 @router.delete("/{file}", response={204: None})
-@needs("jobs.delete_storedfile")
 def delete_file(request: HttpRequest, file: UUID) -> Any:
     """Delete a stored file. A backup needs the right for the backup job, too."""
-    row = _file_of(file)
-    if row.kind == StoredFile.Kind.BACKUP:
-        actor_of(request).check_may("jobs.backup_database")
-    files.remove(row)
+    actor = actor_of(request)
+    actor.check("jobs.delete_storedfile")
+    files.delete(_file_of(file), actor)
     return Status(204, None)
 
 

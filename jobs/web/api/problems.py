@@ -101,7 +101,7 @@ def _rewritten(response: HttpResponseBase) -> HttpResponse:
     is_text = isinstance(response, HttpResponse) and response.get("Content-Type", "").startswith("text/plain")
     detail = response.content.decode(errors="replace").strip() if is_text else ""  # type: ignore[attr-defined]
     if not detail and response.status_code == 405 and (allowed := response.get("Allow")):
-        detail = f"{SENTENCES[405]} It takes {allowed}."
+        detail = f"{SENTENCES[405]} It takes {', '.join(sorted(allowed.split(', ')))}."
     problem = answer(response.status_code, detail)
     for name, value in response.items():
         if name.lower() not in {"content-type", "content-length"}:

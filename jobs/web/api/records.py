@@ -14,8 +14,7 @@ from django.http import HttpRequest
 from ninja import Field, Query, Router, Schema
 
 from jobs.messages.message import Decoder
-from jobs.models import ACTIVE, Run, Step
-from jobs.models.runs import LONGEST_LOG
+from jobs.models import ACTIVE, Run, RunLog, Step
 from jobs.monitoring.progress import progress_of, reason_of
 from jobs.rules.errors import Conflict, Invalid
 from jobs.web.api import shapes
@@ -74,7 +73,7 @@ def get_log(
     found = run_of(actor_of(request), run)
     number = attempt or found.attempt
     text = found.logs.filter(attempt=number).values_list("text", flat=True).first() or ""
-    new = text if after is None else text[_place(text, _read(after)) :]
+    new = text if after is None else _since(_read(after), text)
     return {"attempt": number, "text": new, "after": _mark(text), "is_over": found.state not in ACTIVE}
 
 
@@ -128,7 +127,7 @@ def _step(step: Step) -> dict[str, Any]:
 
 
 def _mark(text: str) -> str:
-    """The end of the text, and where it lies: `_place` finds it again in a longer text, also if that was trimmed."""
+    """The end of the text, and where it lies: `_since` finds it again in a longer text, also if that was trimmed."""
     return signing.dumps([len(text), text[-MARK:]], salt=SALT, compress=True)
 
 
@@ -140,9 +139,7 @@ def _read(after: str) -> tuple[int, str]:
     return length, end
 
 
-def _place(text: str, mark: tuple[int, str]) -> int:
-    """The place in the text from which on it is new. 0 if nothing that was read is left."""
+def _since(mark: tuple[int, str], text: str) -> str:
+    """The text after the mark; all of it if nothing that was read is left."""
     length, end = mark
-    if len(text) < LONGEST_LOG or text[max(0, length - len(end)) : length] == end:
-        return length
-    return max(text.rfind(end) + len(end), 0) if end in text else 0
+    return text[length:] if text[max(0, length - len(end)) : length] == end else RunLog.since(end, text)

@@ -79,7 +79,8 @@ def list_runs(request: HttpRequest, filters: Query[RunFilters], paging: Query[Pa
     """Runs, newest first."""
     values = filters.dict()
     rows = search.find(actor_of(request), actor_name=values.pop("actor"), **values)
-    return page(request, rows.defer(*shapes.UNSHOWN), paging, ["-id"], shapes.line)
+    with search.patient():
+        return page(request, rows.defer(*shapes.UNSHOWN), paging, ["-id"], shapes.line)
 
 
 @router.post("", response={202: shapes.RunOut, 200: shapes.RunOut})
@@ -93,8 +94,10 @@ def start_run(
     actor = actor_of(request)
     key = idempotency_key or body.key
     delay = None if body.delay is None else timedelta(seconds=body.delay)
-    options = RunOptions(scoped(key, actor), delay, body.at, body.priority, body.queue)
+    options = RunOptions(key=scoped(key, actor), delay=delay, at=body.at, priority=body.priority, queue=body.queue)
     run, is_new = requests.start(body.job, body.arguments, actor, options)
+    if (run.kwargs, run.queue, run.priority) != (body.arguments, body.queue, body.priority):
+        raise Conflict("A request with this key had other content: choose another key.")
     return accepted(response, run, is_new)
 
 
@@ -175,7 +178,7 @@ def only(requested: Requested) -> Run:
 
 def scoped(key: str | None, actor: Actor) -> str | None:
     """The key of a request in the ledger, which has one space of keys for all users and code."""
-    return key and f"api {actor.user_id}: {key}"
+    return key and f"api {actor.user.pk}: {key}"
 
 
 def address_of(run: Run) -> str:
