@@ -55,6 +55,15 @@ def hold(self: Task, path: str) -> None:
     _hold(path, self.request.id)
 
 
+@shared_task(name="tests.report_and_hold", bind=True, ignore_result=False)
+def report_and_hold(self: Task, path: str) -> dict[str, int]:
+    """Like `hold`, with a line of log and a progress before, and a result."""
+    logging.getLogger("tests").info("half way")
+    progress(1, total=2, message="holding")
+    _hold(path, self.request.id)
+    return {"rows": 7}
+
+
 @shared_task(name="tests.hold_late", bind=True, acks_late=True)
 def hold_late(self: Task, path: str) -> None:
     """Like `hold`, but the message is acknowledged when the task is over."""

@@ -86,9 +86,8 @@ def make_link(request: HttpRequest, file: UUID) -> Any:  # noqa: ARG001 - as abo
 @router.delete("/{file}", response={204: None})
 def delete_file(request: HttpRequest, file: UUID) -> Any:
     """Delete a stored file. A backup needs the right for the backup job, too."""
-    actor = actor_of(request)
-    actor.check("jobs.delete_storedfile")
-    files.delete(_file_of(file), actor)
+    if not files.delete(StoredFile.objects.filter(id=file), actor_of(request)):
+        raise _missing(file)
     return Status(204, None)
 
 
@@ -112,8 +111,12 @@ def upload(
 def _file_of(key: UUID) -> StoredFile:
     row = StoredFile.objects.filter(id=key).first()
     if row is None:
-        raise MissingError(f"There is no file {key}: it was deleted, or never existed.")
+        raise _missing(key)
     return row
+
+
+def _missing(key: UUID) -> MissingError:
+    return MissingError(f"There is no file {key}: it was deleted, or never existed.")
 
 
 def _file(row: StoredFile) -> dict[str, Any]:
