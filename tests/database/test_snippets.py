@@ -7,6 +7,7 @@ does this for docs/workflows.md.
 
 import json
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,18 +15,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from shutil import which
 from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
 from celery import _state, current_app
+from django.contrib.auth import login
 from django.contrib.auth.models import User
 from django.core import mail as django_mail
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.core.wsgi import get_wsgi_application
 from django.db import connection, transaction
-from django.urls import path
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.test import Client
+from django.urls import include, path
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
+from django_celery_results.models import TaskResult
 from pydantic import ValidationError
 
 from jobs.cache import resources
@@ -33,8 +41,10 @@ from jobs.cache.backend import NotJSONError
 from jobs.models import Run, State, StoredFile, WebhookSource, database_now
 from jobs.tasks.report import report
 from jobs.tasks.send_bulk_email import send_bulk_email
+from jobs.testing import execute
 from jobs.toolkit import cache_usage, cached, files, http, invalidate_cached, invalidate_resources, mail, queries
 from jobs.toolkit.webhooks import read as read_webhook
+from tests.api import make_token, make_user
 from tests.app import billing
 from tests.app.billing import Article, Customer, Order, Rate
 from tests.database.test_admin import NEW, form, text
@@ -42,7 +52,7 @@ from tests.database.test_typed import complaints, stored, typed
 from tests.making import inside, make_run, make_schedule
 from tests.pure.test_signatures import OTHER, STANDARD, signed
 from tests.servers import ROOT
-from tests.waiting import DEADLINE
+from tests.waiting import DEADLINE, eventually
 from tests.web import Web, serving
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -203,6 +213,58 @@ def test_it_schedules_a_first_job_and_rejects_arguments_that_do_not_fit(snippet,
     assert not PeriodicTask.objects.exists()
     assert admin_client.post(NEW, form(**schedule)).status_code == 302
     assert PeriodicTask.objects.get().task == snippet.send_invoices.name
+
+
+# --- docs/api.md -----------------------------------------------------------------------------------------------------
+
+
+@claims("docs/api.md", 1)
+def test_it_sends_a_file_and_gets_the_result_of_its_run(snippet, tmp_path, settings):
+    settings.ALLOWED_HOSTS = ["punctual.test"]
+    scopes = ("jobs.view_run", "jobs.add_run", "jobs.add_storedfile", "django_celery_results.view_taskresult")
+    token = make_token(make_user("tom", *scopes), *scopes)
+    file = tmp_path / "7.txt"
+    file.write_text("hello\n")
+
+    def execute_the_run() -> None:
+        run = eventually(Run.objects.first)
+        TaskResult.objects.create(task_id=str(run.id), status="SUCCESS", result='{"bytes": 6}')  # as a worker does
+        execute(run)
+        connection.close()
+
+    worker = threading.Thread(target=execute_the_run)
+    worker.start()
+    headers, web = {"Authorization": f"Bearer {token}"}, httpx.WSGITransport(app=get_wsgi_application())
+    with httpx.Client(base_url="http://punctual.test", headers=headers, transport=web) as site:
+        assert snippet.describe(site, file)["bytes"] == 6
+    worker.join(DEADLINE)
+    assert Run.objects.get().actor == "tom"
+
+
+@claims("docs/api.md", 2)
+def test_it_shows_the_progress_of_a_run_on_a_page_of_the_user(snippet, live_server, settings, tmp_path):
+    """The browser asks the API with the session of the user, and stops when the run has ended."""
+    if (browser := which("chromium")) is None:
+        pytest.skip("chromium is not installed: apt install chromium")
+    run = make_run(state=State.SUCCEEDED, progress_done=3, progress_total=4, progress_message="reading <rows>")
+    user = make_user("tom", "jobs.view_run")
+
+    def enter(request: HttpRequest) -> HttpResponse:
+        login(request, user, "django.contrib.auth.backends.ModelBackend")
+        return redirect(f"/orders/{run.id}")
+
+    settings.ROOT_URLCONF, settings.LOGIN_URL = ModuleType("billing.urls"), "/enter"
+    settings.ROOT_URLCONF.urlpatterns = [
+        path("enter", enter),
+        path("orders/<uuid:run>", snippet.progress),
+        path("api/", include("jobs.web.api.urls")),
+    ]
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=9000", "--dump-dom"]
+    command = [browser, *options, f"--user-data-dir={tmp_path}", f"{live_server.url}/enter"]
+    page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE).stdout
+    assert 'max="4" value="3"' in page
+    assert ">succeeded: reading &lt;rows&gt;</span>" in page
+    assert Client().get(f"/orders/{run.id}").status_code == 302
 
 
 # --- docs/caching.md -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+from django.apps import apps
 
 import jobs
 from jobs import toolkit
@@ -121,7 +122,15 @@ def test_it_shows_imports_from_the_public_modules_only(document):
 def test_it_names_only_jobs_and_modules_that_exist(document):
     app.loader.import_default_modules()
     for name in set(re.findall(r"\bjobs(?:\.\w+)+", document.read_text())) - {"jobs.md"}:
-        assert name in app.tasks or exists(name), f"{document.name} names {name}, which does not exist."
+        assert name in app.tasks or name in permissions() or exists(name), (
+            f"{document.name} names {name}, which does not exist."
+        )
+
+
+def permissions() -> set[str]:
+    """The names of the permissions for our models."""
+    models = apps.get_app_config("jobs").get_models()
+    return {f"jobs.{act}_{model._meta.model_name}" for model in models for act in model._meta.default_permissions}
 
 
 def exists(name: str) -> bool:
