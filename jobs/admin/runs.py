@@ -8,8 +8,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib import admin, messages
-from django.db.models import Count, Exists, OuterRef, QuerySet, Subquery, Sum
-from django.db.models.functions import Coalesce
+from django.db.models import Count, Exists, OuterRef, QuerySet, Sum
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
@@ -20,8 +19,8 @@ from jobs.admin.actions import show_requested
 from jobs.admin.display import NOTHING, between, counted, moment, state
 from jobs.admin.guard import CappedPaginator, GuardedAdmin, KnownChoices, ReadOnlyAdmin, RightsAdmin, actor_of
 from jobs.ledger import requests
-from jobs.models import TERMINAL, Attempt, Backfill, Holding, Node, Run, Step
-from jobs.monitoring.progress import progress_of, reason_of
+from jobs.models import Attempt, Backfill, Holding, Node, Run, Step
+from jobs.monitoring.progress import progress_of, reason_of, with_counts
 
 SHOWN = 100  # steps of a run, and runs of a node
 
@@ -161,12 +160,7 @@ class BackfillAdmin(ReadOnlyAdmin, GuardedAdmin):
     ordering = ("-created_at",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Backfill]:
-        runs = Run.objects.filter(backfill=OuterRef("pk")).order_by().values("backfill").annotate(number=Count("pk"))
-        over = runs.filter(state__in=TERMINAL)
-        numbers = {"total": runs, "over": over}
-        counts = {name: Coalesce(Subquery(of.values("number")), 0) for name, of in numbers.items()}
-        backfills: QuerySet[Backfill] = super().get_queryset(request).annotate(**counts)
-        return backfills
+        return with_counts(super().get_queryset(request))
 
     @admin.display(description="schedule")
     def schedule_name(self, backfill: Backfill) -> str:

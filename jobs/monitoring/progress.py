@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-from jobs.models import Run, State, Step
+from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce
+
+from jobs.models import TERMINAL, Backfill, Run, State, Step
 from jobs.models.steps import UNDER_WAY
 
 
@@ -21,11 +24,19 @@ class Progress:
 
 
 def progress_of(run: Run) -> Progress:
-    """Read the steps of the latest attempt (index step_of_run)."""
-    steps = list(run.steps.filter(attempt=run.attempt).values_list("state", "following"))
+    """Read the steps of the latest attempt (index step_of_run). An attempt that has not started has none."""
+    rows = run.steps.filter(attempt=run.attempt) if run.started_at else run.steps.none()
+    steps = list(rows.values_list("state", "following"))
     over = sum(state not in UNDER_WAY and state != Step.State.EXPECTED for state, _ in steps)
     coming = sum(following for state, following in steps if state in UNDER_WAY)
     return Progress(run.progress_done, run.progress_total, run.progress_message, over, len(steps) + coming)
+
+
+def with_counts(backfills: QuerySet[Backfill]) -> QuerySet[Backfill]:
+    """Add `total`, the number of its runs, and `over`, how many of them have ended, to each (index run_backfill)."""
+    runs = Run.objects.filter(backfill=OuterRef("pk")).order_by().values("backfill").annotate(number=Count("pk"))
+    numbers = {"total": runs, "over": runs.filter(state__in=TERMINAL)}
+    return backfills.annotate(**{name: Coalesce(Subquery(of.values("number")), 0) for name, of in numbers.items()})
 
 
 def reason_of(run: Run) -> str:

@@ -48,7 +48,7 @@ def _admit(request: HttpRequest, secret: str) -> HttpResponse | None:
         seconds = max(1, ceil(admission.retry_after))
         sentence = f"This token has used up its requests: try again in {seconds} s."
         return problems.answer(429, sentence, headers={"Retry-After": str(seconds)})
-    if admission.token is None or not admission.token.user.is_active:
+    if admission.token is None:
         return problems.unauthorized(INVALID, "invalid_token")
     request.user, request.token = admission.token.user, admission.token  # type: ignore[attr-defined] # as above
     request._dont_enforce_csrf_checks = True  # type: ignore[attr-defined] # what Django's CSRF check reads

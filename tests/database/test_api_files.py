@@ -115,7 +115,7 @@ def test_it_reads_no_file_of_a_sender_without_the_right(settings):
     browser.force_login(user)
     browser.cookies["csrftoken"] = "a" * 32
     for client, status in [*senders, (browser, 403)]:
-        answer, stream = send(client, body(50_000), settings)
+        answer, stream = send(client, body(300_000), settings)
         checked(answer, status)
         assert stream.seen == 0, client
         assert stream.left > 0 or status == 403

@@ -4,7 +4,18 @@ from datetime import timedelta
 
 import pytest
 
-from jobs.models import Delivery, FeedEntry, Holding, Measurement, Node, ResourceVersion, SetAside, State, database_now
+from jobs.models import (
+    Backfill,
+    Delivery,
+    FeedEntry,
+    Holding,
+    Measurement,
+    Node,
+    ResourceVersion,
+    SetAside,
+    State,
+    database_now,
+)
 from jobs.models.audit import AuditEntry
 from tests.api import make_caller
 from tests.making import make_run, make_schedule
@@ -112,12 +123,46 @@ def test_it_lists_the_rows_of_the_ready_made_jobs():
     SetAside.note("d" * 64, why="broken", size=3, node="w", queue="celery", excerpt="x")
     Delivery.objects.create(id="00000000-0000-0000-0000-000000000001", run=run, message="m", address="a@example.org")
     FeedEntry.objects.create(feed="f", guid="g", title="t")
-    for number, value in enumerate([1.5, float("inf"), float("nan")]):
+    for number, value in enumerate([1.5, float("inf"), float("-inf")]):
         Measurement.objects.create(dataset="d", key=str(number), at=now, column="c", value=value, loaded_at=now)
     assert tom.get("/api/set-aside")["items"][0]["why"] == "broken"
     assert tom.get("/api/deliveries")["items"][0]["run"] == str(run.id)
     assert tom.get("/api/feed-entries")["items"][0]["title"] == "t"
     assert [row["value"] for row in tom.get("/api/measurements")["items"]] == [None, None, 1.5]
+    limited = make_caller("limited", "jobs.view_delivery", jobs=["billing.*"])
+    assert limited.get("/api/deliveries")["items"] == []
     stranger = make_caller("stranger", "jobs.view_run")
     for path in ("set-aside", "deliveries", "feed-entries", "measurements"):
         stranger.get(f"/api/{path}", 403)
+
+
+def test_it_lists_backfills_with_their_progress():
+    backfills = [
+        Backfill.objects.create(schedule=make_schedule(name), start=database_now(), end=database_now(), actor="ada")
+        for name in ("mine", "other")
+    ]
+    for state in (State.SUCCEEDED, State.WAITING):
+        make_run(backfills[0].schedule, state, backfill=backfills[0])
+    found = make_caller("tom", "jobs.view_backfill").get("/api/backfills")["items"]
+    assert [(row["id"], row["runs"], row["ended"]) for row in found] == [
+        (str(backfills[1].id), 0, 0),
+        (str(backfills[0].id), 2, 1),
+    ]
+    limited = make_caller("limited", "jobs.view_backfill", schedules=[backfills[0].schedule_id])
+    assert [row["id"] for row in limited.get("/api/backfills")["items"]] == [str(backfills[0].id)]
+    make_caller("stranger", "jobs.view_run").get("/api/backfills", 403)
+
+
+def test_it_lists_acts_but_not_to_a_token_that_is_limited():
+    tom = make_caller("tom", "jobs.view_auditentry", "jobs.add_run")
+    tom.post("/api/runs", {"job": "tests.nothing"}, 202)
+    act = tom.get("/api/acts?limit=1")["items"][0]
+    assert (act["actor"], act["door"], act["act"], act["kind"], act["name"]) == (
+        "tom",
+        "api",
+        "start",
+        "run",
+        "tests.nothing",
+    )
+    assert "limited" in make_caller("eve", "jobs.view_auditentry", jobs=["x"]).get("/api/acts", 403)["detail"]
+    make_caller("stranger", "jobs.view_run").get("/api/acts", 403)

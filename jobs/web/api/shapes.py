@@ -103,7 +103,7 @@ def whole(run: Run) -> dict[str, Any]:
         "cancel_requested": bool(run.cancel_reason),
         "progress": progress(progress_of(run)),
         "error_text": run.error_text,
-        "attempts": [_attempt(each) for each in run.attempts.order_by("number")],
+        "attempts": [_attempt(each) for each in run.attempts.order_by("number")] if run.attempt > 1 else [],
     }
 
 
