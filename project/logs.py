@@ -1,15 +1,16 @@
-"""Which paths may a log hold? All but links to stored files, which every reader of the log could open."""
+"""Which paths may a log hold? All but links to stored files and tokens of the API, which every reader could use."""
 
 import logging
 import re
 
 # Each character may be written as %XX, too: the site answers both.
 LINK = re.compile("(" + "".join(f"(?:{each}|%{ord(each):x})" for each in "/files/") + r")[^\s?#\"]+", re.IGNORECASE)
+TOKEN = re.compile(r"punctual_[\w-]{43}")  # in an address, where a program sent it by mistake
 
 
 def without_links(value: object) -> object:
-    """The value. If it is text, `***` replaces the token of each link."""
-    return LINK.sub(r"\1***", value) if isinstance(value, str) else value
+    """The value. If it is text, `***` replaces the token of each link, and each token of the API."""
+    return TOKEN.sub("***", LINK.sub(r"\1***", value)) if isinstance(value, str) else value
 
 
 class WithoutLinks(logging.Filter):

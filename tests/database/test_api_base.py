@@ -61,16 +61,20 @@ def test_it_answers_every_refusal_of_the_site_with_a_problem(browser, reader):
     assert browser.get("/nothing")["Content-Type"].startswith("text/html")
 
 
-def test_it_answers_an_error_in_the_site_without_its_text(reader, monkeypatch):
+@pytest.mark.parametrize("debug", [False, True])
+def test_it_answers_an_error_in_the_site_without_its_text(reader, monkeypatch, settings, debug):
+    settings.DEBUG = debug
+
     def fail(*_, **__):
         raise ZeroDivisionError("a secret text")
 
     reader.client.raise_request_exception = False
     monkeypatch.setattr("jobs.web.api.shapes.line", fail)
     monkeypatch.setattr("jobs.monitoring.search.find", fail)
-    detail = reader.get(RUNS, 500)["detail"]
-    assert "error" in detail
-    assert "secret" not in detail
+    for accept in ("application/json", "text/html"):
+        detail = reader.get(RUNS, 500, Accept=accept)["detail"]
+        assert "ask its operator" in detail
+        assert "secret" not in detail
 
 
 @pytest.mark.parametrize("place", ["jobs.monitoring.search.find", "jobs.models.tokens.ApiToken.objects.admit"])
@@ -202,7 +206,7 @@ def test_it_pages_through_a_list_without_counting_or_skipping_rows(reader):
     with CaptureQueriesContext(
         connection,
     ) as queries:
-        while address:
+        while address and len(seen) < 4:
             page = reader.get(address)
             seen.append([item["id"] for item in page["items"]])
             address = page["next"]

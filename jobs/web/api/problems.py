@@ -99,6 +99,7 @@ def unavailable() -> HttpResponse:
 def _rewritten(response: HttpResponseBase) -> HttpResponse:
     """The same refusal as a problem document. It keeps the headers that say more, such as Allow and Retry-After."""
     is_text = isinstance(response, HttpResponse) and response.get("Content-Type", "").startswith("text/plain")
+    is_text = is_text and response.status_code != 500  # with DEBUG on, it is a traceback
     detail = response.content.decode(errors="replace").strip() if is_text else ""  # type: ignore[attr-defined]
     if not detail and response.status_code == 405 and (allowed := response.get("Allow")):
         detail = f"{SENTENCES[405]} It takes {', '.join(sorted(allowed.split(', ')))}."
