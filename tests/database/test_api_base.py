@@ -10,7 +10,7 @@ from django.db import OperationalError, connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from jobs.models import Run, database_now, new_run_id
+from jobs.models import Run, State, StoredFile, database_now, new_run_id
 from jobs.models.tokens import ApiToken
 from jobs.web.api.urls import REFUSALS
 from tests.api import Caller, checked, make_caller, make_token, make_user, problem_of
@@ -254,6 +254,9 @@ def test_it_names_every_answer_in_its_document(browser):
         assert "application/problem+json" in answers["404"]["content"]
         assert operation["security"] == [{"Token": []}, {"Session": []}]
         assert operation["description"].strip()
+    schemas = document["components"]["schemas"]
+    assert schemas["State"]["enum"] == State.values  # models of one name would hide each other
+    assert schemas["Kind"]["enum"] == StoredFile.Kind.values
     assert len({operation["operationId"] for operation in operations}) == len(operations)
     assert set(document["components"]["schemas"]["Problem"]["properties"]) == {
         "type",

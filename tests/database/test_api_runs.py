@@ -201,6 +201,8 @@ def test_it_cancels_and_retries_a_run_once(tom):
     assert (again["parent"], again["trigger"]) == (str(run.id), "retry")
     assert list(AuditEntry.objects.order_by("id").values_list("act", flat=True))[-3:] == ["cancel", "cancel", "retry"]
     make_caller("reader", "jobs.view_run").post(f"{RUNS}/{running.id}/cancel", status=403)
+    restricted = make_run(state=State.FAILED, task="jobs.cleanup")
+    tom.post(f"{RUNS}/{restricted.id}/retry", status=403)
 
 
 def test_it_cancels_and_retries_several_runs(tom):

@@ -2,11 +2,12 @@
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from django.db.models import Exists, OuterRef
 from django.http import HttpRequest
 from ninja import Field, Query, Router, Schema
+from pydantic import WithJsonSchema
 
 from jobs.models import Node
 from jobs.monitoring import queues, statistics
@@ -18,7 +19,7 @@ router = Router(tags=["health"])
 
 class NodeOut(Schema):
     name: str
-    kind: Node.Kind
+    kind: Annotated[str, WithJsonSchema({"type": "string", "enum": Node.Kind.values})]
     status: str = Field(description="live, silent or stopped")
     problem: str = Field(description="Its fault, and how to mend it; empty without one.")
     queues: list[str]

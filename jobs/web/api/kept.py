@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from datetime import datetime
 from math import isfinite
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django_celery_beat.models import PeriodicTask
 from ninja import Field, Query, Router, Schema
+from pydantic import WithJsonSchema
 
 from jobs.models import Backfill, Delivery, FeedEntry, Measurement, Run, SetAside
 from jobs.models.audit import Act, AuditEntry, Door, Kind
@@ -41,7 +42,9 @@ class ActOut(Schema):
     door: Door
     token: str = Field(description="The name of the API token; empty without one.")
     act: Act
-    kind: Kind = Field(description="What it was done to.")
+    kind: Annotated[
+        str, WithJsonSchema({"type": "string", "enum": Kind.values}), Field(description="What it was done to.")
+    ]
     key: str
     name: str
     summary: str
@@ -65,7 +68,11 @@ class DeliveryOut(Schema):
     id: UUID = Field(description="The left part of its Message-ID.")
     run: UUID
     address: str
-    state: Delivery.State = Field(description="“sending” means that it is in doubt.")
+    state: Annotated[
+        str,
+        WithJsonSchema({"type": "string", "enum": Delivery.State.values}),
+        Field(description="“sending” means that it is in doubt."),
+    ]
     reason: str
     begun_at: datetime
 

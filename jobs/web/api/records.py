@@ -12,6 +12,7 @@ from django.apps import apps
 from django.core import signing
 from django.http import HttpRequest
 from ninja import Field, Query, Router, Schema
+from pydantic import WithJsonSchema
 
 from jobs.messages.message import Decoder
 from jobs.models import ACTIVE, Run, RunLog, Step
@@ -41,7 +42,7 @@ class StepOut(Schema):
     id: str
     task: str
     attempt: int
-    state: Step.State
+    state: Annotated[str, WithJsonSchema({"type": "string", "enum": Step.State.values})]
     worker: str
     started_at: datetime | None
     finished_at: datetime | None

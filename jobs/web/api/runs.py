@@ -152,7 +152,9 @@ def cancel_run(request: HttpRequest, run: UUID) -> Any:
 def retry_run(request: HttpRequest, response: HttpResponse, run: UUID) -> Any:
     """Repeat a run that has ended: a new run with the same message, due moment and data window."""
     actor = actor_of(request)
-    return accepted(response, only(requests.retry([run_of(actor, run)], actor)), is_new=True)
+    found = run_of(actor, run)
+    actor.check_may(found.task, schedule=found.schedule_id)
+    return accepted(response, only(requests.retry([found], actor)), is_new=True)
 
 
 def run_of(actor: Actor, run: UUID) -> Run:
