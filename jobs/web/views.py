@@ -5,12 +5,13 @@ with each request. So an invalidation reaches them, too. Unchanged ones are answ
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 
 from django.contrib.auth.views import redirect_to_login
 from django.http import FileResponse, Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils.cache import get_conditional_response, patch_cache_control
 from django.views.decorators.http import require_safe
 
@@ -23,15 +24,16 @@ View = Callable[[HttpRequest], HttpResponseBase]
 
 
 def for_staff(view: View) -> View:
-    """Redirect non-staff users to the login page. If ADMIN_PATH hides the admin, answer them with 404 instead."""
+    """Redirect non-staff users to the login page. Without it, or if ADMIN_PATH hides it, answer them with 404."""
 
     @wraps(view)
     def guarded(request: HttpRequest) -> HttpResponseBase:
         if request.user.is_active and getattr(request.user, "is_staff", False):
             return view(request)
-        if reverse("admin:index") != USUAL_ADMIN:
-            raise Http404
-        return redirect_to_login(request.get_full_path(), reverse("admin:login"))
+        with suppress(NoReverseMatch):
+            if reverse("admin:index") == USUAL_ADMIN:
+                return redirect_to_login(request.get_full_path(), reverse("admin:login"))
+        raise Http404
 
     return guarded
 

@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from types import ModuleType
 from uuid import uuid4
 
 import pytest
@@ -9,6 +10,7 @@ from django.contrib.auth.models import User
 from django.db import OperationalError, connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import include, path
 
 from jobs.models import Run, State, StoredFile, database_now, new_run_id
 from jobs.models.tokens import ApiToken
@@ -40,12 +42,12 @@ def csrf_token_of(client):
 
 def test_it_asks_a_stranger_for_a_token_and_reads_no_body():
     stranger = Client(enforce_csrf_checks=True)
-    for path in (RUNS, f"{RUNS}/{uuid4()}", "/api/jobs", "/api/files", "/api/nodes", "/api/statistics"):
-        answer = stranger.get(path)
+    for address in (RUNS, f"{RUNS}/{uuid4()}", "/api/jobs", "/api/files", "/api/nodes", "/api/statistics"):
+        answer = stranger.get(address)
         assert "Authorization: Bearer" in checked(answer, 401)["detail"]
         assert answer["WWW-Authenticate"] == 'Bearer realm="api"'
-    for path in (RUNS, "/api/uploads", "/api/nothing"):
-        checked(stranger.post(path, {"job": "tests.nothing"}, "application/json"), 401)
+    for address in (RUNS, "/api/uploads", "/api/nothing"):
+        checked(stranger.post(address, {"job": "tests.nothing"}, "application/json"), 401)
     assert not Run.objects.exists()
 
 
@@ -228,11 +230,11 @@ def test_it_takes_a_cursor_for_the_list_that_gave_it_only(reader):
 
 
 def test_it_shows_its_document_to_staff_only_and_without_anything_inline(browser):
-    for path in ("/api/docs", "/api/openapi.json"):
-        assert Client().get(path)["Location"].startswith("/admin/login/")
+    for address in ("/api/docs", "/api/openapi.json"):
+        assert Client().get(address)["Location"].startswith("/admin/login/")
         assert (
-            make_caller(path.strip("/").replace("/", "-").replace(".", "-"), "jobs.view_run")
-            .client.get(path)
+            make_caller(address.strip("/").replace("/", "-").replace(".", "-"), "jobs.view_run")
+            .client.get(address)
             .status_code
             == 302
         )
@@ -241,6 +243,13 @@ def test_it_shows_its_document_to_staff_only_and_without_anything_inline(browser
     assert "http" not in page.replace('href="http', "")
     assert "<style" not in page
     assert page.count("<script") == page.count("<script src=") + page.count('<script type="application/json"')
+
+
+def test_it_shows_its_document_in_a_project_without_the_admin(browser, settings):
+    settings.ROOT_URLCONF = ModuleType("billing.urls")
+    settings.ROOT_URLCONF.urlpatterns = [path("api/", include("jobs.web.api.urls"))]
+    checked(Client().get("/api/docs"), 404)
+    assert browser.get("/api/docs").status_code == 200
 
 
 def test_it_names_every_answer_in_its_document(browser):

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import wraps
 from typing import Annotated, Any
 
+from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponseBase, RawPostDataException, UnreadablePostError
 from ninja import NinjaAPI, Schema
@@ -71,7 +72,7 @@ class Session(AuthBase):
 
     openapi_type = "apiKey"
     openapi_in = "cookie"
-    openapi_name = "sessionid"
+    openapi_name = settings.SESSION_COOKIE_NAME
     csrf = True  # the page of the document sends the CSRF token
 
     def __call__(self, request: HttpRequest) -> Any:
