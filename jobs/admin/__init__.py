@@ -4,6 +4,18 @@ Its one rule: a page shows the ledger and calls other modules to act. A form ref
 the calendar's sentence. A schedule saved otherwise is flagged with the same sentence. Runs are read-only.
 """
 
-from jobs.admin import catalogue, files, resources, results, runs, schedules, set_aside, timings, webhooks
+from jobs.admin import audit, catalogue, files, resources, results, runs, schedules, set_aside, timings, tokens, webhooks
 
-__all__ = ["catalogue", "files", "resources", "results", "runs", "schedules", "set_aside", "timings", "webhooks"]
+__all__ = [
+    "audit",
+    "catalogue",
+    "files",
+    "resources",
+    "results",
+    "runs",
+    "schedules",
+    "set_aside",
+    "timings",
+    "tokens",
+    "webhooks",
+]

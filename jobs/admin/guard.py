@@ -9,28 +9,44 @@ from contextlib import contextmanager
 from datetime import date
 from functools import wraps
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.contrib.admin.utils import NotRelationField, get_fields_from_path
+from django.contrib.admin.utils import NotRelationField, get_fields_from_path, unquote
 from django.core.exceptions import FieldDoesNotExist, PermissionDenied, ValidationError
 from django.core.paginator import Paginator
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponseRedirect
+from django.urls import reverse
 from django.utils.functional import cached_property
 
 from jobs.admin.display import NOTHING, counted
-from jobs.models import Backfill, installation
+from jobs.models import Backfill, Kind, installation
 from jobs.models.audit import Actor, Door
 from jobs.rules.errors import Forbidden
 
 NAMED = 10  # rows that a message lists; it counts the rest
+# The pages whose *History* leads to the audit entries of the row.
+AUDITED = {
+    "django_celery_beat_periodictask": Kind.SCHEDULE,
+    "jobs_run": Kind.RUN,
+    "jobs_resourceversion": Kind.RESOURCE,
+    "jobs_storedfile": Kind.FILE,
+    "jobs_apitoken": Kind.TOKEN,
+    "jobs_webhooksource": Kind.SOURCE,
+}
 
 
 def actor_of(request: HttpRequest) -> Actor:
     """The user of a request to the admin."""
     return Actor.of_user(request.user, Door.ADMIN)
+
+
+def entries(**filters: str) -> str:
+    """The address of the audit entries that these filters leave."""
+    return f"{reverse('admin:jobs_auditentry_changelist')}?{urlencode(filters)}"
 
 
 class GuardedAdmin(admin.ModelAdmin[Any]):
@@ -48,6 +64,13 @@ class GuardedAdmin(admin.ModelAdmin[Any]):
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:  # noqa: ARG002 - Django's names
         """Refuse any other filter with 400: a bad pattern or year would fail in the database, with 500."""
         return lookup in {*self.linked_by, *map(_parameter, self.list_filter)}
+
+    def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> Any:
+        """The audit entries of the row, for users who may view these; for others, what the admin itself has noted."""
+        kind = AUDITED.get(f"{self.opts.app_label}_{self.opts.model_name}")
+        if kind is None or not request.user.has_perm("jobs.view_auditentry"):
+            return super().history_view(request, object_id, extra_context)
+        return HttpResponseRedirect(entries(kind__exact=kind, key__exact=unquote(object_id)))
 
     def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:  # type: ignore[override] # None, too
         try:
@@ -170,6 +193,22 @@ class KnownChoices(admin.ChoicesFieldListFilter):
         if self.lookup_val and not set(self.lookup_val) <= {value for value, _ in self.field.flatchoices}:
             raise IncorrectLookupParameters
         return super().queryset(request, queryset)
+
+
+class ChosenFilter(admin.SimpleListFilter):
+    """Filters by one of the named conditions, and refuses other names."""
+
+    def conditions(self) -> dict[str, Q]:
+        raise NotImplementedError
+
+    def lookups(self, _request: HttpRequest, _rows: Any) -> list[tuple[str, str]]:
+        return [(name, name) for name in self.conditions()]
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        chosen, conditions = self.value(), self.conditions()
+        if chosen is not None and chosen not in conditions:
+            raise IncorrectLookupParameters
+        return queryset if chosen is None else queryset.filter(conditions[chosen])
 
 
 def _parameter(filter_: Any) -> str:
