@@ -26,7 +26,7 @@ from jobs.toolkit import reveal, webhooks
 from jobs.toolkit.current import current_run, once, progress
 from jobs.toolkit.queries import Table, query
 from jobs.worker.resources import ResourceTask
-from tests.app import loops, sessions, slips, workflows  # noqa: F401 - their tasks are found through this module
+from tests.app import enqueued, loops, sessions, slips, workflows  # noqa: F401 - their tasks are found through this module
 from tests.app.stamp import leave as leave_time
 from tests.waiting import DEADLINE, eventually
 

@@ -13,7 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 from shutil import which
 from types import ModuleType
@@ -21,6 +22,7 @@ from typing import Any
 
 import httpx
 import pytest
+from asgiref.sync import async_to_sync
 from celery import _state, current_app
 from django.contrib.auth import login
 from django.contrib.auth.models import User
@@ -36,13 +38,24 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 from django_celery_results.models import TaskResult
 from pydantic import ValidationError
 
+from jobs import testing
 from jobs.cache import resources
 from jobs.cache.backend import NotJSONError
 from jobs.models import Run, State, StoredFile, WebhookSource, database_now
 from jobs.tasks.report import report
 from jobs.tasks.send_bulk_email import send_bulk_email
 from jobs.testing import execute
-from jobs.toolkit import cache_usage, cached, files, http, invalidate_cached, invalidate_resources, mail, queries
+from jobs.toolkit import (
+    cache_usage,
+    cached,
+    files,
+    http,
+    invalidate_cached,
+    invalidate_resources,
+    mail,
+    queries,
+    run_job,
+)
 from jobs.toolkit.webhooks import read as read_webhook
 from tests.api import make_token, make_user
 from tests.app import billing
@@ -338,6 +351,61 @@ def test_it_quotes_the_error_for_a_value_that_is_not_json(load, redis):
     with pytest.raises(NotJSONError) as refused:
         cached("customer", seconds=30)(lambda: customer)()
     assert f"\n    {refused.value}\n" in (ROOT / "docs" / "caching.md").read_text()
+
+
+# --- docs/enqueue.md -------------------------------------------------------------------------------------------------
+
+
+def place(function: Callable[[Any], Any], rf: Any, email: str = "ada@example.org") -> dict[str, Any]:
+    answer = function(rf.post("/orders", {"email": email}))
+    assert answer.status_code == 202
+    return dict(json.loads(answer.content))
+
+
+@claims("docs/enqueue.md", 1)
+def test_it_takes_plain_json_for_a_typed_argument(snippet):
+    order = Order.objects.create(customer=make_customer("ada"), at=database_now())
+    run = run_job(snippet.confirm, order=order.pk, day="2026-03-01")
+    assert (run.task, run.kwargs) == ("billing.confirm", {"order": order.pk, "day": "2026-03-01"})
+    assert testing.execute(run).state == State.SUCCEEDED
+    assert charges() == [1]
+    for wrong in ({"order": order.pk, "day": date(2026, 3, 1)}, {"order": Decimal(1)}, {"order": run.id}):
+        with pytest.raises(ValueError, match="The arguments are not plain JSON"):
+            run_job("billing.confirm", **wrong)
+    for wrong in ({"order": order}, {}, {"order": order.pk, "day": "1 March"}, {"order": order.pk, "colour": "red"}):
+        with pytest.raises(ValueError, match="rguments"):
+            run_job("billing.confirm", **wrong)
+    assert Run.objects.get() == run
+
+
+@claims("docs/enqueue.md", 2)
+def test_it_starts_a_job_exactly_if_its_order_is_committed(snippet, load, rf):
+    load("docs/enqueue.md", 1)
+    make_customer("ada")
+    with pytest.raises(RuntimeError, match="undone"), transaction.atomic():
+        raise RuntimeError(f"undone: {place(snippet.place_order, rf)}")
+    assert not Run.objects.exists()
+    assert not Order.objects.exists()
+    for function in (snippet.place_order, async_to_sync(snippet.place_order_async)):
+        placed = place(function, rf)
+        run = Run.objects.get(id=placed["run"])
+        assert run.kwargs["order"] == Order.objects.latest("pk").pk == placed["order"]
+        assert testing.execute(run).state == State.SUCCEEDED
+    assert charges() == [1, 1]
+
+
+@claims("docs/enqueue.md", 3)
+def test_it_starts_a_later_run_once_for_a_key(snippet, load):
+    load("docs/enqueue.md", 1)
+    orders = [Order.objects.create(customer=make_customer(name), at=database_now()) for name in ("ada", "eve")]
+    first = snippet.remind(orders[0])
+    assert snippet.remind_of_all()[0] == first
+    run, other = Run.objects.order_by("pk")
+    assert (str(run.id), other.kwargs) == (first, {"order": orders[1].pk})
+    assert (run.queue, run.priority, run.state) == ("letters", 3, State.WAITING)
+    assert run.not_before > database_now() + 71 * HOUR
+    run.delete()
+    assert snippet.remind(orders[0]) != first
 
 
 # --- docs/files-and-data.md ------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Faults on live beats and workers: killed, frozen, doubled, cut off from the broker; nothing is lost or done twice."""
 
 import signal
+import subprocess
+import sys
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +16,20 @@ from jobs.beat.scheduler import SWEEP_EVERY
 from jobs.models import Attempt, Node, Policy, Run, State, database_now
 from tests.live.conftest import SHORT_LEASE, Process
 from tests.making import ends, expire_lease, lines, make_due, make_schedule, send
+from tests.servers import ROOT
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+# A process that starts jobs, and lives until its input ends.
+CALLER = """
+import sys
+import django
+django.setup()
+from jobs.toolkit import run_job
+for _ in range(3):
+    print(run_job("tests.note", path=sys.argv[1]).id, flush=True)
+sys.stdin.read()
+"""
 
 SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 
@@ -146,6 +160,20 @@ def _lose_broker_with_a_message_in_hand(processes, eventually, broker, path, *op
     worker.expect_end()
     broker.kill()
     return worker
+
+
+def test_it_runs_jobs_that_code_started_while_the_broker_was_away(processes, eventually, mortal_broker, path):
+    mortal_broker.kill()
+    command, env = [sys.executable, "-c", CALLER, str(path)], processes.environment | mortal_broker.address
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as code:
+        ids = [code.stdout.readline().strip() for _ in range(3)]
+        assert set(Run.objects.values_list("state", "sends")) == {(State.WAITING, 0)}
+        mortal_broker.start()
+        processes.start_worker(env=mortal_broker.address)
+        processes.start_beat(env=mortal_broker.address)
+        eventually(lambda: not Run.objects.active().exists())
+        code.stdin.close()
+    assert sorted(lines(path)) == sorted(ids) == sorted(str(run.id) for run in Run.objects.all())
 
 
 def test_a_worker_goes_on_when_its_broker_is_killed(processes, eventually, mortal_broker, path):
