@@ -10,7 +10,8 @@ from benchmarks.ground import Ground, ground
 
 BEAT, WORKER = ("burst", "queries", "idle", "edit"), ("drain", "latency", "results", "statements")
 RESOURCES, FAN_OUT, RETENTION, CHANGES = ("resources",), ("fan_out",), ("retention",), ("shared", "outage")
-ALL = BEAT + WORKER + RESOURCES + FAN_OUT + RETENTION + CHANGES
+REQUESTS = ("requests", "clients", "cut_off")
+ALL = BEAT + WORKER + RESOURCES + FAN_OUT + RETENTION + CHANGES + REQUESTS
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
 def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> None:
     from django.db import connection  # late, like the next imports: the environment must be set
 
-    from benchmarks import beat, changes, fan_out, resources, retention, worker
+    from benchmarks import beat, changes, fan_out, requests, resources, retention, worker
 
     server = connection.cursor().connection.info.server_version // 10_000
     python, cores = platform.python_version(), os.cpu_count()
@@ -43,6 +44,7 @@ def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> No
         (fan_out.FanOut, fan_out, FAN_OUT),
         (retention.Retention, retention, RETENTION),
         (changes.Changes, changes, CHANGES),
+        (requests.Requests, requests, REQUESTS),
     ):
         if chosen := [name for name in offered if name in names]:
             bench = part(place, module.QUICK if quick else module.FULL, figures)

@@ -1,6 +1,8 @@
 """Celery without Punctual: a plain application with the same tasks."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 from celery import Celery
 
@@ -26,3 +28,10 @@ def stamp(path: str) -> None:
     from tests.app.stamp import leave
 
     leave(path)
+
+
+@app.task(name="tests.note", bind=True)
+def note(self: Any, path: str) -> None:
+    """Write a line with the id of the task."""
+    with Path(path).open("a") as file:
+        file.write(f"{self.request.id}\n")

@@ -5,9 +5,16 @@ from tests.settings import CELERY_RESULT_BACKEND, INSTALLED_APPS
 
 # Pages of the admin, and a middleware that takes uploads, need Punctual.
 INSTALLED_APPS = [app for app in INSTALLED_APPS if app not in {"jobs", "project.admin.Config", "tests.app"}]
-ROOT_URLCONF = "benchmarks.bare_settings"
-MIDDLEWARE: list[str] = []
-urlpatterns: list[object] = []
+ROOT_URLCONF = "benchmarks.bare_site"
+MIDDLEWARE = [  # of a new Django project
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
 CELERY_WORKER_CONSUMER = "celery.worker.consumer:Consumer"
 CELERY_DB_REUSE_MAX = None
 if CELERY_RESULT_BACKEND.startswith("jobs."):

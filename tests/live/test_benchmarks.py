@@ -65,6 +65,17 @@ def test_it_measures_changes_of_many_schedules_in_portions_and_all_at_once(serve
     assert sorted(figures) == sorted(wanted)
 
 
+def test_it_measures_requests_that_start_jobs_beside_delay_and_loses_none(servers, redis):
+    printed = _measure("requests", "clients", "cut_off")
+    figures = re.findall(r"^  (\S.+?)  +Punctual (\S+) .*; delay\(\) in a view (\S+) .*$", printed, re.MULTILINE)
+    times, counts = ["p50, ms", "p95, ms", "p99, ms"], ["accepted", "ran", "ran twice"]
+    assert [name for name, *_ in figures] == [*times, "per second", *times, *counts, *times, *counts]
+    number, cut_off = ({name: float(ours) for name, ours, _ in figures[start : start + 3]} for start in (7, 13))
+    assert number == {"accepted": 40, "ran": 40, "ran twice": 0}
+    assert cut_off == {"accepted": 8, "ran": 8, "ran twice": 0}
+    assert float(figures[13][2]) == 0  # without its broker, the plain view answers with an error
+
+
 def test_it_refuses_an_unknown_benchmark():
     command = [sys.executable, "-m", "benchmarks", "--only", "everything"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
