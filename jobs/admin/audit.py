@@ -5,6 +5,7 @@ the entries of that row (`GuardedAdmin`).
 """
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from django.contrib import admin
@@ -16,11 +17,10 @@ from django.utils.safestring import SafeString, mark_safe
 
 from jobs.admin.display import NOTHING, moment
 from jobs.admin.guard import AUDITED, CappedPaginator, ChosenFilter, GuardedAdmin, KnownChoices, ReadOnlyAdmin, entries
-from jobs.models import Act, AuditEntry, Kind
+from jobs.models import Act, AuditEntry
 from jobs.secrets import masked
 
 LATEST = 1_000  # entries whose actors the filter offers
-PAGES = {kind: page for page, kind in AUDITED.items()}
 HEAD = mark_safe("<thead><tr><th>column</th><th>before</th><th>after</th></tr></thead>")
 ROW = "<tr><th>{}</th><td><pre>{}</pre></td><td><pre>{}</pre></td></tr>"
 
@@ -82,7 +82,8 @@ def _shown(columns: dict[str, Any], name: str) -> str:
 
 def _page_of(entry: AuditEntry) -> str:
     """The address of the page of the row; empty if this site has none."""
-    try:
-        return reverse(f"admin:{PAGES[Kind(entry.kind)]}_change", args=[quote(entry.key)])
-    except (KeyError, ValueError, NoReverseMatch):
-        return ""
+    for page, (kind, prefix) in AUDITED.items():
+        if kind == entry.kind and entry.key.startswith(prefix):
+            with suppress(NoReverseMatch):
+                return reverse(f"admin:{page}_change", args=[quote(entry.key.removeprefix(prefix))])
+    return ""

@@ -23,19 +23,20 @@ from django.urls import reverse
 from django.utils.functional import cached_property
 
 from jobs.admin.display import NOTHING, counted
-from jobs.models import Backfill, Kind, installation
+from jobs.models import KINDS, Backfill, Kind, installation
 from jobs.models.audit import Actor, Door
 from jobs.rules.errors import Forbidden
 
 NAMED = 10  # rows that a message lists; it counts the rest
-# The pages whose *History* leads to the audit entries of the row.
+# The pages whose *History* leads to the audit entries of the row: the kind of these, and what precedes the key.
 AUDITED = {
-    "django_celery_beat_periodictask": Kind.SCHEDULE,
-    "jobs_run": Kind.RUN,
-    "jobs_resourceversion": Kind.RESOURCE,
-    "jobs_storedfile": Kind.FILE,
-    "jobs_apitoken": Kind.TOKEN,
-    "jobs_webhooksource": Kind.SOURCE,
+    "django_celery_beat_periodictask": (Kind.SCHEDULE, ""),
+    **{f"django_celery_beat_{model._meta.model_name}": (Kind.TIMING, f"{name} ") for name, model in KINDS.items()},
+    "jobs_run": (Kind.RUN, ""),
+    "jobs_resourceversion": (Kind.RESOURCE, ""),
+    "jobs_storedfile": (Kind.FILE, ""),
+    "jobs_apitoken": (Kind.TOKEN, ""),
+    "jobs_webhooksource": (Kind.SOURCE, ""),
 }
 
 
@@ -67,10 +68,10 @@ class GuardedAdmin(admin.ModelAdmin[Any]):
 
     def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> Any:
         """The audit entries of the row, for users who may view these; for others, what the admin itself has noted."""
-        kind = AUDITED.get(f"{self.opts.app_label}_{self.opts.model_name}")
-        if kind is None or not request.user.has_perm("jobs.view_auditentry"):
+        kind, prefix = AUDITED.get(f"{self.opts.app_label}_{self.opts.model_name}", ("", ""))
+        if not kind or not request.user.has_perm("jobs.view_auditentry"):
             return super().history_view(request, object_id, extra_context)
-        return HttpResponseRedirect(entries(kind__exact=kind, key__exact=unquote(object_id)))
+        return HttpResponseRedirect(entries(kind__exact=kind, key__exact=f"{prefix}{unquote(object_id)}"))
 
     def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:  # type: ignore[override] # None, too
         try:

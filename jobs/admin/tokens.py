@@ -1,4 +1,4 @@
-"""Tokens of the API: users make them, see what they allow, and revoke them. No token can be edited.
+"""Tokens of the API: users make them, see what they allow, and revoke or delete them. No token can be edited.
 
 Its one rule: the secret of a new token stands in the answer to its form, and nowhere else: neither in a row nor in a
 session. Users see their own tokens; users who may change tokens see the tokens of all users.
@@ -164,6 +164,15 @@ class TokenAdmin(ReadOnlyAdmin, GuardedAdmin):
     def has_view_permission(self, request: HttpRequest, _: Any = None) -> bool:
         """Users who may make tokens see their own; `get_queryset` limits them to these."""
         return any(request.user.has_perm(f"jobs.{may}_apitoken") for may in ("view", "add", "change"))
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return admin.ModelAdmin.has_delete_permission(self, request, obj)
+
+    def delete_model(self, request: HttpRequest, obj: ApiToken) -> None:
+        ApiToken.objects.filter(pk=obj.pk).remove(actor_of(request))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> None:
+        ApiToken.objects.filter(pk__in=list(queryset.values_list("pk", flat=True))).remove(actor_of(request))
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApiToken]:
         tokens: QuerySet[ApiToken] = super().get_queryset(request)

@@ -80,6 +80,7 @@ NEEDED = {
     (Kind.FILE, Act.DELETE): "jobs.delete_storedfile",
     (Kind.TOKEN, Act.ADD): "jobs.add_apitoken",
     (Kind.TOKEN, Act.REVOKE): "jobs.change_apitoken",
+    (Kind.TOKEN, Act.DELETE): "jobs.delete_apitoken",
     **{(Kind.SOURCE, act): f"jobs.{act}_webhooksource" for act in (Act.ADD, Act.CHANGE, Act.DELETE)},
 }
 

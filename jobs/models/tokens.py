@@ -112,6 +112,17 @@ class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
             note(actor, Kind.TOKEN, Act.REVOKE, [Changed(token.pk, token.name) for token in tokens], "Revoked.")
         return len(tokens)
 
+    def remove(self, actor: Actor | str) -> int:
+        """Revoke and delete these tokens, which frees their names; returns how many there were."""
+        actor = Actor.of(actor)
+        actor.check_act(Kind.TOKEN, Act.DELETE)
+        with transaction.atomic():
+            self.revoke(actor)
+            gone = [Changed(token.pk, token.name, token.columns()) for token in self.select_related("user")]
+            note(actor, Kind.TOKEN, Act.DELETE, gone)
+            self.model._default_manager.filter(pk__in=[token.key for token in gone]).delete()
+        return len(gone)
+
 
 class ApiToken(models.Model):
     """A token of a user. It includes some of the user's permissions, and may be limited to some schedules and jobs."""

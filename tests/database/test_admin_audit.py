@@ -113,10 +113,10 @@ def test_it_finds_entries_by_the_beginning_of_a_name_and_by_key(auditor):
 
 
 def test_it_links_to_the_row_of_each_kind_but_not_to_a_deleted_one(auditor):
-    assert set(AUDITED.values()) == set(Kind)
+    assert {kind for kind, _ in AUDITED.values()} == set(Kind)
     here = {f"{model._meta.app_label}_{model._meta.model_name}" for model in admin.site._registry}
-    for name, kind in AUDITED.items():
-        page = auditor.get(page_of(make_entry(kind=kind, key="a/_b"))).content.decode()
+    for name, (kind, prefix) in AUDITED.items():
+        page = auditor.get(page_of(make_entry(kind=kind, key=f"{prefix}a/_b"))).content.decode()
         address = reverse(f"admin:{name}_change", args=[quote("a/_b")]) if name in here else "/change/"
         assert (f'href="{address}"' in page) == (name in here)
     deleted = auditor.get(page_of(make_entry(act=Act.DELETE))).content.decode()
@@ -143,6 +143,14 @@ def test_it_leads_from_the_page_of_a_row_to_its_entries(auditor):
 def test_it_leads_to_the_entries_of_a_row_whatever_its_key(auditor):
     leads = auditor.get(reverse("admin:jobs_resourceversion_history", args=[quote("a_/&b")]))
     assert leads.url == f"{ALL}?kind__exact=resource&key__exact=a_%2F%26b"
+
+
+def test_it_leads_from_the_page_of_a_timing_to_its_entries(auditor):
+    interval = make_schedule().interval
+    acts.save_timing(interval, "ada")
+    leads = auditor.get(reverse("admin:django_celery_beat_intervalschedule_history", args=[interval.pk]))
+    assert listed(auditor, kind__exact="timing", key__exact=f"interval {interval.pk}") == [str(interval)]
+    assert leads.url == f"{ALL}?kind__exact=timing&key__exact=interval+{interval.pk}"
 
 
 def test_it_shows_the_entries_only_to_users_who_may_view_them(auditor):

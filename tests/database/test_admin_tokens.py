@@ -182,6 +182,30 @@ def test_it_revokes_tokens_of_others_for_users_who_may_change_tokens(ada):
     assert AuditEntry.objects.latest("id").actor == "eve"
 
 
+def test_it_deletes_tokens_and_frees_their_names(ada):
+    (first, secret), (second, _) = make(ada, name="first"), make(ada, name="second")
+    AuditEntry.objects.all().delete()
+    ada.post(page_of(first), {"revoke": "Revoke"})
+    assert ada.post(reverse("admin:jobs_apitoken_delete", args=[first.pk]), {"post": "yes"}).status_code == 302
+    ada.post(ALL, {"action": "delete_selected", "_selected_action": [second.pk], "post": "yes"})
+    assert not ApiToken.objects.exists()
+    assert ApiToken.objects.admit(secret).token is None
+    acts = AuditEntry.objects.order_by("id").values_list("act", "name", "actor")
+    done = [("revoke", "first"), ("delete", "first"), ("revoke", "second"), ("delete", "second")]
+    assert list(acts) == [(act, name, "ada") for act, name in done]
+    make(ada, name="first")
+
+
+def test_it_deletes_no_token_of_others_or_without_the_permission(ada):
+    mine, _ = make(ada)
+    bob = client_of(make_user("bob", "add_apitoken", "delete_apitoken", "view_run"))
+    eve = client_of(make_user("eve", "change_apitoken"))
+    for client in (bob, eve):
+        client.post(reverse("admin:jobs_apitoken_delete", args=[mine.pk]), {"post": "yes"})
+        client.post(ALL, {"action": "delete_selected", "_selected_action": [mine.pk], "post": "yes"})
+    assert ApiToken.objects.get() == mine
+
+
 def test_it_changes_no_token(ada):
     token, _ = make(ada)
     before = ApiToken.objects.values().get()
