@@ -108,7 +108,7 @@ def start(
         if bulk.insert(Run, [new]):
             note(actor, Kind.RUN, Act.START, [Changed(new.id, job)])
             run = Run.objects.get(id=new.id)
-            send_after_commit([run] if run.due_at <= database_now() else [])
+            send_after_commit([] if new.not_before == new.due_at else [run])  # a later one waits
             return run, True
     run = Run.objects.get(key=new.key)
     if run.task != job:

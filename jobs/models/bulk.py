@@ -7,6 +7,7 @@ gets the rows one by one through one prepared statement.
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet
@@ -117,7 +118,7 @@ def _source(rows: Sequence[Any], fields: Sequence[Field[Any, Any]]) -> tuple[str
     selected, arrays, single_values, array_values = [], [], [], []
     for field in fields:
         values, column = _values(rows, field), _name(field.column)
-        kind = str(field.db_type(connection)).partition("(")[0]  # a cast to varchar(9) would cut silently
+        kind = _kind(field)
         if len(values) == 1 and len(rows) > 1:
             selected.append(f"%s::{kind} AS {column}")
             single_values += values
@@ -128,6 +129,12 @@ def _source(rows: Sequence[Any], fields: Sequence[Field[Any, Any]]) -> tuple[str
     unnested = ", ".join(f"%s::{kind}[]" for _, kind in arrays)
     columns = ", ".join(column for column, _ in arrays)
     return f"(SELECT {', '.join(selected)} FROM unnest({unnested}) AS each({columns}))", single_values + array_values
+
+
+@cache  # it takes longer than the rest of a statement for one row
+def _kind(field: Field[Any, Any]) -> str:
+    """The type of a column in PostgreSQL, without its length: a cast to varchar(9) would cut silently."""
+    return str(field.db_type(connection)).partition("(")[0]
 
 
 def _values(rows: Sequence[Any], field: Field[Any, Any]) -> list[Any]:

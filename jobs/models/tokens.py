@@ -15,11 +15,12 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import IntegrityError, models, transaction
-from django.db.models import Q, Value
+from django.db.models import Q
 from django.db.models.functions import Coalesce, Greatest, Now
 
 from jobs.models.audit import Act, Actor, Changed, Kind, note
 from jobs.models.clock import database_now
+from jobs.models.prepared import Update
 from jobs.models.runs import LONGEST_ACTOR
 from jobs.rules import restricted
 from jobs.rules.errors import Forbidden, Invalid
@@ -90,12 +91,9 @@ class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
         if token is None or not token.user.is_active:
             return Admission(None)
         each = WINDOW / token.rate
-        mine = self.usable().filter(pk=token.pk)
-        free = mine.filter(Q(next_free_at=None) | Q(next_free_at__lte=Now() + Value(WINDOW - each)))
-        begins = Greatest(Coalesce("next_free_at", Now()), Now())
-        if free.update(next_free_at=begins + Value(each), last_used_at=Now()):
+        if _COUNT(pk=token.pk, each=each, ahead=WINDOW - each):
             return Admission(token)
-        free_at = mine.values_list("next_free_at", flat=True).first()
+        free_at = self.usable().filter(pk=token.pk).values_list("next_free_at", flat=True).first()
         if free_at is None:  # revoked or expired meanwhile
             return Admission(None)
         wait = free_at - (WINDOW - each) - database_now()
@@ -195,6 +193,19 @@ class ApiToken(models.Model):
             of_user.check(scope)
         if actor.user is not None and actor.user.pk != self.user.pk:
             raise Forbidden("Users make tokens for themselves only: log in as the user, or use manage.py token.")
+
+
+def _counting(pk: Any, each: Any, ahead: Any) -> Any:
+    """Count a request of a token, `each` of which takes so long, unless it is too far `ahead` of its rate."""
+    free = Q(next_free_at=None) | Q(next_free_at__lte=Now() + ahead)
+    begins = Greatest(Coalesce("next_free_at", Now()), Now())
+    counted = {"next_free_at": begins + each, "last_used_at": Now()}
+    return ApiToken.objects.usable().filter(free, pk=pk), counted
+
+
+_COUNT = Update(
+    _counting, {"pk": models.BigIntegerField(), "each": models.DurationField(), "ahead": models.DurationField()}
+)
 
 
 def digest_of(secret: str) -> str:
