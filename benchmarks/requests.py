@@ -6,10 +6,11 @@ writes the id of its task into a file. So a round also counts the jobs that did 
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import median, quantiles
@@ -26,7 +27,7 @@ from tests.servers import MortalBroker
 PLAIN = "delay() in a view"
 JOB = "tests.note"
 CLIENTS = 8
-WARMING = 40  # requests that are not measured: each thread of the site connects, and each process loads the jobs
+WARMING = 40  # requests that are not measured: threads of the site connect, and its processes load the jobs
 QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
@@ -43,13 +44,15 @@ QUICK = Size(single=10, many=40, cut_off=8)
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A site, and the processes that execute its jobs."""
+    """A site, the processes that execute its jobs, and one request.
+
+    `post` starts a job that writes a line into a file; returns that line, or None if the site refuses the request.
+    """
 
     who: str
-    path: str
     server: Sequence[str]
     celery: Sequence[Sequence[str]]
-    headers: dict[str, str] = field(default_factory=dict)
+    post: Callable[[httpx.Client, Path], str | None]
 
 
 @dataclass(slots=True)
@@ -74,7 +77,7 @@ class Requests:
     def requests(self) -> None:
         """The time of a single request, each sent when the job of the previous one has run."""
         for site in self._sites:
-            with self._running(site) as ran, self._client(site) as client:
+            with self._running(site) as ran, self._client() as client:
                 alone = Round.of([self._send(site, client, ran, 1, wait=True) for _ in range(self._size.single)])
             self._note_times(f"a request, beside idle processes ({self._size.single:,})", site, alone)
 
@@ -98,6 +101,7 @@ class Requests:
             broker = MortalBroker(self._ground.workspace)
             try:
                 with self._serving(site, broker.address) as ran:
+                    self._send_together(site, ran, WARMING)
                     answered = self._send_together(site, ran, self._size.cut_off)
                     self._note_times(what, site, answered)
                     broker.start()
@@ -135,15 +139,16 @@ class Requests:
         self._ground.broker.flushdb()
         Run.objects.all().delete()
         self._socket.unlink(missing_ok=True)
-        ran = self._ground.workspace.folder / f"ran-{time.monotonic_ns()}"
+        ran = self._ground.workspace.folder / "ran"
+        ran.unlink(missing_ok=True)
         with self._ground.running(["gunicorn", *site.server, f"--bind=unix:{self._socket}"], env=env):
-            with self._client(site) as client:
+            with self._client() as client:
                 wait_for(lambda: _answers(client))
             yield ran
 
     def _send_together(self, site: Site, ran: Path, number: int) -> Round:
         def send(share: int) -> Round:
-            with self._client(site) as client:
+            with self._client() as client:
                 return self._send(site, client, ran, share)
 
         with ThreadPoolExecutor(CLIENTS) as pool:
@@ -153,34 +158,38 @@ class Requests:
         sent = Round()
         for _ in range(number):
             start = time.perf_counter()
-            answer = client.post(site.path, json={"job": JOB, "arguments": {"path": str(ran)}})
+            line = site.post(client, ran)
             sent.times.append(time.perf_counter() - start)
-            if answer.is_success:
-                sent.accepted.append(answer.json()["id"])
+            sent.accepted += [line] if line else []
             if wait:
-                wait_for(lambda: sent.accepted[-1] in _lines(ran))
+                wait_for(lambda: set(sent.accepted) <= set(_lines(ran)))
         return sent
 
     @property
     def _socket(self) -> Path:
         return self._ground.workspace.folder / "site.sock"
 
-    def _client(self, site: Site) -> httpx.Client:
+    def _client(self) -> httpx.Client:
         transport = httpx.HTTPTransport(uds=str(self._socket))
-        return httpx.Client(transport=transport, base_url="http://localhost", headers=site.headers, timeout=60)
+        return httpx.Client(transport=transport, base_url="http://localhost", timeout=60)
 
 
 def _ours() -> Site:
     celery = ["celery", "-A", "project"]
-    headers = {"Authorization": f"Bearer {_token()}"}
     commands = ([*celery, "worker", "--concurrency=2", *QUIET], [*celery, "beat"])
-    return Site(OURS, "/api/runs", ["project.wsgi"], commands, headers)
+    post = partial(_post, "/api/runs", {"Authorization": f"Bearer {_token()}"})
+    return Site(OURS, ["project.wsgi"], commands, post)
 
 
 def _plain() -> Site:
     worker = ["celery", "-A", "benchmarks.bare", "worker", "--concurrency=2", *QUIET]
     stock = ["--worker-class=gthread", "--logger-class=gunicorn.glogging.Logger"]
-    return Site(PLAIN, "/start", ["benchmarks.bare_site", *stock], [worker])
+    return Site(PLAIN, ["benchmarks.bare_site", *stock], [worker], partial(_post, "/start", {}))
+
+
+def _post(path: str, headers: dict[str, str], client: httpx.Client, ran: Path) -> str | None:
+    answer = client.post(path, headers=headers, json={"job": JOB, "arguments": {"path": str(ran)}})
+    return str(answer.json()["id"]) if answer.is_success else None
 
 
 def _token() -> str:
