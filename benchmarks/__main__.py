@@ -10,7 +10,7 @@ from benchmarks.ground import Ground, ground
 
 BEAT, WORKER = ("burst", "queries", "idle", "edit"), ("drain", "latency", "results", "statements")
 RESOURCES, FAN_OUT, RETENTION, CHANGES = ("resources",), ("fan_out",), ("retention",), ("shared", "outage")
-REQUESTS = ("requests", "clients", "cut_off")
+REQUESTS = ("requests", "clients", "cut_off", "hooks")
 ALL = BEAT + WORKER + RESOURCES + FAN_OUT + RETENTION + CHANGES + REQUESTS
 
 

@@ -4,12 +4,16 @@ Both sites run in gunicorn, with two processes of eight threads, beside a worker
 writes the id of its task into a file. So a round also counts the jobs that did not run, or ran twice.
 """
 
+import base64
+import json
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,10 +21,11 @@ from statistics import median, quantiles
 
 import httpx
 from django.contrib.auth.models import User
+from standardwebhooks import Webhook
 
 from benchmarks.figures import OURS, Figures
 from benchmarks.ground import Ground, wait_for
-from jobs.models import ApiToken, Run
+from jobs.models import ApiToken, Run, WebhookSource
 from jobs.models.tokens import MOST_RATE
 from tests.servers import MortalBroker
 
@@ -53,6 +58,7 @@ class Site:
     server: Sequence[str]
     celery: Sequence[Sequence[str]]
     post: Callable[[httpx.Client, Path], str | None]
+    env: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -93,6 +99,13 @@ class Requests:
                 self._figures.note(what, site.who, "per second", len(answered.times) / took)
                 self._note_times(what, site, answered)
                 self._note_jobs(what, site, answered, ran)
+
+    def hooks(self) -> None:
+        """The time of a single signed webhook, each sent when the job of the previous one has run."""
+        site = _hooked(self._ran)
+        with self._running(site) as ran, self._client() as client:
+            alone = Round.of([self._send(site, client, ran, 1, wait=True) for _ in range(self._size.single)])
+        self._note_times(f"a webhook, beside idle processes ({self._size.single:,})", site, alone)
 
     def cut_off(self) -> None:
         """The same while the broker is away; then it comes back."""
@@ -139,9 +152,10 @@ class Requests:
         self._ground.broker.flushdb()
         Run.objects.all().delete()
         self._socket.unlink(missing_ok=True)
-        ran = self._ground.workspace.folder / "ran"
+        ran = self._ran
         ran.unlink(missing_ok=True)
-        with self._ground.running(["gunicorn", *site.server, f"--bind=unix:{self._socket}"], env=env):
+        command = ["gunicorn", *site.server, f"--bind=unix:{self._socket}"]
+        with self._ground.running(command, env={**site.env, **(env or {})}):
             with self._client() as client:
                 wait_for(lambda: _answers(client))
             yield ran
@@ -166,6 +180,10 @@ class Requests:
         return sent
 
     @property
+    def _ran(self) -> Path:
+        return self._ground.workspace.folder / "ran"
+
+    @property
     def _socket(self) -> Path:
         return self._ground.workspace.folder / "site.sock"
 
@@ -185,6 +203,23 @@ def _plain() -> Site:
     worker = ["celery", "-A", "benchmarks.bare", "worker", "--concurrency=2", *QUIET]
     stock = ["--worker-class=gthread", "--logger-class=gunicorn.glogging.Logger"]
     return Site(PLAIN, ["benchmarks.bare_site", *stock], [worker], partial(_post, "/start", {}))
+
+
+def _hooked(ran: Path) -> Site:
+    """Webhooks instead of requests: the same processes, with a key."""
+    key = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
+    columns = {"keys": "BENCH", "job": "tests.note_webhook", "arguments": {"path": str(ran)}}
+    WebhookSource.objects.update_or_create(name="bench", defaults=columns)
+    return replace(_ours(), post=partial(_post_signed, key), env={"WEBHOOK_KEYS_BENCH": key})
+
+
+def _post_signed(key: str, client: httpx.Client, _: Path) -> str | None:
+    event, now = f"event-{time.monotonic_ns()}", datetime.now(UTC)
+    body = json.dumps({"number": 1})
+    headers = {"webhook-id": event, "webhook-timestamp": str(int(now.timestamp()))}
+    headers |= {"webhook-signature": Webhook(key).sign(event, now, body), "content-type": "application/json"}
+    answer = client.post("/hooks/bench", headers=headers, content=body)
+    return f"bench:{event}:1" if answer.is_success else None
 
 
 def _post(path: str, headers: dict[str, str], client: httpx.Client, ran: Path) -> str | None:

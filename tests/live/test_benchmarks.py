@@ -76,6 +76,11 @@ def test_it_measures_requests_that_start_jobs_beside_delay_and_loses_none(server
     assert float(figures[13][2]) == 0  # without its broker, the plain view answers with an error
 
 
+def test_it_measures_signed_webhooks(servers, redis):
+    figures = re.findall(r"^  (\S.+?)  +Punctual [\d.,]+ \[", _measure("hooks"), re.MULTILINE)
+    assert figures == ["p50, ms", "p95, ms", "p99, ms"]
+
+
 def test_it_refuses_an_unknown_benchmark():
     command = [sys.executable, "-m", "benchmarks", "--only", "everything"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
