@@ -4,7 +4,19 @@ Its one rule: a page shows the ledger and calls other modules to act. A form ref
 the calendar's sentence. A schedule saved otherwise is flagged with the same sentence. Runs are read-only.
 """
 
-from jobs.admin import audit, catalogue, files, resources, results, runs, schedules, set_aside, timings, tokens, webhooks
+from jobs.admin import (
+    audit,
+    catalogue,
+    files,
+    resources,
+    results,
+    runs,
+    schedules,
+    set_aside,
+    timings,
+    tokens,
+    webhooks,
+)
 
 __all__ = [
     "audit",
