@@ -46,6 +46,8 @@ from jobs.secrets import as_key, refuse_passwords
 
 LONGEST_DELAY = timedelta(days=3650)
 MOST_PRIORITY = 255
+GONE = "its schedule was deleted meanwhile"
+TAKEN = "another request had this key: choose a new key for each request"
 T = TypeVar("T")
 TRIGGERS = {Door.API: Trigger.API, Door.WEBHOOK: Trigger.WEBHOOK, Door.CODE: Trigger.CODE}  # the others: by hand
 
@@ -66,10 +68,11 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """The new runs, and the refused requests, each with the reason."""
+    """The new runs, the refused requests, each with the reason, and the runs of earlier requests with the same key."""
 
     runs: list[Run] = field(default_factory=list)
     refused: list[tuple[Any, str]] = field(default_factory=list)
+    repeated: list[Run] = field(default_factory=list)
 
 
 def run_now(schedules: Iterable[PeriodicTask], actor: Actor | str, key: str | None = None) -> Requested:
@@ -182,8 +185,12 @@ def _request_each(make: Callable[[T], NewRun], wanted: Iterable[T], noted: _Note
         runs = Run.objects.in_bulk([new.id for _, new in made])
         noted.note([(each, runs[new.id]) for each, new in made if new.id in runs])
         send_after_commit(list(runs.values()))
-    refused += [(each, "its schedule was deleted meanwhile") for each, new in made if new.id not in runs]
-    return Requested([runs[new.id] for _, new in made if new.id in runs], refused)
+    missing = [(each, new) for each, new in made if new.id not in runs]
+    earlier = {run.key: run for run in Run.objects.filter(key__in=[new.key for _, new in missing if new.key])}
+    repeated = [run for _, new in missing if (run := earlier.get(new.key)) and run.schedule_id == new.schedule_id]
+    keys = {run.key for run in repeated}
+    refused += [(each, TAKEN if new.key in earlier else GONE) for each, new in missing if new.key not in keys]
+    return Requested([runs[new.id] for _, new in made if new.id in runs], refused, repeated)
 
 
 def _checked_key(key: str | None) -> str | None:

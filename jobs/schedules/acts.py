@@ -60,6 +60,9 @@ def save(
     Raises `Invalid` with a sentence that says what to change if it could not be computed or sent, or would never run.
     """
     actor = Actor.of(actor)
+    if schedule.pk is not None and columns is not None and not (columns or policy):
+        _check_change(schedule, actor)
+        return
     with saving(schedule, actor):
         former = PeriodicTask.objects.select_related("policy").filter(pk=schedule.pk).first()
         if schedule.pk is not None and former is None:
@@ -74,6 +77,12 @@ def save(
         timing_changed = any(getattr(former, name, None) != getattr(schedule, name) for name in TIMING)
         check(schedule, stored, database_now(), timing_changed=timing_changed, actor=actor)
         _write(schedule, policy, columns)
+
+
+def _check_change(schedule: PeriodicTask, actor: Actor) -> None:
+    """Refuse an actor that may not change the schedule, also where there is nothing to write and so to note."""
+    actor.check_act(Kind.SCHEDULE, Act.CHANGE)
+    actor.check_may(schedule.task, schedule=schedule.pk)
 
 
 def _set(policy: Policy, columns: dict[str, Any]) -> None:
@@ -103,6 +112,8 @@ def _write(schedule: PeriodicTask, policy: dict[str, Any], columns: Collection[s
     try:
         with transaction.atomic():
             schedule.save(update_fields=written)
+    except ValidationError as error:  # of columns that exclude each other, which only `save` checks
+        raise Invalid(" ".join(error.messages)) from error
     except IntegrityError as error:
         raise Invalid(f"There is a schedule {schedule.name!r} already: choose another name.") from error
     calendar.refresh(PeriodicTask.objects.filter(pk=schedule.pk))  # a schedule that SQL created may have no policy yet

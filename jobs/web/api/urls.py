@@ -13,11 +13,12 @@ from ninja.openapi.docs import Swagger
 from ninja.openapi.schema import OpenAPISchema
 
 from jobs.toolkit.uploads import accepts_uploads
-from jobs.web.api import files, health, jobs, kept, problems, records, resources, routes, runs
+from jobs.web.api import files, health, jobs, kept, problems, records, resources, routes, runs, schedules
 from jobs.web.views import for_staff
 
 REFUSALS = (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 507)
 ROUTERS = [
+    ("/schedules", schedules.router),
     ("/runs", runs.router),
     ("/runs", records.router),
     ("/jobs", jobs.router),
