@@ -4,7 +4,7 @@ Its one rule: what no database row or job could hold is refused here, with a sen
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import wraps
 from typing import Annotated, Any
@@ -145,11 +145,15 @@ def _http(_: HttpRequest, error: Any) -> HttpResponseBase:
 
 def _invalid(_: HttpRequest, error: Any) -> HttpResponseBase:
     faults = [
-        {"place": "/".join(map(str, each["loc"])), "detail": each["msg"].removeprefix("Value error, ")}
-        for each in error.errors
+        {"place": _place(each["loc"]), "detail": each["msg"].removeprefix("Value error, ")} for each in error.errors
     ]
     sentence = "; ".join(f"{fault['place']}: {fault['detail']}" for fault in faults)
     return problems.answer(422, f"{sentence}.", faults)
+
+
+def _place(loc: Sequence[str | int]) -> str:
+    """Where a fault is; ninja also names the parameter of the operation that holds the whole body."""
+    return "/".join(map(str, loc[:1] if loc[0] == "body" else loc[:2])) + "".join(f"/{each}" for each in loc[2:])
 
 
 def _plain(status: int, sentence: str = "") -> Callable[[HttpRequest, Any], HttpResponseBase]:
