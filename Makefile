@@ -5,6 +5,7 @@
 #   make lint                        check format, rules, types, migrations, and Django's checks for production
 #   make bench [ARGS=--quick]        compare with django-celery-beat's scheduler: half an hour on an idle machine
 #   make chaos                       cause faults of every kind in real processes: ten minutes
+#   make fuzz                        send random requests to the API, as every role: ten minutes
 #   make audit                       check hashes, licences and known vulnerabilities; write the SBOM to var/sbom.json
 #   make lock [ARGS=--upgrade]       renew the lists of locked requirements from their .in files
 #   make install                     create only .venv; PYTHON=/path/to/python3.12 chooses its Python
@@ -13,7 +14,7 @@ BIN := .venv/bin
 WRITABLE := test -w . || { echo "This folder cannot be written: move the project to a writable folder." >&2; exit 1; }
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 
-.PHONY: run test lint bench chaos audit lock install
+.PHONY: run test lint bench chaos fuzz audit lock install
 .NOTPARALLEL:
 
 # Without any settings in `.env` or in the environment, this is a first try: write DEBUG=true to `.env`.
@@ -44,6 +45,9 @@ bench: .venv/develops
 
 chaos: .venv/develops
 	$(BIN)/pytest -n 2 --dist worksteal -m chaos tests/chaos $(ARGS)
+
+fuzz: .venv/develops
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-200} $(BIN)/pytest -n 2 --dist worksteal tests/database/test_fuzz.py $(ARGS)
 
 # The tools are in a separate environment, so that they do not audit themselves. If the package index does not offer known
 # vulnerabilities, one line says so. A look-up that fails, fails the audit.

@@ -353,6 +353,11 @@ def test_it_refuses_what_is_not_json(api, text):
     assert "not valid JSON" in sentence(answer, 400)
 
 
+def test_it_names_the_place_of_each_fault(api):
+    faults = send(api, "POST", "", {**NEW, "priority": 999, "policy": {"jitter": -1}}).json()["errors"]
+    assert [fault["place"] for fault in faults] == ["body/priority", "body/policy/jitter"]
+
+
 @pytest.mark.parametrize("body", [[], "x", 5, None, {}])
 def test_it_refuses_a_body_of_another_form(api, body):
     sentence(api.post(ROOT, json.dumps(body), "application/json"))

@@ -100,7 +100,7 @@ def preview_schedule(request: HttpRequest, body: PreviewForm) -> Any:  # noqa: A
     """A timing in plain words, its next due moments, and warnings. Nothing is saved."""
     columns, _ = forms.given(body, whole=False)
     row = timings.parse(columns.pop("timing"))
-    del columns["number"]
+    columns.pop("number", None)
     schedule = PeriodicTask(**forms.changed(PeriodicTask(), columns))
     return preview.preview(row, schedule, now=database_now(), number=body.number)
 
