@@ -191,8 +191,9 @@ class TokenAdmin(ReadOnlyAdmin, GuardedAdmin):
         return {"expires_at": expires_at} | super().get_changeform_initial_data(request)
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        one_button = {"show_save_and_add_another": False, "show_save_and_continue": False}
         try:
-            return super().add_view(request, form_url, extra_context)
+            return super().add_view(request, form_url, {**(extra_context or {}), **one_button})
         except Invalid as error:  # another request has taken the name meanwhile
             messages.error(request, str(error))
             return HttpResponseRedirect(request.get_full_path())

@@ -88,6 +88,10 @@ def test_it_loads_the_copy_button_as_a_file(ada):
     assert finders.find("jobs/copy.js")
 
 
+def test_it_has_one_button_because_each_would_show_the_secret(ada):
+    assert re.findall(r'<input type="submit"[^>]* name="(\w+)"', ada.get(NEW).content.decode()) == ["_save"]
+
+
 def test_it_offers_the_permissions_of_the_user_that_the_api_asks_for(ada):
     offered = re.findall(r'name="scopes" value="([^"]+)"', ada.get(NEW).content.decode())
     assert sorted(offered) == [ADD_RUN, VIEW_RUN]

@@ -99,7 +99,7 @@ def write_and(start: Callable[[str], Any], name: str, before_commit: Callable[[]
 # --- The row and its job --------------------------------------------------------------------------------------------
 
 
-def test_it_starts_no_job_before_its_row_exists_where_delay_starts_most_of_them(eventually, path, tmp_path):
+def test_it_starts_no_job_before_its_row_exists_where_delay_does(eventually, path, tmp_path):
     delayed, plain = tmp_path / "delayed", current_app.tasks["tests.find"]
     write_and(lambda name: plain.delay(str(delayed), name), "first", lambda: eventually(lambda: lines(delayed)))
     for number in range(1, REQUESTS):
