@@ -36,7 +36,7 @@ NAMED = 3  # scopes that the list names; it counts the rest
 # The models whose rows the API shows.
 SHOWN = {
     *("periodictask", "run", "backfill", "node", "measurement", "resourceversion"),
-    *("storedfile", "setaside", "delivery", "taskresult"),
+    *("storedfile", "feedentry", "setaside", "delivery", "taskresult", "auditentry"),
 }
 # The permissions for acts of the API.
 ACTING = {permission for (kind, _), permission in NEEDED.items() if kind not in {Kind.TOKEN, Kind.SOURCE}}

@@ -17,6 +17,7 @@ from jobs.models.tokens import digest_of
 from tests.database.test_admin import text
 from tests.database.test_typed import complaints
 from tests.making import make_schedule
+from tests.servers import ROOT
 
 pytestmark = pytest.mark.django_db
 
@@ -99,6 +100,13 @@ def test_it_offers_the_permissions_of_the_user_that_the_api_asks_for(ada):
     assert {VIEW_RUN, ADD_RUN, "jobs.change_run", "jobs.start:jobs.cleanup"} < root
     assert {"django_celery_beat.delete_periodictask", "jobs.add_storedfile", "jobs.view_node"} < root
     assert not {ADD_USER, "jobs.add_apitoken", "jobs.delete_run", "jobs.view_apitoken"} & root
+
+
+def test_it_offers_every_permission_that_the_api_names():
+    modules = [path.read_text() for path in ROOT.glob("jobs/web/api/*.py")]
+    named = {name for module in modules for name in re.findall(r'@needs\("(\w+\.\w+)"', module)}
+    offered = {scope for _, group in scopes_of(User.objects.create_superuser("root")) for scope, _ in group}
+    assert named <= offered
 
 
 @pytest.mark.parametrize("scope", ["jobs.change_run", ADD_USER, "jobs.add_apitoken", "x", ""])
