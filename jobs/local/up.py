@@ -30,7 +30,7 @@ from django.urls import reverse
 from kombu.exceptions import OperationalError
 
 from jobs.ledger.outcomes import Follower
-from jobs.local import demo, embedded
+from jobs.local import demo, embedded, processes
 from jobs.local.supervisor import Child, Supervisor, SupervisorError
 from jobs.models import Run, State, Trigger
 
@@ -173,11 +173,10 @@ def _start_server(supervisor: Supervisor) -> None:
 def _start_children(options: Options, supervisor: Supervisor) -> None:
     gunicorn = [sys.executable, "-m", "gunicorn", _wsgi_application(), "--bind", f"127.0.0.1:{options.port}"]
     threads = ["--workers", "1", "--threads", "4"]
-    celery = [sys.executable, "-m", "celery", "-A", str(current_app.main)]
-    pool = ["--concurrency", "2", "--without-gossip", "--without-mingle", "--hostname", f"up-{options.port}@%h"]
+    pool = ["--concurrency", "2", "--hostname", f"up-{options.port}@%h"]
     web = _child("web", [*gunicorn, *threads, "--graceful-timeout", "5", "--no-control-socket"], 10)
-    beat = _child("beat", [*celery, "beat"], 10)
-    worker = _child("worker", [*celery, "worker", *pool], 20)
+    beat = _child("beat", processes.command("beat"), 10)
+    worker = _child("worker", processes.command("worker", *pool), 20)
     of_workers = _hidden("JOB_SECRET_", settings.JOB_SECRETS)
     of_web = _hidden("WEBHOOK_KEYS_", getattr(settings, "WEBHOOK_KEYS", {}))
     web.environment, worker.environment = {**os.environ, **of_workers}, {**os.environ, **of_web}

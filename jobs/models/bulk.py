@@ -113,7 +113,7 @@ def returning(sql: str, *columns: str) -> str:
     return f"{sql} RETURNING {', '.join(map(_name, columns))}"
 
 
-def _source(rows: Sequence[Any], fields: Sequence[Field[Any, Any]]) -> tuple[str, list[Any]]:
+def _source(rows: Sequence[Any], fields: "Sequence[Field[Any, Any]]") -> tuple[str, list[Any]]:
     """A subquery that yields these columns of the rows, and its parameters."""
     selected, arrays, single_values, array_values = [], [], [], []
     for field in fields:
@@ -132,12 +132,12 @@ def _source(rows: Sequence[Any], fields: Sequence[Field[Any, Any]]) -> tuple[str
 
 
 @cache  # it takes longer than the rest of a statement for one row
-def _kind(field: Field[Any, Any]) -> str:
+def _kind(field: "Field[Any, Any]") -> str:
     """The type of a column in PostgreSQL, without its length: a cast to varchar(9) would cut silently."""
     return str(field.db_type(connection)).partition("(")[0]
 
 
-def _values(rows: Sequence[Any], field: Field[Any, Any]) -> list[Any]:
+def _values(rows: Sequence[Any], field: "Field[Any, Any]") -> list[Any]:
     """The values of one column; a single value if all rows agree."""
     if not hasattr(rows[0], field.attname):
         values = [field.get_default()]
@@ -154,7 +154,7 @@ def _execute(statement: str, values: Sequence[Any]) -> int:
         return int(cursor.rowcount)
 
 
-def _execute_each(statement: str, rows: Sequence[Any], fields: Sequence[Field[Any, Any]]) -> int:
+def _execute_each(statement: str, rows: Sequence[Any], fields: "Sequence[Field[Any, Any]]") -> int:
     defaults = {field: field.get_default() for field in fields if not hasattr(rows[0], field.attname)}
     values = [
         [

@@ -91,6 +91,11 @@ class Process:
         """Send a signal to it alone, not to its children."""
         self._child.send_signal(number)
 
+    def wait(self) -> int:
+        """Wait until it has ended by itself; returns its exit status. Raises TimeoutExpired."""
+        self._told_to_end = True
+        return self._child.wait(DEADLINE)
+
     def tail(self) -> str:
         return f"--- {self.name} (process {self.pid}) wrote:\n{self.log[-SHOWN:]}"
 
@@ -117,6 +122,10 @@ class Processes:
     def start_beat(self, *arguments: str, env: dict[str, str] | None = None) -> Process:
         """A beat that has begun to tick."""
         return self._start("beat", [*CELERY, "beat", *arguments], env, ready="beat: Starting...")
+
+    def start_command(self, name: str, *arguments: str, env: dict[str, str] | None = None, ready: str = "") -> Process:
+        """A management command, such as `worker` or `beat`, that has printed `ready`."""
+        return self._start(name, [sys.executable, "manage.py", name, *arguments], env, ready)
 
     def start_other(self, app: str, node: str, *arguments: str, env: dict[str, str]) -> Process:
         """A worker of another Celery application, such as one without Punctual."""

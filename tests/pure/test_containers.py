@@ -10,12 +10,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import celery.bin.beat
-import celery.bin.worker
 import gunicorn.config
 import pytest
 import yaml
-from django.core.management import get_commands
+from django.core.management import get_commands, load_command_class
 
 from tests.servers import ROOT, settings_variables
 
@@ -50,9 +48,9 @@ def assigned(text: str) -> dict[str, str]:
 def test_it_has_all_services_of_the_production_shape():
     kinds = [command_of(service)[:4] for service in OURS.values()]
     assert sum(command[0] == "gunicorn" for command in kinds) == 1
-    assert kinds.count(["celery", "-A", "project", "worker"]) == 1
+    assert sum(command[:3] == ["python", "manage.py", "worker"] for command in kinds) == 1
     assert kinds.count(["python", "manage.py", "migrate", "--noinput"]) == 1
-    beats = [service for service in OURS.values() if command_of(service)[:4] == ["celery", "-A", "project", "beat"]]
+    beats = [service for service in OURS.values() if command_of(service)[:3] == ["python", "manage.py", "beat"]]
     assert sum(service.get("deploy", {}).get("replicas", 1) for service in beats) == 2
     assert {service["image"].partition(":")[0] for service in SERVICES.values()} == {
         "punctual",
@@ -164,19 +162,21 @@ def test_it_shows_no_password_among_the_options_of_a_process():
 @pytest.mark.parametrize("name", OURS)
 def test_it_runs_existing_commands_with_existing_options(name):
     command = command_of(OURS[name])
+    options = {word.partition("=")[0] for word in command if word.startswith("--")}
     if command[0] == "python":
         assert (ROOT / command[1]).exists()
-        assert command[2] in get_commands()
+        assert options <= options_of_command(command[2])
         return
-    module = command[2] if command[0] == "celery" else command[1]
-    assert importlib.util.find_spec(module)
-    options = {word.partition("=")[0] for word in command if word.startswith("--")}
-    assert options <= (options_of_celery(command[3]) if command[0] == "celery" else options_of_gunicorn())
+    assert importlib.util.find_spec(command[1])
+    assert options <= options_of_gunicorn()
 
 
-def options_of_celery(subcommand: str) -> set[str]:
-    found = {"worker": celery.bin.worker.worker, "beat": celery.bin.beat.beat}[subcommand]
-    return {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
+def options_of_command(name: str) -> set[str]:
+    command = load_command_class(get_commands()[name], name)
+    parser = command.create_parser("manage.py", name)
+    theirs = getattr(command, "celery_command", None)
+    passed = {option for each in (theirs.params if theirs else ()) for option in (*each.opts, *each.secondary_opts)}
+    return {option for action in parser._actions for option in action.option_strings} | passed
 
 
 def options_of_gunicorn() -> set[str]:
