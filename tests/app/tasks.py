@@ -753,3 +753,15 @@ def hourly() -> None:
 def send_limited() -> None:
     """Send three steps that start one after the other."""
     group(limited.si() for _ in range(3)).apply_async()
+
+
+@shared_task(name="tests.narrate")
+def narrate(path: str) -> None:
+    """Log, report progress, wait for PATH.1 or PATH.2, and fail in the first attempt."""
+    attempt = current_run().attempt
+    logging.getLogger("tests.narrate").info("attempt %d begins with \033[2J[red]", attempt)
+    progress(attempt, 4, f"in attempt {attempt}")
+    eventually(Path(f"{path}.{attempt}").exists)
+    logging.getLogger("tests.narrate").info("attempt %d ends", attempt)
+    if attempt == 1:
+        raise ValueError("not yet")
