@@ -1,0 +1,92 @@
+"""docs/commands.md: each command of it works, with the output that stands below it.
+
+Its one rule: all commands run in their order, on one database. Moments, durations, ids and secrets may differ.
+"""
+
+import re
+import shlex
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django_celery_beat.models import CrontabSchedule, PeriodicTask
+
+from jobs.models import Policy, Run, RunLog, State, database_now, new_run_id
+from jobs.schedules import calendar
+from tests.database.test_commands import call
+from tests.making import make_run, make_schedule
+from tests.servers import ROOT
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+DOCUMENT = ROOT / "docs" / "commands.md"
+COMMAND = re.compile(r"^    \$ python manage\.py (.+)\n((?:    (?!\$ ).*\n|\n(?=    (?!\$ )))*)", re.MULTILINE)
+SINCE = datetime(2025, 11, 1, tzinfo=UTC)
+VARYING = [
+    (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.\d+:]*", "MOMENT"),
+    (r"punctual_[\w-]+", "SECRET"),
+    (r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f-]{22}|\b[0-9a-f]{12}\b|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
+    (r"\b[\d.:]+ (ms|s)\b|\b\d+:\d\d:\d\d\b", "LENGTH"),
+    (r"(?m)^(id )?\d+\b", "KEY"),
+    (r'"schedule": \d+', '"schedule": KEY'),
+]
+
+
+@pytest.fixture
+def installation() -> None:
+    """What the document talks about."""
+    make_schedule("Heartbeat", task="jobs.heartbeat", every=timedelta(minutes=1))
+    nightly = make_schedule(
+        "Nightly backup",
+        task="jobs.backup_database",
+        crontab=CrontabSchedule.objects.create(minute="0", hour="4", timezone="Europe/Berlin"),
+        start_time=SINCE,
+    )
+    calendar.refresh(PeriodicTask.objects.all())
+    Policy.objects.filter(pk=nightly.pk).update(known_since=SINCE, timing_since=SINCE)
+    paused = {"due_at": datetime(2025, 11, 30, 3, tzinfo=UTC), "reason": "paused by ada: moving house"}
+    make_run(nightly, State.SKIPPED, **paused, task=nightly.task)
+    make_documented(nightly, "9f2c51d0a7e3", State.FAILED)
+    make_documented(None, "5e6f7a8b9c0d", State.WAITING)
+    done = make_documented(None, "3b7a04f1c2d8", State.SUCCEEDED)
+    RunLog.append(done.id, 1, "2026-11-30 20:15:04,512 INFO jobs.tasks.heartbeat: Alive.\n")
+    user = User.objects.create_user("ada")
+    user.user_permissions.set(Permission.objects.filter(codename__in=["add_run", "view_run"]))
+
+
+def make_documented(schedule: PeriodicTask | None, part: str, state: State) -> Run:
+    due_at = database_now() - timedelta(minutes=1)
+    started_at = due_at + timedelta(milliseconds=84)
+    executed = {
+        "started_at": started_at,
+        "finished_at": started_at + timedelta(seconds=2.3),
+        "node": "celery@a",
+        "pid": 7,
+    }
+    failed = {"reason": "OSError: [Errno 28] No space left on device", "error_class": "OSError"}
+    return make_run(
+        schedule,
+        state,
+        id=UUID(str(new_run_id())[:-12] + part),
+        task=schedule.task if schedule else "jobs.heartbeat",
+        due_at=due_at,
+        **(executed if state != State.WAITING else {}),
+        **(failed if state == State.FAILED else {}),
+    )
+
+
+def test_it_runs_every_command_of_the_document_with_the_output_below_it(installation):
+    commands = COMMAND.findall(DOCUMENT.read_text())
+    assert len(commands) == DOCUMENT.read_text().count("$ python manage.py") > 20
+    for command, shown in commands:
+        done = call(*shlex.split(command))
+        assert (command, done.status) == (command, 0), done.err
+        assert normal(shown) == normal(done.out + done.err), command
+
+
+def normal(text: str) -> list[str]:
+    text = "\n".join(" ".join(line.split()) for line in text.splitlines())
+    for pattern, name in VARYING:
+        text = re.sub(pattern, name, text)
+    return [line for line in text.splitlines() if line]
