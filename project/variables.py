@@ -146,7 +146,7 @@ def path(text: str) -> str:
     inner = text.strip("/")
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", inner, re.ASCII):
         raise ValueError
-    if inner.partition("/")[0] in {"files", "healthz", "hooks", "static", "statistics"}:
+    if inner.partition("/")[0] in {"api", "files", "healthz", "hooks", "static", "statistics"}:
         raise ValueError
     return f"{inner}/"
 

@@ -82,7 +82,7 @@ BAD_VALUES = {
     "RESULT_BACKEND": ["foo", "django_db", "pigeon://host", "no.such.module:Backend", "celery.backends.redis"],
     "RESULT_EXPIRES": ["soon", "1.5", "0", "-5", "always"],
     "LEASE_SECONDS": ["soon", "nan", "0", "-1"],
-    "ADMIN_PATH": ["/", "a b", "../x", "static/", "files/x", "healthz", "hooks/x", "é", "a//b"],
+    "ADMIN_PATH": ["/", "a b", "../x", "static/", "files/x", "healthz", "hooks/x", "api", "é", "a//b"],
     "SESSION_IDLE_MINUTES": ["0", "soon"],
     "SESSION_DAYS": ["-1", "1.5"],
     "SSO_HEADER": ["X Remote", "X_User", "1"],
