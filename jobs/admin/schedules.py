@@ -8,9 +8,8 @@ from zoneinfo import ZoneInfo
 from celery import current_app
 from django import forms
 from django.contrib import admin, messages
-from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import ValidationError
-from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
@@ -21,16 +20,15 @@ from django_celery_beat.models import PeriodicTask
 
 from jobs.admin import actions, typed
 from jobs.admin.display import NOTHING, between, moment, state
-from jobs.admin.guard import RightsAdmin, actor_of, without_backfills
+from jobs.admin.guard import ChosenFilter, RightsAdmin, actor_of, without_backfills
 from jobs.admin.timings import shared, tell_of_return
 from jobs.messages import discovery, queues
 from jobs.messages.arguments import find_task, model_of, startable
-from jobs.models import KINDS, Node, Policy, Run, Trigger
+from jobs.models import KINDS, Node, Policy
 from jobs.models.audit import Actor, Door
 from jobs.rules.errors import Invalid
-from jobs.rules.policies import Rule, foresee
 from jobs.rules.queues import reserved
-from jobs.schedules import acts, calendar
+from jobs.schedules import acts, status
 from jobs.schedules.check import TIMING, check, problem_of_policy
 from jobs.schedules.entries import KEPT_FOR
 
@@ -174,10 +172,7 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
         if policy._state.adding:
             return BEING_COMPUTED if policy.schedule_id else NOTHING
         zone = getattr(policy.schedule.crontab, "timezone", None)
-        rule = Rule.of(policy, one_off=policy.schedule.one_off)
-        upcoming = [
-            _upcoming_moment(due_at, reason, zone) for due_at, reason in foresee(rule, calendar.upcoming(policy, SHOWN))
-        ]
+        upcoming = [_upcoming_moment(*each, zone) for each in status.upcoming(policy.schedule, SHOWN)]
         if not upcoming:
             return NO_FURTHER_RUNS
         return format_html_join(mark_safe("<br>"), "{}", ((line,) for line in upcoming))
@@ -205,7 +200,7 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
         )
 
 
-class StatusFilter(admin.SimpleListFilter):
+class StatusFilter(ChosenFilter):
     title = "status"
     parameter_name = "condition"
 
@@ -213,21 +208,12 @@ class StatusFilter(admin.SimpleListFilter):
         return [
             ("paused", "paused"),
             ("flagged", "cannot run"),
-            ("settings", "from the settings"),
+            ("from_settings", "from the settings"),
             ("removed", "gone from the settings"),
         ]
 
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> QuerySet[PeriodicTask]:
-        conditions = {
-            "paused": Q(policy__in=Policy.objects.paused()),
-            "flagged": ~Q(policy__invalid_reason=""),
-            "settings": ~Q(policy__entry=""),
-            "removed": Q(policy__removed_at__isnull=False),
-        }
-        chosen = self.value()
-        if chosen is not None and chosen not in conditions:
-            raise IncorrectLookupParameters
-        return queryset.filter(conditions.get(chosen or "", Q()))
+    def conditions(self) -> dict[str, Q]:
+        return {name: status.CONDITIONS[name] for name, _ in self.lookup_choices}
 
 
 admin.site.unregister(PeriodicTask)
@@ -341,10 +327,7 @@ class ScheduleAdmin(RightsAdmin):
         return without_backfills(super().get_deleted_objects(objs, request))
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodicTask]:
-        latest = Run.objects.filter(schedule=OuterRef("pk")).exclude(trigger=Trigger.BACKFILL).order_by("-due_at")
-        columns = {f"last_{name}": Subquery(latest.values(name)[:1]) for name in LAST_RUN}
-        schedules: QuerySet[PeriodicTask] = super().get_queryset(request).annotate(**columns)
-        return schedules
+        return status.with_last_run(super().get_queryset(request), *LAST_RUN)
 
     @admin.display(description="when")
     def when(self, schedule: PeriodicTask) -> str:
@@ -361,17 +344,17 @@ class ScheduleAdmin(RightsAdmin):
 
     @admin.display(description="last outcome")
     def last_outcome(self, schedule: Any) -> str:
-        if not schedule.last_state:
+        if not schedule.last_run_state:
             return "no run yet"
-        return format_html("{} {}", state(schedule.last_state), schedule.last_reason)
+        return format_html("{} {}", state(schedule.last_run_state), schedule.last_run_reason)
 
     @admin.display(description="late by")
     def lateness(self, schedule: Any) -> str:
-        return between(schedule.last_due_at, schedule.last_started_at)
+        return between(schedule.last_run_due_at, schedule.last_run_started_at)
 
     @admin.display(description="took")
     def duration(self, schedule: Any) -> str:
-        return between(schedule.last_started_at, schedule.last_finished_at)
+        return between(schedule.last_run_started_at, schedule.last_run_finished_at)
 
     @admin.display(description="runs")
     def runs(self, schedule: PeriodicTask) -> SafeString:

@@ -30,6 +30,7 @@ from jobs.rules.errors import Invalid
 from jobs.rules.pasted import Fields, doubt, looks_like_line, read_line
 from jobs.schedules import acts, calendar, timings
 from jobs.schedules.calendar import CRONTAB_FIELDS
+from jobs.schedules.timings import kind_of
 
 LISTED = 20  # schedules that use a row
 VIEW, CHANGE = "django_celery_beat.view_periodictask", "django_celery_beat.change_periodictask"
@@ -185,11 +186,6 @@ class CrontabAdmin(TimingAdmin):
         super().save_model(request, obj, form, change)
         if sentence := doubt(Fields(*(getattr(obj, name) for name in Fields._fields))):
             messages.warning(request, sentence)
-
-
-def kind_of(timing: Any) -> str:
-    """The column of schedules that refers to a row like this, or to this model."""
-    return next(kind for kind, model in KINDS.items() if timing is model or isinstance(timing, model))
 
 
 def shared(schedule: PeriodicTask, user: Any) -> str:

@@ -3,12 +3,12 @@
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.db.models import Q, QuerySet
 from django_celery_beat.models import PeriodicTask
 
 from jobs.ledger.backfills import Preview
 from jobs.management.terminal import shown
-from jobs.models import KINDS, Policy, Run, Trigger, database_now
+from jobs.models import KINDS, Run, database_now
 from jobs.monitoring.progress import reason_of
 from jobs.schedules import status
 from jobs.web.api import schedule_shown
@@ -16,24 +16,20 @@ from jobs.web.api import schedule_shown
 DUE = 5  # due moments of a schedule
 COLUMNS = ("id", "name", "job", "timing", "status", "next due", "last run")
 CONDITIONS = {
-    "enabled": Q(enabled=True),
     "disabled": Q(enabled=False),
-    "paused": Q(policy__in=Policy.objects.paused()),
-    "flagged": ~Q(policy__invalid_reason=""),
+    **{name: status.CONDITIONS[name] for name in ("enabled", "paused", "flagged")},
 }
 
 
 def rows() -> QuerySet[Any]:
     """All schedules, with their timings and the id of the last run."""
-    latest = Run.objects.filter(schedule=OuterRef("pk")).exclude(trigger=Trigger.BACKFILL).order_by("-due_at")
-    found: QuerySet[Any] = PeriodicTask.objects.annotate(last_run_id=Subquery(latest.values("id")[:1]))
-    return found.select_related("policy", *KINDS)
+    return status.with_last_run(PeriodicTask.objects.select_related("policy", *KINDS), "id")
 
 
 def as_json(schedules: Iterable[Any], *, whole: bool = False) -> list[dict[str, Any]]:
     """The schedules as the API shows them."""
     found = list(schedules)
-    runs, now = _last_runs(found), database_now()
+    runs, now = status.last_runs(found), database_now()
     shown = [schedule_shown.show(schedule, runs.get(schedule.last_run_id), now) for schedule in found]
     if whole:
         for each, schedule in zip(shown, found, strict=True):
@@ -42,7 +38,7 @@ def as_json(schedules: Iterable[Any], *, whole: bool = False) -> list[dict[str, 
 
 
 def lines(schedules: Collection[Any]) -> Iterator[list[Any]]:
-    runs, now = _last_runs(schedules), database_now()
+    runs, now = status.last_runs(schedules), database_now()
     for each in schedules:
         run = runs.get(each.last_run_id)
         policy = status.policy_of(each)
@@ -83,7 +79,3 @@ def backfill_as_json(seen: Preview) -> dict[str, Any]:
     pairs = zip(seen.moments, seen.starts, strict=True)
     moments = [{"due_at": moment, "window_start": start} for moment, start in pairs]
     return {"number": len(seen.moments), "moments": moments, "left_alone": seen.left_alone, "assumed": seen.assumed}
-
-
-def _last_runs(schedules: Iterable[Any]) -> dict[Any, Run]:
-    return Run.objects.in_bulk({schedule.last_run_id for schedule in schedules} - {None})

@@ -17,11 +17,11 @@ from django.db.models import QuerySet
 from django.dispatch import Signal
 from django_celery_beat.models import PeriodicTask
 
-from jobs.models import KINDS, Act, Actor, Kind, Policy, PolicyQuerySet, database_now
+from jobs.models import Act, Actor, Kind, Policy, PolicyQuerySet, database_now
 from jobs.models.audit import Changed, note
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
-from jobs.schedules import calendar, snapshot
+from jobs.schedules import calendar, snapshot, timings
 from jobs.schedules.check import TIMING, check, problem_of_policy
 
 LONGEST_PAUSE = timedelta(days=36525)  # a longer pause should have no end
@@ -191,8 +191,8 @@ def skip_next(schedules: Schedules, actor: Actor | str, moments: int) -> int:
 
 def retime(schedules: Schedules, actor: Actor | str, timing: Any) -> int:
     """Make these schedules due by `timing`, a row of one of `KINDS`; returns how many there are."""
-    kinds = {kind: timing if isinstance(timing, model) else None for kind, model in KINDS.items()}
-    return _update(schedules, actor, Act.RETIME, f"Given a timing of its own: {timing}.", **kinds)
+    columns = timings.columns(timing)
+    return _update(schedules, actor, Act.RETIME, f"Given a timing of its own: {timing}.", **columns)
 
 
 def save_timing(row: Any, actor: Actor | str) -> None:
@@ -224,7 +224,7 @@ def delete_timings(rows: QuerySet[Any], actor: Actor | str) -> int:
 
 
 def _using(rows: QuerySet[Any]) -> Schedules:
-    kind = next(kind for kind, model in KINDS.items() if model is rows.model)
+    kind = timings.kind_of(rows.model)
     using: Schedules = PeriodicTask.objects.filter(**{f"{kind}__in": list(rows.values_list("pk", flat=True))})
     return using
 

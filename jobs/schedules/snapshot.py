@@ -9,9 +9,9 @@ from typing import Any
 from django.db.models import QuerySet
 from django_celery_beat.models import PeriodicTask
 
-from jobs.models import KINDS
 from jobs.models.audit import Changed
 from jobs.schedules.calendar import CRONTAB_FIELDS
+from jobs.schedules.timings import kind_of
 
 OWN = (
     *("name", "task", "args", "kwargs", "enabled", "one_off", "start_time", "expires", "description"),
@@ -52,16 +52,12 @@ def changed(before: dict[int, dict[str, Any]], after: dict[int, dict[str, Any]])
 
 def of_timing(row: Any) -> dict[str, Any] | None:
     """The columns of a crontab, an interval, a solar event or a clocked moment."""
-    return row and {name: _text(getattr(row, name)) for name in OF_TIMING[_kind(row)]}
+    return row and {name: _text(getattr(row, name)) for name in OF_TIMING[kind_of(row)]}
 
 
 def key_of(row: Any) -> str:
     """What tells a timing apart from those of other kinds."""
-    return f"{_kind(row)} {row.pk}"
-
-
-def _kind(row: Any) -> str:
-    return next(kind for kind, model in KINDS.items() if isinstance(row, model))
+    return f"{kind_of(row)} {row.pk}"
 
 
 def _text(value: Any) -> Any:

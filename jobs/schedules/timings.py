@@ -94,9 +94,9 @@ def columns(row: Any) -> dict[str, Any]:
     return {**dict.fromkeys(KINDS), kind_of(row): row}
 
 
-def kind_of(row: Any) -> str:
-    """The column of schedules that refers to such a row."""
-    return next(kind for kind, model in KINDS.items() if isinstance(row, model))
+def kind_of(timing: Any) -> str:
+    """The column of schedules that refers to a row like this, or to this model."""
+    return next(kind for kind, model in KINDS.items() if timing is model or isinstance(timing, model))
 
 
 def fitting(timing: Crontab) -> dict[str, str]:

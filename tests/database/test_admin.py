@@ -447,7 +447,7 @@ def test_it_says_where_a_schedule_comes_from_and_why_it_cannot_run(admin_client)
 
 @pytest.mark.parametrize(
     ("condition", "shown"),
-    [("paused", "tired"), ("flagged", "broken"), ("settings", "installed"), ("", "plain"), ("x", "plain")],
+    [("paused", "tired"), ("flagged", "broken"), ("from_settings", "installed"), ("", "plain"), ("x", "plain")],
 )
 def test_it_filters_schedules_by_status(admin_client, condition, shown):
     for name in ("tired", "broken", "installed", "plain"):

@@ -8,18 +8,18 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4, uuid5
 
 from django.db import transaction
-from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django_celery_beat.models import PeriodicTask
 from ninja import Header, Query, Router, Schema, Status
 from pydantic import BaseModel, Field
 
 from jobs.ledger import backfills, requests
-from jobs.models import KINDS, Backfill, Policy, Run, Trigger, database_now
+from jobs.models import KINDS, Backfill, Run, database_now
 from jobs.monitoring import history
 from jobs.rules.errors import Conflict
 from jobs.rules.policies import CatchUp
-from jobs.schedules import acts, preview, timings
+from jobs.schedules import acts, preview, status, timings
 from jobs.web.api import routes, schedule_shown, shapes
 from jobs.web.api import schedule_form as forms
 from jobs.web.api.lists import Page, Paging, page
@@ -54,14 +54,9 @@ class Filters(Schema):
     name: Text | None = Field(None, description="A part of the name, in upper or lower case.")
 
     def chosen(self, rows: Schedules) -> Schedules:
-        conditions = {
-            "enabled": Q(enabled=True),
-            "paused": Q(policy__in=Policy.objects.paused()),
-            "flagged": ~Q(policy__invalid_reason=""),
-            "from_settings": ~Q(policy__entry=""),
-        }
-        for name, condition in conditions.items():
+        for name in ("enabled", "paused", "flagged", "from_settings"):
             if (wanted := getattr(self, name)) is not None:
+                condition = status.CONDITIONS[name]
                 rows = rows.filter(condition if wanted else ~condition)
         texts = {"task": self.job, "queue": self.queue, "name__icontains": self.name}
         return rows.filter(**{name: text for name, text in texts.items() if text is not None})
@@ -75,7 +70,7 @@ class Filters(Schema):
 def list_schedules(request: HttpRequest, filters: Query[Filters], paging: Query[Paging]) -> dict[str, Any]:
     """Schedules by name."""
     found = page(request, filters.chosen(_rows(request)), paging, ["name"], lambda row: row)
-    runs, now = Run.objects.in_bulk({row.last_run_id for row in found["items"]} - {None}), database_now()
+    runs, now = status.last_runs(found["items"]), database_now()
     return {**found, "items": [schedule_shown.show(row, runs.get(row.last_run_id), now) for row in found["items"]]}
 
 
@@ -292,10 +287,8 @@ def _check_same(asked: Backfill) -> None:
 
 def _rows(request: HttpRequest) -> Schedules:
     """The schedules that the sender may know of, with their timings and the id of the last run."""
-    latest = Run.objects.filter(schedule=OuterRef("pk")).exclude(trigger=Trigger.BACKFILL).order_by("-due_at")
     seen = actor_of(request).limit(PeriodicTask.objects.all())
-    rows: Schedules = seen.select_related("policy", *KINDS).annotate(last_run_id=Subquery(latest.values("id")[:1]))
-    return rows
+    return status.with_last_run(seen.select_related("policy", *KINDS), "id")
 
 
 def _found(request: HttpRequest, key: int) -> Any:
@@ -313,7 +306,7 @@ def _chosen(request: HttpRequest, key: int) -> Schedules:
 
 def _shown(request: HttpRequest, key: int) -> dict[str, Any]:
     schedule = _found(request, key)
-    last_run = Run.objects.filter(id=schedule.last_run_id).first()
+    last_run = status.last_runs([schedule]).get(schedule.last_run_id)
     return {
         **schedule_shown.show(schedule, last_run, database_now()),
         "due": schedule_shown.show_due(schedule, SHOWN_DUE),
