@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.core.serializers.json import DjangoJSONEncoder
 from django.db import Error as DatabaseError
 from django.utils.timezone import localtime
 from rich.cells import cell_len
@@ -26,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.rules.errors import Invalid, UnknownJob
+from jobs.web.api.routes import Encoder
 
 FAILED, USAGE, MISSING, LATE, INTERRUPTED, NO_READER = 1, 2, 3, 4, 130, 141
 STYLES = {
@@ -191,11 +191,6 @@ class Terminal:
         for row in rows:
             cells = (text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True))
             self.line("  ".join(cells).rstrip())
-
-
-class Encoder(DjangoJSONEncoder):
-    def default(self, value: Any) -> Any:
-        return value.isoformat() if isinstance(value, datetime) else super().default(value)
 
 
 @contextmanager

@@ -164,7 +164,7 @@ BODIES = [
     (b'{"job": "jobs.heartbeat", "arguments": {"wrong": 1}}', 422, "do not fit"),
     (b'{"job": "tests.nothing", "delay": -1}', 422, "body/delay"),
     (b'{"job": "tests.nothing", "delay": 1e300}', 422, "body/delay"),
-    (b'{"job": "tests.nothing", "at": "2026-01-01T00:00:00"}', 422, "timezone"),
+    (b'{"job": "tests.nothing", "at": "2026-01-01T00:00:00"}', 422, "add the offset"),
     (b'{"job": "tests.nothing", "at": "0001-01-01T00:00:00+14:00"}', 422, "years 1 to 9999"),
     (b'{"job": "tests.nothing", "at": "9999-12-31T23:00:00-14:00"}', 422, "years 1 to 9999"),
     (b'{"job": "tests.nothing", "priority": 256}', 422, "body/priority"),

@@ -58,6 +58,16 @@ def test_it_starts_a_run_later(tom):
     assert Run.objects.count() == 2
 
 
+def test_it_reads_moments_with_an_offset_only_and_shows_them_as_the_ledger_has_them(tom):
+    for at in ("2026-12-24T18:00:00", 1_700_000_000):
+        assert tom.post(RUNS, ECHO | {"at": at}, 422)["errors"][0]["place"] == "body/at"
+    assert "add the offset" in tom.get(f"{RUNS}?since=2026-12-24T18:00:00", 422)["detail"]
+    due_at = database_now().replace(microsecond=123_456)
+    run = make_run(make_schedule("nightly"), State.SUCCEEDED, due_at=due_at)
+    for shown in (tom.get(f"{RUNS}/{run.id}"), *tom.get(RUNS)["items"]):
+        assert shown["due_at"] == due_at.isoformat()
+
+
 def test_it_makes_one_run_for_a_key(tom):
     first = tom.post(RUNS, ECHO, 202, **{"Idempotency-Key": "monday"})
     again = tom.post(RUNS, ECHO, 200, **{"Idempotency-Key": "monday"})

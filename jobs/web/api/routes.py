@@ -1,4 +1,4 @@
-"""What do all operations of the API share? Routers, the actor of a request, types of values, and the reading of bodies.
+"""What do all operations of the API share? The actor of a request, types of values, the reading and writing of bodies.
 
 Its one rule: what no database row or job could hold is refused here, with a sentence, before any function sees it.
 """
@@ -15,8 +15,10 @@ from django.http import HttpRequest, HttpResponseBase, RawPostDataException, Unr
 from ninja import NinjaAPI, Schema
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.parser import Parser
+from ninja.renderers import JSONRenderer
+from ninja.responses import NinjaJSONEncoder
 from ninja.security.base import AuthBase
-from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from jobs.messages.message import Decoder
 from jobs.models.audit import Actor, Door
@@ -38,16 +40,25 @@ def _in_one_line(text: str) -> str:
     return text
 
 
-def _in_utc(moment: datetime) -> datetime:
+def _moment(value: Any) -> datetime:
+    """A moment of a request, in UTC; one of a row as it is."""
+    if isinstance(value, datetime):
+        return value
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ValueError("write the moment in ISO 8601, such as 2026-12-24T18:00:00+01:00") from None
+    if moment.tzinfo is None:
+        raise ValueError("add the offset of the moment, such as Z or +01:00 (in an address, + is %2B)")
     try:
         return moment.astimezone(UTC)
     except OverflowError:
-        raise ValueError("this moment lies outside of the years 1 to 9999") from None
+        raise ValueError("choose a moment in the years 1 to 9999") from None
 
 
 Text = Annotated[str, Field(max_length=200), AfterValidator(_in_one_line)]  # a name or a short sentence, in one line
 Key = Annotated[str, Field(min_length=1, max_length=LONGEST_KEY), AfterValidator(_in_one_line)]
-Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]  # with its zone or offset
+Moment = Annotated[datetime, BeforeValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
 RowId = Annotated[int, Field(ge=1, le=LARGEST_KEY)]  # the key of a schedule, a token or the like
 
 
@@ -89,6 +100,17 @@ class Bodies(Parser):
             return Decoder().decode(request.body.decode())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise HttpError(400, f"The body is not valid JSON: {error}.") from error
+
+
+class Encoder(NinjaJSONEncoder):
+    """Writes moments with their microseconds, which Django would cut: a moment that is sent back means the same."""
+
+    def default(self, value: Any) -> Any:
+        return value.isoformat() if isinstance(value, datetime) else super().default(value)
+
+
+class Renderer(JSONRenderer):
+    encoder_class = Encoder
 
 
 def actor_of(request: HttpRequest) -> Actor:

@@ -9,17 +9,15 @@ by SQL, are shown as null; null leaves them alone.
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any
 
 from django_celery_beat.models import PeriodicTask
 from pydantic import (
     AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     WithJsonSchema,
     model_validator,
 )
@@ -30,6 +28,7 @@ from jobs.models.schedules import LONGEST
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import MOST_CAUGHT_UP, CatchUp, Overlap
 from jobs.schedules import status, timings
+from jobs.web.api.routes import Moment
 
 LARGEST = 2**31 - 1  # of an integer column
 DURATIONS = frozenset({"catch_up_window", "jitter", "retry_delay"})  # columns of a policy
@@ -38,28 +37,6 @@ COLUMNS = {"job": "task", "arguments": "kwargs"}  # the other columns have their
 SHOWN_ONLY = frozenset({"id", "words", "status", "next_due_at", "due", "pause", "skip_next", "source", "last_run"})
 
 
-def _moment(value: Any) -> datetime:
-    """A moment of a request, in UTC; one of a row as it is."""
-    if isinstance(value, datetime):
-        return value
-    try:
-        moment = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        raise ValueError("write the moment in ISO 8601, such as 2026-12-24T18:00:00+01:00") from None
-    if moment.tzinfo is None:
-        raise ValueError("add the offset of the moment, such as Z or +01:00 (in an address, + is %2B)")
-    try:
-        return moment.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("choose a moment in the years 1 to 9999") from None
-
-
-Moment = Annotated[
-    datetime,
-    BeforeValidator(_moment),
-    PlainSerializer(lambda moment: moment.isoformat()),  # Django's JSON would cut it to milliseconds
-    WithJsonSchema({"type": "string", "format": "date-time"}),
-]
 PrintedText = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # no database holds NUL
 Name = Annotated[str, Field(pattern=r"^[^\x00]*$", min_length=1, max_length=LONGEST_NAME)]
 Seconds = Annotated[float, Field(ge=0, le=LONGEST.total_seconds(), allow_inf_nan=False)]

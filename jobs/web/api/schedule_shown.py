@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 
 from jobs.models import Policy, Run
 from jobs.schedules import status, timings
-from jobs.web.api.schedule_form import COLUMNS, DURATIONS, Moment, PolicyForm, ScheduleForm, stored
+from jobs.web.api.routes import Moment
+from jobs.web.api.schedule_form import COLUMNS, DURATIONS, PolicyForm, ScheduleForm, stored
 
 
 class Pause(BaseModel):

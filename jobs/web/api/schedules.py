@@ -23,15 +23,9 @@ from jobs.schedules import acts, preview, status, timings
 from jobs.web.api import routes, schedule_shown, shapes
 from jobs.web.api import schedule_form as forms
 from jobs.web.api.lists import Page, Paging, page
-from jobs.web.api.routes import MissingError, RowId, Text, actor_of, needs
+from jobs.web.api.routes import MissingError, Moment, RowId, Text, actor_of, needs
 from jobs.web.api.runs import accepted, only, scoped
-from jobs.web.api.schedule_form import (
-    Body,
-    Moment,
-    NewSchedule,
-    ScheduleForm,
-    TimingForm,
-)
+from jobs.web.api.schedule_form import Body, NewSchedule, ScheduleForm, TimingForm
 from jobs.web.api.schedule_shown import ShownSchedule, WholeSchedule
 
 VIEW = "django_celery_beat.view_periodictask"

@@ -59,6 +59,7 @@ def _assembled() -> API:
         urls_namespace="api",
         auth=[routes.Token(), routes.Session()],
         parser=routes.Bodies(),
+        renderer=routes.Renderer(),
         docs=Swagger(settings={"validatorUrl": None}),  # which would load a picture from another host
         docs_decorator=for_staff,
     )
