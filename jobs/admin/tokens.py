@@ -19,27 +19,21 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html_join
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 from django_celery_beat.models import PeriodicTask
 
 from jobs.admin.display import NOTHING, counted, moment, state
 from jobs.admin.guard import CappedPaginator, ChosenFilter, GuardedAdmin, ReadOnlyAdmin, actor_of
 from jobs.messages.arguments import find_task
-from jobs.models import ApiToken, Kind
-from jobs.models.audit import NEEDED, Actor
-from jobs.models.rights import PREFIX
+from jobs.models import ApiToken
+from jobs.models.audit import Actor
+from jobs.models.tokens import is_scope
 from jobs.rules.errors import Invalid
 
 USUAL_LIFE = timedelta(days=365)
 NAMED = 3  # scopes that the list names; it counts the rest
-# The models whose rows the API shows.
-SHOWN = {
-    *("periodictask", "run", "backfill", "node", "measurement", "resourceversion"),
-    *("storedfile", "feedentry", "setaside", "delivery", "taskresult", "auditentry"),
-}
-# The permissions for acts of the API.
-ACTING = {permission for (kind, _), permission in NEEDED.items() if kind not in {Kind.TOKEN, Kind.SOURCE}}
+STATES = {"": "succeeded", "revoked": "cancelled", "expired": "expired"}  # whose colours show problems of tokens
 
 
 def scopes_of(user: Any) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -47,10 +41,9 @@ def scopes_of(user: Any) -> list[tuple[str, list[tuple[str, str]]]]:
     held = user.get_all_permissions()
     groups: dict[str, list[tuple[str, str]]] = {}
     for permission in Permission.objects.select_related("content_type"):  # in Django's order: by kind of row
-        kind, codename = permission.content_type, permission.codename
-        scope = f"{kind.app_label}.{codename}"
-        viewing = codename == f"view_{kind.model}" and kind.model in SHOWN
-        if scope in held and (viewing or scope in ACTING or scope.startswith(f"jobs.{PREFIX}")):
+        kind = permission.content_type
+        scope = f"{kind.app_label}.{permission.codename}"
+        if scope in held and is_scope(scope):
             groups.setdefault(kind.name.capitalize(), []).append((scope, permission.name))
     return list(groups.items())
 
@@ -221,11 +214,9 @@ class TokenAdmin(ReadOnlyAdmin, GuardedAdmin):
 
     @admin.display(description="state")
     def status(self, token: ApiToken) -> SafeString:
-        if token.revoked_at:
-            return format_html_join(" ", "{}", [(state("cancelled", "revoked"),), (moment(token.revoked_at),)])
-        if token.expires_at and token.expires_at <= timezone.now():
-            return state("expired")
-        return state("succeeded", "usable") if token.user.is_active else state("failed", "its user is disabled")
+        problem = token.problem_at(timezone.now())
+        shown = state(STATES.get(problem, "failed"), problem or "usable")
+        return format_html("{} {}", shown, moment(token.revoked_at)) if token.revoked_at else shown
 
     @admin.display(description="permissions")
     def permissions(self, token: ApiToken) -> str:

@@ -18,7 +18,8 @@ from django.db import IntegrityError, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Coalesce, Greatest, Now
 
-from jobs.models.audit import Act, Actor, Changed, Kind, note
+from jobs.models import rights
+from jobs.models.audit import NEEDED, Act, Actor, Changed, Kind, note
 from jobs.models.clock import database_now
 from jobs.models.prepared import Update
 from jobs.models.runs import LONGEST_ACTOR
@@ -31,6 +32,14 @@ LONGEST_TOKEN_NAME = 100  # characters
 WINDOW = timedelta(minutes=1)
 LONGEST_LIFE = timedelta(days=36525)
 USUAL_RATE, MOST_RATE = 600, 60_000  # requests per minute
+# The permissions to see rows through the API, and those for its acts.
+VIEWING = {
+    *("django_celery_beat.view_periodictask", "django_celery_results.view_taskresult", "jobs.view_run"),
+    *("jobs.view_backfill", "jobs.view_node", "jobs.view_measurement", "jobs.view_resourceversion"),
+    *("jobs.view_storedfile", "jobs.view_feedentry", "jobs.view_setaside", "jobs.view_delivery"),
+    "jobs.view_auditentry",
+}
+ACTING = {permission for (kind, _), permission in NEEDED.items() if kind not in {Kind.TOKEN, Kind.SOURCE}}
 
 
 class Admission(NamedTuple):
@@ -176,6 +185,14 @@ class ApiToken(models.Model):
         shown = {name: getattr(self, name) for name in ("hint", "scopes", "jobs", "schedules", "rate")}
         return {"user": self.user.get_username(), **shown, "expires_at": expires}
 
+    def problem_at(self, now: datetime) -> str:
+        """Why requests with it are refused; empty if they are not."""
+        if self.revoked_at:
+            return "revoked"
+        if self.expires_at and self.expires_at <= now:
+            return "expired"
+        return "" if self.user.is_active else "its user is disabled"
+
     def refuse(self, actor: Actor) -> None:
         """Refuse a token that would never work, or that allows more than its maker may. Raises `Invalid`."""
         try:
@@ -208,6 +225,11 @@ def _counting(pk: Any, each: Any, ahead: Any) -> Any:
 _COUNT = Update(
     _counting, {"pk": models.BigIntegerField(), "each": models.DurationField(), "ahead": models.DurationField()}
 )
+
+
+def is_scope(permission: str) -> bool:
+    """Whether a permission means something to the API: to see rows, to act, or to start a restricted job."""
+    return permission in VIEWING | ACTING or permission.startswith(f"jobs.{rights.PREFIX}")
 
 
 def digest_of(secret: str) -> str:

@@ -398,7 +398,9 @@ def test_it_backfills_after_a_preview_and_only_when_it_is_told_to():
 @pytest.fixture
 def ada() -> User:
     user = User.objects.create_user("ada")
-    user.user_permissions.add(*Permission.objects.filter(codename__in=["view_run", "add_run", "add_user"]))
+    user.user_permissions.add(
+        *Permission.objects.filter(codename__in=["view_run", "add_run", "add_user", "delete_run"])
+    )
     return user
 
 
@@ -412,7 +414,7 @@ def test_it_makes_a_token_that_is_admitted_and_prints_its_secret_once(ada):
     assert (token.schedules, token.rate) == ([schedule.pk], 7)
     assert timedelta(days=89) < token.expires_at - database_now() < timedelta(days=91)
     everything = call("token", "create", "all", "--user", "ada", "--all-scopes", "--json").json
-    assert everything["scopes"] == ["jobs.add_run", "jobs.view_run"]  # nothing of other apps
+    assert everything["scopes"] == ["jobs.add_run", "jobs.view_run"]  # no others: the API does not ask for them
     listed = call("token", "list")
     assert everything["secret"] not in listed.out + call("token", "list", "--json").out
     assert [line.split()[0] for line in listed.out.splitlines()] == ["NAME", "all", "ci"]
@@ -420,7 +422,8 @@ def test_it_makes_a_token_that_is_admitted_and_prints_its_secret_once(ada):
     assert ApiToken.objects.admit(made.out.strip()).token
     assert call("token", "revoke", "ci").status == 0
     assert not ApiToken.objects.admit(made.out.strip()).token
-    assert re.search(r"^ci .* revoked", call("token", "list").out, re.MULTILINE)
+    User.objects.update(is_active=False)
+    assert re.search(r"^all .* its user is disabled .*\n^ci .* revoked", call("token", "list").out, re.MULTILINE)
     assert [(door, act, name) for door, _, act, name in audited()] == [
         ("shell", "add", "ci"),
         ("shell", "add", "all"),

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -9,10 +10,9 @@ from django.core.management.base import CommandError, CommandParser
 
 from jobs.management import reading
 from jobs.management.terminal import FAILED, MissingError, ShellCommand
-from jobs.models import Actor, ApiToken
-from jobs.models.tokens import MOST_RATE, USUAL_RATE
+from jobs.models import Actor, ApiToken, database_now
+from jobs.models.tokens import MOST_RATE, USUAL_RATE, is_scope
 
-APPS = {"jobs", "django_celery_beat", "django_celery_results"}  # whose permissions mean something to the API
 COLUMNS = ("name", "user", "secret", "scopes", "state", "expires", "last used")
 
 
@@ -33,7 +33,7 @@ class Command(ShellCommand):
         parser.add_argument("--user", required=True, metavar="NAME", help="whose permissions it includes")
         scopes = parser.add_mutually_exclusive_group(required=True)
         scopes.add_argument("--scope", action="append", metavar="PERMISSION", help="such as jobs.view_run; repeatable")
-        scopes.add_argument("--all-scopes", action="store_true", help="all that the user has for Punctual now")
+        scopes.add_argument("--all-scopes", action="store_true", help="all that the user has now and the API asks for")
         limits = (("job", "PATTERN", "only these jobs, such as billing.*"), ("schedule", "NAME", "and these schedules"))
         for option, of, does in limits:
             parser.add_argument(f"--{option}", action="append", dest=f"{option}s", metavar=of, default=[], help=does)
@@ -59,8 +59,8 @@ class Command(ShellCommand):
         if self.terminal.as_json:
             self.terminal.json([shown(token) for token in tokens])
         elif tokens:
-            usable = set(ApiToken.objects.usable().values_list("pk", flat=True))
-            self.terminal.table(COLUMNS, [line(token, is_usable=token.pk in usable) for token in tokens])
+            now = database_now()
+            self.terminal.table(COLUMNS, [line(token, now) for token in tokens])
         else:
             self.terminal.note("There is no token.")
 
@@ -84,11 +84,11 @@ def user_of(name: str) -> Any:
 
 
 def scopes_of(user: Any) -> list[str]:
-    """The permissions of a user for Punctual. Raises CommandError without any."""
+    """The permissions of a user that mean something to the API. Raises CommandError without any."""
     held = user.get_all_permissions() if hasattr(user, "get_all_permissions") else ()
-    scopes = sorted(each for each in held if each.partition(".")[0] in APPS)
+    scopes = sorted(filter(is_scope, held))
     if not scopes:
-        raise CommandError(f"{user.get_username()} has no permission for Punctual.", returncode=FAILED)
+        raise CommandError(f"{user.get_username()} has no permission that the API asks for.", returncode=FAILED)
     return scopes
 
 
@@ -98,8 +98,8 @@ def shown(token: ApiToken) -> dict[str, Any]:
     return {"name": token.name, **token.columns(), **{name: getattr(token, name) for name in moments}}
 
 
-def line(token: ApiToken, *, is_usable: bool) -> list[Any]:
-    state = "ok" if is_usable else "revoked" if token.revoked_at else "expired"
+def line(token: ApiToken, now: datetime) -> list[Any]:
+    state = token.problem_at(now) or "ok"
     scopes = token.scopes[0] if len(token.scopes) == 1 else f"{len(token.scopes)} permissions"
     expires, used = token.expires_at, token.last_used_at
     return [token.name, token.user.get_username(), f"{token.hint}…", scopes, state, expires, used]
