@@ -55,7 +55,7 @@ def nothing_ran() -> bool:
     return not Run.objects.exists() and not Webhook.objects.exists() and not AuditEntry.objects.exists()
 
 
-# --- what is taken --------------------------------------------------------------------------------------------------
+# --- taken ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", KEYS)
@@ -154,7 +154,7 @@ def test_it_answers_a_repeat_with_the_first_run_also_if_the_source_has_another_j
     assert send(client, headers_of()).content == first.content
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- refused --------------------------------------------------------------------------------------------------------
 
 
 REFUSED: list[tuple[str, Callable[[], dict[str, str]], int]] = [
