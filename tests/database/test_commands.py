@@ -390,6 +390,7 @@ def test_it_backfills_after_a_preview_and_only_when_it_is_told_to():
     assert made["number"] == Run.objects.filter(backfill=made["id"]).count() == 23
     assert Backfill.objects.get().at_once == 7
     assert call(*words, "--yes").out.startswith("0 due moments to run, 23 left alone.")
+    assert call(*words, "--yes", "--json").json["number"] == 0
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------

@@ -212,11 +212,12 @@ class Command(ShellCommand):
     def backfill(self, *, name: str, preview: bool, yes: bool, **request: Any) -> None:
         asked = Backfill(id=uuid4(), schedule=reading.schedule_of(name), **request)
         seen = backfills.preview(asked)
-        if preview and self.terminal.as_json:
-            self.terminal.json(schedules.backfill_as_json(seen))
+        only_shows = preview or not seen.moments
         if not self.terminal.as_json:
             self._show(seen)
-        if preview or not seen.moments:
+        elif only_shows:
+            self.terminal.json(schedules.backfill_as_json(seen))
+        if only_shows:
             return
         self._confirm(f"Create {counted(len(seen.moments), 'run')}?", yes=yes)
         number = backfills.backfill(asked, Actor.of_shell())
