@@ -19,7 +19,7 @@ from django.test import Client
 from django.urls import reverse
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
-from jobs.ledger import backfills, requests
+from jobs.ledger import backfills, requests, webhooks
 from jobs.models import (
     KINDS,
     ApiToken,
@@ -30,10 +30,11 @@ from jobs.models import (
     Run,
     State,
     StoredFile,
+    WebhookSource,
     database_now,
     rights,
 )
-from jobs.models.audit import Actor, Door
+from jobs.models.audit import NEEDED, Actor, Door
 from jobs.rules.errors import Forbidden
 from jobs.schedules import acts
 from jobs.toolkit import files, uploads
@@ -76,9 +77,12 @@ file delete             .         .      f       b      b      b     .       f  
 resource invalidate     .         .      b       b      b      b     .       b        b      b           .    .
 token add               .         .      b       b      b      .     .       .        .      .           .    .
 token revoke            .         .      b       b      b      b     .       b        b      b           .    .
+token delete            .         .      b       b      b      b     .       b        b      b           .    .
+webhook source delete   .         .      f       b      b      b     .       f        f      .           .    .
 """
 HEAD, *LINES = [line.split() for line in TABLE.strip().splitlines()]
-MAY = {f"{kind} {act}": dict(zip(HEAD, cells, strict=True)) for kind, act, *cells in LINES}
+MAY = {" ".join(line[: -len(HEAD)]): dict(zip(HEAD, line[-len(HEAD) :], strict=True)) for line in LINES}
+ELSEWHERE = {"webhook source add", "webhook source change"}  # tests/database/test_hooks_in_admin.py: of other jobs
 ALLOWS = {".": set(), "f": {FREE}, "r": {RESTRICTED}, "b": {FREE, RESTRICTED}}
 DEAD = {"expired", "revoked", "disabled"}
 
@@ -92,6 +96,7 @@ class Rows:
     schedule: PeriodicTask = field(init=False)
     failed: Run = field(init=False)
     waiting: Run = field(init=False)
+    source: WebhookSource = field(init=False)
 
     def __post_init__(self) -> None:
         kind = StoredFile.Kind.BACKUP if self.job == RESTRICTED else StoredFile.Kind.UPLOAD
@@ -103,6 +108,7 @@ class Rows:
         of_job = {"task": self.job, "kwargs": arguments}
         self.failed = make_run(self.schedule, State.FAILED, **of_job)
         self.waiting = make_run(self.schedule, **of_job)
+        self.source = WebhookSource.objects.create(name=self.job.partition(".")[2], keys="SHOP", job=self.job)
 
     @property
     def schedules(self) -> Any:
@@ -139,7 +145,7 @@ def rows(users) -> dict[str, Rows]:
 
 def stored() -> list[Any]:
     """Every row that an act could change."""
-    models = (PeriodicTask, Policy, *KINDS.values(), Run, Backfill, StoredFile, ResourceVersion)
+    models = (PeriodicTask, Policy, *KINDS.values(), Run, Backfill, StoredFile, ResourceVersion, WebhookSource)
     tokens = ApiToken.objects.order_by("pk").values("name", "revoked_at", "scopes")
     return [list(tokens), *(list(model.objects.order_by("pk").values()) for model in models)]
 
@@ -234,8 +240,12 @@ class Api:
 class Admin:
     """Pages and actions of the admin."""
 
-    # A timing of its own is a new crontab, too. A file is processed by a run of the job.
-    NOTED = {"schedule retime": ["timing add", "schedule retime"], "file process": ["run start"]}
+    # A timing of its own is a new crontab, too. A run of the job processes a file. A usable token is revoked first.
+    NOTED = {
+        "schedule retime": ["timing add", "schedule retime"],
+        "file process": ["run start"],
+        "token delete": ["token revoke", "token delete"],
+    }
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -315,13 +325,15 @@ class Admin:
         "resource invalidate": invalidate,
         "token add": make_token,
         "token revoke": revoke,
+        "token delete": lambda door, _: door.delete("jobs_apitoken", ApiToken.objects.get(name="other")),
+        "webhook source delete": lambda door, rows: door.delete("jobs_webhooksource", rows.source),
     }
 
 
 class Code:
     """The functions themselves, as any door calls them."""
 
-    NOTED = {"file process": ["run start"]}
+    NOTED = {"file process": ["run start"], "token delete": ["token revoke", "token delete"]}
 
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
@@ -381,6 +393,8 @@ class Code:
         "resource invalidate": lambda door, _: door.try_(resources.invalidate, "prices", actor=door.actor),
         "token add": make_token,
         "token revoke": lambda door, _: door.try_(ApiToken.objects.filter(name="other").revoke, door.actor),
+        "token delete": lambda door, _: door.try_(ApiToken.objects.filter(name="other").remove, door.actor),
+        "webhook source delete": lambda door, rows: door.try_(webhooks.delete, [rows.source], door.actor),
     }
 
 
@@ -423,8 +437,10 @@ def token_of(role: str, user: User, rows: dict[str, Rows]) -> tuple[ApiToken, st
 
 def test_it_tries_every_act():
     acts_of_doors = {door: set(door.ACTS) for door in (Api, Admin, Code)}
+    assert {f"{kind} {act}" for kind, act in NEEDED} - set(MAY) == ELSEWHERE
     assert set.union(*acts_of_doors.values()) == set(MAY)
-    assert acts_of_doors[Api] == set(MAY) - {"schedule retime", "file upload", "token add", "token revoke"}
+    of_the_admin = {"token add", "token revoke", "token delete", "webhook source delete"}
+    assert acts_of_doors[Api] == set(MAY) - {"schedule retime", "file upload", *of_the_admin}
     assert acts_of_doors[Admin] == set(MAY) - {"run start"}
     assert acts_of_doors[Code] == set(MAY)
     assert set(HEAD) == {"anonymous", *USERS, *TOKENS, "dead"} - DEAD
