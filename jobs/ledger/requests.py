@@ -142,7 +142,9 @@ def cancel(runs: RunQuerySet, actor: Actor | str) -> Cancelled:
     actor.check_act(Kind.RUN, Act.CANCEL)
     actor.check_rows(runs)
     with transaction.atomic():
-        chosen = list(runs.filter(state__in=ACTIVE).order_by("pk").values_list("pk", "schedule_name", "state"))
+        # Locked: a run that starts or ends meanwhile is noted as what it is then, or not at all.
+        active = runs.filter(state__in=ACTIVE).order_by("pk").select_for_update(no_key=True)
+        chosen = list(active.values_list("pk", "schedule_name", "state"))
         cancelled = outcomes.cancel(runs, f"by {actor.name}")
         rows = [Changed(key, name, {"state": state}, _cancelled(state)) for key, name, state in chosen]
         note(actor, Kind.RUN, Act.CANCEL, rows)

@@ -170,6 +170,18 @@ def test_it_cancels_unstarted_runs_and_asks_running_ones_to_end():
     assert (running.state, running.cancel_reason) == (State.RUNNING, "cancelled: by ada")
 
 
+@only_where_rows_are_locked
+def test_it_notes_no_cancellation_of_a_run_that_ends_meanwhile():
+    run = make_run(make_schedule(), State.RUNNING)
+    with transaction.atomic():
+        Run.objects.filter(pk=run.pk).update(state=State.SUCCEEDED, finished_at=database_now())
+        thread = blocked(lambda: requests.cancel(Run.objects.filter(pk=run.pk), ADA))
+    thread.join()
+    run.refresh_from_db()
+    assert (run.state, run.cancel_reason) == (State.SUCCEEDED, "")
+    assert not AuditEntry.objects.exists()
+
+
 def test_it_records_who_requested_a_backfill():
     schedule, user = make_schedule(cron={"minute": "30"}), User.objects.create_superuser("ada")
     end = database_now().replace(minute=0, second=0, microsecond=0)
