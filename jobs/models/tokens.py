@@ -15,7 +15,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import IntegrityError, models, transaction
-from django.db.models import Q
+from django.db.models import Case, Q, When
 from django.db.models.functions import Coalesce, Greatest, Now
 
 from jobs.models import rights
@@ -216,8 +216,9 @@ class ApiToken(models.Model):
 
 def _counting(pk: Any, each: Any, ahead: Any) -> Any:
     """Count a request of a token, `each` of which takes so long, unless it is too far `ahead` of its rate."""
-    free = Q(next_free_at=None) | Q(next_free_at__lte=Now() + ahead)
-    begins = Greatest(Coalesce("next_free_at", Now()), Now())
+    is_wrong = Q(next_free_at__gt=Now() + WINDOW)  # the clock has gone back since
+    free = Q(next_free_at=None) | Q(next_free_at__lte=Now() + ahead) | is_wrong
+    begins = Case(When(is_wrong, then=Now()), default=Greatest(Coalesce("next_free_at", Now()), Now()))
     counted = {"next_free_at": begins + each, "last_used_at": Now()}
     return ApiToken.objects.usable().filter(free, pk=pk), counted
 

@@ -89,6 +89,13 @@ def test_it_admits_as_many_requests_at_once_as_the_rate_allows_in_a_minute():
     assert ApiToken.objects.admit(secret).retry_after > 0
 
 
+def test_it_keeps_its_rate_when_the_clock_has_gone_back():
+    token, secret = make(rate=2)
+    ApiToken.objects.update(next_free_at=database_now() + 60 * WINDOW)  # written by a clock that was an hour ahead
+    assert [admit(secret) for _ in range(2)] == [token] * 2
+    assert 0 < ApiToken.objects.admit(secret).retry_after <= (WINDOW / 2).total_seconds()
+
+
 @pytest.mark.django_db(transaction=True)
 def test_it_keeps_its_rate_when_many_requests_come_at_once():
     _, secret = make(rate=2)
