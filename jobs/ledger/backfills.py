@@ -117,7 +117,8 @@ def backfill(request: Backfill, actor: Actor | str) -> int:
             raise Invalid(NO_POLICY)
         actor.check_may(policy.schedule.task, schedule=policy.pk)
         seen = preview(request)
-        request.save(force_insert=True)
+        if not bulk.insert_new(request):  # for another schedule, at the same time
+            return 0
         message = message_of(policy.schedule, policy)
         due = zip(seen.moments, seen.starts, strict=True)
         bulk.insert(Run, [_backfilling(request, policy.schedule, message, *each) for each in due])

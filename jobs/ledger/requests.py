@@ -82,14 +82,14 @@ def run_now(schedules: Iterable[PeriodicTask], actor: Actor | str, key: str | No
     return _request_each(partial(_now, actor=actor, key=_checked_key(key)), schedules, _Noted(actor, Act.RUN))
 
 
-def retry(runs: Iterable[Run], actor: Actor | str) -> Requested:
+def retry(runs: Iterable[Run], actor: Actor | str, key: str | None = None) -> Requested:
     """Repeat each of these runs, which must be over, with the same message. The new run names it as its parent.
 
-    The new run has the same due moment and the same data window.
+    The new run has the same due moment and the same data window. Only the first request with a key makes the runs.
     """
     actor = Actor.of(actor)
     actor.check_act(Kind.RUN, Act.RETRY)
-    return _request_each(partial(_repeat, actor=actor), runs, _Noted(actor, Act.RETRY))
+    return _request_each(partial(_repeat, actor=actor, key=_checked_key(key)), runs, _Noted(actor, Act.RETRY))
 
 
 def start(
@@ -215,7 +215,7 @@ def _now(schedule: PeriodicTask, actor: Actor, key: str | None) -> NewRun:
     return new
 
 
-def _repeat(run: Run, actor: Actor) -> NewRun:
+def _repeat(run: Run, actor: Actor, key: str | None) -> NewRun:
     actor.check_may(run.task, schedule=run.schedule_id)
     if run.state in ACTIVE:
         raise Invalid(f"it is still {run.state}")
@@ -230,6 +230,7 @@ def _repeat(run: Run, actor: Actor) -> NewRun:
     message = Message(run.task, run.args, run.kwargs, run.queue, run.priority, options)
     new = new_run(run.schedule_id, run.schedule_name, message, run.due_at, database_now())
     new.trigger, new.actor, new.parent_id = Trigger.RETRY.value, actor.name, run.id
+    new.key = key and as_key(f"{key} {run.id}", LONGEST_NAME)
     new.window_start = windows.written(windows.window_start(run))
     return new
 

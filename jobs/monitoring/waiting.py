@@ -14,7 +14,7 @@ from uuid import UUID
 
 from django.db import connection
 
-from jobs.models import TERMINAL, Run
+from jobs.models import ACTIVE, Run
 from jobs.rules.errors import logged
 
 log = logging.getLogger(__name__)
@@ -49,20 +49,21 @@ def _join(over: threading.Event, run: UUID) -> bool:
     with _lock:
         if len(_waiting) >= MOST:
             return False
-        _waiting[over] = run
         if _watcher is None:
-            _watcher = threading.Thread(target=_watch, name="waiting", daemon=True)
-            _watcher.start()
+            watcher = threading.Thread(target=_watch, name="waiting", daemon=True)
+            watcher.start()  # it needs the lock, so it sees the request
+            _watcher = watcher
+        _waiting[over] = run
     return True
 
 
 def _watch() -> None:
     with closing(connection):
         while awaited := _awaited():
-            ended = set(awaited.values())  # after an error
+            ended = set(awaited.values())  # after an error; a deleted run has ended, too
             with logged(log, "The runs that requests wait for could not be read.", level=logging.WARNING):
                 connection.close_if_unusable_or_obsolete()
-                ended = set(Run.objects.filter(id__in=ended, state__in=TERMINAL).values_list("id", flat=True))
+                ended -= set(Run.objects.filter(id__in=ended, state__in=ACTIVE).values_list("id", flat=True))
             for event, run in awaited.items():
                 if run in ended:
                     event.set()

@@ -6,7 +6,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
-from django.db import connection
+from django.db import connection, connections
 from django.test import Client
 from django_celery_results.models import TaskResult
 
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 RUNS = "/api/runs"
 RIGHTS = ("jobs.view_run", "jobs.add_run", "jobs.change_run")
+KEY = {"Idempotency-Key": "a"}
 ECHO = {"job": "tests.nothing", "arguments": {"value": 1}}
 
 
@@ -83,6 +84,17 @@ def test_it_makes_one_run_for_a_key(tom):
         assert tom.post(RUNS, ECHO, 422, **{"Idempotency-Key": key})["errors"]
     assert Run.objects.count() == 1
     assert AuditEntry.objects.filter(kind="run").count() == 1
+
+
+@pytest.mark.parametrize("number", ["1e23", "12345678901234567890.5", "-0.0", "5e-324"])
+def test_it_takes_numbers_that_the_database_writes_in_another_form(tom, number):
+    body = f'{{"job": "tests.nothing", "arguments": {{"value": {number}}}}}'
+    answers = [
+        tom.client.post(RUNS, body, "application/json", headers={"Idempotency-Key": "a"}).status_code for _ in range(2)
+    ]
+    assert answers == [202, 200]
+    tom.post(RUNS, ECHO | {"arguments": {"value": 2.5}}, 409, **{"Idempotency-Key": "a"})
+    assert Run.objects.count() == 1
 
 
 def test_it_keeps_the_keys_of_users_apart(tom):
@@ -193,7 +205,8 @@ def test_it_answers_304_while_a_run_is_unchanged(tom):
     run = make_run(state=State.RUNNING)
     tag = tom.client.get(f"{RUNS}/{run.id}")["ETag"]
     assert tag.startswith('W/"')
-    assert tom.client.get(f"{RUNS}/{run.id}", headers={"If-None-Match": tag}).status_code == 304
+    unchanged = tom.client.get(f"{RUNS}/{run.id}", headers={"If-None-Match": tag})
+    assert (unchanged.status_code, unchanged["ETag"], unchanged.content) == (304, tag, b"")
     Run.objects.update(progress_done=1)
     changed = tom.client.get(f"{RUNS}/{run.id}", headers={"If-None-Match": tag})
     assert (changed.status_code, changed["ETag"] == tag) == (200, False)
@@ -224,6 +237,20 @@ def test_it_cancels_and_retries_several_runs(tom):
     assert [refused["run"] for refused in answer["refused"]] == [ids[1]]
     tom.post(f"{RUNS}/cancel", {"runs": []}, 422)
     tom.post(f"{RUNS}/cancel", {"runs": [str(uuid4())] * 201}, 422)
+
+
+def test_it_retries_once_for_each_key(tom):
+    failed, other = (make_run(state=State.FAILED) for _ in range(2))
+    first, again = (tom.client.post(f"{RUNS}/{failed.id}/retry", headers={"Idempotency-Key": "a"}) for _ in range(2))
+    assert [answer.status_code for answer in (first, again)] == [202, 200]
+    assert first.json()["id"] == again.json()["id"]
+    several = [tom.post(f"{RUNS}/retry", {"runs": [str(failed.id), str(other.id)]}, 202, **KEY) for _ in range(2)]
+    new, old = ({run["id"]: run["parent"] for run in answer["runs"]} for answer in several)
+    assert new == old
+    assert set(new.values()) == {str(failed.id), str(other.id)}
+    assert Run.objects.filter(parent=failed).count() == Run.objects.filter(parent=other).count() == 1
+    assert AuditEntry.objects.filter(act="retry").count() == 2
+    assert tom.post(f"{RUNS}/{failed.id}/retry", status=202, **{"Idempotency-Key": "b"})["id"] != first.json()["id"]
 
 
 def test_it_gives_the_new_part_of_a_log(tom):
@@ -310,6 +337,44 @@ def test_it_answers_a_waiting_request_when_its_run_ends(tom):
         tom.get(f"{RUNS}/{run.id}?wait={wrong}", 422)
 
 
+def test_it_answers_a_waiting_request_when_its_run_is_deleted(tom):
+    run = make_run(state=State.RUNNING)
+
+    def wait(_):
+        try:
+            return Caller(tom.secret).get(f"{RUNS}/{run.id}?wait=60", 404)
+        finally:
+            connection.close()
+
+    (future,) = in_threads(1, wait)
+    (event,) = eventually(lambda: [*waiting._waiting])
+    Run.objects.all().delete()
+    eventually(event.is_set, stop=lambda: "the time was up" if future.done() and not event.is_set() else "")
+    assert "was deleted" in future.result(DEADLINE)["detail"]
+
+
+def test_it_waits_where_each_request_is_a_transaction(tom, monkeypatch):
+    monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
+    run = make_run(state=State.RUNNING)
+    assert tom.get(f"{RUNS}/{run.id}?wait=1")["state"] == "running"
+
+
+def test_it_waits_again_after_a_thread_could_not_be_started(tom, monkeypatch):
+    eventually(lambda: waiting._watcher is None)
+    run = make_run(state=State.RUNNING)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError):
+        waiting.until_over(run.id, 0)
+    monkeypatch.undo()
+    assert waiting._waiting == {}
+    assert waiting.until_over(run.id, 0)
+    eventually(lambda: waiting._watcher is None)
+
+
+def refuse(_):
+    raise RuntimeError("can't start new thread")
+
+
 @only_where_rows_are_locked
 def test_it_holds_no_connection_while_a_request_waits(tom):
     run = make_run(state=State.RUNNING)
@@ -335,7 +400,7 @@ def test_it_holds_no_connection_while_a_request_waits(tom):
 
 def test_it_ends_all_waits_when_the_database_fails(tom, monkeypatch):
     run = make_run(state=State.RUNNING)
-    monkeypatch.setattr(waiting, "TERMINAL", 7)  # so that the query fails
+    monkeypatch.setattr(waiting, "ACTIVE", 7)  # so that the query fails
     assert tom.get(f"{RUNS}/{run.id}?wait=60")["state"] == "running"
 
 

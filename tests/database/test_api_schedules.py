@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from jobs.models import KINDS, ApiToken, AuditEntry, Backfill, Policy, Run, State, Trigger, database_now
 from jobs.models.audit import Actor
 from jobs.schedules import calendar
-from tests.making import make_run, make_schedule
+from tests.making import blocked, make_run, make_schedule, only_where_rows_are_locked
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.django_db
 ROOT = "/api/schedules"
@@ -492,6 +494,14 @@ def test_it_lists_page_by_page(api):
     assert pages == [["s0", "s1", "s2"], ["s3", "s4", "s5"], ["s6"]]
 
 
+def test_it_lists_the_longest_names_page_by_page(api):
+    names_ = ["\U0001f600" * 199 + str(number) for number in range(3)]
+    for name in names_:
+        make_schedule(name)
+    first = api.get(f"{ROOT}?limit=2").json()
+    assert [item["name"] for item in first["items"] + api.get(first["next"]).json()["items"]] == names_
+
+
 @pytest.mark.parametrize(
     "query",
     ["limit=0", "limit=201", "limit=x", "cursor=x", "enabled=perhaps", "name=%00", "wat=1", "queue=" + "x" * 201],
@@ -623,6 +633,34 @@ def test_it_backfills_once_for_each_key(api):
     assert ask("c", which="all", at_once=1000).status_code == 202
     assert Run.objects.filter(backfill=first.json()["id"]).count() == 3
     assert [run.actor for run in Run.objects.all()] == ["ada"] * 3
+
+
+@only_where_rows_are_locked
+@pytest.mark.django_db(transaction=True)
+def test_it_changes_a_schedule_as_another_request_has_left_it(api):
+    schedule, answers = make_schedule(every=HOUR), []
+    later = (database_now() + 24 * HOUR).isoformat()
+    with transaction.atomic():
+        PeriodicTask.objects.filter(pk=schedule.pk).update(expire_seconds=60)
+        request = blocked(lambda: answers.append(send(api, "PATCH", f"/{schedule.pk}", {"expires": later})))
+    request.join(DEADLINE)
+    assert "expire" in sentence(answers[0])  # the two exclude each other
+    assert PeriodicTask.objects.get().expires is None
+
+
+@only_where_rows_are_locked
+@pytest.mark.django_db(transaction=True)
+def test_it_refuses_a_key_that_belongs_to_a_backfill_of_another_schedule(api):
+    one, other = (make_schedule(name, every=HOUR, start_time=START) for name in ("one", "other"))
+    range_ = {"start": "2026-01-01T00:00:00Z", "end": "2026-01-01T03:00:00Z"}
+    answers = []
+    ask = partial(send, api, "POST", body=range_, **{"Idempotency-Key": "a"})
+    with transaction.atomic():
+        assert ask(address=f"/{one.pk}/backfill").status_code == 202
+        request = blocked(lambda: answers.append(ask(address=f"/{other.pk}/backfill")))
+    request.join(DEADLINE)
+    assert "another backfill" in sentence(answers[0], 409)
+    assert set(Run.objects.values_list("schedule", flat=True)) == {one.pk}
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------

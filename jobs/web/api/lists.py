@@ -16,6 +16,7 @@ from ninja import Field, Schema
 from jobs.rules.errors import Invalid
 
 LARGEST_PAGE = 200
+LONGEST_CURSOR = 4000  # characters: it may hold a name of 200, each of them written in twelve and then in base 64
 SALT = "jobs.web.api.lists"
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ class Page(Schema, Generic[T]):
 class Paging(Schema):
     limit: int = Field(50, ge=1, le=LARGEST_PAGE, description="How many rows a page has at most.")
     cursor: str | None = Field(
-        None, max_length=1000, description="From the address in “next”; every page needs the same filters."
+        None, max_length=LONGEST_CURSOR, description="From the address in “next”; every page needs the same filters."
     )
 
 

@@ -27,6 +27,7 @@ LONGEST_WAIT = 60  # seconds
 LONGEST_DELAY = 366 * 86_400  # seconds
 
 router = Router(tags=["runs"])
+KeyHeader = Annotated[Key | None, Header(alias="Idempotency-Key")]
 
 
 class RunFilters(Schema):
@@ -88,7 +89,7 @@ def start_run(
     request: HttpRequest,
     response: HttpResponse,
     body: NewRun,
-    idempotency_key: Annotated[Key | None, Header(alias="Idempotency-Key")] = None,
+    idempotency_key: KeyHeader = None,
 ) -> Any:
     """Start a run of a job: 202. The same request with the same key again: 200, with the same run."""
     actor = actor_of(request)
@@ -96,7 +97,7 @@ def start_run(
     delay = None if body.delay is None else timedelta(seconds=body.delay)
     options = RunOptions(key=scoped(key, actor), delay=delay, at=body.at, priority=body.priority, queue=body.queue)
     run, is_new = requests.start(body.job, body.arguments, actor, options)
-    if (run.kwargs, run.queue, run.priority) != (body.arguments, body.queue, body.priority):
+    if not (is_new or _is_same(run, body)):
         raise Conflict("A request with this key had other content: choose another key.")
     return accepted(response, run, is_new)
 
@@ -110,12 +111,12 @@ def cancel_runs(request: HttpRequest, body: Chosen) -> Any:
 
 
 @router.post("/retry", response={202: RequestedOut})
-def retry_runs(request: HttpRequest, body: Chosen) -> Any:
-    """Repeat several runs that have ended, each with the same message as a new run."""
+def retry_runs(request: HttpRequest, body: Chosen, idempotency_key: KeyHeader = None) -> Any:
+    """Repeat several runs that have ended, each with the same message as a new run, and once for each key."""
     actor = actor_of(request)
-    requested = requests.retry(_rows(actor).filter(id__in=body.runs), actor)
+    requested = requests.retry(_rows(actor).filter(id__in=body.runs), actor, scoped(idempotency_key, actor))
     refused = [{"run": run.id, "detail": why} for run, why in requested.refused]
-    return Status(202, {"runs": [shapes.line(run) for run in requested.runs], "refused": refused})
+    return Status(202, {"runs": [shapes.line(run) for run in requested.runs + requested.repeated], "refused": refused})
 
 
 @router.get("/{run}", response={200: shapes.RunOut, 304: None})
@@ -134,7 +135,7 @@ def get_run(
     shown = shapes.RunOut.model_validate(shapes.whole(found))
     response["ETag"] = f"W/{quote_etag(shapes.digest(shown))}"
     unchanged = get_conditional_response(request, response["ETag"])
-    return unchanged if unchanged is not None and unchanged.status_code == 304 else shown
+    return Status(304, None) if unchanged is not None and unchanged.status_code == 304 else shown
 
 
 @router.post("/{run}/cancel", response=shapes.RunOut)
@@ -148,13 +149,13 @@ def cancel_run(request: HttpRequest, run: UUID) -> Any:
     return shapes.whole(found)
 
 
-@router.post("/{run}/retry", response={202: shapes.RunOut})
-def retry_run(request: HttpRequest, response: HttpResponse, run: UUID) -> Any:
-    """Repeat a run that has ended: a new run with the same message, due moment and data window."""
+@router.post("/{run}/retry", response={202: shapes.RunOut, 200: shapes.RunOut})
+def retry_run(request: HttpRequest, response: HttpResponse, run: UUID, idempotency_key: KeyHeader = None) -> Any:
+    """Repeat a run that has ended, with its message, due moment and data window: 202. The same key again: 200."""
     actor = actor_of(request)
     found = run_of(actor, run)
     actor.check_may(found.task, schedule=found.schedule_id)
-    return accepted(response, only(requests.retry([found], actor)), is_new=True)
+    return accepted(response, *only(requests.retry([found], actor, scoped(idempotency_key, actor))))
 
 
 def run_of(actor: Actor, run: UUID) -> Run:
@@ -171,16 +172,23 @@ def accepted(response: HttpResponse, run: Run, is_new: bool) -> Status[Any]:
     return Status(202 if is_new else 200, shapes.whole(run))
 
 
-def only(requested: Requested) -> Run:
-    """The one requested run. Raises `Conflict` with the reason of its refusal."""
+def only(requested: Requested) -> tuple[Run, bool]:
+    """The one requested run, and whether it is new. Raises `Conflict` with the reason of its refusal."""
     for _, why in requested.refused:
         raise Conflict(f"No run was started: {why}.")
-    return requested.runs[0]
+    return (requested.runs or requested.repeated)[0], bool(requested.runs)
 
 
 def scoped(key: str | None, actor: Actor) -> str | None:
     """The key of a request in the ledger, which has one space of keys for all users and code."""
     return key and f"api {actor.user.pk}: {key}"
+
+
+def _is_same(run: Run, body: NewRun) -> bool:
+    """Whether a request had the content of this run. PostgreSQL writes 1e23 in another form, so it compares, too."""
+    same = Run.objects.filter(id=run.id, kwargs=body.arguments)
+    is_same = (run.queue, run.priority) == (body.queue, body.priority)
+    return is_same and (run.kwargs == body.arguments or same.exists())
 
 
 def address_of(run: Run) -> str:

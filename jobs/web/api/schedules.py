@@ -11,7 +11,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django_celery_beat.models import PeriodicTask
-from ninja import Header, Query, Router, Schema, Status
+from ninja import Query, Router, Schema, Status
 from pydantic import BaseModel, Field
 
 from jobs.ledger import backfills, requests
@@ -20,11 +20,11 @@ from jobs.monitoring import history
 from jobs.rules.errors import Conflict
 from jobs.rules.policies import CatchUp
 from jobs.schedules import acts, preview, status, timings
-from jobs.web.api import routes, schedule_shown, shapes
 from jobs.web.api import schedule_form as forms
+from jobs.web.api import schedule_shown, shapes
 from jobs.web.api.lists import Page, Paging, page
 from jobs.web.api.routes import MissingError, Moment, RowId, Text, actor_of, needs
-from jobs.web.api.runs import accepted, only, scoped
+from jobs.web.api.runs import KeyHeader, accepted, only, scoped
 from jobs.web.api.schedule_form import Body, NewSchedule, ScheduleForm, TimingForm
 from jobs.web.api.schedule_shown import ShownSchedule, WholeSchedule
 
@@ -35,7 +35,6 @@ NAMESPACE = UUID("5a0c3f1e-6a7b-4a52-9d0f-9c4f3d0b8e11")  # of the ids of backfi
 
 router = Router(tags=["schedules"])
 Schedules = QuerySet[PeriodicTask]
-Key = Annotated[routes.Key | None, Header(alias="Idempotency-Key")]
 
 
 class Filters(Schema):
@@ -204,14 +203,11 @@ def skip_due_moments(request: HttpRequest, schedule: RowId, body: SkipForm) -> d
 
 
 @router.post("/{schedule}/run", response={202: shapes.RunOut, 200: shapes.RunOut})
-def run_schedule(request: HttpRequest, response: HttpResponse, schedule: RowId, key: Key = None) -> Status[Any]:
+def run_schedule(request: HttpRequest, response: HttpResponse, schedule: RowId, key: KeyHeader = None) -> Status[Any]:
     """Run it once, now: 202. The same request with the same Idempotency-Key again: 200, with the same run."""
     actor, chosen = actor_of(request), _chosen(request, schedule)
     actor.check_rows(chosen)
-    requested = requests.run_now(chosen, actor, scoped(key, actor))
-    if requested.repeated:
-        return accepted(response, requested.repeated[0], is_new=False)
-    return accepted(response, only(requested), is_new=True)
+    return accepted(response, *only(requests.run_now(chosen, actor, scoped(key, actor))))
 
 
 class BackfillForm(Body):
@@ -253,7 +249,7 @@ def preview_backfill(request: HttpRequest, schedule: RowId, body: BackfillForm) 
 
 
 @router.post("/{schedule}/backfill", response={202: Backfilled, 200: Backfilled})
-def backfill_schedule(request: HttpRequest, schedule: RowId, body: BackfillForm, key: Key = None) -> Status[Any]:
+def backfill_schedule(request: HttpRequest, schedule: RowId, body: BackfillForm, key: KeyHeader = None) -> Status[Any]:
     """Run the due moments of a range in the past: 202. The same request with the same Idempotency-Key again: 200."""
     actor = actor_of(request)
     id_ = uuid5(NAMESPACE, str(scoped(key, actor))) if key else uuid4()
@@ -308,7 +304,9 @@ def _shown(request: HttpRequest, key: int) -> dict[str, Any]:
 
 
 def _changed(request: HttpRequest, key: int, body: ScheduleForm, *, whole: bool) -> dict[str, Any]:
-    _save(request, _found(request, key), body, whole=whole)
+    with transaction.atomic():
+        _chosen(request, key).select_for_update(no_key=True).first()  # before it is read: two may change it at once
+        _save(request, _found(request, key), body, whole=whole)
     return _shown(request, key)
 
 

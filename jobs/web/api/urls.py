@@ -7,6 +7,7 @@ CSRF check guards the sessions, which ninja alone would leave to each operation.
 from http import HTTPStatus
 from typing import Any
 
+from django.db.transaction import non_atomic_requests
 from django.urls import URLPattern
 from ninja import NinjaAPI
 from ninja.openapi.docs import Swagger
@@ -71,12 +72,17 @@ def _assembled() -> API:
 
 
 def _guarded(patterns: list[Any]) -> list[Any]:
-    """Let Django check the CSRF token of requests with a session, and the site take files for `upload` only."""
+    """Let Django check the CSRF token of requests with a session, and the site take files for `upload` only.
+
+    A request that waits for a run has no transaction, also with ATOMIC_REQUESTS: it holds no connection.
+    """
     for pattern in patterns:
         if isinstance(pattern, URLPattern):
             pattern.callback.csrf_exempt = False  # type: ignore[attr-defined] # ninja sets it
             if pattern.name == files.upload.__name__:
                 accepts_uploads(*files.UPLOADERS)(pattern.callback)
+            if pattern.name == runs.get_run.__name__:
+                non_atomic_requests(pattern.callback)
     return patterns
 
 
