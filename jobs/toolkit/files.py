@@ -23,8 +23,9 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.urls import reverse
 
-from jobs.models import LONGEST_NAME, Act, Actor, Kind, StoredFile
+from jobs.models import LONGEST_NAME, Act, Actor, Kind, Run, StoredFile
 from jobs.models.audit import Changed, note
+from jobs.rules.errors import Forbidden
 from jobs.secrets import head
 from jobs.worker import context
 
@@ -88,6 +89,13 @@ def of_link(token: str) -> StoredFile:
     return row
 
 
+def seen(rows: QuerySet[StoredFile], actor: Actor) -> QuerySet[StoredFile]:
+    """The files among these that the actor's token may see: a limited one sees those that its runs have made."""
+    runs = Run.objects.all()
+    limited = actor.limit(runs)
+    return rows if limited is runs else rows.filter(run_id__in=limited.values("id"))
+
+
 def remove(row: StoredFile) -> None:
     """Delete the file, then its row."""
     default_storage.delete(str(row.file.name))
@@ -99,6 +107,8 @@ def delete(rows: QuerySet[StoredFile], actor: Actor | str) -> int:
     actor = Actor.of(actor)
     actor.check_act(Kind.FILE, Act.DELETE)
     chosen = list(rows)
+    if rows.exclude(pk__in=seen(rows, actor).values("pk")).exists():
+        raise Forbidden("This token is limited to the files that its runs have made: use one that is not.")
     if any(row.kind == StoredFile.Kind.BACKUP for row in chosen):
         actor.check_may(BACKING_UP)
     for row in chosen:

@@ -187,3 +187,20 @@ def test_it_neither_links_to_nor_deletes_a_backup():
     StoredFile.objects.update(kind="upload", size=None, created_at=database_now())
     tom.post(f"/api/files/{row.id}/link", status=404)
     assert StoredFile.objects.exists()
+
+
+def test_it_hides_the_files_of_other_runs_from_a_token_that_is_limited():
+    mine, theirs = make_run(task="billing.report"), make_run(task="crm.report")
+    for name, run in (("mine", mine.id), ("theirs", theirs.id), ("upload", None)):
+        StoredFile.objects.create(name=name, file=f"report/{name}", size=1, run_id=run)
+    keys = {row.name: row.id for row in StoredFile.objects.all()}
+    limited = make_caller("limited", *ALL, jobs=["billing.*"])
+    assert [row["name"] for row in limited.get("/api/files")["items"]] == ["mine"]
+    for name in ("theirs", "upload"):
+        limited.get(f"/api/files/{keys[name]}", 404)
+        limited.post(f"/api/files/{keys[name]}/link", status=404)
+        limited.delete(f"/api/files/{keys[name]}", 404)
+    limited.post(f"/api/files/{keys['mine']}/link")
+    assert StoredFile.objects.count() == 3
+    limited.delete(f"/api/files/{keys['mine']}")
+    assert [row["name"] for row in make_caller("tom", *ALL).get("/api/files")["items"]] == ["upload", "theirs"]

@@ -131,6 +131,8 @@ def test_it_lists_the_rows_of_the_ready_made_jobs():
     assert [row["value"] for row in tom.get("/api/measurements")["items"]] == [None, None, 1.5]
     limited = make_caller("limited", "jobs.view_delivery", jobs=["billing.*"])
     assert limited.get("/api/deliveries")["items"] == []
+    reader = make_caller("eve", "jobs.view_setaside", jobs=["billing.*"])  # the messages may be those of other jobs
+    assert "limited" in reader.get("/api/set-aside", 403)["detail"]
     stranger = make_caller("stranger", "jobs.view_run")
     for path in ("set-aside", "deliveries", "feed-entries", "measurements"):
         stranger.get(f"/api/{path}", 403)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from django.http import HttpRequest, HttpResponse
-from ninja import Field, File, Form, Header, Query, Router, Schema, Status
+from ninja import Field, File, Form, Query, Router, Schema, Status
 from ninja.files import UploadedFile
 
 from jobs.models import LONGEST_NAME, StoredFile
@@ -17,8 +17,8 @@ from jobs.rules.errors import Forbidden
 from jobs.toolkit import files
 from jobs.toolkit.uploads import take_upload
 from jobs.web.api.lists import Page, Paging, page
-from jobs.web.api.routes import Key, MissingError, actor_of, needs
-from jobs.web.api.runs import address_of, scoped
+from jobs.web.api.routes import MissingError, actor_of, needs
+from jobs.web.api.runs import KeyHeader, address_of, scoped
 from jobs.web.api.shapes import RunOut, whole
 
 UPLOADERS = ("jobs.add_storedfile", "jobs.add_run")
@@ -55,8 +55,8 @@ class FileFilters(Schema):
 @router.get("", response=Page[FileOut])
 @needs("jobs.view_storedfile")
 def list_files(request: HttpRequest, filters: Query[FileFilters], paging: Query[Paging]) -> Any:
-    """Stored files, newest first."""
-    rows = StoredFile.objects.all()
+    """Stored files, newest first. A limited token sees those that its runs have made."""
+    rows = files.seen(StoredFile.objects.all(), actor_of(request))
     if filters.kind:
         rows = rows.filter(kind__in=filters.kind)
     if filters.run:
@@ -66,16 +66,16 @@ def list_files(request: HttpRequest, filters: Query[FileFilters], paging: Query[
 
 @router.get("/{file}", response=FileOut)
 @needs("jobs.view_storedfile")
-def get_file(request: HttpRequest, file: UUID) -> Any:  # noqa: ARG001 - ninja passes it
+def get_file(request: HttpRequest, file: UUID) -> Any:
     """One stored file, without its content."""
-    return _file(_file_of(file))
+    return _file(_file_of(request, file))
 
 
 @router.post("/{file}/link", response=LinkOut)
 @needs("jobs.view_storedfile")
-def make_link(request: HttpRequest, file: UUID) -> Any:  # noqa: ARG001 - as above
+def make_link(request: HttpRequest, file: UUID) -> Any:
     """A download link, which needs no login and expires. Backups have none, because they contain all secrets."""
-    row = _file_of(file)
+    row = _file_of(request, file)
     if row.kind == StoredFile.Kind.BACKUP:
         raise Forbidden("A backup has no link, because it contains secrets: copy it from FILES_DIR.")
     if row.size is None:
@@ -86,7 +86,8 @@ def make_link(request: HttpRequest, file: UUID) -> Any:  # noqa: ARG001 - as abo
 @router.delete("/{file}", response={204: None})
 def delete_file(request: HttpRequest, file: UUID) -> Any:
     """Delete a stored file. A backup needs the right for the backup job, too."""
-    if not files.delete(StoredFile.objects.filter(id=file), actor_of(request)):
+    actor = actor_of(request)
+    if not files.delete(files.seen(StoredFile.objects.filter(id=file), actor), actor):
         raise _missing(file)
     return Status(204, None)
 
@@ -97,7 +98,7 @@ def upload(
     response: HttpResponse,
     file: File[UploadedFile],
     job: Annotated[str, Form(max_length=LONGEST_NAME)] = "jobs.process_upload",
-    idempotency_key: Annotated[Key | None, Header(alias="Idempotency-Key")] = None,
+    idempotency_key: KeyHeader = None,
 ) -> Any:
     """Keep a file and start a run of the job, whose argument `file` is the id of the file."""
     actor = actor_of(request)
@@ -108,15 +109,15 @@ def upload(
     return Status(202 if is_new else 200, {"run": whole(run), "status": address_of(run)})
 
 
-def _file_of(key: UUID) -> StoredFile:
-    row = StoredFile.objects.filter(id=key).first()
+def _file_of(request: HttpRequest, key: UUID) -> StoredFile:
+    row = files.seen(StoredFile.objects.filter(id=key), actor_of(request)).first()
     if row is None:
         raise _missing(key)
     return row
 
 
 def _missing(key: UUID) -> MissingError:
-    return MissingError(f"There is no file {key}: it was deleted, or never existed.")
+    return MissingError(f"There is no file {key}: it was deleted, never existed, or is hidden from this token.")
 
 
 def _file(row: StoredFile) -> dict[str, Any]:

@@ -111,16 +111,15 @@ def list_backfills(request: HttpRequest, paging: Query[Paging]) -> Any:
 @needs("jobs.view_auditentry")
 def list_acts(request: HttpRequest, paging: Query[Paging]) -> Any:
     """Who did what, through which door, the latest first. Not for a limited token, which would see other schedules."""
-    token = actor_of(request).token
-    if token is not None and token.is_limited:
-        raise Forbidden(f"The token “{token.name}” is limited to some jobs or schedules: use one that is not.")
+    _refuse_limited(request)
     return _page(request, paging, AuditEntry.objects.all(), ActOut, ["-id"])
 
 
 @router.get("/set-aside", response=Page[SetAsideOut])
 @needs("jobs.view_setaside")
 def list_set_aside(request: HttpRequest, paging: Query[Paging]) -> Any:
-    """Items that the workers removed from the broker without executing them, the latest first."""
+    """Items that workers removed from the broker unexecuted, the latest first. Not for a limited token."""
+    _refuse_limited(request)
     return _page(request, paging, SetAside.objects.all(), SetAsideOut, ["-last_at", "-digest"])
 
 
@@ -146,6 +145,13 @@ def list_feed_entries(request: HttpRequest, paging: Query[Paging]) -> Any:
 def list_measurements(request: HttpRequest, paging: Query[Paging]) -> Any:
     """The values that `jobs.etl` has loaded, the latest first."""
     return _page(request, paging, Measurement.objects.all(), MeasurementOut, ["-id"])
+
+
+def _refuse_limited(request: HttpRequest) -> None:
+    """Refuse a limited token rows that may be those of other jobs. Raises `Forbidden`."""
+    token = actor_of(request).token
+    if token is not None and token.is_limited:
+        raise Forbidden(f"The token “{token.name}” is limited to some jobs or schedules: use one that is not.")
 
 
 def _backfill(row: Any) -> dict[str, Any]:
