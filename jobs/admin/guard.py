@@ -25,7 +25,7 @@ from django.utils.functional import cached_property
 from jobs.admin.display import NOTHING, counted
 from jobs.models import KINDS, Backfill, Kind, installation
 from jobs.models.audit import Actor, Door
-from jobs.rules.errors import Forbidden
+from jobs.rules.errors import Forbidden, Invalid
 
 NAMED = 10  # rows that a message lists; it counts the rest
 # The pages whose *History* leads to the audit entries of the row: the kind of these, and what precedes the key.
@@ -111,8 +111,12 @@ class RightsAdmin(GuardedAdmin):
     def changeform_view(
         self, request: HttpRequest, object_id: Any = None, form_url: str = "", extra_context: Any = None
     ) -> Any:
-        with self._explained(request, object_id):
-            return super().changeform_view(request, object_id, form_url, extra_context)
+        try:
+            with self._explained(request, object_id):
+                return super().changeform_view(request, object_id, form_url, extra_context)
+        except Invalid as error:  # another user has deleted the row meanwhile
+            messages.error(request, str(error))
+            return HttpResponseRedirect(reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist"))
 
     def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> Any:
         with self._explained(request, object_id):

@@ -143,16 +143,21 @@ def cancel(runs: RunQuerySet, actor: Actor | str) -> Cancelled:
     actor.check_rows(runs)
     with transaction.atomic():
         # Locked: a run that starts or ends meanwhile is noted as what it is then, or not at all.
-        active = runs.filter(state__in=ACTIVE).order_by("pk").select_for_update(no_key=True)
-        chosen = list(active.values_list("pk", "schedule_name", "state"))
-        cancelled = outcomes.cancel(runs, f"by {actor.name}")
-        rows = [Changed(key, name, {"state": state}, _cancelled(state)) for key, name, state in chosen]
-        note(actor, Kind.RUN, Act.CANCEL, rows)
+        active = Run.objects.filter(pk__in=runs.values("pk"), state__in=ACTIVE).order_by("pk")
+        chosen = list(
+            active.select_for_update(no_key=True).values_list("pk", "schedule_name", "state", "cancel_reason")
+        )
+        cancelled = outcomes.cancel(Run.objects.filter(pk__in=[key for key, *_ in chosen]), f"by {actor.name}")
+        rows = [Changed(key, name, *_cancelled(state, why, actor)) for key, name, state, why in chosen]
+        note(actor, Kind.RUN, Act.CANCEL, [row for row in rows if row.before != row.after])
     return cancelled
 
 
-def _cancelled(state: str) -> dict[str, Any]:
-    return {"state": State.CANCELLED.value} if state in UNSTARTED else {"state": state, "asked to end": True}
+def _cancelled(state: str, why: str, actor: Actor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a cancellation changes in a run: an unstarted one ends, a running one is asked to end."""
+    if state in UNSTARTED:
+        return {"state": state}, {"state": State.CANCELLED.value}
+    return {"cancel_reason": why}, {"cancel_reason": f"cancelled: by {actor.name}"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,8 @@ def save(source: WebhookSource, actor: Actor | str) -> None:
     check(source, actor)
     with transaction.atomic():
         stored = WebhookSource.objects.select_for_update().filter(pk=source.pk).first()
+        if stored is None and source.pk is not None:
+            raise Invalid("The source was deleted meanwhile.")
         actor.check_act(Kind.SOURCE, Act.CHANGE if stored else Act.ADD)
         if stored:
             actor.check_may(stored.job)

@@ -127,7 +127,8 @@ class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
         actor.check_act(Kind.TOKEN, Act.DELETE)
         with transaction.atomic():
             self.revoke(actor)
-            gone = [Changed(token.pk, token.name, token.columns()) for token in self.select_related("user")]
+            tokens = self.select_related("user").order_by("pk").select_for_update(of=("self",))
+            gone = [Changed(token.pk, token.name, token.columns()) for token in tokens]
             note(actor, Kind.TOKEN, Act.DELETE, gone)
             self.model._default_manager.filter(pk__in=[token.key for token in gone]).delete()
         return len(gone)

@@ -17,7 +17,7 @@ from django.db.models import QuerySet
 from django.dispatch import Signal
 from django_celery_beat.models import PeriodicTask
 
-from jobs.models import Act, Actor, Kind, Policy, PolicyQuerySet, database_now
+from jobs.models import KINDS, Act, Actor, Kind, Policy, PolicyQuerySet, database_now
 from jobs.models.audit import Changed, note
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
@@ -42,13 +42,15 @@ def saving(schedule: PeriodicTask, actor: Actor | str) -> Iterator[None]:
     with transaction.atomic():
         stored = PeriodicTask.objects.filter(pk=schedule.pk)
         if not is_new:
-            _lock(stored.select_for_update(no_key=True))
+            if not _lock(stored.select_for_update(no_key=True)):
+                raise Invalid("The schedule was deleted meanwhile.")
             actor.check_rows(stored)
         actor.check_may(schedule.task, schedule=schedule.pk)
         before = {} if is_new else snapshot.of(stored)
         yield
         after = snapshot.of(PeriodicTask.objects.filter(pk=schedule.pk))
-        note(actor, Kind.SCHEDULE, act, snapshot.changed(before, after))
+        if after != before:
+            note(actor, Kind.SCHEDULE, act, snapshot.changed(before, after))
         transaction.on_commit(_tell)
 
 
@@ -65,8 +67,8 @@ def save(
         return
     with saving(schedule, actor):
         former = PeriodicTask.objects.select_related("policy").filter(pk=schedule.pk).first()
-        if schedule.pk is not None and former is None:
-            raise Invalid("The schedule was deleted meanwhile.")
+        if former and columns is not None:
+            _renew(schedule, former, columns)
         stored: Policy = getattr(former, "policy", None) or Policy()
         if former and stored.entry and former.name != schedule.name:
             raise Invalid("A schedule from the settings keeps its name: rename its entry in CELERY_BEAT_SCHEDULE.")
@@ -77,6 +79,13 @@ def save(
         timing_changed = any(getattr(former, name, None) != getattr(schedule, name) for name in TIMING)
         check(schedule, stored, database_now(), timing_changed=timing_changed, actor=actor)
         _write(schedule, policy, columns)
+
+
+def _renew(schedule: PeriodicTask, stored: PeriodicTask, columns: Collection[str]) -> None:
+    """Give the schedule the stored values of all other columns, so that it is checked as it will be."""
+    for field in PeriodicTask._meta.concrete_fields:
+        if field.name not in columns:
+            setattr(schedule, field.attname, getattr(stored, field.attname))
 
 
 def _check_change(schedule: PeriodicTask, actor: Actor) -> None:
@@ -130,7 +139,8 @@ def delete(schedules: Schedules, actor: Actor | str) -> int:
     chosen, actor = _chosen(schedules), Actor.of(actor)
     actor.check_act(Kind.SCHEDULE, Act.DELETE)
     with transaction.atomic():
-        _lock(Policy.objects.filter(pk__in=chosen.values("pk")).select_for_update())  # as a deletion locks
+        _lock(chosen.select_for_update(no_key=True))  # first the schedules, as a save does
+        _lock(Policy.objects.filter(pk__in=chosen.values("pk")).select_for_update())
         actor.check_rows(chosen)
         before = snapshot.of(chosen)
         chosen.delete()
@@ -174,8 +184,10 @@ def pause(
 
 def resume(schedules: Schedules, actor: Actor | str) -> int:
     """Resume the paused ones among these schedules; returns how many were paused."""
-    paused = schedules.filter(policy__in=Policy.objects.paused())
-    return _change(paused, actor, Act.RESUME, "Resumed.", PolicyQuerySet.resume)
+    with transaction.atomic():
+        _lock(Policy.objects.filter(pk__in=schedules.values("pk")).select_for_update())  # another user may resume them
+        paused = schedules.filter(policy__in=Policy.objects.paused())
+        return _change(paused, actor, Act.RESUME, "Resumed.", PolicyQuerySet.resume)
 
 
 def skip_next(schedules: Schedules, actor: Actor | str, moments: int) -> int:
@@ -191,6 +203,8 @@ def skip_next(schedules: Schedules, actor: Actor | str, moments: int) -> int:
 
 def retime(schedules: Schedules, actor: Actor | str, timing: Any) -> int:
     """Make these schedules due by `timing`, a row of one of `KINDS`; returns how many there are."""
+    if getattr(timing, "pk", None) is None or not isinstance(timing, tuple(KINDS.values())):
+        raise Invalid("The new timing is a saved crontab, interval, clocked moment or event of the sun.")
     columns = timings.columns(timing)
     return _update(schedules, actor, Act.RETIME, f"Given a timing of its own: {timing}.", **columns)
 
@@ -202,10 +216,14 @@ def save_timing(row: Any, actor: Actor | str) -> None:
     actor.check(f"django_celery_beat.{act}_{row._meta.model_name}")
     with transaction.atomic():
         stored = type(row).objects.filter(pk=row.pk)
+        if not _lock(stored.select_for_update(no_key=True)) and not is_new:
+            raise Invalid("The timing was deleted meanwhile.")
         actor.check_rows(_using(stored))
         before = snapshot.of_timing(stored.first())
         row.save()
-        note(actor, Kind.TIMING, act, [Changed(snapshot.key_of(row), str(row), before, snapshot.of_timing(row))])
+        after = snapshot.of_timing(row)
+        if after != before:
+            note(actor, Kind.TIMING, act, [Changed(snapshot.key_of(row), str(row), before, after)])
 
 
 def delete_timings(rows: QuerySet[Any], actor: Actor | str) -> int:
@@ -213,6 +231,7 @@ def delete_timings(rows: QuerySet[Any], actor: Actor | str) -> int:
     actor = Actor.of(actor)
     actor.check(f"django_celery_beat.{Act.DELETE}_{rows.model._meta.model_name}")
     with transaction.atomic():
+        _lock(rows.select_for_update())  # from now on no schedule can be given one of them
         chosen = list(rows)
         using = _using(rows)
         if using.exists():

@@ -329,7 +329,7 @@ def _delete_forgotten(known: Iterable[Known]) -> None:
     """Delete schedules whose entry has been gone for long, unless it has returned."""
     if removed := [row.pk for row in known if _was_removed_here(row)]:
         forgotten = Policy.objects.filter(pk__in=removed, removed_at__lt=Now() - KEPT_FOR)
-        PeriodicTask.objects.filter(policy__in=forgotten, enabled=False).delete()
+        acts.delete(PeriodicTask.objects.filter(policy__in=forgotten, enabled=False), "Punctual")
 
 
 def _tell_of_strays(known: Iterable[Known], entries: Collection[str]) -> None:

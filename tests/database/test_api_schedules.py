@@ -169,6 +169,17 @@ def test_it_shows_a_schedule_that_sql_wrote_against_the_rules_and_leaves_it_alon
     assert rows() == before
 
 
+@pytest.mark.parametrize(("columns", "policy"), [({"queue": ""}, {}), ({"enabled": False}, {"remaining_runs": 0})])
+def test_it_takes_back_the_form_of_a_schedule_that_is_over_or_was_made_elsewhere(api, columns, policy):
+    schedule = make_schedule("it", policy=policy)
+    PeriodicTask.objects.update(**columns)
+    shown, before = send(api, "GET", f"/{schedule.pk}").json(), rows()
+    for method in ("PATCH", "PUT"):
+        answer = send(api, method, f"/{schedule.pk}", shown)
+        assert answer.status_code == 200, answer.content
+    assert rows() == before
+
+
 def test_it_shows_a_schedule_without_a_policy_or_a_timing(api):
     PeriodicTask.objects.bulk_create([PeriodicTask(name="bare", task="tests.nothing")])
     [shown] = send(api, "GET", "").json()["items"]

@@ -6,7 +6,7 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.urls import reverse
-from django_celery_beat.models import PeriodicTask
+from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from jobs.ledger import requests
 from jobs.models import Actor, ApiToken, AuditEntry, Door, Policy, Run, State, StoredFile, database_now
@@ -122,6 +122,35 @@ def test_it_notes_uploads_and_deleted_files(admin_client, settings, tmp_path):
     assert files.delete(StoredFile.objects.all(), ADA) == 1
     assert entries() == [("upload", "file", "a.csv"), ("delete", "file", "a.csv")]
     assert set(AuditEntry.objects.values_list("key", flat=True)) == {str(row.pk)}
+
+
+def test_it_notes_no_change_that_changes_nothing(admin_client):
+    schedule = make_schedule("nightly", cron={"minute": "30"})
+    acts.save(schedule, {}, ADA)
+    acts.save_timing(schedule.crontab, ADA)
+    fields = form(schedule, name="nightly", crontab=schedule.crontab_id, **{"initial-enabled": "on"})
+    address = reverse("admin:django_celery_beat_periodictask_change", args=[schedule.pk])
+    assert admin_client.post(address, fields).status_code == 302
+    assert entries() == []
+
+
+def test_it_notes_each_request_to_end_a_run_with_the_one_before():
+    run = make_run(state=State.RUNNING)
+    for name in ("ada", "bob", "bob"):
+        requests.cancel(Run.objects.all(), name)
+    run.refresh_from_db()
+    told = [(entry.before, entry.after) for entry in AuditEntry.objects.order_by("pk")]
+    by_ada, by_bob = ({"cancel_reason": f"cancelled: by {name}"} for name in ("ada", "bob"))
+    assert told == [({"cancel_reason": ""}, by_ada), (by_ada, by_bob)]
+    assert run.cancel_reason == by_bob["cancel_reason"]
+
+
+@pytest.mark.parametrize("timing", [None, "every hour", CrontabSchedule(minute="5")])
+def test_it_leaves_no_schedule_without_a_timing(timing):
+    make_schedule("nightly")
+    with pytest.raises(Invalid, match="is a saved crontab"):
+        acts.retime(ALL(), ADA, timing)
+    assert (ALL().filter(interval=None).count(), entries()) == (0, [])
 
 
 def test_it_deletes_old_entries_only():

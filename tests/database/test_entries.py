@@ -17,7 +17,7 @@ from kombu import Queue
 
 from jobs.beat import Scheduler, claim
 from jobs.ledger import outbox
-from jobs.models import Node, Policy, Run, State, database_now
+from jobs.models import AuditEntry, Node, Policy, Run, State, database_now
 from jobs.monitoring import nodes
 from jobs.rules.occurrences import from_text, occurrences
 from jobs.schedules import acts, calendar, entries
@@ -114,6 +114,8 @@ def test_it_deletes_a_schedule_a_month_after_its_entry_went(job):
     assert not PeriodicTask.objects.exists()
     run.refresh_from_db()
     assert (run.schedule, run.schedule_name) == (None, "job")
+    deleted = AuditEntry.objects.get(act="delete")
+    assert (deleted.actor, deleted.door, deleted.name) == ("Punctual", "code", "job")
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -3,8 +3,8 @@
 Its one rule: what is shown can be sent back, and then changes nothing. So the names that only answers have are accepted
 and left alone, and a column keeps its text while its JSON means the same. Other unknown names are refused.
 
-Durations are seconds. Moments are ISO 8601 with an offset. Limit: arguments or headers that nothing can read, written
-by SQL, are shown as null; null leaves them alone.
+Durations are seconds. Moments are ISO 8601 with an offset. Limits: arguments or headers that nothing can read, written
+by SQL, are shown as null; null leaves them alone. Numbers that SQL wrote beyond the limits of a form are refused.
 """
 
 import json
@@ -82,7 +82,7 @@ class PolicyForm(Body):
     catch_up_window: Seconds = 86_400
     catch_up_cap: Annotated[int, Field(ge=1, le=MOST_CAUGHT_UP)] = 100
     jitter: Seconds = 0
-    remaining_runs: Count | None = None
+    remaining_runs: Annotated[int, Field(ge=0, le=LARGEST)] | None = None  # 0 is shown after the last run
     pause_after_failures: Annotated[int, Field(ge=1, le=1000)] | None = None
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 1
     retry_delay: Seconds = 30
@@ -106,7 +106,7 @@ class ScheduleForm(Body):
     expires: Moment | None = None
     one_off: bool = False
     expire_seconds: Count | None = None
-    queue: Name | None = None
+    queue: Annotated[str, Field(pattern=r"^[^\x00]*$", max_length=LONGEST_NAME)] | None = None
     priority: Annotated[int, Field(ge=0, le=255)] | None = None
     headers: dict[str, Any] | None = {}
     policy: PolicyForm | None = PolicyForm()
