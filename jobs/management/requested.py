@@ -41,14 +41,20 @@ def show_requested(
     runs, refused = ([requested], []) if isinstance(requested, Run) else (requested.runs, requested.refused)
     for of, why in refused:
         terminal.note(f"Not started: {of}: {why}.")
-    for run in runs:
-        terminal.say(f"Run {run.id} of {run.schedule_name or run.task}.")
-    runs = _sent(terminal, runs)
-    if wait:
-        runs = _over(terminal, runs, timeout)
-    if terminal.as_json:
-        shown = [shapes.whole(run) for run in runs]
-        terminal.json(shown[0] if one else shown)
+    try:
+        for run in runs:
+            terminal.say(f"Run {run.id} of {run.schedule_name or run.task}.")
+        terminal.flush()
+        runs = _sent(terminal, runs)
+        if wait:
+            runs = _over(terminal, runs, timeout)
+    except KeyboardInterrupt:
+        terminal.note("Not waiting any longer; the run goes on.")
+        sys.exit(INTERRUPTED)
+    finally:  # also if the wait ends first: a script needs the id
+        if terminal.as_json:
+            shown = [shapes.whole(run) for run in runs]
+            terminal.json(shown[0] if one else shown)
     if refused:
         raise CommandError(f"{counted(len(refused), 'request')} refused (see above).", returncode=FAILED)
     if wait and (status := following.status_of(runs)):
@@ -66,11 +72,7 @@ def _sent(terminal: Terminal, runs: Sequence[Run]) -> list[Run]:
 
 
 def _over(terminal: Terminal, runs: Sequence[Run], timeout: float | None) -> list[Run]:
-    try:
-        over = following.wait([run.id for run in runs], terminal.note, timeout)
-    except KeyboardInterrupt:
-        terminal.note("Not waiting any longer; the run goes on.")
-        sys.exit(INTERRUPTED)
+    over = following.wait([run.id for run in runs], terminal.note, timeout)
     for run in over:
         terminal.say(following.ended(run))
     return over

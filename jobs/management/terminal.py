@@ -13,8 +13,9 @@ from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseError
@@ -72,6 +73,10 @@ class ShellCommand(BaseCommand):
 
     requires_system_checks = ()
 
+    def __init__(self, stdout: Any = None, stderr: Any = None, **options: Any) -> None:
+        # Python has no streams where the caller has closed them; an act and its status count without them, too.
+        super().__init__(stdout or sys.stdout or StringIO(), stderr or sys.stderr or StringIO(), **options)
+
     def act(self, acts: Any, name: str, handle: Callable[..., None], does: str, *, json: bool = True) -> CommandParser:
         """The parser of an act, which calls `handle` with its options."""
         parser: CommandParser = acts.add_parser(name, help=does, description=does)
@@ -89,10 +94,8 @@ class ShellCommand(BaseCommand):
                 check_texts(options.values())
                 super().execute(*args, **options)
                 self.stdout.flush()
-        except BrokenPipeError:
-            with Path(os.devnull).open("w") as nowhere:  # otherwise Python prints an error at exit
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
-            sys.exit(NO_READER)
+        except OSError as error:
+            self._lose_reader(error)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         except CommandError as error:
@@ -101,6 +104,16 @@ class ShellCommand(BaseCommand):
                 raise
             self.stderr.write(safe(str(error)))
             sys.exit(error.returncode)
+
+    def _lose_reader(self, error: OSError) -> Never:
+        """End after what was to be done is done, but cannot be printed: the reader is gone, or the disk is full."""
+        if sys.stdout:
+            with Path(os.devnull).open("w") as nowhere:  # otherwise Python prints an error at exit
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(NO_READER)
+        self.stderr.write(safe(f"The output cannot be written ({brief(error)})."))
+        sys.exit(FAILED)
 
     def handle(self, *, handle: Callable[..., None], **options: Any) -> None:
         self.terminal = Terminal(
@@ -179,6 +192,10 @@ class Terminal:
     def raw(self, text: str) -> None:
         """A piece of text that is safe already, at once."""
         self._out.write(self._written(text), ending="")
+        self.flush()
+
+    def flush(self) -> None:
+        """Let a reader see now what was printed; a pipe would keep it until the end."""
         self._out.flush()
 
     def _written(self, text: str) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -248,6 +249,8 @@ def test_it_waits_for_no_longer_than_the_timeout():
     late = call("runs", "start", "tests.nothing", "--wait", "--timeout", "10 ms")
     assert late.status == 4
     assert Run.objects.active().count() == 2
+    late = call("runs", "start", "tests.nothing", "--wait", "--timeout", "10 ms", "--json")
+    assert (late.status, late.json["state"] in {"waiting", "queued"}) == (4, True)
 
 
 # --- schedules ------------------------------------------------------------------------------------------------------
@@ -619,6 +622,43 @@ def test_it_ends_quietly_when_its_reader_is_gone(environment):
     )
     assert done.stdout.splitlines()[0].startswith("ID ")
     assert (done.stdout.splitlines()[1], done.stderr) == ("141", "")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_acts_and_keeps_its_status_without_streams(environment):
+    """A service manager may start a command with closed streams."""
+    make_schedule("it")
+    closed = in_bash(environment, "schedules disable it <&- >&- 2>&-")
+    assert (closed.returncode, PeriodicTask.objects.get().enabled) == (0, False)
+    assert in_bash(environment, "runs show abcd >&- 2>&-").returncode == 3
+    unasked = in_bash(environment, "schedules delete it <&-")
+    assert (unasked.returncode, unasked.stderr) == (
+        2,
+        "Delete 1 schedule: it? No terminal can confirm it: add --yes.\n",
+    )
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_says_in_one_sentence_that_its_output_cannot_be_written(environment):
+    full = in_bash(environment, "schedules list --json >/dev/full")
+    sentence = "The output cannot be written ([Errno 28] No space left on device).\n"
+    assert (full.returncode, full.stderr) == (1, sentence)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_names_its_run_before_it_waits_also_in_a_pipe(environment):
+    line = [sys.executable, "manage.py", "runs", "start", "tests.nothing", "--wait", "--timeout", f"{DEADLINE} s"]
+    with subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout.readline() == f"Run {Run.objects.get().id} of tests.nothing.\n".encode()
+        child.send_signal(signal.SIGINT)
+        assert child.wait(DEADLINE) == 130
+        assert child.stderr.read() == b"Not waiting any longer; the run goes on.\n"
+
+
+def in_bash(environment: dict[str, str], line: str) -> subprocess.CompletedProcess[str]:
+    words = ["bash", "-c", f"exec {sys.executable} manage.py {line}"]
+    options = {"capture_output": True, "text": True, "timeout": DEADLINE}
+    return subprocess.run(words, cwd=ROOT, env=environment, check=False, **options)
 
 
 def make_many(number: int) -> list[Run]:

@@ -238,7 +238,7 @@ class Command(ShellCommand):
         """Ask before an act that cannot be taken back. Raises CommandError unless the operator agrees."""
         if yes:
             return
-        if self.terminal.as_json or not sys.stdin.isatty():
+        if self.terminal.as_json or not (sys.stdin and sys.stdin.isatty()):
             raise UsageError(f"{question} No terminal can confirm it: add --yes.")
         self.terminal.note(f"{question} [y/N]")
         if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
