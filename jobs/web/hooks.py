@@ -13,6 +13,7 @@ from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
 from django.db import Error as DatabaseError
 from django.db import InterfaceError, OperationalError
+from django.db.transaction import non_atomic_requests
 from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
@@ -31,6 +32,7 @@ TYPE = re.compile(r"application/(json|[\w.+-]+\+json|x-www-form-urlencoded)", re
 
 
 @csrf_exempt
+@non_atomic_requests  # Django would begin before the view, and answer 500 without the database
 @accepts_body(LARGEST)
 @require_POST
 def receive(request: HttpRequest, source: str) -> HttpResponse:

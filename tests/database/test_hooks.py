@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from django.db import InternalError, OperationalError, connection
+from django.db import InternalError, OperationalError, connection, connections
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
@@ -339,6 +339,25 @@ def test_it_lets_the_sender_repeat_while_the_database_is_unavailable(client, err
     [record] = [record for record in caplog.records if record.name == "jobs.web.hooks"]
     assert (record.levelno, bool(record.exc_info)) == (logging.ERROR, isinstance(error, InternalError))
     assert send(client, headers).status_code == 202
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_lets_the_sender_repeat_also_where_each_request_is_a_transaction(client, monkeypatch):
+    """In a project with ATOMIC_REQUESTS, Django would begin the transaction before the view, and answer 500."""
+    make_source()
+    headers = headers_of()
+    monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
+    client.raise_request_exception = False
+    connection.close()
+    monkeypatch.setattr(connection, "connect", unavailable)
+    answer = send(client, headers)
+    monkeypatch.undo()
+    assert (answer.status_code, answer["Retry-After"]) == (503, "60")
+    assert nothing_ran()
+
+
+def unavailable() -> None:
+    raise OperationalError("the server is away")
 
 
 def test_it_leaves_nothing_of_a_delivery_whose_row_cannot_be_written(client):
