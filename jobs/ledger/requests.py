@@ -132,7 +132,10 @@ def run_job(job: Any, options: RunOptions | None = None, /, **arguments: Any) ->
 
     The job is a task or its name. Without a transaction the run is committed, and sent, at once. Raises `Invalid`.
     """
-    run, _ = start(getattr(job, "name", job), arguments, "code", options)
+    name = getattr(job, "name", job)
+    if not isinstance(name, str):
+        raise Invalid(f"{job!r} is no job: give a task or its name.")
+    run, _ = start(name, arguments, "code", options)
     return run
 
 
@@ -204,7 +207,7 @@ def _checked_key(key: str | None) -> str | None:
     """A key as a run stores it. Raises `Invalid`."""
     if key is None:
         return None
-    if not (0 < len(key) <= LONGEST_NAME and key.isprintable()):
+    if not (isinstance(key, str) and 0 < len(key) <= LONGEST_NAME and key.isprintable()):
         raise Invalid(f"The key of a request is text of at most {LONGEST_NAME} characters, all printable.")
     return as_key(key, LONGEST_NAME)
 
@@ -246,11 +249,12 @@ def _of_job(arguments: dict[str, Any], job: str, actor: Actor, options: RunOptio
     check_fits(job, [], arguments)
     if options.queue:
         queues.check(options.queue, current_app)
-    if options.priority is not None and not 0 <= options.priority <= MOST_PRIORITY:
+    priority = options.priority
+    if priority is not None and (isinstance(priority, bool) or priority not in range(MOST_PRIORITY + 1)):
         raise Invalid(f"The priority of a run is a number from 0 to {MOST_PRIORITY}.")
     now = database_now()
     due_at = _due_at(options, now)
-    new = new_run(None, job, Message(job, [], arguments, options.queue, options.priority), due_at, now)
+    new = new_run(None, job, Message(job, [], arguments, options.queue or "", priority), due_at, now)
     new.trigger, new.actor = TRIGGERS.get(actor.door, Trigger.MANUAL).value, actor.name
     if due_at > now:
         new.not_before = due_at

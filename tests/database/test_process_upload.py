@@ -14,7 +14,7 @@ from django.db import connection
 from django.urls import reverse
 
 from jobs.ledger import requests
-from jobs.ledger.requests import RunOptions
+from jobs.ledger.requests import RunOptions, run_job
 from jobs.models import Run, State, StoredFile, Trigger
 from jobs.rules.errors import Invalid
 from jobs.tasks.process_upload import PIECE, process_upload
@@ -196,6 +196,31 @@ def test_it_returns_no_run_of_another_job_for_the_same_key():
 def test_it_refuses_arguments_that_no_schedule_could_have(value):
     with pytest.raises(Invalid, match="The arguments"):
         requests.start("jobs.import_feed", {"url": value}, "ada")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"priority": 2.5}, "The priority of a run is a number"),
+        ({"priority": True}, "The priority of a run is a number"),
+        ({"priority": "3"}, "The priority of a run is a number"),
+        ({"key": 7}, "The key of a request is text"),
+        ({"key": b"7"}, "The key of a request is text"),
+    ],
+)
+def test_it_refuses_options_that_the_database_would_change_or_refuse(options, sentence):
+    with pytest.raises(Invalid, match=sentence):
+        run_job("tests.nothing", RunOptions(**options))
+
+
+def test_it_takes_no_queue_for_the_queue_of_the_job():
+    assert run_job("tests.nothing", RunOptions(queue=None)).queue == ""
+
+
+@pytest.mark.parametrize("job", [None, 5, len])
+def test_it_says_that_something_is_no_job(job):
+    with pytest.raises(Invalid, match="is no job: give a task or its name"):
+        run_job(job)
 
 
 def test_it_keeps_no_secret_in_the_key_and_the_name_of_a_requester(settings):
