@@ -57,6 +57,8 @@ class _Sender:
         try:
             with closing(connection):
                 while self._has_work():
+                    if connection.errors_occurred:  # its session may be over: the next query opens another
+                        connection.close()
                     with logged(log, "Requested runs are not sent yet; beat sends them."):
                         self._send(self._take())
         finally:

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
+from celery.signals import before_task_publish
 from django.contrib.auth.models import User
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import OperationalError, connection, transaction
@@ -143,6 +144,24 @@ def test_it_sends_a_requested_run_after_its_transaction_is_committed(redis):
     assert sending.wait(DEADLINE)
     run.refresh_from_db()
     assert (is_new, run.state, redis.llen("celery")) == (True, State.QUEUED, 1)
+
+
+def test_it_sends_with_a_new_session_after_one_has_broken(redis):
+    """A server that restarts ends the session of the thread, which a busy process may keep for hours."""
+    first, second = make_run(), make_run()
+
+    def restart(**_: object) -> None:
+        before_task_publish.disconnect(restart)
+        sending.send_after_commit([second])  # called in the thread: it stays for this run
+        connection.ensure_connection()
+        connection.connection.close()
+
+    before_task_publish.connect(restart)
+    sending.send_after_commit([first])
+    assert sending.wait(DEADLINE)
+    first.refresh_from_db()
+    second.refresh_from_db()
+    assert (first.state, second.state, redis.llen("celery")) == (State.WAITING, State.QUEUED, 2)
 
 
 def test_it_runs_valid_schedules_and_says_why_it_refuses_the_rest(redis):
