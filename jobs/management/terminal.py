@@ -43,6 +43,7 @@ STYLES = {
 }
 EVERYWHERE = ("--settings", "--pythonpath", "--traceback", "--no-color", "--force-color")
 NARROW = {"id", "state", "due", "next due", "last run", "last runs", "expires", "last used"}  # columns of one line
+GAP, LEAST = 2, 6  # characters between two columns, and of a folded column
 NOTHING = "–"
 Rows = Iterable[Sequence[Any]]
 
@@ -89,6 +90,8 @@ class ShellCommand(BaseCommand):
         return parser
 
     def execute(self, *args: Any, **options: Any) -> None:
+        if os.environ.get("NO_COLOR") and not options.get("force_color"):  # Django does not know it
+            options["no_color"] = True
         try:
             with sentences():
                 check_texts(options.values())
@@ -135,7 +138,7 @@ class Terminal:
         self.as_json = as_json
         self.is_live = out.isatty() and not as_json
         self._has_width = not as_json and (self.is_live or bool(is_coloured))
-        self.console = Console(
+        self.console = _Console(
             file=getattr(out, "_out", out),
             force_terminal=self._has_width,
             no_color=is_coloured is False or None,
@@ -145,10 +148,10 @@ class Terminal:
         )
 
     def table(self, columns: Sequence[str], rows: Rows) -> None:
-        """A row a line. On a terminal in its width; states have colours."""
+        """A row a line. On a terminal in its width, unless that would cut ids and moments; states have colours."""
         texts = [[safe(shown(value)) for value in row] for row in rows]
         heads = [name.upper() for name in columns]
-        if not self._has_width:
+        if not self._has_width or self.console.width < _least_width(columns, [heads, *texts]):
             self._aligned([heads, *texts])
             return
         table = Table(*heads, box=None, pad_edge=False, header_style="bold")
@@ -204,10 +207,25 @@ class Terminal:
 
     def _aligned(self, rows: Rows) -> None:
         rows = list(rows)
-        widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+        widths = _widths(rows)
         for row in rows:
             cells = (text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True))
             self.line("  ".join(cells).rstrip())
+
+
+def _widths(rows: Rows) -> list[int]:
+    return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+
+
+def _least_width(columns: Sequence[str], rows: Rows) -> int:
+    """The width of a table whose broad columns are folded as far as a word can still be read."""
+    pairs = zip(columns, _widths(rows), strict=True)
+    return sum(GAP + (width if name in NARROW else min(width, LEAST)) for name, width in pairs) - GAP
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would end with another status than `ShellCommand`
 
 
 @contextmanager

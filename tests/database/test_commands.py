@@ -608,9 +608,10 @@ def test_its_processes_end_with_the_status_and_one_sentence(environment):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_ends_quietly_when_its_reader_is_gone(environment):
+@pytest.mark.parametrize("option", ["", "--force-color"])
+def test_it_ends_quietly_when_its_reader_is_gone(environment, option):
     Run.objects.bulk_create(make_many(3000))
-    command = f"{sys.executable} manage.py runs list --limit 3000 | head -1; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} manage.py runs list --limit 3000 {option} | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=ROOT,
@@ -620,7 +621,7 @@ def test_it_ends_quietly_when_its_reader_is_gone(environment):
         timeout=DEADLINE,
         check=False,
     )
-    assert done.stdout.splitlines()[0].startswith("ID ")
+    assert "ID " in done.stdout.splitlines()[0]
     assert (done.stdout.splitlines()[1], done.stderr) == ("141", "")
 
 
@@ -676,6 +677,11 @@ def test_it_has_colours_on_a_terminal_and_asks_before_it_deletes(environment):
     assert "\x1b[2J" not in shown
     plain, _ = on_terminal({**environment, "NO_COLOR": "1"}, "runs", "list")
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", plain)
+    narrow, _ = on_terminal({**environment, "COLUMNS": "40"}, "runs", "list")
+    assert str(Run.objects.get().id)[-12:] in narrow
+    assert localtime(Run.objects.get().due_at).strftime("%Y-%m-%d %H:%M:%S") in narrow
+    missing, _ = on_terminal({**environment, "NO_COLOR": "1"}, "runs", "show", "abcd")
+    assert missing.startswith("There is no run")
     shown, status = on_terminal(environment, "schedules", "delete", "it", answer=b"n\n")
     assert (status, "Nothing was changed." in shown, PeriodicTask.objects.count()) == (1, True, 1)
     shown, status = on_terminal(environment, "schedules", "delete", "it", answer=b"y\n")
@@ -689,7 +695,7 @@ def on_terminal(environment: dict[str, str], *words: str, answer: bytes = b"") -
     child = subprocess.Popen(
         line,
         cwd=ROOT,
-        env={**environment, "TERM": "xterm", "COLUMNS": "200"},
+        env={"COLUMNS": "200", **environment, "TERM": "xterm"},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
