@@ -86,7 +86,7 @@ class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
         )
         actor.check_act(Kind.TOKEN, Act.ADD)
         if actor.token is not None:  # a limited one could make one without limits
-            raise Forbidden("A token cannot make tokens: use the admin, or manage.py token.")
+            raise Forbidden("A token cannot make tokens. Use the admin, or manage.py token.")
         token.refuse(actor)
         try:
             with transaction.atomic():

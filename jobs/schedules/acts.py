@@ -45,7 +45,8 @@ def saving(schedule: PeriodicTask, actor: Actor | str) -> Iterator[None]:
             if not _lock(stored.select_for_update(no_key=True)):
                 raise Invalid("The schedule was deleted meanwhile.")
             actor.check_rows(stored)
-        actor.check_may(schedule.task, schedule=schedule.pk)
+        has_job = stored.filter(task=schedule.task).exists()
+        actor.check_may(schedule.task, schedule=schedule.pk if has_job else None)  # which a token may be limited to
         before = {} if is_new else snapshot.of(stored)
         yield
         after = snapshot.of(PeriodicTask.objects.filter(pk=schedule.pk))

@@ -224,6 +224,18 @@ def test_it_limits_a_token_to_its_schedules_and_jobs():
         requests.start("tests.nothing", {}, actor)
 
 
+def test_it_lets_a_token_for_a_schedule_give_it_no_other_job():
+    mine = make_schedule("mine")
+    scopes = ["django_celery_beat.change_periodictask"]
+    actor = token_of(User.objects.create_superuser("root"), *scopes, schedules=[mine.pk])
+    mine.description = "new"
+    acts.save(mine, {}, actor, ["description"])
+    mine.task = "jobs.heartbeat"
+    with pytest.raises(Forbidden, match="limited to other schedules and jobs"):
+        acts.save(mine, {}, actor, ["task"])
+    assert set(ALL().values_list("description", "task")) == {("new", "tests.nothing")}
+
+
 def test_it_keeps_the_audit_of_what_is_gone():
     make_schedule("nightly")
     user = User.objects.create_superuser("ada")

@@ -622,7 +622,7 @@ def test_it_passes_on_the_message_options_of_the_schedule():
 def test_it_accepts_a_manual_request_besides_the_schedule_s_own_runs():
     schedule = make_schedule(enabled=False)
     run = run_now(schedule)
-    assert (run.trigger, run.actor, run.state, run.schedule) == (Trigger.MANUAL, "ada", State.WAITING, schedule)
+    assert (run.trigger, run.actor, run.state, run.schedule) == (Trigger.CODE, "ada", State.WAITING, schedule)
     PeriodicTask.objects.update(args="{}")
     schedule.refresh_from_db()
     with pytest.raises(Invalid, match="Positional arguments must be a JSON list"):

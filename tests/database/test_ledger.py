@@ -259,5 +259,6 @@ def test_it_keeps_one_scheduled_run_and_any_number_of_requested_runs_for_a_due_m
 def test_it_finds_the_runs_of_a_schedule_by_one_index(find):
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute("UPDATE pg_class SET reltuples = -1 WHERE relname = 'jobs_run'")  # as if never counted
         cursor.execute("DROP INDEX run_active, run_held")  # an empty table makes them as cheap as any
     assert "run_one_per_occurrence" in find(Run.objects.of_schedule(make_schedule().pk)).explain()

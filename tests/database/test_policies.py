@@ -152,7 +152,7 @@ def test_it_disables_a_limited_schedule_with_its_last_run():
         claim_all()
     run_now(PeriodicTask.objects.get())
     assert states(schedule) == ["skipped", "waiting", "waiting", "waiting"]
-    assert [run.trigger for run in Run.objects.filter(state=State.WAITING).order_by("due_at")][-1] == Trigger.MANUAL
+    assert [run.trigger for run in Run.objects.filter(state=State.WAITING).order_by("due_at")][-1] == Trigger.CODE
     policy = Policy.objects.select_related("schedule").get()
     assert (policy.remaining_runs, policy.next_due_at, policy.schedule.enabled) == (0, None, False)
     assert claim_all() == []

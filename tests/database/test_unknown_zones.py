@@ -57,7 +57,7 @@ def pages(schedule: PeriodicTask) -> list[str]:
 
 def test_it_shows_every_page(admin_client, schedule):
     for page in pages(schedule):
-        assert admin_client.get(page).status_code == 200, page
+        assert admin_client.get(page, follow=True).status_code == 200, page
 
 
 def test_it_shows_every_page_to_users_who_may_not_edit(client, schedule):
@@ -65,7 +65,7 @@ def test_it_shows_every_page_to_users_who_may_not_edit(client, schedule):
     user.user_permissions.set(Permission.objects.filter(codename__startswith="view_"))
     client.force_login(user)
     for page in pages(schedule):
-        assert client.get(page).status_code in {200, 403}, page
+        assert client.get(page, follow=True).status_code in {200, 403}, page
 
 
 def test_it_flags_the_schedule_and_runs_all_others(schedule):

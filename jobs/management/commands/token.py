@@ -52,7 +52,9 @@ class Command(ShellCommand):
             self.terminal.json({**shown(token), "secret": secret})
         self.terminal.say(secret)
         if not (quiet or self.terminal.as_json):
-            self.terminal.note("Keep this secret, which is stored nowhere. Send it as `Authorization: Bearer SECRET`.")
+            self.terminal.note(
+                "Keep this secret, which is stored nowhere. Send it in the header Authorization, after `Bearer`."
+            )
 
     def list(self) -> None:
         tokens = list(ApiToken.objects.select_related("user").order_by("name"))

@@ -77,7 +77,7 @@ def make_link(request: HttpRequest, file: UUID) -> Any:
     """A download link, which needs no login and expires. Backups have none, because they contain all secrets."""
     row = _file_of(request, file)
     if row.kind == StoredFile.Kind.BACKUP:
-        raise Forbidden("A backup has no link, because it contains secrets: copy it from FILES_DIR.")
+        raise Forbidden("A backup has no link, because it contains secrets. Copy it from FILES_DIR.")
     if row.size is None:
         raise MissingError("This file is not complete yet: ask again in a moment.")
     return {"link": files.link(row), "days": files.LINK_DAYS}

@@ -25,7 +25,7 @@ LONGEST_DETAIL = 2_000  # characters
 RETRY_SECONDS = 5  # for a database that is away
 SENTENCES = {
     400: "This request is malformed: correct it.",
-    401: "This address needs a token: send it as “Authorization: Bearer <token>”.",
+    401: "Send a token with this request: in the header Authorization, after “Bearer” and a space.",
     403: "This request came without the CSRF token of its session: send it as the header X-CSRFToken, or use a token.",
     404: "There is nothing at this address: compare it with those of the document at /api/docs.",
     405: "This address does not take this method.",
