@@ -51,6 +51,9 @@ class Caller:
     def post(self, path: str, body: Any = None, status: int = 200, **headers: str) -> Any:
         return checked(self.client.post(path, body, "application/json", headers=headers), status)
 
+    def patch(self, path: str, body: Any, status: int = 200) -> Any:
+        return checked(self.client.patch(path, body, "application/json"), status)
+
     def delete(self, path: str, status: int = 204) -> Any:
         return checked(self.client.delete(path), status)
 

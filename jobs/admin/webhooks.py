@@ -25,9 +25,6 @@ from jobs.messages.arguments import startable
 from jobs.models import Webhook, WebhookSource
 from jobs.models.audit import Actor
 from jobs.rules.errors import Invalid
-from jobs.secrets import head
-
-SHOWN = 20_000  # characters of a body
 
 
 class SourceForm(forms.ModelForm[WebhookSource]):
@@ -139,5 +136,5 @@ class WebhookAdmin(ReadOnlyAdmin, GuardedAdmin):
 
     @admin.display(description="body")
     def content(self, webhook: Webhook) -> str:
-        text = head(bytes(webhook.body).decode(errors="backslashreplace"), SHOWN)
+        text = webhooks.body_of(webhook)
         return format_html("<pre>{}</pre>", text) if text else NOTHING

@@ -17,8 +17,9 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db import transaction
-from django.db.models import Q
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+from django.db.models import Q, QuerySet
 
 from jobs.ledger import requests
 from jobs.ledger.requests import RunOptions
@@ -37,6 +38,7 @@ ARGUMENT = "webhook"  # of the job: the id of what was sent
 QUIET = timedelta(minutes=1)  # between two notes that a source was refused
 COLUMNS = ("name", "form", "keys", "job", "arguments", "is_enabled")
 KEPT = ("webhook-", "x-github-", "stripe-")  # how the headers begin that describe an event
+LONGEST_SHOWN = 20_000  # characters of a body
 _DECOY = "standard", [base64.b64encode(secrets.token_bytes(24)).decode()]  # for sources that there are not
 
 
@@ -85,10 +87,23 @@ def keys_of(name: str) -> list[str]:
     return keys
 
 
+def change(sources: QuerySet[WebhookSource], columns: Mapping[str, Any], actor: Actor | str) -> int:
+    """Change these columns of these sources; returns how many there are. Raises as `save` does."""
+    with transaction.atomic():
+        rows = list(sources.select_for_update().order_by("pk"))
+        for source in rows:
+            for name, value in columns.items():
+                setattr(source, name, value)
+            save(source, actor)
+    return len(rows)
+
+
 def save(source: WebhookSource, actor: Actor | str) -> None:
     """Save a new or changed source. Raises `Invalid` for one that could start nothing, and `Forbidden`."""
     actor = Actor.of(actor)
+    actor.check_act(Kind.SOURCE, Act.ADD if source.pk is None else Act.CHANGE)
     check(source, actor)
+    _clean(source)
     with transaction.atomic():
         stored = WebhookSource.objects.select_for_update().filter(pk=source.pk).first()
         if stored is None and source.pk is not None:
@@ -96,7 +111,7 @@ def save(source: WebhookSource, actor: Actor | str) -> None:
         actor.check_act(Kind.SOURCE, Act.CHANGE if stored else Act.ADD)
         if stored:
             actor.check_may(stored.job)
-        source.save(update_fields=COLUMNS if stored else None)
+        _write(source, COLUMNS if stored else None)
         changed = Changed(source.pk, source.name, _columns(stored) if stored else None, _columns(source))
         note(actor, Kind.SOURCE, Act.CHANGE if stored else Act.ADD, [changed])
 
@@ -126,6 +141,27 @@ def check(source: WebhookSource, actor: Actor) -> None:
         check_fits(source.job, [], {**source.arguments, ARGUMENT: str(new_run_id())})
     except Invalid as error:
         raise Invalid(f"{error} A job for webhooks takes the argument `{ARGUMENT}`.") from error
+
+
+def body_of(webhook: Webhook) -> str:
+    """The beginning of a body as text for people, with secrets masked."""
+    return head(bytes(webhook.body).decode(errors="backslashreplace"), LONGEST_SHOWN)
+
+
+def _clean(source: WebhookSource) -> None:
+    """Refuse what the columns do not allow. Raises `Invalid`."""
+    try:
+        source.full_clean()
+    except ValidationError as error:
+        raise Invalid(" ".join(f"{name}: {' '.join(text)}" for name, text in error.message_dict.items())) from error
+
+
+def _write(source: WebhookSource, columns: Iterable[str] | None) -> None:
+    try:
+        with transaction.atomic():
+            source.save(update_fields=columns)
+    except IntegrityError as error:  # another request has taken the name meanwhile
+        raise Invalid(f"There is a source “{source.name}” already: choose another name.") from error
 
 
 def _arguments(source: WebhookSource) -> dict[str, Any]:

@@ -6,15 +6,18 @@ moment without an offset is one of the site's time zone (TIME_ZONE).
 
 import json
 import re
+import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 from uuid import UUID
 
 from django.db.models import Q
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
+from pydantic import BaseModel, ValidationError
 
 from jobs.management.terminal import MissingError, UsageError
 from jobs.messages.message import Decoder, read
@@ -27,6 +30,8 @@ SHORTEST_PART = 4  # characters of an id
 HEX = re.compile(r"[0-9a-f]{1,32}", re.ASCII)
 KEY = re.compile(r"(?P<name>[^=]+)=(?P<value>.*)", re.DOTALL)
 LARGEST_ID = 2**31 - 1
+LARGEST_FORM = 2_500_000  # bytes, as in a request to the API
+F = TypeVar("F", bound=BaseModel)
 EXAMPLES = (
     "write a moment such as 2026-12-24, 2026-12-24T18:00 or 2026-12-24T18:00+01:00, or a duration such as 2 hours"
 )
@@ -119,6 +124,50 @@ def _moment(word: str, direction: int) -> datetime:
 
 def _aware(moment: datetime) -> datetime:
     return moment if moment.tzinfo else timezone.make_aware(moment)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def form_of(word: str, kind: type[F]) -> F:
+    """A form of the API in the JSON file of this name, or from stdin for `-`. Raises `UsageError` and `Invalid`."""
+    try:
+        return kind.model_validate(_json_of(word))
+    except ValidationError as error:
+        raise Invalid(" ".join(map(_fault, error.errors()))) from error
+
+
+def file_of(word: str) -> Path:
+    """A file that can be read to its end. Raises `UsageError`."""
+    path = Path(word)
+    if not path.is_file():
+        raise UsageError(f"There is no file {word!r}: give the path of an ordinary file.")
+    return path
+
+
+def _json_of(word: str) -> Any:
+    try:
+        content = _content_of(word)
+        if len(content) > LARGEST_FORM:
+            raise UsageError(f"{word} is larger than {LARGEST_FORM:,} bytes: write a smaller form.")
+        return Decoder().decode(content.decode())
+    except OSError as error:
+        raise UsageError(f"{word} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{word} is not valid JSON: {error}.") from error
+
+
+def _content_of(word: str) -> bytes:
+    """No more of the file, or of stdin, than shows that it is too large."""
+    if word == "-":
+        return sys.stdin.buffer.read(LARGEST_FORM + 1)
+    with file_of(word).open("rb") as file:
+        return file.read(LARGEST_FORM + 1)
+
+
+def _fault(error: Any) -> str:
+    place, sentence = "/".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
+    return f"{place}: {sentence}." if place else f"{sentence}."
 
 
 # --- arguments of jobs ----------------------------------------------------------------------------------------------

@@ -185,12 +185,17 @@ class Actor:
             self.check_may(job, schedule=schedule)
 
     def limit(self, rows: QuerySet[M]) -> QuerySet[M]:
-        """The schedules or runs among these rows that the actor's token may see: all without a token or its limits."""
+        """The schedules, runs or sources of webhooks among these rows that the actor's token may see.
+
+        All without a token or its limits. A source belongs to no schedule.
+        """
         if self.token is None or not self.token.is_limited:
             return rows
-        among = Q(**{f"{_schedule_of(rows)}__in": self.token.schedules})
+        is_source = rows.model._meta.model_name == "webhooksource"
+        job = "job" if is_source else "task"
+        among = Q(pk__in=[]) if is_source else Q(**{f"{_schedule_of(rows)}__in": self.token.schedules})
         for entry in self.token.jobs:
-            among |= Q(task__startswith=entry[:-1]) if entry.endswith("*") else Q(task=entry)
+            among |= Q(**{f"{job}__startswith": entry[:-1]} if entry.endswith("*") else {job: entry})
         return rows.filter(among)
 
 

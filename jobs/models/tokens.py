@@ -37,9 +37,10 @@ VIEWING = {
     *("django_celery_beat.view_periodictask", "django_celery_results.view_taskresult", "jobs.view_run"),
     *("jobs.view_backfill", "jobs.view_node", "jobs.view_measurement", "jobs.view_resourceversion"),
     *("jobs.view_storedfile", "jobs.view_feedentry", "jobs.view_setaside", "jobs.view_delivery"),
-    "jobs.view_auditentry",
+    *("jobs.view_auditentry", "jobs.view_webhooksource", "jobs.view_webhook", "jobs.view_apitoken"),
 }
-ACTING = {permission for (kind, _), permission in NEEDED.items() if kind not in {Kind.TOKEN, Kind.SOURCE}}
+UNSCOPED = {(Kind.TOKEN, Act.ADD), (Kind.TOKEN, Act.DELETE)}  # acts that the API does not have
+ACTING = {permission for act, permission in NEEDED.items() if act not in UNSCOPED}
 
 
 class Admission(NamedTuple):
@@ -111,11 +112,14 @@ class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
         return Admission(token, max(wait.total_seconds(), 0.001))
 
     def revoke(self, actor: Actor | str) -> int:
-        """Make these tokens useless; returns how many were usable."""
+        """Make these tokens useless; returns how many were usable.
+
+        Users need no permission for their own tokens, and a token none for itself.
+        """
         actor = Actor.of(actor)
         with transaction.atomic():
             tokens = list(self.filter(revoked_at=None).order_by("pk").select_for_update())
-            if any(actor.user is not None and token.user_id != actor.user.pk for token in tokens):
+            if actor.user is not None and not all(token.is_own(actor) for token in tokens):
                 actor.check_act(Kind.TOKEN, Act.REVOKE)
             self.model._default_manager.filter(pk__in=[token.pk for token in tokens]).update(revoked_at=Now())
             note(actor, Kind.TOKEN, Act.REVOKE, [Changed(token.pk, token.name) for token in tokens], "Revoked.")
@@ -179,6 +183,10 @@ class ApiToken(models.Model):
     def covers(self, job: str, schedule: int | None = None) -> bool:
         """Whether its limits leave this job, or this schedule of the job, within reach."""
         return not self.is_limited or schedule in self.schedules or restricted.entry_of(job, self.jobs) is not None
+
+    def is_own(self, actor: Actor) -> bool:
+        """Whether it is the token that the user of a request came with, or without one, whether it is of this user."""
+        return bool(self.pk == actor.token.pk if actor.token else self.user_id == actor.user.pk)
 
     def columns(self) -> dict[str, Any]:
         """What the audit row of a new token shows."""

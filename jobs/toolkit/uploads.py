@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
+from django.db import DatabaseError, transaction
 
 from jobs.ledger.requests import RunOptions, start
 from jobs.models import Run, StoredFile
@@ -64,7 +65,12 @@ def keep_upload(upload: UploadedFile[bytes], actor: Actor | str) -> StoredFile:
     """Keep an upload for later, without a run. Raises `Invalid` for a file that is too large, or `Forbidden`."""
     actor = Actor.of(actor)
     row = _kept(upload, actor)
-    note(actor, Kind.FILE, Act.UPLOAD, [Changed(row.pk, row.name, None, {"size": row.size})])
+    try:
+        with transaction.atomic():
+            note(actor, Kind.FILE, Act.UPLOAD, [Changed(row.pk, row.name, None, {"size": row.size})])
+    except DatabaseError:
+        files.remove(row)
+        raise
     return row
 
 

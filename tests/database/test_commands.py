@@ -9,7 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import timedelta
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -23,7 +23,18 @@ from hypothesis import strategies as st
 
 from jobs.management import reading, schedules
 from jobs.management.terminal import Terminal, duration, safe
-from jobs.models import ApiToken, AuditEntry, Backfill, Policy, Run, RunLog, State, Trigger, database_now
+from jobs.models import (
+    ApiToken,
+    AuditEntry,
+    Backfill,
+    Policy,
+    Run,
+    RunLog,
+    State,
+    StoredFile,
+    Trigger,
+    database_now,
+)
 from jobs.models.audit import Actor
 from jobs.schedules import calendar
 from tests.making import make_run, make_schedule
@@ -204,6 +215,30 @@ def test_it_refuses_to_start_what_cannot_run(words, status, sentence):
     assert not Run.objects.exists()
 
 
+def test_it_starts_a_run_with_a_file_as_an_upload_does(tmp_path, settings):
+    settings.MEDIA_ROOT = tmp_path / "media"
+    (tmp_path / "data.csv").write_bytes(b"a,b\n")
+    words = ("runs", "start", "jobs.process_upload", "--file", str(tmp_path / "data.csv"), "--key", "mine")
+    run = call(*words, "--json").json
+    row = StoredFile.objects.get()
+    assert run["arguments"] == {"file": str(row.id)}
+    assert (row.name, row.content_type, row.size) == ("data.csv", "text/csv", 4)
+    again = call(*words)
+    assert again.err.startswith(f"A request with this key has made run {run['id']} already.\n")
+    for wrong, status in (
+        (["jobs.process_upload", "--file", str(tmp_path / "none")], 2),
+        (["jobs.process_upload", "--file", str(tmp_path)], 2),
+        (["jobs.process_upload", "--file", "/dev/zero"], 2),
+        (["jobs.process_upload", "a=1", *words[3:5]], 2),
+        (["jobs.process_upload", "--delay", "1 h", *words[3:5]], 2),
+        (["tests.none", *words[3:5]], 3),
+        (["tests.note", *words[3:5]], 1),
+    ):
+        assert call("runs", "start", *wrong).status == status, wrong
+    assert (Run.objects.count(), StoredFile.objects.count()) == (1, 1)
+    assert [act for _, _, act, _ in audited()] == ["start"]
+
+
 def test_it_retries_and_cancels_runs_and_says_which_it_refused():
     over, active, running = make_run(state=State.FAILED), make_run(), make_run(state=State.RUNNING)
     retried = call("runs", "retry", str(over.id), str(active.id))
@@ -308,15 +343,67 @@ def test_it_acts_on_schedules_as_the_user_of_the_shell():
     assert call("schedules", "resume", "one") == Called(0, "", "None of these schedules was paused.\n")
     assert call("schedules", "skip", "one", "3").out == "one skips the next 3 due moments.\n"
     assert policies.get().skip_next == 3
+    assert call("schedules", "skip", "one", "0").out == "one skips no due moment.\n"
+    assert policies.get().skip_next == 0
     assert call("schedules", "disable", "one").out == "Disabled 1 schedule.\n"
     assert call("schedules", "enable", "one").out == "Enabled 1 schedule.\n"
     assert call("schedules", "run", "one", "two").out.count("\n") == 2
     assert call("schedules", "delete", "two", "--yes").out == "Deleted 1 schedule.\n"
     assert not PeriodicTask.objects.filter(name="two").exists()
     acts = [act for door, actor, act, name in audited() if name == "one"]
-    assert acts == ["pause", "pause", "resume", "skip", "disable", "enable", "run"]
+    assert acts == ["pause", "pause", "resume", "skip", "skip", "disable", "enable", "run"]
     assert {(door, actor) for door, actor, *_ in audited()} == {("shell", Actor.of_shell().name)}
     assert two.pk
+
+
+NEW = {"name": "hourly", "job": "tests.nothing", "timing": {"every": "1 hour"}, "policy": {"overlap": "queue_one"}}
+
+
+def test_it_adds_and_changes_a_schedule_with_the_form_of_the_api(tmp_path, monkeypatch):
+    file = tmp_path / "form.json"
+    file.write_text(json.dumps(NEW))
+    assert call("schedules", "add", str(file)) == Called(0, "Added schedule hourly.\n", "")
+    shown = call("schedules", "show", "hourly", "--json").json
+    assert (shown["job"], shown["policy"]["overlap"]) == ("tests.nothing", "queue_one")
+    form = json.dumps({**shown, "timing": {"every": "2 hours"}}).encode()
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(form)))
+    changed = call("schedules", "change", "hourly", "-", "--json").json
+    assert (changed["timing"], changed["policy"]) == ({"every": "2 hours"}, shown["policy"])
+    file.write_text('{"name": "renamed"}')
+    assert call("schedules", "change", "hourly", str(file)).out == "Changed schedule renamed.\n"
+    assert call("schedules", "change", "hourly", str(file)).status == 3
+    assert [(door, act) for door, _, act, _ in audited()] == [
+        ("shell", "add"),
+        ("shell", "change"),
+        ("shell", "change"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "sentences"),
+    [
+        (b"{", 2, ["is not valid JSON"]),
+        (b"\xff", 2, ["is not valid JSON"]),
+        (b'{"a": NaN}', 2, ["is not valid JSON"]),
+        (b" " * 2_500_001, 2, ["is larger than 2,500,000 bytes"]),
+        (b"[]", 1, ["Input should be"]),
+        (b"{}", 1, ["name: Field required.", "job: Field required.", "timing: Field required."]),
+        (json.dumps({**NEW, "enabled": "yes", "colour": 1}).encode(), 1, ["enabled: Input", "colour: Extra inputs"]),
+        (json.dumps({**NEW, "start_time": "2026-12-24"}).encode(), 1, ["start_time: add the offset"]),
+        (json.dumps({**NEW, "timing": {"every": "now"}}).encode(), 1, ["now"]),
+        (json.dumps({**NEW, "job": "tests.none"}).encode(), 3, ["No job is named"]),
+        (json.dumps({**NEW, "name": "it"}).encode(), 1, ["already exists"]),
+    ],
+)
+def test_it_adds_no_schedule_that_is_wrong_and_says_each_fault(tmp_path, content, status, sentences):
+    make_schedule("it")
+    (tmp_path / "form.json").write_bytes(content)
+    refused = call("schedules", "add", str(tmp_path / "form.json"))
+    assert (refused.status, refused.out) == (status, ""), refused
+    assert all(sentence in refused.err for sentence in sentences), refused.err
+    assert "\n" not in refused.err
+    assert call("schedules", "add", str(tmp_path / "none.json")).status == 2
+    assert PeriodicTask.objects.get().name == "it"
 
 
 @pytest.mark.parametrize(
@@ -426,11 +513,18 @@ def test_it_makes_a_token_that_is_admitted_and_prints_its_secret_once(ada):
     assert ApiToken.objects.admit(made.out.strip()).token
     assert call("token", "revoke", "ci").status == 0
     assert not ApiToken.objects.admit(made.out.strip()).token
+    assert call("token", "delete", "ci", "none").status == 3
+    assert call("token", "delete", "--json", "ci").json == {"deleted": 1}
+    assert call("token", "create", "ci", "--user", "ada", "--scope", "jobs.view_run").status == 0  # its name is free
+    assert call("token", "revoke", "ci").status == 0
     User.objects.update(is_active=False)
     assert re.search(r"^all .* its user is disabled .*\n^ci .* revoked", call("token", "list").out, re.MULTILINE)
     assert [(door, act, name) for door, _, act, name in audited()] == [
         ("shell", "add", "ci"),
         ("shell", "add", "all"),
+        ("shell", "revoke", "ci"),
+        ("shell", "delete", "ci"),
+        ("shell", "add", "ci"),
         ("shell", "revoke", "ci"),
     ]
 

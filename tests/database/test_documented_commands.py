@@ -21,6 +21,7 @@ from tests.servers import ROOT
 pytestmark = pytest.mark.django_db(transaction=True)
 
 DOCUMENT = ROOT / "docs" / "commands.md"
+FORM = re.compile(r"`(\w+\.json)` is `([^`]+)`")
 COMMAND = re.compile(r"^    \$ python manage\.py (.+)\n((?:    (?!\$ ).*\n|\n(?=    (?!\$ )))*)", re.MULTILINE)
 SINCE = datetime(2025, 11, 1, tzinfo=UTC)
 VARYING = [
@@ -34,8 +35,13 @@ VARYING = [
 
 
 @pytest.fixture
-def installation() -> None:
+def installation(tmp_path, monkeypatch, settings) -> None:
     """What the document talks about."""
+    settings.MEDIA_ROOT = tmp_path / "media"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.csv").write_text("a,b\n1,2\n")
+    for name, form in FORM.findall(" ".join(DOCUMENT.read_text().splitlines())):
+        (tmp_path / name).write_text(form)
     make_schedule("Heartbeat", task="jobs.heartbeat", every=timedelta(minutes=1))
     nightly = make_schedule(
         "Nightly backup",

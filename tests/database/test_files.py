@@ -9,11 +9,13 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import OperationalError
 from django.urls import reverse
 
 from jobs.models import StoredFile, database_now
-from jobs.toolkit import files
+from jobs.toolkit import files, uploads
 from jobs.worker import context
+from tests.database.test_api_base import failing
 from tests.database.test_current import inside
 from tests.making import make_run
 
@@ -191,3 +193,11 @@ def test_it_replaces_a_content_type_that_is_too_long(admin_client):
     upload = SimpleUploadedFile("a", b"x", content_type="text/" + "x" * 200)
     assert admin_client.post(NEW, {"file": upload}).status_code == 302
     assert StoredFile.objects.get().content_type == "application/octet-stream"
+
+
+def test_it_keeps_no_upload_whose_audit_entry_cannot_be_written(settings):
+    full = failing("jobs_auditentry", OperationalError("the disk is full"))
+    with full, pytest.raises(OperationalError):
+        uploads.keep_upload(SimpleUploadedFile("a.txt", b"text"), "test")
+    assert not StoredFile.objects.exists()
+    assert stored(Path(settings.MEDIA_ROOT)) == []

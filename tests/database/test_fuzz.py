@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import schemathesis
@@ -24,9 +25,21 @@ from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.failures import FailureGroup
 
 from jobs.ledger import sending
-from jobs.models import ApiToken, ResourceVersion, RunLog, State, StoredFile, database_now, rights
+from jobs.models import (
+    ApiToken,
+    ResourceVersion,
+    RunLog,
+    State,
+    StoredFile,
+    Webhook,
+    WebhookSource,
+    database_now,
+    new_run_id,
+    rights,
+)
 from jobs.web.api.urls import api
 from tests.making import make_run, make_schedule
+from tests.pure.test_signatures import PLAIN
 from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -45,7 +58,10 @@ CHECKED = (
     *("response_headers_conformance", "response_schema_conformance"),
 )
 CSRF = "x" * 32
-VIEWING = ("view_periodictask", "view_run", "view_node", "view_storedfile", "view_resourceversion")
+VIEWING = (
+    *("view_periodictask", "view_run", "view_node", "view_storedfile", "view_resourceversion"),
+    *("view_webhooksource", "view_webhook", "view_apitoken"),
+)
 ROLES = ("anonymous", "viewer", "operator", "superuser", "token")
 TIMINGS: list[dict[str, Any]] = [
     {"every": "1 hour"},
@@ -85,7 +101,14 @@ def make_rows(label: str) -> dict[str, list[Any]]:
     RunLog.objects.create(run=runs[1], attempt=1, text="one\ntwo\n")
     kept = [StoredFile.objects.create(name="a", file=f"{label}/{kind}", size=1, kind=kind) for kind in StoredFile.Kind]
     ResourceVersion.objects.get_or_create(name="prices")
+    sources = [WebhookSource.objects.create(name=uuid4().hex, keys="PLAIN", form="github", job="tests.nothing")]
+    sent = Webhook.objects.create(id=new_run_id(), source=sources[0], event="e", body=b"\xff", run=runs[0])
+    owner, _ = User.objects.get_or_create(username="other", is_superuser=True)
+    other, _ = ApiToken.objects.issue(uuid4().hex, owner, ["jobs.view_run"], "test")
     return {
+        "source": [row.pk for row in sources],
+        "webhook": [str(sent.pk)],
+        "token": [other.pk],
         "schedule": [schedule.pk, theirs.pk],
         "run": [str(run.pk) for run in runs],
         "file": [str(row.pk) for row in kept],
@@ -99,6 +122,8 @@ def fields(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
     start = end - timedelta(hours=3)
     return {
         "job": ["tests.nothing", "jobs.process_upload"],
+        "keys": ["PLAIN"],
+        "form": ["github"],
         "timing": TIMINGS,
         "arguments": [{}, {"a": 1}],
         "queue": ["celery"],
@@ -177,6 +202,7 @@ def test_it_gives_each_shape_a_name_of_its_own():
 @pytest.mark.parametrize("name", ROLES)
 def test_it_answers_every_request_as_documented(settings, tmp_path, name):
     settings.MEDIA_ROOT = tmp_path
+    settings.WEBHOOK_KEYS = {"PLAIN": [PLAIN]}
     load_all_checks()
     schema = schemathesis.openapi.from_dict(api.get_openapi_schema())
     schema.app = closing

@@ -1,21 +1,24 @@
 """`manage.py runs list|show|tail|start|retry|cancel`: what the ledger holds, and requests."""
 
+import mimetypes
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+from django.core.files.uploadedfile import UploadedFile
 from django.core.management.base import CommandError, CommandParser
 
 from jobs.ledger import requests
 from jobs.ledger.requests import RunOptions
 from jobs.management import following, reading
 from jobs.management.requested import add_timeout, add_wait, show_requested
-from jobs.management.terminal import FAILED, INTERRUPTED, ShellCommand, counted
+from jobs.management.terminal import FAILED, INTERRUPTED, ShellCommand, UsageError, counted
 from jobs.models import UNSTARTED, Actor, Run, State, Trigger
 from jobs.monitoring import search
 from jobs.monitoring.progress import reason_of
+from jobs.toolkit.uploads import take_upload
 from jobs.web.api import shapes
 
 MOST_LISTED = 10_000  # runs
@@ -56,6 +59,7 @@ class Command(ShellCommand):
         parser.add_argument("job", help="the name of the job")
         parser.add_argument("pairs", nargs="*", metavar="name=value", help="an argument; JSON is read as JSON")
         parser.add_argument("--arguments", metavar="JSON", help="all arguments as a JSON object")
+        parser.add_argument("--file", metavar="PATH", help="keep this file, whose id is the argument `file` of the job")
         parser.add_argument("--key", help="only the first request with this key makes a run")
         when = parser.add_mutually_exclusive_group()
         when.add_argument("--delay", type=reading.length, metavar="DURATION", help="such as '15 minutes'")
@@ -108,12 +112,19 @@ class Command(ShellCommand):
         job: str,
         pairs: Sequence[str],
         arguments: str | None,
+        file: str | None,
         wait: bool,
         timeout: float | None,
         **options: Any,
     ) -> None:
         given = reading.arguments_of(pairs, arguments)
-        run, is_new = requests.start(job, given, Actor.of_shell(), RunOptions(**options))
+        if file is None:
+            run, is_new = requests.start(job, given, Actor.of_shell(), RunOptions(**options))
+        else:
+            key = options.pop("key")
+            if given or any(value not in (None, "") for value in options.values()):
+                raise UsageError("With --file, only --key, --wait and --timeout may be given besides the job.")
+            run, is_new = sent(job, file, key)
         if not is_new:
             self.terminal.note(f"A request with this key has made run {run.id} already.")
         show_requested(self.terminal, run, wait=wait, timeout=timeout)
@@ -134,6 +145,18 @@ class Command(ShellCommand):
         if not ended + asked:
             over = ", ".join(f"{run.id} {run.state}" for run in found)
             raise CommandError(f"No run was cancelled: all have ended ({over}).", returncode=FAILED)
+
+
+def sent(job: str, word: str, key: str | None) -> tuple[Run, bool]:
+    """The run of a job for a file, as an upload makes it, and whether it is new."""
+    path = reading.file_of(word)
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    try:
+        with path.open("rb") as file:
+            upload = UploadedFile(file, path.name, kind, path.stat().st_size)
+            return take_upload(upload, Actor.of_shell(), key, job)
+    except OSError as error:
+        raise CommandError(f"The file {word!r} could not be kept: {error.strerror}.", returncode=FAILED) from error
 
 
 RUN = "the id of a run, or its beginning or end, such as the 12 characters that `runs list` shows"

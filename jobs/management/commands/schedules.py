@@ -1,4 +1,4 @@
-"""`manage.py schedules list|show|run|pause|...`: what is due when, and what an operator may do about it."""
+"""`manage.py schedules list|show|add|change|run|pause|...`: what is due when, and what an operator may do about it."""
 
 import sys
 from argparse import ArgumentParser
@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from django.core.management.base import CommandError, CommandParser
+from django.db import transaction
 from django_celery_beat.models import PeriodicTask
 
 from jobs.ledger import backfills, requests
@@ -18,6 +19,8 @@ from jobs.models import Actor, Backfill, Run, database_now
 from jobs.monitoring import history
 from jobs.rules.policies import CatchUp
 from jobs.schedules import acts, preview, timings
+from jobs.web.api import schedule_form as forms
+from jobs.web.api.schedule_form import NewSchedule, ScheduleForm
 
 MOST_LISTED = 10_000  # schedules
 NAMED = 10  # due moments that a preview of a backfill lists
@@ -31,6 +34,10 @@ class Command(ShellCommand):
         self._acts = parser.add_subparsers(dest="act", required=True, metavar="ACT")
         self._add_list(self.act(self._acts, "list", self.list, "List schedules by name."))
         self._named("show", self.show, "Show a schedule with its next due moments and its last runs.")
+        add = self.act(self._acts, "add", self.add, "Add a schedule.")
+        change = self._named("change", self.change, "Change the given columns of a schedule; the others stay.")
+        for each in (add, change):
+            each.add_argument("file", help="the schedule in JSON, as `show --json` prints it; -: read stdin")
         self._add_run(self._named("run", self.run_now, "Run schedules once, now.", several=True))
         self._add_pause(self._named("pause", self.pause, "Run no due moment until an end or `resume`.", several=True))
         self._named("resume", self.resume, "End a pause.", several=True)
@@ -166,6 +173,24 @@ class Command(ShellCommand):
 
     # --- acts -------------------------------------------------------------------------------------------------------
 
+    def add(self, *, file: str) -> None:
+        schedule = PeriodicTask()
+        forms.save(schedule, reading.form_of(file, NewSchedule), Actor.of_shell(), whole=True)
+        self._show_saved(schedule, "Added")
+
+    def change(self, *, name: str, file: str) -> None:
+        form, chosen = reading.form_of(file, ScheduleForm), reading.schedules_of([name])
+        with transaction.atomic():
+            chosen.select_for_update(no_key=True).first()  # before it is read: two may change it at once
+            schedule = reading.schedule_of(name)
+            forms.save(schedule, form, Actor.of_shell(), whole=False)
+        self._show_saved(schedule, "Changed")
+
+    def _show_saved(self, schedule: PeriodicTask, did: str) -> None:
+        if self.terminal.as_json:
+            self.terminal.json(schedules.as_json([schedules.rows().get(pk=schedule.pk)], whole=True)[0])
+        self.terminal.say(f"{did} schedule {schedule.name}.")
+
     def run_now(self, *, names: Sequence[str], key: str | None, wait: bool, timeout: float | None) -> None:
         found = list(reading.schedules_of(names))
         requested = requests.run_now(found, Actor.of_shell(), key=key)
@@ -182,7 +207,8 @@ class Command(ShellCommand):
 
     def skip(self, *, name: str, moments: int) -> None:
         acts.skip_next(reading.schedules_of([name]), Actor.of_shell(), moments)
-        self._show_acted([name], f"{name} skips the next {counted(moments, 'due moment')}.")
+        skipped = f"the next {counted(moments, 'due moment')}" if moments else "no due moment"
+        self._show_acted([name], f"{name} skips {skipped}.")
 
     def enable(self, *, names: Sequence[str]) -> None:
         self._done(names, "Enabled", acts.enable(reading.schedules_of(names), Actor.of_shell()))

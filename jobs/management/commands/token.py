@@ -1,4 +1,4 @@
-"""`manage.py token create|list|revoke`: programs with access to the API."""
+"""`manage.py token create|list|revoke|delete`: programs with access to the API."""
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -11,14 +11,15 @@ from django.core.management.base import CommandError, CommandParser
 from jobs.management import reading
 from jobs.management.terminal import FAILED, MissingError, ShellCommand
 from jobs.models import Actor, ApiToken, database_now
-from jobs.models.tokens import MOST_RATE, USUAL_RATE, is_scope
+from jobs.models.tokens import MOST_RATE, USUAL_RATE, ApiTokenQuerySet, is_scope
 
 COLUMNS = ("name", "user", "secret", "scopes", "state", "expires", "last used")
 
 
 class Command(ShellCommand):
     help = (
-        "Makes, lists and revokes tokens of the API. A token is of a user, and never allows more than the user may do."
+        "Makes, lists, revokes and deletes tokens of the API. A token is of a user, and never allows more than the user"
+        " may do."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -26,7 +27,9 @@ class Command(ShellCommand):
         self._add_create(self.act(acts, "create", self.create, "Make a token, and print its secret, only this once."))
         self.act(acts, "list", self.list, "List all tokens.")
         revoke = self.act(acts, "revoke", self.revoke, "Make tokens useless, at once and for good.")
-        revoke.add_argument("names", nargs="+", metavar="name", help="the name of a token")
+        delete = self.act(acts, "delete", self.delete, "Revoke and delete tokens, which frees their names.")
+        for each in (revoke, delete):
+            each.add_argument("names", nargs="+", metavar="name", help="the name of a token")
 
     def _add_create(self, parser: ArgumentParser) -> None:
         parser.add_argument("name", help="the program that uses it")
@@ -67,13 +70,24 @@ class Command(ShellCommand):
             self.terminal.note("There is no token.")
 
     def revoke(self, *, names: Sequence[str]) -> None:
-        tokens = ApiToken.objects.filter(name__in=names)
-        if unknown := sorted(set(names) - set(tokens.values_list("name", flat=True))):
-            raise MissingError(f"There is no token {unknown[0]!r}: `manage.py token list` shows all.")
-        number = tokens.revoke(Actor.of_shell())
+        number = tokens_of(names).revoke(Actor.of_shell())
         if self.terminal.as_json:
             self.terminal.json({"revoked": number})
         self.terminal.say(f"Revoked: {number}. Requests with these tokens are refused from now on.")
+
+    def delete(self, *, names: Sequence[str]) -> None:
+        number = tokens_of(names).remove(Actor.of_shell())
+        if self.terminal.as_json:
+            self.terminal.json({"deleted": number})
+        self.terminal.say(f"Deleted: {number}. Requests with these tokens are refused from now on.")
+
+
+def tokens_of(names: Sequence[str]) -> ApiTokenQuerySet:
+    """The tokens of these names. Raises `MissingError` if one does not exist."""
+    tokens = ApiToken.objects.filter(name__in=names)
+    if unknown := sorted(set(names) - set(tokens.values_list("name", flat=True))):
+        raise MissingError(f"There is no token {unknown[0]!r}: `manage.py token list` shows all.")
+    return tokens
 
 
 def user_of(name: str) -> Any:

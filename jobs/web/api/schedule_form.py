@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any
 
+from django.db import transaction
 from django_celery_beat.models import PeriodicTask
 from pydantic import (
     AliasChoices,
@@ -24,10 +25,11 @@ from pydantic import (
 
 from jobs.messages.message import read
 from jobs.models import LONGEST_NAME, Policy
+from jobs.models.audit import Actor
 from jobs.models.schedules import LONGEST
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import MOST_CAUGHT_UP, CatchUp, Overlap
-from jobs.schedules import status, timings
+from jobs.schedules import acts, status, timings
 from jobs.web.api.routes import Moment
 
 LARGEST = 2**31 - 1  # of an integer column
@@ -124,6 +126,16 @@ class NewSchedule(ScheduleForm):
     name: Name
     job: Name
     timing: TimingForm
+
+
+@transaction.atomic
+def save(schedule: PeriodicTask, form: ScheduleForm, actor: Actor, *, whole: bool) -> None:
+    """Save the schedule with the columns of the form, or nothing, also no new row of its timing. Raises `Invalid`."""
+    columns, policy = given(form, whole=whole)
+    changes = changed(schedule, columns)
+    for name, value in changes.items():
+        setattr(schedule, name, value)
+    acts.save(schedule, changed_rules(schedule, policy), actor, changes if schedule.pk else None)
 
 
 def given(form: ScheduleForm, *, whole: bool) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -125,7 +125,7 @@ def what_happened(request: HttpRequest, schedule: RowId, at: Moment) -> dict[str
 def create_schedule(request: HttpRequest, body: NewSchedule, response: HttpResponse) -> Status[Any]:
     """Create a schedule. One that cannot be computed or sent is refused."""
     schedule = PeriodicTask()
-    _save(request, schedule, body, whole=True)
+    forms.save(schedule, body, actor_of(request), whole=True)
     response["Location"] = f"{request.path}/{schedule.pk}"
     return Status(201, _shown(request, schedule.pk))
 
@@ -306,15 +306,5 @@ def _shown(request: HttpRequest, key: int) -> dict[str, Any]:
 def _changed(request: HttpRequest, key: int, body: ScheduleForm, *, whole: bool) -> dict[str, Any]:
     with transaction.atomic():
         _chosen(request, key).select_for_update(no_key=True).first()  # before it is read: two may change it at once
-        _save(request, _found(request, key), body, whole=whole)
+        forms.save(_found(request, key), body, actor_of(request), whole=whole)
     return _shown(request, key)
-
-
-@transaction.atomic
-def _save(request: HttpRequest, schedule: PeriodicTask, body: ScheduleForm, *, whole: bool) -> None:
-    """Save the schedule with the columns of the body, or nothing, also no new row of its timing."""
-    columns, policy = forms.given(body, whole=whole)
-    changes = forms.changed(schedule, columns)
-    for name, value in changes.items():
-        setattr(schedule, name, value)
-    acts.save(schedule, forms.changed_rules(schedule, policy), actor_of(request), changes if schedule.pk else None)

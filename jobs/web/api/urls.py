@@ -14,7 +14,20 @@ from ninja.openapi.docs import Swagger
 from ninja.openapi.schema import OpenAPISchema
 
 from jobs.toolkit.uploads import accepts_uploads
-from jobs.web.api import files, health, jobs, kept, problems, records, resources, routes, runs, schedules
+from jobs.web.api import (
+    files,
+    health,
+    jobs,
+    kept,
+    problems,
+    records,
+    resources,
+    routes,
+    runs,
+    schedules,
+    sources,
+    tokens,
+)
 from jobs.web.views import for_staff
 
 REFUSALS = (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 507)
@@ -28,6 +41,9 @@ ROUTERS = [
     ("/resources", resources.router),
     ("", health.router),
     ("", kept.router),
+    ("/webhook-sources", sources.router),
+    ("/webhooks", sources.received),
+    ("/tokens", tokens.router),
 ]
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
 
