@@ -39,10 +39,10 @@ class ActorFilter(ChosenFilter):
 @admin.register(AuditEntry)
 class AuditAdmin(ReadOnlyAdmin, GuardedAdmin):
     linked_by = ("key__exact",)
-    list_display = ("when", "who", "door", "token", "act", "row", "summary")
+    list_display = ("when", "who", "door", "token", "act", "row", "what")
     list_display_links = ("when",)
     list_filter = (("door", KnownChoices), ("act", KnownChoices), ("kind", KnownChoices), ActorFilter)
-    fields = ("when", "who", "door", "token", "act", "row", "summary", "changes")
+    fields = ("when", "who", "door", "token", "act", "row", "what", "changes")
     search_fields = ("^name", "=key")
     ordering = ("-id",)
     paginator = CappedPaginator
@@ -62,6 +62,12 @@ class AuditAdmin(ReadOnlyAdmin, GuardedAdmin):
         text = f"{entry.get_kind_display()} “{entry.name}”"
         address = "" if entry.act == Act.DELETE else _page_of(entry)
         return format_html('<a href="{}">{}</a>', address, text) if address else text
+
+    @admin.display(description="summary")
+    def what(self, entry: AuditEntry) -> str:
+        """The sentence of the act; without one, the columns that it changed."""
+        changed = ", ".join(entry.after) if entry.before and entry.after else ""
+        return entry.summary or (f"Changed: {changed}." if changed else NOTHING)
 
     @admin.display(description="changed columns")
     def changes(self, entry: AuditEntry) -> str:

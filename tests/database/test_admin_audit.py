@@ -147,6 +147,7 @@ def test_it_leads_to_the_entries_of_a_row_whatever_its_key(auditor):
 
 def test_it_leads_from_the_page_of_a_timing_to_its_entries(auditor):
     interval = make_schedule().interval
+    interval.every += 1
     acts.save_timing(interval, "ada")
     leads = auditor.get(reverse("admin:django_celery_beat_intervalschedule_history", args=[interval.pk]))
     assert listed(auditor, kind__exact="timing", key__exact=f"interval {interval.pk}") == [str(interval)]
@@ -170,3 +171,8 @@ def test_it_neither_changes_nor_deletes_an_entry():
     assert root.post(reverse("admin:jobs_auditentry_delete", args=[entry.pk]), {"post": "yes"}).status_code == 403
     root.post(ALL, {"action": "delete_selected", "_selected_action": [entry.pk], "post": "yes"})
     assert AuditEntry.objects.get() == entry
+
+
+def test_it_names_the_changed_columns_of_an_act_without_a_sentence(admin_client):
+    make_entry("ada", before={"jitter": 0, "queue": "a"}, after={"jitter": 300, "queue": "a"})
+    assert "Changed: jitter." in text(admin_client.get(reverse("admin:jobs_auditentry_changelist")))
