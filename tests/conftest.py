@@ -15,6 +15,9 @@ from django.db import connection
 from tests.servers import MissingServerError, MortalBroker, Pooler, Servers
 from tests.waiting import DEADLINE
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: commands would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"database: {config.getoption('database')}"

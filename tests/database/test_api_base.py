@@ -44,7 +44,7 @@ def test_it_asks_a_stranger_for_a_token_and_reads_no_body():
     stranger = Client(enforce_csrf_checks=True)
     for address in (RUNS, f"{RUNS}/{uuid4()}", "/api/jobs", "/api/files", "/api/nodes", "/api/statistics"):
         answer = stranger.get(address)
-        assert "Authorization: Bearer" in checked(answer, 401)["detail"]
+        assert "in the header Authorization, after “Bearer”" in checked(answer, 401)["detail"]
         assert answer["WWW-Authenticate"] == 'Bearer realm="api"'
     for address in (RUNS, "/api/uploads", "/api/nothing"):
         checked(stranger.post(address, {"job": "tests.nothing"}, "application/json"), 401)
