@@ -235,9 +235,14 @@ def test_it_never_lends_a_closed_value_when_threads_evict_each_others_entries():
             if number % 7 == 0:
                 resource.drop()
 
+    def load(_: int) -> Handle:
+        handle = Handle()
+        made.append(handle)  # `made[-1]` could be that of another thread
+        return handle
+
     made: list[Handle] = []
     start = threading.Barrier(4)
-    resource = Resource("handles", lambda _: made.append(Handle()) or made[-1], limit=1, close=Handle.close)
+    resource = Resource("handles", load, limit=1, close=Handle.close)
     assert together(4, use) == [None] * 4
     resource.drop()
     assert {len(handle.closed) for handle in made} == {1}
