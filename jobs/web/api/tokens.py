@@ -67,7 +67,7 @@ def _seen(request: HttpRequest) -> QuerySet[ApiToken]:
         return tokens.filter(user=actor.user.pk)
     if actor.token is not None:
         return tokens.filter(pk=actor.token.pk)
-    raise Forbidden(f"You may not list tokens: ask an administrator for one of the permissions {', '.join(OWN)}.")
+    raise Forbidden(f"You may not list tokens. Ask an administrator for one of the permissions {', '.join(OWN)}.")
 
 
 def _token(token: ApiToken, used: ApiToken | None, now: datetime) -> dict[str, Any]:
