@@ -109,7 +109,7 @@ class ShellCommand(BaseCommand):
             sys.exit(error.returncode)
 
     def _lose_reader(self, error: OSError) -> Never:
-        """End after what was to be done is done, but cannot be printed: the reader is gone, or the disk is full."""
+        """End a command that has acted but cannot print: the reader is gone, or the disk is full."""
         if sys.stdout:
             with Path(os.devnull).open("w") as nowhere:  # otherwise Python prints an error at exit
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -1,8 +1,8 @@
 """What happened to a schedule at a moment, or will happen? One sentence, as an operator would ask for it.
 
 Its one rule: the ledger tells what happened, the timings in force then tell whether the schedule was due
-(`schedules.past`), and its policy tells what is to come. It decides nothing and guesses nothing: where the clean-up
-deleted the answer, the sentence says so.
+(`schedules.past`), and its policy decides about future moments. It guesses nothing: where the clean-up deleted the
+answer, the sentence says so.
 
 A moment means the due moment equal to it, else the one in the same minute. Limit: a forecast tells what speaks against
 a run today; an earlier run that is still unfinished, a late beat or an edit may yet change it.
@@ -202,7 +202,7 @@ def _neighbours(question: Question) -> str:
     return f"; the last due moment was {before}" if before else f"; the next one is {after}" if after else ""
 
 
-# --- a moment to come -----------------------------------------------------------------------------------------------
+# --- a future moment ------------------------------------------------------------------------------------------------
 
 
 def _foreseen(question: Question, due_at: datetime) -> str:

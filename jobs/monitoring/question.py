@@ -1,7 +1,7 @@
 """Which due moment does a question mean, and what is known about it? `history` puts it into words.
 
 Its one rule: the ledger is asked first, then the timings that were in force (`schedules.past`), then the present one
-for what is to come. Moments before the timings are known are not guessed. Limit: the neighbours of a moment ignore how
+for future moments. Moments before the timings are known are not guessed. Limit: the neighbours of a moment ignore how
 many runs a limited schedule has left.
 """
 

@@ -507,7 +507,7 @@ def test_it_answers_where_a_machine_lacks_the_zone_of_a_timing(claimed, nightly)
     assert sentence(nightly, NIGHTS[2]).startswith("It will not be due")
 
 
-# --- it is yet to come ----------------------------------------------------------------------------------------------
+# --- future moments -------------------------------------------------------------------------------------------------
 
 WILL = "It will be due on 2025-03-06 at 02:00 (UTC)"
 FUTURE = NIGHTS[3]

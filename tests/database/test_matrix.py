@@ -56,7 +56,7 @@ FILES = reverse("admin:jobs_storedfile_changelist")
 #   whole     all permissions of the user       of_job       all, limited to the free job
 #   viewing   the permissions to view           of_schedule  all, limited to the schedule of the restricted job
 #   no_right  all but the rights for jobs       lost         all, but the user has lost them
-# Tokens that are expired or revoked, or whose user is disabled, are nobody's: everything is refused.
+# Tokens that are expired or revoked, or whose user is disabled, may do nothing.
 TABLE = """
                         anonymous viewer changer holder root   whole viewing no_right of_job of_schedule lost dead
 schedule add            .         .      f       b      b      b     .       f        f      .           .    .

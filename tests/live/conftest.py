@@ -75,7 +75,7 @@ class Process:
         self._child.wait(DEADLINE)
 
     def expect_end(self) -> None:
-        """Let nobody wonder when it ends by itself."""
+        """Expect that it ends by itself."""
         self._told_to_end = True
 
     def stop(self) -> None:

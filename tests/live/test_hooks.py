@@ -22,7 +22,7 @@ from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 KEYS = {"WEBHOOK_KEYS_SHOP": STANDARD, "WEBHOOK_KEYS_PLAIN": PLAIN}
-NOWHERE = "postgres://nobody@127.0.0.1:1/nothing"
+NOWHERE = "postgres://user@127.0.0.1:1/nothing"
 COMMANDS = re.search(r"^    signature=.*\n    curl .*$", (ROOT / "docs" / "webhooks.md").read_text(), re.MULTILINE)[0]
 
 
