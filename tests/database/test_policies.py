@@ -12,6 +12,7 @@ from jobs.beat.rescue import rescue
 from jobs.ledger import backfills, outcomes
 from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, database_now
 from jobs.models.audit import Actor
+from jobs.models.runs import REQUESTED
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import SKIPPED_BY_HAND, CatchUp, Overlap
 from jobs.schedules import acts, calendar
@@ -390,6 +391,14 @@ def test_it_backfills_exactly_the_moments_of_its_preview(hourly, which, hours_ag
     runs = Run.objects.filter(backfill=backfill).order_by("due_at")
     assert [run.due_at for run in runs] == seen.moments
     assert {(run.trigger, run.actor, run.schedule) for run in runs} == {(Trigger.BACKFILL, "ada", hourly)}
+
+
+@pytest.mark.parametrize("trigger", sorted(REQUESTED))
+def test_it_takes_no_requested_run_for_that_of_a_due_moment(hourly, trigger):
+    backfill = make_backfill(hourly)
+    at = backfill.end - 2 * HOUR
+    make_run(hourly, State.SUCCEEDED, trigger=trigger, due_at=at, last_due_at=at)
+    assert at in backfills.preview(backfill).moments
 
 
 def test_it_backfills_no_moment_that_beat_has_yet_to_decide():
