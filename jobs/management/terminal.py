@@ -159,7 +159,7 @@ class Terminal:
             column.no_wrap, column.overflow = name in NARROW, "fold"
         for row in texts:
             table.add_row(*(Text(text, STYLES.get(text, "")) for text in row))
-        self.console.print(table)
+        self._render(table)
 
     def record(self, values: dict[str, Any]) -> None:
         """One thing, a property a line. Properties without a value are left out."""
@@ -172,7 +172,7 @@ class Terminal:
         grid.add_column(overflow="fold")
         for name, text in rows:
             grid.add_row(Text(name), Text(text, STYLES.get(text, "")))
-        self.console.print(grid)
+        self._render(grid)
 
     def json(self, value: Any) -> None:
         """JSON in ASCII, which no terminal obeys and every script reads."""
@@ -189,8 +189,10 @@ class Terminal:
         self._err.flush()
 
     def line(self, text: str) -> None:
-        """A line of text that is safe already."""
-        self._out.write(self._written(text))
+        """A text that is safe already, written line by line: with PYTHONUNBUFFERED, Python drops the rest of a text
+        that a vanishing reader took in part, and reports no error before the next one."""
+        for each in text.split("\n"):
+            self._out.write(self._written(each))
 
     def raw(self, text: str) -> None:
         """A piece of text that is safe already, at once."""
@@ -200,6 +202,11 @@ class Terminal:
     def flush(self) -> None:
         """Let a reader see now what was printed; a pipe would keep it until the end."""
         self._out.flush()
+
+    def _render(self, grid: Table) -> None:
+        with self.console.capture() as captured:
+            self.console.print(grid)
+        self.line(captured.get().removesuffix("\n"))
 
     def _written(self, text: str) -> str:
         encoding = getattr(self._out, "encoding", None) or "utf-8"

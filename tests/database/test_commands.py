@@ -702,8 +702,11 @@ def test_its_processes_end_with_the_status_and_one_sentence(environment):
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("option", ["", "--force-color"])
-def test_it_ends_quietly_when_its_reader_is_gone(environment, option):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("option", ["", "--force-color", "--json"])
+def test_it_ends_quietly_when_its_reader_is_gone(environment, option, unbuffered):
+    """The command is kept waiting: a pipe holds 64 KiB."""
+    environment["PYTHONUNBUFFERED"] = unbuffered
     Run.objects.bulk_create(make_many(3000))
     command = f"{sys.executable} manage.py runs list --limit 3000 {option} | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
@@ -715,7 +718,7 @@ def test_it_ends_quietly_when_its_reader_is_gone(environment, option):
         timeout=DEADLINE,
         check=False,
     )
-    assert "ID " in done.stdout.splitlines()[0]
+    assert ("[" if option == "--json" else "ID ") in done.stdout.splitlines()[0]
     assert (done.stdout.splitlines()[1], done.stderr) == ("141", "")
 
 
