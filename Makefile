@@ -8,7 +8,9 @@
 #   make fuzz                        send random requests to the API, as every role: ten minutes
 #   make audit                       check hashes, licences and known vulnerabilities; write the SBOM to var/sbom.json
 #   make lock [ARGS=--upgrade]       renew the lists of locked requirements from their .in files
-#   make install                     create only .venv; PYTHON=/path/to/python3.12 chooses its Python
+#   make install [EXTRAS=sentry]     create only .venv, with the named lists of extras/, separated by commas
+#
+# PYTHON=/path/to/python3.12 chooses the Python of a new .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 WRITABLE := test -w . || { echo "This folder cannot be written: move the project to a writable folder." >&2; exit 1; }
@@ -67,9 +69,15 @@ audit: .venv/develops .venv-audit/audits
 lock: .venv/develops
 	$(COMPILE) $(ARGS) requirements.in -o requirements.txt
 	$(COMPILE) $(ARGS) requirements-dev.in -o requirements-dev.txt
+	$(COMPILE) $(ARGS) extras/sentry.in -o extras/sentry.txt
+	$(COMPILE) $(ARGS) extras/opentelemetry.in -o extras/opentelemetry.txt
 	$(COMPILE) $(ARGS) requirements-audit.in -o requirements-audit.txt
 
 install: .venv/runs
+	@for extra in $$(echo "$(EXTRAS)" | tr , " "); do \
+	  test -f "extras/$$extra.txt" || { echo "There is no extra $$extra: choose from" extras/*.txt >&2; exit 1; }; \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r "extras/$$extra.txt" || exit 1; \
+	done
 
 # A stamp means that all its requirements are installed. It is written last, so a failed installation leaves none.
 .venv/runs: requirements.txt $(BIN)/python
