@@ -3,6 +3,7 @@
 The ledger and its companions: runs, steps, policies, nodes, resources, and the rows of ready-made jobs.
 """
 
+from jobs.models.alerts import Alert, Channel, Condition, Notice, Silence, Tally, UsualRuntime, Watch
 from jobs.models.audit import Act, Actor, AuditEntry, Door, Kind
 from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile
 from jobs.models.clock import database_now, lease
@@ -56,11 +57,14 @@ __all__ = [
     "UNSTARTED",
     "Act",
     "Actor",
+    "Alert",
     "ApiToken",
     "Attempt",
     "AuditEntry",
     "Backfill",
     "ChangedTiming",
+    "Channel",
+    "Condition",
     "Delivery",
     "Door",
     "Effect",
@@ -71,6 +75,7 @@ __all__ = [
     "Kind",
     "Measurement",
     "Node",
+    "Notice",
     "PastTiming",
     "Policy",
     "PolicyQuerySet",
@@ -80,10 +85,14 @@ __all__ = [
     "RunLog",
     "RunQuerySet",
     "SetAside",
+    "Silence",
     "State",
     "Step",
     "StoredFile",
+    "Tally",
     "Trigger",
+    "UsualRuntime",
+    "Watch",
     "Webhook",
     "WebhookSource",
     "database_now",

@@ -48,6 +48,7 @@ class Act(models.TextChoices):
     INVALIDATE = "invalidate"
     UPLOAD = "upload"
     REVOKE = "revoke"
+    TEST = "test"
 
 
 class Kind(models.TextChoices):
@@ -60,6 +61,8 @@ class Kind(models.TextChoices):
     FILE = "file"
     TOKEN = "token"  # noqa: S105 - a kind of row
     SOURCE = "webhook source", "Webhook source"
+    CHANNEL = "channel"
+    SILENCE = "silence"
 
 
 SCHEDULES, RUNS = "django_celery_beat.{}_periodictask", "jobs.{}_run"
@@ -82,6 +85,9 @@ NEEDED = {
     (Kind.TOKEN, Act.REVOKE): "jobs.change_apitoken",
     (Kind.TOKEN, Act.DELETE): "jobs.delete_apitoken",
     **{(Kind.SOURCE, act): f"jobs.{act}_webhooksource" for act in (Act.ADD, Act.CHANGE, Act.DELETE)},
+    **{(Kind.CHANNEL, act): f"jobs.{act}_channel" for act in (Act.ADD, Act.CHANGE, Act.DELETE)},
+    (Kind.CHANNEL, Act.TEST): "jobs.change_channel",
+    **{(Kind.SILENCE, act): f"jobs.{act}_silence" for act in (Act.ADD, Act.CHANGE, Act.DELETE)},
 }
 
 

@@ -20,7 +20,7 @@ from django_celery_beat.models import (
 
 from jobs.models.nodes import LONGEST_PROJECT
 from jobs.models.runs import ENDED_BY_ITSELF, LONGEST_ACTOR, Run, State, Trigger
-from jobs.rules import policies
+from jobs.rules import health, policies
 
 LONGEST = timedelta(days=3650)  # the limit of every duration in a policy
 
@@ -237,6 +237,39 @@ class Policy(models.Model):
     )
     keep_result = models.BooleanField(
         null=True, help_text="Whether to keep the return value. Unknown: the task decides."
+    )
+
+    late_after = models.DurationField(
+        default=health.LATE_AFTER,
+        db_default=health.LATE_AFTER,
+        validators=[MinValueValidator(timedelta(seconds=1)), MaxValueValidator(LONGEST)],
+        help_text="It counts as late if it has not started by then after it is due (hh:mm:ss).",
+    )
+    failures_allowed = models.PositiveSmallIntegerField(
+        default=0,
+        db_default=0,
+        validators=[MaxValueValidator(health.MOST_FAILURES - 1)],
+        help_text="It counts as failing after more failed runs in a row than these.",
+    )
+    longest_runtime = models.DurationField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(timedelta(seconds=1)), MaxValueValidator(LONGEST)],
+        help_text="A run that takes longer is too long (hh:mm:ss). Empty: far longer than usual.",
+    )
+    shortest_runtime = models.DurationField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(timedelta(0)), MaxValueValidator(LONGEST)],
+        help_text="A run that succeeds sooner is suspicious (hh:mm:ss). Empty: far sooner than usual.",
+    )
+    longest_pause = models.DurationField(
+        null=True,
+        blank=True,
+        default=health.LONGEST_PAUSE,
+        db_default=health.LONGEST_PAUSE,
+        validators=[MinValueValidator(timedelta(minutes=1)), MaxValueValidator(LONGEST)],
+        help_text="A longer pause is reported (days hh:mm:ss). Empty: never.",
     )
 
     objects = PolicyQuerySet.as_manager()

@@ -38,6 +38,7 @@ VIEWING = {
     *("jobs.view_backfill", "jobs.view_node", "jobs.view_measurement", "jobs.view_resourceversion"),
     *("jobs.view_storedfile", "jobs.view_feedentry", "jobs.view_setaside", "jobs.view_delivery"),
     *("jobs.view_auditentry", "jobs.view_webhooksource", "jobs.view_webhook", "jobs.view_apitoken"),
+    *("jobs.view_alert", "jobs.view_channel", "jobs.view_silence"),
 }
 UNSCOPED = {(Kind.TOKEN, Act.ADD), (Kind.TOKEN, Act.DELETE)}  # acts that the API does not have
 ACTING = {permission for act, permission in NEEDED.items() if act not in UNSCOPED}

@@ -5,6 +5,7 @@
 Modules with more than a few names are imported whole: `from jobs.toolkit import files, http, mail, webhooks`.
 """
 
+from jobs import http
 from jobs.cache.mapped import MappedResource
 from jobs.cache.resources import Resource
 from jobs.cache.shared import cached
@@ -30,6 +31,7 @@ __all__ = [
     "cache_usage",
     "cached",
     "current_run",
+    "http",
     "invalidate_cached",
     "invalidate_resources",
     "once",

@@ -6,9 +6,8 @@ it checks the name of the step. Code outside a task, such as a shell, may use ev
 
 from celery import current_task
 
-from jobs import secrets
+from jobs import http, secrets
 from jobs.messages import destinations
-from jobs.toolkit import http
 from jobs.worker import context
 
 

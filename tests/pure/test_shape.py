@@ -23,7 +23,7 @@ FILES_AT_THE_TOP = {
     *("conftest.py", "pyproject.toml", "pytest.ini", "requirements.in", "requirements.txt"),
     *("requirements-dev.in", "requirements-dev.txt", "requirements-audit.in", "requirements-audit.txt"),
 }
-FOLDERS_AT_THE_TOP = {"project", "jobs", "templates", "tests", ".ci"}
+FOLDERS_AT_THE_TOP = {"project", "jobs", "templates", "tests", "extras", ".ci"}
 MAY_COME = {"benchmarks", "docs"}
 
 PURE = {"jobs.cache.resources", "jobs.toolkit.rows"}  # and all of `rules`
