@@ -1,4 +1,4 @@
-"""What may the ledger delete, and when? Runs that ended long ago, each state after its own time, and old timings.
+"""What may the ledger delete, and when? Runs that ended long ago, each state after its own time; old timings and alerts.
 
 Its one rule: deleting changes no answer. A backfill counts every moment up to the latest deleted run as done, the
 latest run of each schedule stays, and an unfinished run is never touched. So a pass first writes into each policy how
@@ -8,12 +8,27 @@ own transaction; an interruption leaves the rest for the next time.
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Exists, Max, OuterRef, Q, QuerySet
 
-from jobs.models import TERMINAL, AuditEntry, PastTiming, Policy, Run, RunQuerySet, SetAside, State, Trigger, bulk
+from jobs.models import (
+    TERMINAL,
+    Alert,
+    AuditEntry,
+    Notice,
+    PastTiming,
+    Policy,
+    Run,
+    RunQuerySet,
+    SetAside,
+    Silence,
+    State,
+    Trigger,
+    bulk,
+)
 
 BATCH = 1000  # runs, or policies, per transaction
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -47,10 +62,21 @@ def delete_set_aside(before: datetime) -> None:
 
 
 def delete_audit(before: datetime) -> None:
-    """Delete the audit entries before a moment, oldest first, in batches (index audit_at)."""
-    old = AuditEntry.objects.filter(at__lt=before).order_by("at")
+    """Delete the audit entries before a moment (index audit_at)."""
+    _delete(AuditEntry.objects.filter(at__lt=before).order_by("at"))
+
+
+def delete_alerts(before: datetime, pings_before: datetime) -> None:
+    """Delete alerts with their notices (index alert_at), silences that were over before, and pings that were sent."""
+    _delete(Alert.objects.filter(at__lt=before).order_by("at"))
+    _delete(Silence.objects.filter(ends_at__lt=before).order_by("ends_at"))
+    _delete(Notice.objects.filter(alert=None, done_at__lt=pings_before).order_by("pk"))
+
+
+def _delete(old: QuerySet[Any]) -> None:
+    """Delete these rows in batches, in their order."""
     while batch := list(old.values_list("pk", flat=True)[:BATCH]):
-        AuditEntry.objects.filter(pk__in=batch).delete()
+        old.model._default_manager.filter(pk__in=batch).delete()
 
 
 @transaction.atomic

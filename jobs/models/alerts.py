@@ -13,11 +13,12 @@ from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
 from jobs.models import bulk
-from jobs.models.runs import LONGEST_ACTOR, LONGEST_NAME, LONGEST_REASON
+from jobs.models.runs import LONGEST_ACTOR, LONGEST_NAME, LONGEST_REASON, State
 from jobs.rules import health
 from jobs.rules.crontab import zone_of
 
 LONGEST_CHANNEL = 100  # characters of a name
+BAD_ENDS = [State.FAILED, State.LOST, State.EXPIRED]  # of runs
 HEALTH_CHOICES = [(each.value, each.value) for each in health.Health]
 
 
@@ -40,7 +41,7 @@ class Watch(models.Model):
         """Begin a look, if the last one began at least `every` seconds ago; None if it did not."""
         pause = timedelta(seconds=every)
         due = cls.objects.filter(Q(looked_at=None) | Q(looked_at__lte=Now() - pause) | Q(looked_at__gt=Now() + pause))
-        if due.update(number=F("number") + 1, looked_at=Now()):
+        if due.exists() and due.update(number=F("number") + 1, looked_at=Now()):
             return cls.objects.get()
         if not cls.objects.exists():
             Watch.objects.bulk_create([Watch()], ignore_conflicts=True)

@@ -94,7 +94,7 @@ class Active:
 class Facts:
     """What the ledger says about a schedule. `outcomes` are the last ones, the latest first."""
 
-    is_enabled: bool = True
+    is_watched: bool = True
     invalid_reason: str = ""
     paused_since: datetime | None = None
     pause: str = ""
@@ -118,7 +118,7 @@ class Finding:
 
 def judge(facts: Facts, limits: Limits, now: datetime) -> Finding:
     """The health of a schedule."""
-    if not facts.is_enabled:
+    if not facts.is_watched:
         return Finding(Health.OK, "It is disabled, so nothing is expected of it.")
     if facts.invalid_reason:
         return Finding(Health.BLOCKED, facts.invalid_reason, "It can run.")

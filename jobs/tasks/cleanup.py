@@ -21,13 +21,14 @@ from django.conf import settings
 from django_celery_results.models import GroupResult, TaskResult
 from pydantic import Field, validate_call
 
-from jobs.ledger.retention import delete_audit, delete_ended, delete_set_aside, delete_timings
+from jobs.ledger.retention import delete_alerts, delete_audit, delete_ended, delete_set_aside, delete_timings
 from jobs.models import TERMINAL, State, StoredFile, database_now
 from jobs.toolkit import files
 from jobs.toolkit.current import progress
 
 Days = Annotated[int, Field(ge=1, le=36_500, strict=True)]
 RESULTS: tuple[Any, ...] = (TaskResult.objects, GroupResult.objects)
+PINGS = timedelta(days=7)  # for which it is known which runs a channel was pinged about
 FILES = set(StoredFile.Kind) - {StoredFile.Kind.BACKUP}
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 def cleanup(
     succeeded_days: Annotated[Days, Field(description="Days to keep runs that succeeded.")] = 30,
     other_days: Annotated[
-        Days, Field(description="Days to keep runs that failed, expired, or were skipped, cancelled or lost.")
+        Days,
+        Field(description="Days to keep runs that failed, expired, or were skipped, cancelled or lost; and alerts."),
     ] = 180,
     file_days: Annotated[Days, Field(description="Days to keep files, except backups.")] = 30,
     audit_days: Annotated[Days, Field(description="Days to keep audit entries.")] = 730,
@@ -64,5 +66,6 @@ def cleanup(
     delete_timings(now - timedelta(days=max(succeeded_days, other_days)))
     delete_set_aside(now - timedelta(days=other_days))
     delete_audit(now - timedelta(days=audit_days))
+    delete_alerts(now - timedelta(days=other_days), now - PINGS)
     logger.info("Deleted %(succeeded)d succeeded runs, %(others)d others and %(files)d files.", deleted)
     return deleted

@@ -2,6 +2,7 @@
 
 import io
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from django.contrib.admin.models import CHANGE, LogEntry
@@ -17,12 +18,16 @@ from jobs.beat import claim
 from jobs.ledger import backfills, retention
 from jobs.models import (
     TERMINAL,
+    Alert,
     Attempt,
     Backfill,
+    Channel,
     Effect,
+    Notice,
     Policy,
     Run,
     RunLog,
+    Silence,
     State,
     Step,
     StoredFile,
@@ -223,3 +228,17 @@ def test_it_cleans_up_files_sessions_and_results_and_leaves_backups(settings, tm
     assert {row.name for row in StoredFile.objects.all()} == {young.name, "backup"}
     assert [session.session_key for session in Session.objects.all()] == ["young"]
     assert [result.task_id for result in TaskResult.objects.all()] == ["young"]
+
+
+def test_it_deletes_old_alerts_with_their_notices_and_silences_that_are_over():
+    now = database_now()
+    channel = Channel.objects.create(name="mail")
+    for days in (1, 200):
+        at = now - timedelta(days=days)
+        alert = Alert.objects.create(subject="it", name="it", before="ok", health="late", at=at, since=at)
+        Notice.objects.create(channel=channel, alert=alert, not_before=at)
+        Notice.objects.create(channel=channel, run=uuid4(), event="start", not_before=at, done_at=at)
+        Silence.objects.create(starts_at=at - timedelta(hours=1), ends_at=at)
+    retention.delete_alerts(now - timedelta(days=180), now - timedelta(days=7))
+    assert [(alert.at, alert.notices.count()) for alert in Alert.objects.all()] == [(now - timedelta(days=1), 1)]
+    assert (Notice.objects.count(), Silence.objects.count()) == (2, 1)

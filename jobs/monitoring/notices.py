@@ -1,0 +1,195 @@
+"""Which message does each channel get, and did it get it? It claims notices, builds messages, and notes the outcome.
+
+Its one rule: a message is claimed before it is sent and marked afterwards. One whose process died in between is sent
+again with the same id, so a receiver can tell. What a reader no longer needs is not sent: an alert that a later one
+replaces, or a subject that is well again before its illness was told.
+
+A channel has one unsent message at a time. While it fails, further alerts wait and become one message.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID, uuid4, uuid5
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q, QuerySet
+from django.urls import NoReverseMatch, reverse
+
+from jobs.models import Alert, Channel, Notice, Run, RunLog, Silence, database_now
+from jobs.monitoring import channels
+from jobs.monitoring.message import Item, Message, Ping
+from jobs.rules.health import Health
+
+CLAIMED_FOR = timedelta(seconds=90)  # more than a channel may take to send a message
+HELD_FOR = timedelta(seconds=30)  # between looks at whether a silence or the quiet hours are over
+FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=15), timedelta(hours=1)  # before another try; doubles
+MOST_TRIES = 30  # a day
+MOST_AT_ONCE = 1000  # notices of a message
+MOST_PINGS = 50  # of a claim
+LOG_LINES, LOG_READ = 20, 10_000  # lines that a message shows, and characters that are read for them
+UNSENT = Q(state__in=[Notice.State.WAITING, Notice.State.SENDING])
+REPLACED = "A later alert replaced it before it was sent."
+OVER = "It was well again before it was told."
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A claimed message, and the number of its try."""
+
+    channel: Channel
+    content: Message | Ping
+    number: int
+
+    @property
+    def notices(self) -> QuerySet[Notice]:
+        return Notice.objects.filter(channel=self.channel, message=self.content.id, tries=self.number)
+
+
+def waiting() -> list[int]:
+    """The channels that have something to send now (index notice_to_send)."""
+    due = Notice.objects.filter(UNSENT, not_before__lte=database_now())
+    return list(due.order_by().values_list("channel", flat=True).distinct())
+
+
+def deliver(channel: int) -> None:
+    """Send what a channel is to be told now. Another process that is at it is left alone."""
+    for parcel in claim(channel):
+        try:
+            channels.send(parcel.channel, parcel.content)
+        except channels.ChannelError as error:
+            _note_failure(parcel, str(error), is_final=error.is_permanent or parcel.number >= MOST_TRIES)
+        else:
+            _note_success(parcel)
+
+
+@transaction.atomic
+def claim(key: int) -> list[Parcel]:
+    """Take the messages of a channel to send now."""
+    channel = Channel.objects.select_for_update(skip_locked=True).filter(pk=key).first()
+    if channel is None:
+        return []
+    now = database_now()
+    unsent = Notice.objects.filter(UNSENT, channel=channel).select_related("alert").order_by("id")
+    if not channel.is_enabled:
+        _drop(list(unsent), "The channel was disabled.", now)
+        return []
+    if channel.kind == Channel.Kind.PING:
+        return [_parcel(channel, [each], now) for each in unsent.filter(not_before__lte=now)[:MOST_PINGS]]
+    begun = list(unsent.filter(message__isnull=False))
+    if not begun:
+        begun = _chosen(channel, list(unsent.filter(not_before__lte=now)[:MOST_AT_ONCE]), now)
+    is_due = bool(begun) and all(notice.not_before <= now for notice in begun)
+    return [_parcel(channel, begun, now)] if is_due else []
+
+
+def _parcel(channel: Channel, notices: Sequence[Notice], now: datetime) -> Parcel:
+    first = notices[0]
+    message, tries = first.message or uuid4(), first.tries + 1
+    if first.run is not None:
+        message = uuid5(first.run, f"{channel.pk} {first.event}")
+    changes = {"state": Notice.State.SENDING, "message": message, "tries": tries, "not_before": now + CLAIMED_FOR}
+    Notice.objects.filter(pk__in=[notice.pk for notice in notices]).update(**changes)
+    return Parcel(channel, _content(channel, notices, message, now), tries)
+
+
+def _chosen(channel: Channel, notices: Sequence[Notice], now: datetime) -> list[Notice]:
+    """Those of these notices that make the next message. Others are held back, or dropped."""
+    is_quiet, silences = channel.is_quiet(now), list(Silence.objects.filter(starts_at__lte=now, ends_at__gt=now))
+    held = {
+        notice.pk
+        for notice in notices
+        if notice.alert and (is_quiet or any(silence.covers(notice.alert) for silence in silences))
+    }
+    Notice.objects.filter(pk__in=held).update(not_before=now + HELD_FOR)
+    by_subject: dict[str, list[Notice]] = {}
+    for notice in notices:
+        if notice.alert and notice.pk not in held:
+            by_subject.setdefault(notice.alert.subject, []).append(notice)
+    told = _told(channel, list(by_subject))
+    chosen = []
+    for subject, ones in by_subject.items():
+        last = ones[-1]
+        if last.alert and last.alert.health == told.get(subject, Health.OK):
+            _drop(ones, OVER, now)
+        else:
+            _drop(ones[:-1], REPLACED, now)
+            chosen.append(last)
+    return chosen
+
+
+def _told(channel: Channel, subjects: Sequence[str]) -> dict[str, str]:
+    """The health of each subject as the channel knows it."""
+    sent = Notice.objects.filter(channel=channel, state=Notice.State.SENT, alert__subject__in=subjects)
+    return dict(sent.order_by("id").values_list("alert__subject", "alert__health"))
+
+
+def _drop(notices: Sequence[Notice], why: str, now: datetime) -> None:
+    changes = {"state": Notice.State.DROPPED, "error": why, "done_at": now}
+    Notice.objects.filter(pk__in=[notice.pk for notice in notices]).update(**changes)
+
+
+def _note_success(parcel: Parcel) -> None:
+    now = database_now()
+    parcel.notices.update(state=Notice.State.SENT, done_at=now, error="")
+    Channel.objects.filter(pk=parcel.channel.pk).update(sent_at=now, problem="", problem_since=None)
+
+
+def _note_failure(parcel: Parcel, why: str, *, is_final: bool) -> None:
+    now = database_now()
+    if is_final:
+        parcel.notices.update(state=Notice.State.FAILED, done_at=now, error=why)
+    else:
+        wait = min(FIRST_WAIT * (1 << min(parcel.number - 1, 20)), LONGEST_WAIT)
+        parcel.notices.update(state=Notice.State.WAITING, not_before=now + wait, error=why)
+    Channel.objects.filter(pk=parcel.channel.pk, problem_since=None).update(problem_since=now)
+    Channel.objects.filter(pk=parcel.channel.pk).update(problem=why)
+
+
+# --- the content of a message ----------------------------------------------------------------------------------------
+
+
+def _content(channel: Channel, notices: Sequence[Notice], key: UUID, now: datetime) -> Message | Ping:
+    first = notices[0]
+    if first.run is not None:
+        reason = Run.objects.filter(pk=first.run).values_list("reason", flat=True).first()
+        return Ping(key, first.run, first.event, reason or "")
+    return Message(key, now, channel.reader_zone, [_item(notice.alert) for notice in notices if notice.alert])
+
+
+def _item(alert: Alert) -> Item:
+    return Item(
+        subject=alert.subject,
+        name=alert.name,
+        health=Health(alert.health),
+        before=Health(alert.before),
+        sentence=alert.sentence,
+        expected=alert.expected,
+        at=alert.at,
+        since=alert.since,
+        due_at=alert.due_at,
+        count=alert.count,
+        link=_link(alert.run, alert.schedule_id),
+        log=_last_lines(alert.run),
+    )
+
+
+def _link(run: UUID | None, schedule: int | None) -> str:
+    """The page of the run or the schedule; empty for a part of the system, or where this project has no admin."""
+    try:
+        if run is not None:
+            return f"{settings.SITE_URL}{reverse('admin:jobs_run_change', args=[run])}"
+        if schedule is not None:
+            return f"{settings.SITE_URL}{reverse('admin:django_celery_beat_periodictask_change', args=[schedule])}"
+    except NoReverseMatch:
+        pass
+    return ""
+
+
+def _last_lines(run: UUID | None) -> list[str]:
+    """The last lines of the run's log, which are masked."""
+    if run is None:
+        return []
+    text = RunLog.objects.filter(run=run).order_by("-attempt").values_list("text", flat=True).first() or ""
+    return text[-LOG_READ:].splitlines()[-LOG_LINES:]
