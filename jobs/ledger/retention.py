@@ -1,4 +1,4 @@
-"""What may the ledger delete, and when? Runs that ended long ago, each state after its own time; old timings and alerts.
+"""What may the ledger delete, and when? Runs that ended long ago, each state after its own time; old alerts, too.
 
 Its one rule: deleting changes no answer. A backfill counts every moment up to the latest deleted run as done, the
 latest run of each schedule stays, and an unfinished run is never touched. So a pass first writes into each policy how

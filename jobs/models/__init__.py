@@ -4,6 +4,7 @@ The ledger and its companions: runs, steps, policies, nodes, resources, and the 
 """
 
 from jobs.models.alerts import Alert, Channel, Condition, Notice, Silence, Tally, UsualRuntime, Watch
+from jobs.models.attempts import Attempt, Effect, RunLog
 from jobs.models.audit import Act, Actor, AuditEntry, Door, Kind
 from jobs.models.catalogue import LONGEST_ADDRESS, Delivery, FeedEntry, StoredFile
 from jobs.models.clock import database_now, lease
@@ -22,11 +23,8 @@ from jobs.models.runs import (
     TERMINAL,
     TRANSITIONS,
     UNSTARTED,
-    Attempt,
-    Effect,
     Ended,
     Run,
-    RunLog,
     RunQuerySet,
     State,
     Trigger,

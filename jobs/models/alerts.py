@@ -5,6 +5,7 @@ Its one rule: a change of health and the notices about it are written in one tra
 """
 
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from django.db import models
 from django.db.models import F, Q
@@ -197,6 +198,29 @@ class Silence(models.Model):
         return not self.patterns or (not is_system and health.matches(self.patterns, alert.name, alert.job))
 
 
+class NoticeQuerySet(models.QuerySet["Notice"]):
+    def unsent(self) -> "NoticeQuerySet":
+        """Notices that wait or are being sent, until they are to be sent again (index notice_to_send)."""
+        return self.filter(state__in=[Notice.State.WAITING, Notice.State.SENDING])
+
+    def claim(self, message: UUID, tries: int, until: datetime) -> None:
+        """Note that a process sends them as one message. Until then no other process does."""
+        self.update(state=Notice.State.SENDING, message=message, tries=tries, not_before=until)
+
+    def put_off(self, until: datetime, error: str) -> None:
+        self.update(state=Notice.State.WAITING, not_before=until, error=error)
+
+    def note_sent(self) -> None:
+        self.update(state=Notice.State.SENT, done_at=Now(), error="")
+
+    def give_up(self, error: str) -> None:
+        self.update(state=Notice.State.FAILED, done_at=Now(), error=error)
+
+    def drop(self, why: str) -> None:
+        """Note that they need not be sent."""
+        self.update(state=Notice.State.DROPPED, done_at=Now(), error=why)
+
+
 class Notice(models.Model):
     """An alert, or an event of a run, that a channel is to be told about."""
 
@@ -222,6 +246,8 @@ class Notice(models.Model):
     tries = models.PositiveSmallIntegerField(default=0)
     done_at = models.DateTimeField(null=True)
     error = models.TextField(blank=True)
+
+    objects = NoticeQuerySet.as_manager()
 
     class Meta:
         indexes = [

@@ -14,10 +14,11 @@ from uuid import UUID, uuid4, uuid5
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models.functions import Now
 from django.urls import NoReverseMatch, reverse
 
 from jobs.models import Alert, Channel, Notice, Run, RunLog, Silence, database_now
+from jobs.models.alerts import NoticeQuerySet
 from jobs.monitoring import channels
 from jobs.monitoring.message import Item, Message, Ping
 from jobs.rules.health import Health
@@ -29,7 +30,6 @@ MOST_TRIES = 30  # a day
 MOST_AT_ONCE = 1000  # notices of a message
 MOST_PINGS = 50  # of a claim
 LOG_LINES, LOG_READ = 20, 10_000  # lines that a message shows, and characters that are read for them
-UNSENT = Q(state__in=[Notice.State.WAITING, Notice.State.SENDING])
 REPLACED = "A later alert replaced it before it was sent."
 OVER = "It was well again before it was told."
 
@@ -43,13 +43,13 @@ class Parcel:
     number: int
 
     @property
-    def notices(self) -> QuerySet[Notice]:
+    def notices(self) -> NoticeQuerySet:
         return Notice.objects.filter(channel=self.channel, message=self.content.id, tries=self.number)
 
 
 def waiting() -> list[int]:
     """The channels that have something to send now (index notice_to_send)."""
-    due = Notice.objects.filter(UNSENT, not_before__lte=database_now())
+    due = Notice.objects.unsent().filter(not_before__lte=database_now())
     return list(due.order_by().values_list("channel", flat=True).distinct())
 
 
@@ -71,9 +71,9 @@ def claim(key: int) -> list[Parcel]:
     if channel is None:
         return []
     now = database_now()
-    unsent = Notice.objects.filter(UNSENT, channel=channel).select_related("alert").order_by("id")
+    unsent = Notice.objects.unsent().filter(channel=channel).select_related("alert").order_by("id")
     if not channel.is_enabled:
-        _drop(list(unsent), "The channel was disabled.", now)
+        unsent.drop("The channel was disabled.")
         return []
     if channel.kind == Channel.Kind.PING:
         return [_parcel(channel, [each], now) for each in unsent.filter(not_before__lte=now)[:MOST_PINGS]]
@@ -89,8 +89,7 @@ def _parcel(channel: Channel, notices: Sequence[Notice], now: datetime) -> Parce
     message, tries = first.message or uuid4(), first.tries + 1
     if first.run is not None:
         message = uuid5(first.run, f"{channel.pk} {first.event}")
-    changes = {"state": Notice.State.SENDING, "message": message, "tries": tries, "not_before": now + CLAIMED_FOR}
-    Notice.objects.filter(pk__in=[notice.pk for notice in notices]).update(**changes)
+    _these(notices).claim(message, tries, now + CLAIMED_FOR)
     return Parcel(channel, _content(channel, notices, message, now), tries)
 
 
@@ -112,9 +111,9 @@ def _chosen(channel: Channel, notices: Sequence[Notice], now: datetime) -> list[
     for subject, ones in by_subject.items():
         last = ones[-1]
         if last.alert and last.alert.health == told.get(subject, Health.OK):
-            _drop(ones, OVER, now)
+            _these(ones).drop(OVER)
         else:
-            _drop(ones[:-1], REPLACED, now)
+            _these(ones[:-1]).drop(REPLACED)
             chosen.append(last)
     return chosen
 
@@ -125,24 +124,22 @@ def _told(channel: Channel, subjects: Sequence[str]) -> dict[str, str]:
     return dict(sent.order_by("id").values_list("alert__subject", "alert__health"))
 
 
-def _drop(notices: Sequence[Notice], why: str, now: datetime) -> None:
-    changes = {"state": Notice.State.DROPPED, "error": why, "done_at": now}
-    Notice.objects.filter(pk__in=[notice.pk for notice in notices]).update(**changes)
+def _these(notices: Sequence[Notice]) -> NoticeQuerySet:
+    return Notice.objects.filter(pk__in=[notice.pk for notice in notices])
 
 
 def _note_success(parcel: Parcel) -> None:
-    now = database_now()
-    parcel.notices.update(state=Notice.State.SENT, done_at=now, error="")
-    Channel.objects.filter(pk=parcel.channel.pk).update(sent_at=now, problem="", problem_since=None)
+    parcel.notices.note_sent()
+    Channel.objects.filter(pk=parcel.channel.pk).update(sent_at=Now(), problem="", problem_since=None)
 
 
 def _note_failure(parcel: Parcel, why: str, *, is_final: bool) -> None:
     now = database_now()
     if is_final:
-        parcel.notices.update(state=Notice.State.FAILED, done_at=now, error=why)
+        parcel.notices.give_up(why)
     else:
         wait = min(FIRST_WAIT * (1 << min(parcel.number - 1, 20)), LONGEST_WAIT)
-        parcel.notices.update(state=Notice.State.WAITING, not_before=now + wait, error=why)
+        parcel.notices.put_off(now + wait, why)
     Channel.objects.filter(pk=parcel.channel.pk, problem_since=None).update(problem_since=now)
     Channel.objects.filter(pk=parcel.channel.pk).update(problem=why)
 

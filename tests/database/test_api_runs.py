@@ -12,8 +12,8 @@ from django_celery_results.models import TaskResult
 
 from jobs.ledger import outcomes
 from jobs.models import Attempt, Run, RunLog, State, Step, Trigger, database_now
+from jobs.models.attempts import LONGEST_LOG
 from jobs.models.audit import AuditEntry
-from jobs.models.runs import LONGEST_LOG
 from jobs.monitoring import waiting
 from tests.api import Caller, checked, make_caller, make_token, make_user
 from tests.making import make_run, make_schedule, only_where_rows_are_locked

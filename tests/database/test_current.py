@@ -11,7 +11,7 @@ import pytest
 from django.db import OperationalError, connection, transaction
 
 from jobs.models import Effect, RunLog, State, Trigger, database_now
-from jobs.models.runs import LONGEST_LOG
+from jobs.models.attempts import LONGEST_LOG
 from jobs.toolkit.current import current_run, once, progress
 from jobs.worker.finish import finish
 from jobs.worker.logs import RunHandler
