@@ -17,6 +17,7 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.utils import NotRelationField, get_fields_from_path, unquote
 from django.core.exceptions import FieldDoesNotExist, PermissionDenied, ValidationError
 from django.core.paginator import Paginator
+from django.db import IntegrityError
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponseRedirect
 from django.urls import reverse
@@ -25,7 +26,7 @@ from django.utils.functional import cached_property
 from jobs.admin.display import NOTHING, counted
 from jobs.models import KINDS, Backfill, Kind, installation
 from jobs.models.audit import Actor, Door
-from jobs.rules.errors import Forbidden, Invalid
+from jobs.rules.errors import Conflict, Forbidden, Invalid
 
 NAMED = 10  # rows that a message lists; it counts the rest
 # The pages whose *History* leads to the audit entries of the row: the kind of these, and what precedes the key.
@@ -61,6 +62,15 @@ class GuardedAdmin(admin.ModelAdmin[Any]):
         if request.method == "GET" and (why := installation.refusal()):
             messages.error(request, why)
         return page
+
+    def changeform_view(
+        self, request: HttpRequest, object_id: Any = None, form_url: str = "", extra_context: Any = None
+    ) -> Any:
+        """Check the form again if another request has taken a name since the first check: then the form refuses it."""
+        try:
+            return super().changeform_view(request, object_id, form_url, extra_context)
+        except (Conflict, IntegrityError):
+            return super().changeform_view(request, object_id, form_url, extra_context)
 
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:  # noqa: ARG002 - Django's names
         """Refuse any other filter with 400: a bad pattern or year would fail in the database, with 500."""

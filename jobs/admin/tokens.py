@@ -187,7 +187,7 @@ class TokenAdmin(ReadOnlyAdmin, GuardedAdmin):
         one_button = {"show_save_and_add_another": False, "show_save_and_continue": False}
         try:
             return super().add_view(request, form_url, {**(extra_context or {}), **one_button})
-        except Invalid as error:  # another request has taken the name meanwhile
+        except Invalid as error:  # an administrator has taken a permission away meanwhile
             messages.error(request, str(error))
             return HttpResponseRedirect(request.get_full_path())
 

@@ -20,6 +20,7 @@ from jobs.ledger.new_runs import NewRun, new_run
 from jobs.messages.message import Message, message_of
 from jobs.models import ACTIVE, Backfill, Policy, Run, State, Trigger, bulk, database_now, installation
 from jobs.models.audit import Act, Actor, Changed, Kind, note
+from jobs.models.refusals import refusal
 from jobs.models.runs import REQUESTED
 from jobs.rules.errors import Invalid
 from jobs.schedules import past
@@ -133,7 +134,7 @@ def _check(request: Backfill) -> None:
     try:
         request.clean_fields()
     except ValidationError as error:
-        raise Invalid(" ".join(f"{name}: {' '.join(texts)}" for name, texts in error.message_dict.items())) from error
+        raise refusal(error) from error
 
 
 def _backfilling(

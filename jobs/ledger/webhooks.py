@@ -18,7 +18,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.db.models import Q, QuerySet
 
 from jobs.ledger import requests
@@ -27,6 +27,7 @@ from jobs.messages.arguments import check_fits
 from jobs.messages.message import read
 from jobs.models import LONGEST_NAME, Webhook, WebhookSource, database_now, new_run_id
 from jobs.models.audit import Act, Actor, Changed, Door, Kind, note
+from jobs.models.refusals import refusal, sole
 from jobs.rules import signatures
 from jobs.rules.errors import Invalid
 from jobs.rules.signatures import RefusedError
@@ -99,7 +100,10 @@ def change(sources: QuerySet[WebhookSource], columns: Mapping[str, Any], actor: 
 
 
 def save(source: WebhookSource, actor: Actor | str) -> None:
-    """Save a new or changed source. Raises `Invalid` for one that could start nothing, and `Forbidden`."""
+    """Save a new or changed source.
+
+    Raises `Invalid` for one that could start nothing, `Conflict` for a name in use, and `Forbidden`.
+    """
     actor = Actor.of(actor)
     actor.check_act(Kind.SOURCE, Act.ADD if source.pk is None else Act.CHANGE)
     check(source, actor)
@@ -111,7 +115,8 @@ def save(source: WebhookSource, actor: Actor | str) -> None:
         actor.check_act(Kind.SOURCE, Act.CHANGE if stored else Act.ADD)
         if stored:
             actor.check_may(stored.job)
-        _write(source, COLUMNS if stored else None)
+        with sole(source, "source"):
+            source.save(update_fields=COLUMNS if stored else None)
         changed = Changed(source.pk, source.name, _columns(stored) if stored else None, _columns(source))
         note(actor, Kind.SOURCE, Act.CHANGE if stored else Act.ADD, [changed])
 
@@ -153,15 +158,7 @@ def _clean(source: WebhookSource) -> None:
     try:
         source.full_clean()
     except ValidationError as error:
-        raise Invalid(" ".join(f"{name}: {' '.join(text)}" for name, text in error.message_dict.items())) from error
-
-
-def _write(source: WebhookSource, columns: Iterable[str] | None) -> None:
-    try:
-        with transaction.atomic():
-            source.save(update_fields=columns)
-    except IntegrityError as error:  # another request has taken the name meanwhile
-        raise Invalid(f"There is a source “{source.name}” already: choose another name.") from error
+        raise refusal(error) from error
 
 
 def _arguments(source: WebhookSource) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
-from django.db import IntegrityError, models, transaction
+from django.db import models, transaction
 from django.db.models import Case, Q, When
 from django.db.models.functions import Coalesce, Greatest, Now
 
@@ -22,6 +22,7 @@ from jobs.models import rights
 from jobs.models.audit import NEEDED, Act, Actor, Changed, Kind, note
 from jobs.models.clock import database_now
 from jobs.models.prepared import Update
+from jobs.models.refusals import refusal, sole
 from jobs.models.runs import LONGEST_ACTOR
 from jobs.rules import restricted
 from jobs.rules.errors import Forbidden, Invalid
@@ -70,7 +71,7 @@ class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
     ) -> "tuple[ApiToken, str]":
         """Make a token of a user; returns it with its secret, which is shown only now.
 
-        Raises `Invalid`, also if the user lacks a permission among the scopes.
+        Raises `Invalid`, also if the user lacks a permission among the scopes, and `Conflict` for a name in use.
         """
         actor = Actor.of(actor)
         secret = f"{PREFIX}{secrets.token_urlsafe(32)}"
@@ -90,12 +91,9 @@ class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
         if actor.token is not None:  # a limited one could make one without limits
             raise Forbidden("A token cannot make tokens. Use the admin, or manage.py token.")
         token.refuse(actor)
-        try:
-            with transaction.atomic():
-                token.save(force_insert=True)
-                note(actor, Kind.TOKEN, Act.ADD, [Changed(token.pk, token.name, None, token.columns())])
-        except IntegrityError as error:
-            raise Invalid(f"There is a token “{token.name}” already: choose another name.") from error
+        with sole(token, "token"):
+            token.save(force_insert=True)
+            note(actor, Kind.TOKEN, Act.ADD, [Changed(token.pk, token.name, None, token.columns())])
         return token, secret
 
     def admit(self, secret: str) -> Admission:
@@ -208,9 +206,7 @@ class ApiToken(models.Model):
         try:
             self.clean_fields(exclude={"user"})
         except ValidationError as error:
-            raise Invalid(
-                " ".join(f"{name}: {' '.join(texts)}" for name, texts in error.message_dict.items())
-            ) from error
+            raise refusal(error) from error
         if not self.name.isprintable():
             raise Invalid("Write the name of a token in one line.")
         if not self.scopes:

@@ -22,7 +22,7 @@ class Forbidden(Invalid):
 
 
 class Conflict(Invalid):
-    """Refuses a request that contradicts an earlier one or the state of its row. The message says which."""
+    """Refuses what contradicts an earlier request, another row, or the state of its row. The message says which."""
 
 
 class UnknownJob(Invalid):

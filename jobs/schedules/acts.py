@@ -12,13 +12,14 @@ from functools import partial
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.db.models import QuerySet
 from django.dispatch import Signal
 from django_celery_beat.models import PeriodicTask
 
 from jobs.models import KINDS, Act, Actor, Kind, Policy, PolicyQuerySet, database_now
 from jobs.models.audit import Changed, note
+from jobs.models.refusals import refusal, sole
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
 from jobs.schedules import calendar, snapshot, timings
@@ -48,7 +49,8 @@ def saving(schedule: PeriodicTask, actor: Actor | str) -> Iterator[None]:
         has_job = stored.filter(task=schedule.task).exists()
         actor.check_may(schedule.task, schedule=schedule.pk if has_job else None)  # which a token may be limited to
         before = {} if is_new else snapshot.of(stored)
-        yield
+        with sole(schedule, "schedule"):
+            yield
         after = snapshot.of(PeriodicTask.objects.filter(pk=schedule.pk))
         if after != before:
             note(actor, Kind.SCHEDULE, act, snapshot.changed(before, after))
@@ -60,7 +62,8 @@ def save(
 ) -> None:
     """Save a schedule, new or changed, and these columns of its policy. `columns` are those to write; None: all.
 
-    Raises `Invalid` with a sentence that says what to change if it could not be computed or sent, or would never run.
+    Raises `Invalid` with a sentence that says what to change if it could not be computed or sent, or would never run,
+    and `Conflict` for a name in use.
     """
     actor = Actor.of(actor)
     if schedule.pk is not None and columns is not None and not (columns or policy):
@@ -110,22 +113,18 @@ def _clean(schedule: PeriodicTask, policy: Policy, given: Collection[str]) -> No
         policy.clean_fields(exclude={field.name for field in fields} - ({*given} - unset))
         schedule.full_clean(exclude={"args", "kwargs", "headers"})  # `check` reads these
     except ValidationError as error:
-        texts = ((name, " ".join(text)) for name, text in error.message_dict.items())
-        raise Invalid(" ".join(text if name == "__all__" else f"{name}: {text}" for name, text in texts)) from error
+        raise refusal(error) from error
 
 
 def _write(schedule: PeriodicTask, policy: dict[str, Any], columns: Collection[str] | None) -> None:
-    """Write these columns alone: beat may have moved the others meanwhile. Raises `Invalid` for a name in use."""
+    """Write these columns alone: beat may have moved the others meanwhile."""
     written = columns if columns is None or schedule.pk is None else {*columns, "date_changed"}
     if written and "enabled" in written:
         written = {*written, "last_run_at"}  # saving a disabled schedule resets it
     try:
-        with transaction.atomic():
-            schedule.save(update_fields=written)
+        schedule.save(update_fields=written)
     except ValidationError as error:  # of columns that exclude each other, which only `save` checks
-        raise Invalid(" ".join(error.messages)) from error
-    except IntegrityError as error:
-        raise Invalid(f"There is a schedule {schedule.name!r} already: choose another name.") from error
+        raise refusal(error) from error
     calendar.refresh(PeriodicTask.objects.filter(pk=schedule.pk))  # a schedule that SQL created may have no policy yet
     policies, others = Policy.objects.filter(pk=schedule.pk), {**policy}
     moments = others.pop("skip_next", None)

@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
@@ -65,10 +65,13 @@ def saved(row: Any, current: Any = None) -> Any:
     same = model.objects.filter(**columns).order_by("pk")
     if found := same.first():
         return found
-    with transaction.atomic():
-        _alone_with(" ".join([model._meta.db_table, *map(str, columns.values())]))
-        if (found := same.first()) is None:
-            row.save(force_insert=True)
+    try:
+        with transaction.atomic():
+            _alone_with(" ".join([model._meta.db_table, *map(str, columns.values())]))
+            if (found := same.first()) is None:
+                row.save(force_insert=True)
+    except IntegrityError:  # a user of the admin has saved the same solar event meanwhile
+        found = same.get()
     return found or row
 
 

@@ -56,7 +56,6 @@ def test_it_lists_sources_by_name_page_by_page(editor):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"name": "other"}, "Name already exists."),
         ({"name": "no slug"}, "body/name"),
         ({"form": "none"}, "body/form"),
         ({"keys": "LOST"}, "no keys named LOST"),
@@ -80,6 +79,18 @@ def test_it_refuses_a_source_that_could_start_nothing(editor, changes, sentence)
     before.pop()
     assert sentence in editor.post(SOURCES, {**NEW, **changes}, 422)["detail"]
     assert list(WebhookSource.objects.values()) == before
+    assert not AuditEntry.objects.filter(kind="webhook source").exists()
+
+
+def test_it_answers_409_to_a_name_in_use(editor):
+    make_source(name="other")
+    source = make_source(form="github")
+    before = list(WebhookSource.objects.order_by("pk").values())
+    assert "Name already exists." in editor.patch(f"{SOURCES}/{source.pk}", {"name": "other"}, 409)["detail"]
+    assert "Name already exists." in editor.post(SOURCES, {**NEW, "name": "other"}, 409)["detail"]
+    wrong = {"name": "other", "keys": "x" * 99, "job": "tests.nothing"}
+    assert "no keys named" in editor.patch(f"{SOURCES}/{source.pk}", wrong, 422)["detail"]
+    assert list(WebhookSource.objects.order_by("pk").values()) == before
     assert not AuditEntry.objects.filter(kind="webhook source").exists()
 
 
