@@ -26,7 +26,7 @@ from jobs.ledger.requests import RunOptions
 from jobs.messages.arguments import check_fits
 from jobs.messages.message import read
 from jobs.models import LONGEST_NAME, Webhook, WebhookSource, database_now, new_run_id
-from jobs.models.audit import Act, Actor, Changed, Door, Kind, note
+from jobs.models.audit import Act, Actor, Changed, Door, Kind, differing, note
 from jobs.models.refusals import refusal, sole
 from jobs.rules import signatures
 from jobs.rules.errors import Invalid
@@ -100,7 +100,7 @@ def change(sources: QuerySet[WebhookSource], columns: Mapping[str, Any], actor: 
 
 
 def save(source: WebhookSource, actor: Actor | str) -> None:
-    """Save a new or changed source.
+    """Save a new or changed source. One without a change is checked, and leaves no note.
 
     Raises `Invalid` for one that could start nothing, `Conflict` for a name in use, and `Forbidden`.
     """
@@ -115,10 +115,12 @@ def save(source: WebhookSource, actor: Actor | str) -> None:
         actor.check_act(Kind.SOURCE, Act.CHANGE if stored else Act.ADD)
         if stored:
             actor.check_may(stored.job)
+        before, after = _columns(stored) if stored else None, _columns(source)
+        if before and not differing(before, after):
+            return
         with sole(source, "source"):
             source.save(update_fields=COLUMNS if stored else None)
-        changed = Changed(source.pk, source.name, _columns(stored) if stored else None, _columns(source))
-        note(actor, Kind.SOURCE, Act.CHANGE if stored else Act.ADD, [changed])
+        note(actor, Kind.SOURCE, Act.CHANGE if stored else Act.ADD, [Changed(source.pk, source.name, before, after)])
 
 
 def delete(sources: Iterable[WebhookSource], actor: Actor | str) -> int:

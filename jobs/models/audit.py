@@ -6,6 +6,7 @@ run names it.
 """
 
 import getpass
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -252,6 +253,16 @@ class AuditEntry(models.Model):
         return f"{self.actor} ({self.get_door_display()}): {self.act} {self.kind} “{self.name}”"
 
 
+def differing(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The columns whose values differ as JSON, where 1 and true do, in alphabetical order."""
+    return sorted(name for name in before.keys() | after.keys() if _differ(before.get(name), after.get(name)))
+
+
+def _differ(one: Any, other: Any) -> bool:
+    are_nested = isinstance(one, (dict, list)) and one == other  # to Python, [1] equals [True]
+    return one != other or (are_nested and json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True))
+
+
 def note(actor: Actor, kind: Kind, act: Act, rows: Iterable[Changed], summary: str = "") -> None:
     """Write the row of an act for each of these rows. Call it in the transaction of the act."""
     if actor.door == Door.CODE and act == Act.START:
@@ -280,7 +291,6 @@ def note(actor: Actor, kind: Kind, act: Act, rows: Iterable[Changed], summary: s
 def _difference(row: Changed) -> dict[str, Any]:
     before, after = row.before, row.after
     if before is not None and after is not None:
-        differing = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-        before = {name: before.get(name) for name in sorted(differing)}
-        after = {name: after.get(name) for name in sorted(differing)}
+        names = differing(before, after)
+        before, after = ({name: columns.get(name) for name in names} for columns in (before, after))
     return {"before": masked(before), "after": masked(after)}

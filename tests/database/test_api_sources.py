@@ -1,5 +1,7 @@
 """The API lists, makes and changes sources of webhooks, shows what they have sent, and lists and revokes tokens."""
 
+import json
+
 import pytest
 from django.test import Client
 
@@ -44,6 +46,19 @@ def test_it_makes_a_source_that_takes_webhooks_and_changes_and_deletes_it(editor
         (act, Door.API, "eve", "eve 0") for act in (Act.ADD, Act.CHANGE, Act.DELETE)
     ]
     assert PLAIN not in str(made)
+
+
+def test_it_notes_no_change_of_a_source_that_changes_nothing(editor):
+    address = f"{SOURCES}/{editor.post(SOURCES, NEW, 201)['id']}"
+    AuditEntry.objects.all().delete()
+    for body in ({}, NEW, {"arguments": {"shop": 7}}):
+        editor.patch(address, body)
+    assert not AuditEntry.objects.filter(kind="webhook source").exists()
+    assert editor.patch(address, {"arguments": {"shop": True}})["arguments"] == {"shop": True}
+    editor.patch(address, {"arguments": {"shop": 1}})
+    notes = AuditEntry.objects.filter(kind="webhook source").order_by("id").values_list("before", "after")
+    seven, true, one = ({"arguments": {"shop": value}} for value in (7, True, 1))
+    assert json.dumps(list(notes)) == json.dumps([(seven, true), (true, one)])
 
 
 def test_it_lists_sources_by_name_page_by_page(editor):

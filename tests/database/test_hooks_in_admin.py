@@ -75,6 +75,14 @@ def test_it_lets_users_add_change_and_delete_a_source_and_records_each(admin_cli
     ]
 
 
+def test_it_notes_no_saved_source_that_a_user_did_not_change(admin_client):
+    assert admin_client.post(NEW, fields()).status_code == 302
+    AuditEntry.objects.all().delete()
+    page = reverse("admin:jobs_webhooksource_change", args=[WebhookSource.objects.get().pk])
+    assert admin_client.post(page, fields()).status_code == 302
+    assert not AuditEntry.objects.exists()
+
+
 def test_it_deletes_selected_sources_and_records_each(admin_client):
     rows = [make_source(name=f"s{number}") for number in range(2)]
     data = {"action": "delete_selected", "_selected_action": [row.pk for row in rows], "post": "yes"}
