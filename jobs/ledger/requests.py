@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from types import NoneType
 from typing import Any, TypeVar
 
 from celery import current_app
@@ -100,8 +101,11 @@ def start(
     Only the first request with a key makes a run. Later ones get that run, even if their arguments differ. Raises
     `Invalid` with a sentence that says what to change, `Conflict` if the key was for another job, or `Forbidden`.
     """
-    actor, options = Actor.of(actor), options or RunOptions()
+    actor, options = Actor.of(actor), RunOptions() if options is None else options
     actor.check_act(Kind.RUN, Act.START)
+    if not isinstance(options, RunOptions):
+        kind = type(options).__name__
+        raise Invalid(f"The options of a run are RunOptions, not {kind}: write RunOptions(key=...) or none.")
     key = _checked_key(options.key)
     if why := installation.refusal():
         raise Invalid(why)
@@ -247,30 +251,54 @@ def _of_job(arguments: dict[str, Any], job: str, actor: Actor, options: RunOptio
     actor.check_may(job)
     arguments = _storable(arguments)
     check_fits(job, [], arguments)
-    if options.queue:
-        queues.check(options.queue, current_app)
-    priority = options.priority
-    if priority is not None and (isinstance(priority, bool) or priority not in range(MOST_PRIORITY + 1)):
-        raise Invalid(f"The priority of a run is a number from 0 to {MOST_PRIORITY}.")
+    _check_destination(options)
     now = database_now()
     due_at = _due_at(options, now)
-    new = new_run(None, job, Message(job, [], arguments, options.queue or "", priority), due_at, now)
+    new = new_run(None, job, Message(job, [], arguments, options.queue or "", options.priority), due_at, now)
     new.trigger, new.actor = TRIGGERS.get(actor.door, Trigger.MANUAL).value, actor.name
     if due_at > now:
         new.not_before = due_at
     return new
 
 
+def _check_destination(options: RunOptions) -> None:
+    """Refuse a queue or a priority that no message can have. Raises `Invalid`."""
+    queue, priority = options.queue, options.priority
+    if not isinstance(queue, (str, NoneType)):
+        raise Invalid(f"The queue of a run is a name, not {type(queue).__name__}: write it as text.")
+    if queue:
+        queues.check(queue, current_app)
+    is_number = isinstance(priority, int) and not isinstance(priority, bool)
+    if priority is not None and not (is_number and 0 <= priority <= MOST_PRIORITY):
+        raise Invalid(f"The priority of a run is a number from 0 to {MOST_PRIORITY}.")
+
+
 def _due_at(options: RunOptions, now: datetime) -> datetime:
     """When the run should start. Raises `Invalid`."""
     if options.delay is not None and options.at is not None:
         raise Invalid("Give a delay or a moment to start at, not both.")
-    if options.at is not None and options.at.tzinfo is None:
-        raise Invalid("The moment to start at has no time zone: add one, such as +00:00.")
-    delay = options.delay if options.delay is not None else options.at - now if options.at is not None else timedelta(0)
-    if not -LONGEST_DELAY < delay < LONGEST_DELAY or (options.delay is not None and delay < timedelta(0)):
+    delay = _delay(options.delay) if options.at is None else _moment(options.at) - now
+    if not -LONGEST_DELAY < delay < LONGEST_DELAY or (options.at is None and delay < timedelta(0)):
         raise Invalid(f"A run starts at the latest {LONGEST_DELAY.days:,} days after its request; a delay is positive.")
     return max(now, now + delay)
+
+
+def _delay(value: Any) -> timedelta:
+    if not isinstance(value, (timedelta, NoneType)):
+        kind = type(value).__name__
+        raise Invalid(f"The delay of a run is a timedelta, not {kind}: write timedelta(seconds=...).")
+    return value or timedelta(0)
+
+
+def _moment(value: Any) -> datetime:
+    if not isinstance(value, datetime):
+        kind = type(value).__name__
+        raise Invalid(
+            f"The moment to start at is a datetime, not {kind}: write datetime(2026, 12, 24, 18, tzinfo=UTC)."
+        )
+    if value.utcoffset() is None:
+        raise Invalid("The moment to start at has no time zone: add one, such as +00:00.")
+    return value
 
 
 def _storable(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,22 @@ def test_it_starts_a_run_later(tom):
     assert Run.objects.count() == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("delay", value) for value in (-1, 1e300, "soon", [1], {}, 366 * 86_400 + 1)),
+        *(("at", value) for value in ("2099-01-01", "soon", 4_000_000_000, "9999-12-31T23:59:59-14:00", [], {})),
+        *(("priority", value) for value in (-1, 256, 2.5, "high", [3])),
+        *(("queue", value) for value in (5, None, [], "x" * 201, "a b", "\0")),
+        *(("key", value) for value in (5, "", [], "\0", "x" * 121)),
+    ],
+)
+def test_it_refuses_options_that_no_run_can_have(tom, name, value):
+    refused = tom.post(RUNS, ECHO | {name: value}, 422)
+    assert len(refused["detail"]) > 20
+    assert not Run.objects.exists()
+
+
 def test_it_reads_moments_with_an_offset_only_and_shows_them_as_the_ledger_has_them(tom):
     for at in ("2026-12-24T18:00:00", 1_700_000_000):
         assert tom.post(RUNS, ECHO | {"at": at}, 422)["errors"][0]["place"] == "body/at"

@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import io
 import threading
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,6 +13,7 @@ from django.contrib.auth.models import Permission, User
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.urls import reverse
+from kombu import Queue
 
 from jobs.ledger import requests
 from jobs.ledger.requests import RunOptions, run_job
@@ -178,6 +180,13 @@ def test_it_starts_no_run_for_users_who_may_only_view(client):
     assert not Run.objects.exists()
 
 
+class Zoneless(tzinfo):
+    """A time zone that knows no offset."""
+
+    def utcoffset(self, _: datetime | None) -> None:
+        return None
+
+
 @pytest.mark.parametrize("key", ["", "x" * 201, "a\0", "\ud800"])
 def test_it_refuses_an_invalid_key_and_keeps_no_file(key):
     with pytest.raises(Invalid, match="The key of a request is text"):
@@ -205,12 +214,42 @@ def test_it_refuses_arguments_that_no_schedule_could_have(value):
         ({"priority": True}, "The priority of a run is a number"),
         ({"priority": "3"}, "The priority of a run is a number"),
         ({"key": 7}, "The key of a request is text"),
+        ({"priority": 3.0}, "The priority of a run is a number"),
+        ({"priority": [3]}, "The priority of a run is a number"),
+        ({"priority": -1}, "The priority of a run is a number"),
         ({"key": b"7"}, "The key of a request is text"),
+        ({"key": ""}, "The key of a request is text"),
+        ({"delay": 5}, r"The delay of a run is a timedelta, not int: write timedelta\(seconds=\.\.\.\)"),
+        ({"delay": 0}, "The delay of a run is a timedelta, not int"),
+        ({"delay": True}, "The delay of a run is a timedelta, not bool"),
+        ({"delay": "5 minutes"}, "The delay of a run is a timedelta, not str"),
+        ({"delay": timedelta(seconds=-1)}, "a delay is positive"),
+        ({"delay": timedelta.max}, "A run starts at the latest 3,650 days after its request"),
+        ({"at": date(2099, 1, 1)}, "The moment to start at is a datetime, not date: write datetime"),
+        ({"at": "2099-01-01T00:00:00Z"}, "The moment to start at is a datetime, not str"),
+        ({"at": 4_000_000_000}, "The moment to start at is a datetime, not int"),
+        ({"at": datetime(2099, 1, 1)}, "The moment to start at has no time zone"),  # noqa: DTZ001 - refused
+        ({"at": datetime(2099, 1, 1, tzinfo=Zoneless())}, "The moment to start at has no time zone"),
+        ({"at": datetime.max.replace(tzinfo=UTC)}, "A run starts at the latest"),
+        ({"at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-14)))}, "A run starts at the latest"),
+        ({"at": datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))}, "A run starts at the latest"),
+        ({"at": datetime(2099, 1, 1, tzinfo=UTC), "delay": timedelta(1)}, "a delay or a moment to start at, not both"),
+        ({"queue": 5}, "The queue of a run is a name, not int"),
+        ({"queue": Queue("letters")}, "The queue of a run is a name, not Queue"),
+        ({"queue": ["letters"]}, "The queue of a run is a name, not list"),
+        ({"queue": "a b"}, "its name is not plain"),
     ],
 )
 def test_it_refuses_options_that_the_database_would_change_or_refuse(options, sentence):
     with pytest.raises(Invalid, match=sentence):
         run_job("tests.nothing", RunOptions(**options))
+    assert not Run.objects.exists()
+
+
+@pytest.mark.parametrize("options", [{"key": "7"}, 5, "", timedelta(1)])
+def test_it_refuses_options_of_another_kind(options):
+    with pytest.raises(Invalid, match=r"The options of a run are RunOptions, not \w+: write RunOptions\(key="):
+        run_job("tests.nothing", options)
 
 
 def test_it_takes_no_queue_for_the_queue_of_the_job():
