@@ -7,16 +7,18 @@ from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.wsgi import get_wsgi_application
 from django.db import OperationalError, connection
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import include, path
 
-from jobs.models import Run, State, StoredFile, database_now, new_run_id
+from jobs.models import Run, State, StoredFile, Webhook, database_now, new_run_id
 from jobs.models.tokens import ApiToken
 from jobs.web.api.urls import REFUSALS
 from tests.api import Caller, checked, make_caller, make_token, make_user, problem_of
-from tests.making import make_run
+from tests.database.test_hooks import make_source
+from tests.making import make_run, make_schedule
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -53,8 +55,8 @@ def test_it_asks_a_stranger_for_a_token_and_reads_no_body():
 
 def test_it_answers_every_refusal_of_the_site_with_a_problem(browser, reader):
     assert "nothing at this address" in reader.get("/api/nothing", 404)["detail"]
-    assert "GET, POST" in checked(reader.client.put(RUNS), 405)["detail"]
-    assert {*reader.client.put(RUNS)["Allow"].split(", ")} == {"GET", "POST"}
+    assert "GET, HEAD, POST" in checked(reader.client.put(RUNS), 405)["detail"]
+    assert {*reader.client.put(RUNS)["Allow"].split(", ")} == {"GET", "HEAD", "POST"}
     large = reader.client.generic("POST", RUNS, "x", "application/json", CONTENT_LENGTH="9999999999")
     assert "too large" in checked(large, 413)["detail"]
     assert "X-CSRFToken" in checked(browser.post(RUNS, {"job": "tests.nothing"}, "application/json"), 403)["detail"]
@@ -277,6 +279,53 @@ def test_it_names_every_answer_in_its_document(browser):
         "detail",
         "errors",
     }
+
+
+def rows_of_paths() -> dict[str, object]:
+    """A row for each parameter of a path, by its name."""
+    file = StoredFile.objects.create(name="a.txt", size=1)
+    run = make_run(make_schedule(), State.SUCCEEDED)
+    source = make_source()
+    webhook = Webhook.objects.create(id=new_run_id(), source=source, source_name="shop", event="1", run=run, body=b"{}")
+    return {
+        "run": run.id,
+        "schedule": run.schedule_id,
+        "file": file.id,
+        "source": source.pk,
+        "webhook": webhook.pk,
+        "name": "tests.nothing",
+    }
+
+
+def test_it_answers_head_as_it_answers_get_without_the_body(browser):
+    paths = browser.get("/api/openapi.json").json()["paths"]
+    rows, asked = rows_of_paths(), 0
+    for name, operations in paths.items():
+        assert "head" not in operations, name
+        if "get" not in operations:
+            assert "HEAD" not in browser.head(name.format(**rows, token=1))["Allow"], name
+            continue
+        address = name.format(**rows) + ("?at=2026-01-01T00:00:00Z" if "what-happened" in name else "")
+        whole, head = browser.get(address), browser.head(address)
+        expected = 404 if name.endswith("/result") else 200
+        assert (head.status_code, whole.status_code) == (expected, expected), (name, whole.content)
+        for header in ("Content-Type", "Content-Length", "Cache-Control", "ETag"):
+            assert head.get(header) == whole.get(header), (name, header)
+        assert not head.content
+        asked += 1
+    assert asked > 20
+    for address in ("/api/docs", "/api/openapi.json"):
+        assert browser.head(address).status_code == 200
+    assert Client().head(RUNS).status_code == 401
+
+
+def test_it_sends_the_server_no_body_of_an_answer_to_head(reader):
+    """Django's test client would drop one, and gunicorn logs a warning before it does."""
+    request = RequestFactory().head(RUNS, headers={"Authorization": f"Bearer {reader.secret}"})
+    started = []
+    parts = get_wsgi_application()(request.environ, lambda status, headers: started.append((status, dict(headers))))
+    assert (b"".join(parts), started[0][0]) == (b"", "200 OK")
+    assert int(started[0][1]["Content-Length"]) == len(reader.client.get(RUNS).content) > 0
 
 
 def test_it_finds_runs_by_the_time_in_their_ids(reader):

@@ -52,7 +52,10 @@ class Problem(Schema):
 
 
 class Problems(MiddlewareMixin):
-    """Turns every refusal below /api/ into a problem document, and forbids browsers to store any answer."""
+    """Turns every refusal below /api/ into a problem document, and forbids browsers to store any answer.
+
+    Answers to HEAD lose their bodies.
+    """
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         if not is_of_api(request):
@@ -61,6 +64,8 @@ class Problems(MiddlewareMixin):
             response = _rewritten(response)
         if "Cache-Control" not in response:
             patch_cache_control(response, no_store=True, private=True)
+        if request.method == "HEAD" and isinstance(response, HttpResponse):
+            response.content = b""  # after its length was noted; gunicorn would log a warning, and drop it
         return response
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponseBase | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db.transaction import non_atomic_requests
 from django.urls import URLPattern
-from ninja import NinjaAPI
+from ninja import NinjaAPI, Router
 from ninja.openapi.docs import Swagger
 from ninja.openapi.schema import OpenAPISchema
 
@@ -57,6 +57,7 @@ class API(NinjaAPI):
         schemas = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= {**schemas.pop("$defs"), "Problem": schemas}
         for operations in document["paths"].values():
+            operations.pop("head", None)  # every address with GET takes it
             for operation in operations.values():
                 operation["responses"] |= {status: _refusal(status) for status in REFUSALS}
         return document
@@ -83,8 +84,17 @@ def _assembled() -> API:
     routes.handle_errors(api)
     api.add_decorator(routes.refuse_unknown_parameters, mode="view")
     for prefix, router in ROUTERS:
+        _take_head(router)
         api.add_router(prefix, router)
     return api
+
+
+def _take_head(router: Router) -> None:
+    """Let HEAD do what GET does; ninja would answer 405."""
+    for view in router.path_operations.values():
+        for operation in view.operations:
+            if "GET" in operation.methods:
+                operation.methods.append("HEAD")
 
 
 def _guarded(patterns: list[Any]) -> list[Any]:
