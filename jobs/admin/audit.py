@@ -10,16 +10,22 @@ from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.utils import quote
-from django.db.models import Q
+from django.db.models import DurationField, Q
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
 from jobs.admin.display import NOTHING, moment
 from jobs.admin.guard import AUDITED, CappedPaginator, ChosenFilter, GuardedAdmin, KnownChoices, ReadOnlyAdmin, entries
-from jobs.models import Act, AuditEntry
+from jobs.models import Act, AuditEntry, Policy
+from jobs.rules import durations
+from jobs.rules.errors import Invalid
 from jobs.secrets import masked
 
+# Columns of a policy that entries hold in seconds.
+DURATIONS = {"soft_time_limit", "time_limit"} | {
+    column.name for column in Policy._meta.concrete_fields if isinstance(column, DurationField)
+}
 LATEST = 1_000  # entries whose actors the filter offers
 HEAD = mark_safe("<thead><tr><th>column</th><th>before</th><th>after</th></tr></thead>")
 ROW = "<tr><th>{}</th><td><pre>{}</pre></td><td><pre>{}</pre></td></tr>"
@@ -38,6 +44,7 @@ class ActorFilter(ChosenFilter):
 
 @admin.register(AuditEntry)
 class AuditAdmin(ReadOnlyAdmin, GuardedAdmin):
+    change_form_template = "admin/jobs/entry_page.html"
     linked_by = ("key__exact",)
     list_display = ("when", "who", "door", "token", "act", "row", "what")
     list_display_links = ("when",)
@@ -83,6 +90,9 @@ def _shown(columns: dict[str, Any], name: str) -> str:
     if columns.get(name) is None:
         return NOTHING
     value = masked({name: columns[name]})[name]
+    if name in DURATIONS and isinstance(value, (int, float)) and not isinstance(value, bool):
+        with suppress(Invalid):  # of a number that is no duration
+            return durations.text(durations.read(value))
     return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
 
 

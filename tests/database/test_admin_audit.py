@@ -1,6 +1,7 @@
 """The admin's pages of audit entries: what they show, to whom, and how the pages of rows lead to them."""
 
 import re
+from datetime import timedelta
 
 import pytest
 from django.contrib import admin
@@ -69,6 +70,32 @@ def test_it_shows_the_changed_columns_before_and_after(auditor):
     assert "same" not in page
     new = auditor.get(page_of(make_entry(act=Act.ADD, after={"queue": "b"}))).content.decode()
     assert cells.format("queue", "–", "b") in new
+
+
+def test_it_shows_durations_in_words(auditor):
+    schedule = make_schedule()
+    values = {"catch_up_window": timedelta(hours=1), "jitter": timedelta(seconds=90), "retry_delay": timedelta(0.5)}
+    acts.save(schedule, {**values, "time_limit": 7200, "max_attempts": 60}, "ada", [])
+    page = auditor.get(page_of(AuditEntry.objects.get())).content.decode()
+    cells = dict(re.findall(r"<tr><th>(\w+)</th><td><pre>.*?</pre></td><td><pre>(.*?)</pre></td></tr>", page))
+    assert cells == {
+        "catch_up_window": "1 hour",
+        "jitter": "90 seconds",
+        "max_attempts": "60",
+        "retry_delay": "12 hours",
+        "time_limit": "2 hours",
+    }
+    assert "<td><pre>1 day</pre></td>" in page
+    entry = make_entry(before={"jitter": 10**20, "time_limit": "***"}, after={"jitter": 0, "time_limit": True})
+    odd = auditor.get(page_of(entry)).content.decode()
+    assert f"<td><pre>1{'0' * 20}</pre></td><td><pre>0 seconds</pre></td>" in odd
+    assert "<td><pre>***</pre></td><td><pre>true</pre></td>" in odd
+
+
+def test_it_offers_no_history_of_an_entry(auditor):
+    page = auditor.get(page_of(make_entry())).content.decode()
+    assert "History" not in page
+    assert "/history/" not in page
 
 
 def test_it_masks_a_secret_that_is_newer_than_the_entry(auditor, settings):
