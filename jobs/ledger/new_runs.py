@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from jobs.messages.baggage import with_headers
 from jobs.messages.message import Message
 from jobs.models import SENDING, State, Trigger, new_run_id
 
@@ -50,7 +51,7 @@ def new_run(schedule: int | None, name: str, message: Message, due_at: datetime,
         kwargs=message.kwargs,
         queue=message.queue,
         priority=message.priority,
-        options=message.options,
+        options=with_headers(message.options),
         due_at=due_at,
         last_due_at=due_at,
         not_before=now + SENDING,
