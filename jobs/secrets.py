@@ -115,24 +115,28 @@ def texts(value: Any) -> Iterator[str]:
                 yield from texts(part)
 
 
-def masked(value: Any) -> Any:
-    """A structure of mappings and lists with every text in it masked."""
+def masked(value: Any, mask: Callable[[str], str] = mask) -> Any:
+    """A structure of mappings and lists with every text in it masked.
+
+    For many structures of the same texts, pass `functools.cache(mask)`.
+    """
     match value:
         case str():
             return mask(value)
         case bytes():
             return mask(value.decode(errors="backslashreplace")).encode()
         case Mapping():
-            return {masked(key): _masked_at(key, part) for key, part in value.items()}
+            return {masked(key, mask): _masked_at(key, part, mask) for key, part in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [masked(part) for part in value]
+            return [masked(part, mask) for part in value]
     return value
 
 
-def _masked_at(key: Any, part: Any) -> Any:
+def _masked_at(key: Any, part: Any, mask: Callable[[str], str]) -> Any:
     name = key.decode(errors="replace") if isinstance(key, bytes) else key
     can_be_secret = isinstance(part, (str, bytes, list, tuple, Mapping)) and part
-    return "***" if can_be_secret and isinstance(name, str) and _KEY_ALONE.fullmatch(name) else masked(part)
+    is_secret = can_be_secret and isinstance(name, str) and _KEY_ALONE.fullmatch(name)
+    return "***" if is_secret else masked(part, mask)
 
 
 def masking(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
@@ -96,7 +96,30 @@ def cached(
 
 def invalidate(name: str) -> None:
     """Stop serving the current value of `name`. Inside a transaction, this takes effect once it is committed."""
-    transaction.on_commit(partial(_delete, name))
+    if not _will_delete(name):
+        transaction.on_commit(_Deletion(name))
+
+
+@dataclass(frozen=True, slots=True)
+class _Deletion:
+    """Deletes the token of a name when it is called."""
+
+    name: str
+
+    def __call__(self) -> None:
+        _delete(self.name)
+
+
+def _will_delete(name: str) -> bool:
+    """Whether the last callback of this transaction does the same, and is kept if this savepoint is.
+
+    A transaction that deletes thousands of rows invalidates a name for each of them.
+    """
+    callbacks = connection.run_on_commit
+    if not (connection.in_atomic_block and callbacks):
+        return False
+    savepoints, callback, *_ = callbacks[-1]
+    return callback == _Deletion(name) and savepoints <= set(connection.savepoint_ids)
 
 
 def usage(name: str) -> Usage | None:

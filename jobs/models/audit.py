@@ -7,15 +7,17 @@ run names it.
 
 import getpass
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 from django.db import models
 from django.db.models import Model, Q, QuerySet
 from django.db.models.functions import Now
 
-from jobs.models import rights
+from jobs.models import bulk, rights
 from jobs.models.runs import LONGEST_ACTOR, LONGEST_NAME, LONGEST_REASON
 from jobs.rules.errors import Forbidden
 from jobs.secrets import head, mask, masked, storable
@@ -253,6 +255,11 @@ class AuditEntry(models.Model):
         return f"{self.actor} ({self.get_door_display()}): {self.act} {self.kind} “{self.name}”"
 
 
+# The columns that an act gives; the database gives the others.
+WRITTEN = {field.name for field in AuditEntry._meta.concrete_fields} - {"id", "at"}
+BATCH = 1_000  # entries
+
+
 def differing(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The columns whose values differ as JSON, where 1 and true do, in alphabetical order."""
     return sorted(name for name in before.keys() | after.keys() if _differ(before.get(name), after.get(name)))
@@ -273,24 +280,27 @@ def note(actor: Actor, kind: Kind, act: Act, rows: Iterable[Changed], summary: s
         "door": actor.door.value,
         "token": "" if actor.token is None else actor.token.name,
     }
+    mask_once = cache(mask)  # the same texts stand in thousands of rows
+    summary = head(summary, LONGEST_REASON)
     entries = [
-        AuditEntry(
+        SimpleNamespace(
             **of_actor,
             kind=kind.value,
             act=act.value,
             key=str(row.key),
             name=head(str(row.name), LONGEST_NAME),
-            summary=head(summary, LONGEST_REASON),
-            **_difference(row),
+            summary=summary,
+            **_difference(row, mask_once),
         )
         for row in rows
     ]
-    AuditEntry.objects.bulk_create(entries, batch_size=500)
+    for start in range(0, len(entries), BATCH):
+        bulk.insert(AuditEntry, entries[start : start + BATCH], WRITTEN)
 
 
-def _difference(row: Changed) -> dict[str, Any]:
+def _difference(row: Changed, mask_once: Callable[[str], str]) -> dict[str, Any]:
     before, after = row.before, row.after
     if before is not None and after is not None:
         names = differing(before, after)
         before, after = ({name: columns.get(name) for name in names} for columns in (before, after))
-    return {"before": masked(before), "after": masked(after)}
+    return {"before": masked(before, mask_once), "after": masked(after, mask_once)}

@@ -18,14 +18,15 @@ from django.db.models.signals import post_delete, pre_delete
 from django.db.models.sql import InsertQuery, UpdateQuery
 
 
-def insert(model: type[Model], rows: Sequence[Any]) -> int:
+def insert(model: type[Model], rows: Sequence[Any], names: Collection[str] | None = None) -> int:
     """Insert these rows; missing columns get the field's default. Returns how many were inserted.
 
-    Skips each row that would violate a unique constraint.
+    Skips each row that would violate a unique constraint. With `names`, it writes only these fields, and the database
+    gives the others their values.
     """
     if not rows:
         return 0
-    fields = model._meta.concrete_fields
+    fields = [field for field in model._meta.concrete_fields if names is None or field.name in names]
     into = f"INTO {_name(model._meta.db_table)} ({', '.join(_name(field.column) for field in fields)})"
     if connection.vendor == "postgresql":
         source, values = _source(rows, fields)

@@ -253,8 +253,15 @@ def _update(schedules: Schedules, actor: Actor | str, act: Act, sentence: str, *
     chosen = _chosen(schedules)
     with _noted(chosen, chosen.select_for_update(no_key=True), Actor.of(actor), act, sentence) as number:
         chosen.update(**columns)
-        transaction.on_commit(partial(calendar.refresh, chosen))
+        transaction.on_commit(partial(_refresh, chosen))
     return number
+
+
+def _refresh(chosen: Schedules) -> None:
+    """Let the calendar compute the schedules slice by slice: each of its queries names all of those it is given."""
+    keys = list(chosen.order_by("pk").values_list("pk", flat=True))
+    for start in range(0, len(keys), calendar.SLICE):
+        calendar.refresh(PeriodicTask.objects.filter(pk__in=keys[start : start + calendar.SLICE]))
 
 
 def _change(

@@ -1,21 +1,24 @@
 """Each act is one audit row: who, by which door and token, when, on what, before and after."""
 
+import re
 from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from jobs.ledger import requests
 from jobs.models import Actor, ApiToken, AuditEntry, Door, Policy, Run, State, StoredFile, database_now
 from jobs.rules.errors import Forbidden, Invalid
-from jobs.schedules import acts
+from jobs.schedules import acts, calendar
 from jobs.tasks.cleanup import cleanup
 from jobs.toolkit import files
 from tests.database.test_admin import act, form
-from tests.making import make_run, make_schedule
+from tests.making import make_run, make_schedule, only_where_rows_are_locked
 
 pytestmark = pytest.mark.django_db
 ADA = Actor("ada", door=Door.SHELL)
@@ -46,6 +49,50 @@ def test_it_notes_one_row_for_each_schedule_of_an_act():
         make_schedule(name)
     acts.disable(ALL(), ADA)
     assert entries() == [("disable", "schedule", "a"), ("disable", "schedule", "b")]
+
+
+def test_it_notes_thousands_of_schedules_in_a_few_statements(settings):
+    settings.JOB_SECRETS = {"KEY": "canary-1234"}
+    number, interval = 2_500, make_schedule("it").interval
+    texts = {"task": "tests.nothing", "description": "of canary-1234", "kwargs": '{"token": "x"}'}
+    PeriodicTask.objects.bulk_create(
+        PeriodicTask(name=f"shop {each}", interval=interval, **texts) for each in range(number)
+    )
+    chosen = ALL().filter(name__startswith="shop").order_by("pk")
+    names, keys = list(chosen.values_list("name", flat=True)), list(chosen.values_list("pk", flat=True))
+    calendar.refresh(ALL())
+    for act_on, changed in ((acts.disable, ("enabled",)), (acts.delete, None)):
+        AuditEntry.objects.all().delete()
+        with CaptureQueriesContext(connection) as queries:
+            assert act_on(chosen.all(), ADA) == number
+        noting = [query for query in queries.captured_queries if 'INTO "jobs_auditentry"' in query["sql"]]
+        assert len(noting) <= (3 if connection.vendor == "postgresql" else number)
+        rows = list(AuditEntry.objects.order_by("pk"))
+        assert [(row.name, row.key) for row in rows] == [
+            (name, str(key)) for name, key in zip(names, keys, strict=True)
+        ]
+        assert {(row.actor, row.door, row.kind, row.user_key, row.token) for row in rows} == {
+            ("ada", "shell", "schedule", "", "")
+        }
+        assert {row.after is None for row in rows} == {changed is None}
+        assert {tuple(row.after or ()) for row in rows} == {changed or ()}
+        assert all(timedelta(0) <= database_now() - row.at < timedelta(minutes=5) for row in rows)
+    assert {(row.before["description"], row.before["kwargs"]) for row in rows} == {("of ***", '{"token": ***}')}
+
+
+@only_where_rows_are_locked
+@pytest.mark.django_db(transaction=True)
+def test_it_computes_many_schedules_slice_by_slice(monkeypatch):
+    monkeypatch.setattr(calendar, "SLICE", 3)
+    for number in range(8):
+        make_schedule(f"{number}", enabled=False)
+    with CaptureQueriesContext(connection) as queries:
+        acts.enable(ALL(), ADA)
+    after_commit = [query["sql"] for query in queries.captured_queries if "fingerprint" in query["sql"]]
+    lists = [found.count(",") + 1 for sql in after_commit for found in re.findall(r" IN \(([\d, ]+)\)", sql)]
+    assert lists
+    assert max(lists) == 3
+    assert not Policy.objects.filter(next_due_at=None).exists()
 
 
 def test_it_saves_a_new_and_a_changed_schedule_with_its_policy_as_one_act_each():

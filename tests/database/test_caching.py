@@ -2,7 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import pytest
 from django.core.cache import cache
@@ -151,6 +151,43 @@ def test_it_never_serves_older_data_after_an_invalidation(redis):
         may_go_on.set()
         assert slow.result(DEADLINE) == []
     assert titles() == ["new"]
+
+
+def test_it_invalidates_once_for_a_transaction_that_asks_for_it_often(counter, redis):
+    counter.remembered()
+    before = redis.info("commandstats").get("cmdstat_del", {}).get("calls", 0)
+    with transaction.atomic():
+        for _ in range(100):
+            invalidate("number")
+    assert redis.info("commandstats")["cmdstat_del"]["calls"] - before == 1
+    assert counter.remembered() == 2
+
+
+def test_it_invalidates_after_a_savepoint_that_asked_for_it_was_rolled_back(counter, redis):
+    counter.remembered()
+    with transaction.atomic():
+        with suppress(ZeroDivisionError), transaction.atomic():
+            invalidate("number")
+            raise ZeroDivisionError
+        invalidate("number")
+    assert counter.remembered() == 2
+    with transaction.atomic(), transaction.atomic():
+        invalidate("number")
+        with suppress(ZeroDivisionError), transaction.atomic():
+            invalidate("number")
+            raise ZeroDivisionError
+    assert counter.remembered() == 3
+    with transaction.atomic():
+        with transaction.atomic():
+            invalidate("number")
+        invalidate("number")
+    assert counter.remembered() == 4
+    with transaction.atomic(), suppress(ZeroDivisionError), transaction.atomic():
+        with transaction.atomic():
+            invalidate("number")
+        invalidate("number")
+        raise ZeroDivisionError
+    assert counter.remembered() == 4
 
 
 def test_it_invalidates_when_the_transaction_commits(counter, redis):

@@ -4,6 +4,7 @@ import ast
 import base64
 import json
 import re
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -107,6 +108,21 @@ def test_it_masks_structures_with_their_keys(settings):
     given = {"password": "hunter2", "n": {"canary-1234": [b"canary-1234", ("a canary-1234",), 7, None]}, "token": 5}
     assert masked(given) == {"password": "***", "n": {"***": [b"***", ["a ***"], 7, None]}, "token": 5}
     assert masked({"api_key": b"hunter2", "password": ""}) == {"api_key": "***", "password": ""}
+
+
+def test_it_masks_a_text_of_many_structures_once(settings):
+    settings.JOB_SECRETS = {"A": "canary-1234"}
+    asked: list[str] = []
+
+    def counting(text: str) -> str:
+        asked.append(text)
+        return mask(text)
+
+    once = cache(counting)
+    assert [masked({"a": ["canary-1234", {"b": "canary-1234"}]}, once) for _ in range(3)] == [
+        {"a": ["***", {"b": "***"}]}
+    ] * 3
+    assert sorted(asked) == ["a", "b", "canary-1234"]
 
 
 @pytest.mark.parametrize(
