@@ -4,6 +4,9 @@ Its one rule: it only reads, so the run goes on whatever happens to the watcher.
 two, and a database that is away for a while only delays it.
 """
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -184,5 +187,33 @@ def view(terminal: Terminal) -> Iterator[View]:
         return
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     bar = Progress(*columns, console=terminal.console, transient=True, redirect_stdout=False, redirect_stderr=False)
-    with bar:
-        yield Bar(bar)
+    with _unwound_by(signal.SIGTERM):
+        try:
+            with bar:
+                yield Bar(bar)
+        finally:  # also if a signal came while the bar was drawn for the first time
+            terminal.console.show_cursor()
+
+
+class _SignalledError(BaseException):
+    """A signal that would have ended the process at once."""
+
+
+@contextmanager
+def _unwound_by(number: signal.Signals) -> Iterator[None]:
+    """Let the block end properly when this signal comes; then the signal ends the process."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
+        yield
+        return
+
+    def unwind(*_: object) -> None:
+        raise _SignalledError
+
+    former = signal.signal(number, unwind)
+    try:
+        yield
+    except _SignalledError:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    finally:
+        signal.signal(number, former)

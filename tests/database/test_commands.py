@@ -7,7 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from io import BytesIO, StringIO, TextIOWrapper
 from typing import Any, NamedTuple
@@ -793,8 +794,34 @@ def test_it_has_colours_on_a_terminal_and_asks_before_it_deletes(environment):
     assert (status, "Deleted 1 schedule." in shown, PeriodicTask.objects.count()) == (0, True, 0)
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("seen", [b"\x1b[?25l", b"waiting"])
+def test_it_shows_the_cursor_again_when_a_signal_ends_it(environment, number, status, seen):
+    run = make_run()
+    hidden, visible = b"\x1b[?25l", b"\x1b[?25h"
+    shown = b""
+    with opened_on_terminal(environment, "runs", "tail", str(run.id)) as (terminal, child):
+        while seen not in shown:
+            shown += os.read(terminal, 4096)
+        child.send_signal(number)
+        shown += rest_of(terminal)
+        assert child.wait(DEADLINE) == status
+    assert shown.rfind(visible) > shown.rfind(hidden)
+    run.refresh_from_db()
+    assert run.state == State.WAITING
+
+
 def on_terminal(environment: dict[str, str], *words: str, answer: bytes = b"") -> tuple[str, int]:
     """Run a command on a pseudo-terminal; returns what it showed, and its status."""
+    with opened_on_terminal(environment, *words) as (terminal, child):
+        os.write(terminal, answer)
+        return rest_of(terminal).decode(), child.wait(DEADLINE)
+
+
+@contextmanager
+def opened_on_terminal(environment: dict[str, str], *words: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A command on a pseudo-terminal, and the end of it that a person sees."""
     ours, theirs = pty.openpty()
     line = [sys.executable, "manage.py", *words]
     child = subprocess.Popen(
@@ -806,10 +833,18 @@ def on_terminal(environment: dict[str, str], *words: str, answer: bytes = b"") -
         stderr=theirs,
     )
     os.close(theirs)
-    os.write(ours, answer)
+    try:
+        yield ours, child
+    finally:
+        child.kill()
+        child.wait(DEADLINE)
+        os.close(ours)
+
+
+def rest_of(terminal: int) -> bytes:
+    """What a command still shows until it ends."""
     shown = b""
     with suppress(OSError):  # Linux: EIO once the child has closed it
-        while piece := os.read(ours, 4096):
+        while piece := os.read(terminal, 4096):
             shown += piece
-    os.close(ours)
-    return shown.decode(), child.wait(DEADLINE)
+    return shown
