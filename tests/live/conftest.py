@@ -168,8 +168,7 @@ class Processes:
 def standing(django_db_setup, django_db_blocker, servers, redis_server) -> Iterator[Processes]:
     """For what all tests of a module share, and the database open to it: no test looks at another's rows.
 
-    A module that uses it has a fixture `_django_db_helper` in place of pytest-django's, which would empty the tables
-    under the feet of these processes after each test.
+    Every test of such a module uses it: `pytestmark` says so.
     """
     with django_db_blocker.unblock():
         redis_server.flushdb()
@@ -180,6 +179,25 @@ def standing(django_db_setup, django_db_blocker, servers, redis_server) -> Itera
         finally:
             processes.close()
             call_command("flush", interactive=False, verbosity=0)
+
+
+@pytest.fixture(scope="module")
+def standing_pair(standing: Processes) -> None:
+    """A worker and a beat for all tests of a module."""
+    standing.start_worker()
+    standing.start_beat()
+
+
+@pytest.fixture
+def _django_db_helper(request: pytest.FixtureRequest) -> None:
+    """pytest-django's own empties the tables after each test: not while the processes of `standing` use them."""
+    if not _stands(request):
+        request.getfixturevalue("_django_db_helper")
+
+
+def _stands(request: pytest.FixtureRequest) -> bool:
+    """Whether the processes of this test outlive it."""
+    return "standing" in request.fixturenames
 
 
 @pytest.fixture
@@ -193,9 +211,10 @@ def processes(servers, environment: dict[str, str]) -> Iterator[Processes]:
 
 
 @pytest.fixture
-def eventually(processes: Processes) -> Callable[..., object]:
+def eventually(request: pytest.FixtureRequest) -> Callable[..., object]:
     """`eventually(function)`: wait until `function` returns something true, and return that."""
-    return processes.eventually
+    started: Processes = request.getfixturevalue("standing" if _stands(request) else "processes")
+    return started.eventually
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tests.making import ends, make_run
 from tests.servers import ROOT, MortalBroker
 from tests.waiting import DEADLINE
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("standing")]
 
 DOCUMENT = ROOT / "docs" / "api.md"
 WEB = (sys.executable, "-m", "gunicorn", "project.wsgi", "--bind=127.0.0.1:0", "--workers=1", "--access-logfile=-")
@@ -55,16 +55,6 @@ def web(standing: Processes, environment: dict[str, str]) -> Process:
     standing.start_worker(env=environment)
     standing.start_beat(env=environment)
     return start_web(standing, environment)
-
-
-@pytest.fixture(autouse=True)
-def _django_db_helper(standing):
-    """Replaces pytest-django's fixture, which would empty the tables of the standing processes."""
-
-
-@pytest.fixture
-def eventually(standing):
-    return standing.eventually
 
 
 def start_web(standing: Processes, environment: dict[str, str], **more: str) -> Process:

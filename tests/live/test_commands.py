@@ -20,23 +20,7 @@ from tests.making import ends, make_schedule, run_now
 from tests.servers import ROOT
 from tests.waiting import DEADLINE
 
-pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _worker_and_beat(standing: Processes) -> None:
-    standing.start_worker()
-    standing.start_beat()
-
-
-@pytest.fixture
-def _django_db_helper(standing):
-    """Replaces pytest-django's own, which would empty the tables while the standing processes use them."""
-
-
-@pytest.fixture
-def eventually(standing):
-    return standing.eventually
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("standing_pair")]
 
 
 @pytest.fixture

@@ -24,12 +24,11 @@ from django.urls import path as url_path
 from jobs.ledger import sending
 from jobs.models import Run, State, database_now
 from jobs.toolkit import RunOptions, run_job
-from tests.live.conftest import Processes
 from tests.making import ends, lines
 from tests.servers import ROOT
 from tests.waiting import DEADLINE
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("standing_pair")]
 
 REQUESTS = 200
 HOUR = timedelta(hours=1)
@@ -51,22 +50,6 @@ with transaction.atomic():
     else:
         current_app.tasks["tests.note"].delay_on_commit(path)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _worker_and_beat(standing: Processes) -> None:
-    standing.start_worker()
-    standing.start_beat()
-
-
-@pytest.fixture
-def _django_db_helper(standing):
-    """Replaces pytest-django's own, which would empty the tables while the standing processes use them."""
-
-
-@pytest.fixture
-def eventually(standing):
-    return standing.eventually
 
 
 @pytest.fixture

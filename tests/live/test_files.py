@@ -19,7 +19,7 @@ from tests.database.test_thumbnails import picture
 from tests.making import ends, make_run, make_schedule, run_now
 from tests.web import Web, serving
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("standing")]
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,6 @@ def source() -> Iterator[Web]:
 @pytest.fixture(scope="module", autouse=True)
 def worker(standing, source) -> None:
     standing.start_worker(env={"SITE_URL": source.address})
-
-
-@pytest.fixture(autouse=True)
-def _django_db_helper(standing):
-    """Replaces pytest-django's fixture, which would empty the tables of the standing processes."""
-
-
-@pytest.fixture
-def eventually(standing):
-    return standing.eventually
 
 
 def progress_of(run: Run) -> str:

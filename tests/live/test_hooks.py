@@ -20,7 +20,7 @@ from tests.pure.test_signatures import OTHER, PLAIN, STANDARD, signed
 from tests.servers import ROOT, MortalBroker
 from tests.waiting import DEADLINE
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("standing")]
 KEYS = {"WEBHOOK_KEYS_SHOP": STANDARD, "WEBHOOK_KEYS_PLAIN": PLAIN}
 NOWHERE = "postgres://user@127.0.0.1:1/nothing"
 COMMANDS = re.search(r"^    signature=.*\n    curl .*$", (ROOT / "docs" / "webhooks.md").read_text(), re.MULTILINE)[0]
@@ -66,16 +66,6 @@ def broker(servers) -> Iterator[MortalBroker]:
 def site(standing, broker) -> Site:
     standing.start_worker(env=broker.address)
     return start(standing, broker)
-
-
-@pytest.fixture(autouse=True)
-def _django_db_helper(standing):
-    """Replaces pytest-django's fixture, which would empty the tables of the standing processes."""
-
-
-@pytest.fixture
-def eventually(standing):
-    return standing.eventually
 
 
 @pytest.fixture

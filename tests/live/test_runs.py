@@ -20,7 +20,7 @@ from tests.live.conftest import Processes
 from tests.making import ends, lines, make_due, make_run, make_schedule, send
 from tests.waiting import DEADLINE
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("standing")]
 
 LONG_LEASE = {"LEASE_SECONDS": "3600"}  # far longer than a test waits: a run is rescued in time only if that is at once
 
@@ -29,16 +29,6 @@ LONG_LEASE = {"LEASE_SECONDS": "3600"}  # far longer than a test waits: a run is
 def _worker_and_beat(standing: Processes) -> None:
     standing.start_worker(env=LONG_LEASE | {"REMOTE_CONTROL": "full"})
     standing.start_beat(env=LONG_LEASE)
-
-
-@pytest.fixture
-def _django_db_helper(standing):
-    """Replaces pytest-django's own, which would empty the tables while the standing processes use them."""
-
-
-@pytest.fixture
-def eventually(standing):
-    return standing.eventually
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.making import send
 from tests.servers import ROOT
 from tests.waiting import DEADLINE
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("standing")]
 
 # As long as a token that a cut could leak, with characters that programs quote in different ways.
 CANARY = f"Canary-{'a1b2' * 370}-é\"'<&>\\/+ end"
@@ -31,11 +31,6 @@ WAYS = (*RAISED, "printed", "printed in pieces", "printed in one long line", "lo
 def _worker_and_beat(standing: Processes) -> None:
     standing.start_worker("--task-events", env={"JOB_SECRET_CANARY": CANARY})
     standing.start_beat()
-
-
-@pytest.fixture
-def _django_db_helper(standing):
-    """Replaces pytest-django's own, which would empty the tables while the standing processes use them."""
 
 
 def traces() -> Iterator[str]:
