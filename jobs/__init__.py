@@ -4,6 +4,7 @@
     cache/        what is made once: for a process, a machine, or all of them?
     zones         which rules of the world's time zones apply?
     secrets       how do secrets get into jobs, and stay out of texts?
+    logs          what does a log line look like?
     http          how does a job call an address that a user typed?
     models/       what is kept?
     messages/     what is Celery given?

@@ -189,6 +189,8 @@ def edge() -> int:
 
 
 def _known() -> tuple[tuple[str, ...], re.Pattern[str], int]:
+    if not settings.configured:  # in gunicorn's main process, which loads no code that it could not load anew
+        return _patterns(())
     keys = getattr(settings, "MESSAGE_KEYS", ())
     lists = getattr(settings, "WEBHOOK_KEYS", {}).values()
     bare = (key.removeprefix(PREFIX) for each in lists for key in each)  # some programs show a key without its prefix

@@ -402,14 +402,16 @@ CONTENT_SECURITY_POLICY = {
 
 # DEBUG, INFO, WARNING or ERROR, for every process; `celery --loglevel` replaces it.
 LOG_LEVEL: str = read("level", "LOG_LEVEL", "INFO")
+# text (a sentence with key=value) or json (one object a line), for every process.
+LOG_FORMAT: str = read("log_format", "LOG_FORMAT", "text")
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"()": "jobs.worker.logs.Formatter"}},
+    "formatters": {"line": {"()": "jobs.logs.Formatter"}},
     "filters": {"links": {"()": "project.logs.WithoutLinks"}},
     "handlers": {
         "console": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["links"]},
-        "run": {"class": "jobs.worker.logs.RunHandler", "formatter": "line"},
+        "run": {"class": "jobs.worker.logs.RunHandler"},
     },
     "loggers": {"axes": {"level": "WARNING"}},  # INFO repeats each login many times
     "root": {"handlers": ["console", "run"], "level": LOG_LEVEL},

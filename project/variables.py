@@ -37,6 +37,10 @@ def level(text: str) -> str:
     return {name: name for name in ("DEBUG", "INFO", "WARNING", "ERROR")}[text.upper()]
 
 
+def log_format(text: str) -> str:
+    return {name: name for name in ("text", "json")}[text.lower()]
+
+
 def positive(text: str) -> float:
     if not 0 < float(text) < float("inf"):
         raise ValueError
@@ -175,6 +179,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "header": (header, "the name of a header, such as X-Remote-User"),
     "zone": (zone, "an IANA time zone such as Europe/Berlin"),
     "level": (level, "DEBUG, INFO, WARNING or ERROR"),
+    "log_format": (log_format, "text or json"),
     "signing_keys": (signing_keys, "keys of at least 32 bytes each, separated by commas"),
     "webhook_keys": (webhook_keys, f"keys of at least {signatures.SHORTEST_KEY} bytes each, separated by commas"),
     "remote_control": (remote_control, "inspect, full or off"),

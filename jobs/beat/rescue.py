@@ -12,6 +12,7 @@ from django.db.models import Case, TextField, Value, When
 from django.db.models.functions import Concat, Now
 
 from jobs.ledger import outcomes, steps
+from jobs.messages import keys
 from jobs.models import UNSTARTED, Attempt, Policy, Run, RunQuerySet, State, Step, database_now
 from jobs.models.clock import lease
 from jobs.models.steps import UNDER_WAY, StepQuerySet
@@ -102,5 +103,5 @@ def _rescue(run: Run, among: RunQuerySet, reason: str) -> bool:
     else:
         done = bool(outcomes.end(this, {State.RUNNING}, State.LOST, reason=reason))
     if done:
-        log.warning("Run %s: %s", run.id, reason, extra={"action": "rescue", "run": str(run.id)})
+        log.warning("Run %s: %s", run.id, reason, extra={**keys.of_run(run), "action": "rescue"})
     return done

@@ -18,7 +18,7 @@ from django.db.models.functions import Now
 
 from jobs.ledger import outcomes
 from jobs.ledger.undelivered import deliverable
-from jobs.messages import dispatch
+from jobs.messages import dispatch, keys
 from jobs.messages.dispatch import BATCH
 from jobs.messages.envelope import Sendable
 from jobs.models import SENDING, UNSTARTED, Run, State, database_now
@@ -105,7 +105,7 @@ def _take() -> list[Run]:
 
 
 def _refuse(run: Sendable, why: str) -> None:
-    log.warning("Run %s cannot be sent: %s", run.id, why, extra={"action": "dispatch", "run": str(run.id)})
+    log.warning("Run %s cannot be sent: %s", run.id, why, extra={**keys.of_run(run), "action": "dispatch"})
     this = Run.objects.filter(id=run.id, attempt=run.attempt)
     outcomes.end(this, {State.WAITING}, State.FAILED, reason=f"could not be sent: {why}")
 

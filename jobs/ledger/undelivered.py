@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from django.conf import settings
 
 from jobs.ledger import outcomes
-from jobs.messages import dispatch
+from jobs.messages import dispatch, keys
 from jobs.models import LONGEST_REASON, Node, Run, State, Step
 from jobs.rules import policies
 
@@ -84,6 +84,6 @@ def _worked(queue: str, since: datetime) -> bool:
 
 def _give_up(run: Run) -> None:
     reason = f"undeliverable: {run.reason}"[:LONGEST_REASON]
-    log.warning("Run %s: %s", run.id, reason, extra={"action": "dispatch", "run": str(run.id)})
+    log.warning("Run %s: %s", run.id, reason, extra={**keys.of_run(run), "action": "dispatch"})
     this = Run.objects.filter(id=run.id, attempt=run.attempt)
     outcomes.end(this, {State.WAITING}, State.FAILED, reason=reason)

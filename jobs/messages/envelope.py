@@ -17,6 +17,8 @@ from jobs.messages.arguments import find_task
 
 # The header that says which attempt of its run a message starts.
 ATTEMPT_HEADER = "punctual_attempt"
+# The header with the id and the name of the schedule, in messages of runs and of steps.
+SCHEDULE_HEADER = "punctual_schedule"
 DESTINATION = ("queue", "exchange", "routing_key")  # options that say where a message goes
 MAKERS = ("apply_async", "shadow_name")  # methods that see the arguments of a message; a task may override them
 ORDINARY = {"celery.app.task", "jobs.worker.task"}  # the modules whose versions of these methods allow copies
@@ -121,9 +123,11 @@ def _apply(run: Sendable, producer: Any) -> None:
 
 
 def _own_headers(run: Sendable) -> dict[str, Any]:
-    """The attempt, and the name of the schedule where django-celery-results looks for it."""
+    """The attempt and the schedule, whose name django-celery-results looks for in a header of its own."""
     attempt = {ATTEMPT_HEADER: run.attempt}
-    return attempt | {"periodic_task_name": run.schedule_name} if run.schedule_id else attempt
+    if not run.schedule_id:
+        return attempt
+    return {**attempt, SCHEDULE_HEADER: [run.schedule_id, run.schedule_name], "periodic_task_name": run.schedule_name}
 
 
 def queue_of(run: Sendable) -> str:

@@ -1,7 +1,7 @@
 """Why is a request refused, and which errors are only logged? `Invalid` for people, `logged` for code that goes on."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -30,7 +30,13 @@ class UnknownJob(Invalid):
 
 
 @contextmanager
-def logged(log: logging.Logger, sentence: str, *args: object, level: int = logging.ERROR) -> Iterator[None]:
+def logged(
+    log: logging.Logger,
+    sentence: str,
+    *args: object,
+    level: int = logging.ERROR,
+    extra: Mapping[str, object] | None = None,
+) -> Iterator[None]:
     """Run code that may raise anything. Errors are logged with this sentence, and the caller goes on.
 
     For threads that must not end, and for receivers and listeners that must not stop each other. Raises `ENDING`.
@@ -40,7 +46,7 @@ def logged(log: logging.Logger, sentence: str, *args: object, level: int = loggi
     except BaseException as error:
         if isinstance(error, ENDING):
             raise
-        log.log(level, sentence, *args, exc_info=True)
+        log.log(level, sentence, *args, exc_info=True, extra=extra)
 
 
 def error_of(call: Callable[[], object], passing: tuple[type[BaseException], ...] = ()) -> Exception | None:

@@ -21,7 +21,7 @@ from django.utils import timezone
 from jobs.ledger import steps
 from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.baggage import headers_now
-from jobs.messages.envelope import ATTEMPT_HEADER
+from jobs.messages.envelope import ATTEMPT_HEADER, SCHEDULE_HEADER
 from jobs.models import LONGEST_NAME, Step, lease
 from jobs.models.steps import StepQuerySet
 from jobs.worker import context
@@ -104,6 +104,8 @@ def _enlist(execution: Execution, name: str, options: dict[str, Any]) -> None:
         columns = {"group": group, "following": following, "lease_until": until}
         key = _note(execution, options["task_id"], name, Step.State.QUEUED, **columns)
     named = {STEP_HEADER: [str(execution.run_id), execution.attempt, key]}
+    if execution.schedule:
+        named[SCHEDULE_HEADER] = execution.schedule
     options["headers"] = dict(options.get("headers") or {}) | headers_now() | named
 
 

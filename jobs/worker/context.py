@@ -18,6 +18,9 @@ from uuid import UUID
 from celery._state import _task_stack  # type: ignore[attr-defined] # Celery has no public name for it
 from django.db import DataError, Error, IntegrityError
 
+from jobs import logs
+from jobs.messages import keys, request_ids
+from jobs.messages.envelope import SCHEDULE_HEADER
 from jobs.models import LONGEST_NAME, Run, RunLog, State
 
 REFUSED = (DataError, IntegrityError)  # no retry helps; other errors pass: read-only, locked, unavailable
@@ -50,6 +53,7 @@ class Execution:
 
     request: Any = None  # of its task
     outer: "Execution | None" = None  # the execution inside which this one takes place, in eager mode
+    outer_request_id: str = ""  # of the web request inside which it takes place, in eager mode
     thread: int = field(default_factory=threading.get_ident)
     started_at: float = field(default_factory=time.monotonic)
     renewed_at: float = field(default_factory=time.monotonic)
@@ -60,6 +64,25 @@ class Execution:
     @property
     def is_step(self) -> bool:
         return self.step is not None
+
+    @property
+    def schedule(self) -> Any:
+        """The id and the name of the schedule of its run, if there is one, as its message says."""
+        named = header(self.request, SCHEDULE_HEADER)
+        return named if keys.of_schedule(named) else None
+
+    @property
+    def request_id(self) -> str:
+        """The id of the web request that started its run, if there is one, as its message says."""
+        return request_ids.checked(header(self.request, request_ids.HEADER))
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys of log lines about it."""
+        step = {"step": self.step} if self.is_step else {}
+        task = {"task": name} if (name := getattr(self.request, "task", None)) else {}
+        of_run = {"run": str(self.run_id), **keys.of_schedule(self.schedule), "attempt": self.attempt}
+        return request_ids.keys_of(self.request_id) | of_run | task | step
 
     def log(self, line: str) -> None:
         """Add a log line, to be saved soon."""
@@ -125,11 +148,19 @@ def of(request: Any) -> Execution | None:
     return getattr(request, ATTRIBUTE, None)
 
 
+def header(request: Any, name: str) -> Any:
+    """A header of a message. With CELERY_TASK_ALWAYS_EAGER, Celery has no message and keeps the headers apart."""
+    if request is None:
+        return None
+    return (request.headers or {}).get(name) if request.is_eager else request.get(name)
+
+
 def enter(request: Any, execution: Execution) -> None:
     """Attach the execution to the request of its task, and to all code that the task calls."""
     setattr(request, ATTRIBUTE, execution)
-    execution.request, execution.outer = request, current()
+    execution.request, execution.outer, execution.outer_request_id = request, current(), request_ids.current()
     _current.set(execution)
+    request_ids.enter(execution.request_id)
     if not request.is_eager:
         _under_way.add(execution)
 
@@ -139,6 +170,7 @@ def leave(execution: Execution) -> None:
     _under_way.discard(execution)
     if _current.get() is execution:
         _current.set(execution.outer)
+        request_ids.enter(execution.outer_request_id)
 
 
 def node_of(hostname: object) -> str:
@@ -163,6 +195,14 @@ def of_caller() -> Execution | None:
             " `executor.submit(function)`, write `executor.submit(contextvars.copy_context().run, function)`."
         )
     return execution
+
+
+def _keys() -> dict[str, Any]:
+    """For log lines. Those that end an execution belong to it, too."""
+    return execution.keys if (execution := _current.get()) else {}
+
+
+logs.register(_keys)
 
 
 def reset_after_fork() -> None:

@@ -151,7 +151,9 @@ class LimitedConsumer(CeleryConsumer):
 
     def _drop(self, request: Any) -> None:
         """Forget a message without executing it."""
-        log.info("A message of %s is dropped: it would start nothing now.", request.id, extra={"run": request.id})
+        named = refusals.named_by(request.request_dict)
+        extra = named.keys if named else {}
+        log.info("A message of %s is dropped: it would start nothing now.", request.id, extra=extra)
         self._count_as_fetched(request)
         request.acknowledge()
         task_id = request.id

@@ -1,13 +1,15 @@
 """What do beat and workers log, where to, and which lines belong to a run?
 
 Its one rule: the operator's choice holds. `--loglevel`, `--logfile` and `worker_log_format` replace what LOGGING says;
-where LOGGING does not configure the root logger, as with Django's default, Celery sets up its own handlers. In either
-case each line that a task logs or prints is kept in its run, and secrets are masked in it.
-Outside a run, a log line only costs reading Celery's empty stack of tasks. Celery's own lines are left out.
+where LOGGING does not configure the root logger, as with Django's default, Celery sets up its own handlers. They write
+JSON with LOG_FORMAT=json, unless `worker_log_format` is set. In either case each line that a task logs or prints is
+kept in its run, as text without keys, and secrets are masked in it. As JSON a printed line is a record, too.
+Outside a run, a log line only costs reading a context variable. Celery's own lines are left out.
 
 Limits: lines from threads that a task starts are in the log of its run only with the context of the task. Text that a
 library writes to a file descriptor is neither kept nor masked. Formatters in your own LOGGING mask nothing, unless they
-are `Formatter`.
+are those of `jobs.logs`. Celery's handlers write no keys as text. Celery writes a sentence about its shutdown, and beat
+prints its banner, as text; both are no log lines.
 """
 
 import logging
@@ -22,35 +24,29 @@ from typing import Any
 import click
 from celery import signals
 from celery.app.log import Logging as CeleryLogging
-from celery.utils.log import ColorFormatter, mlevel
+from celery.utils.log import ColorFormatter, get_multiprocessing_logger, mlevel
 from click.core import ParameterSource
 from django.apps import apps
 from django.conf import settings
 from django.utils.log import configure_logging
 
+from jobs.logs import Formatter, Plain, are_json, printed
 from jobs.secrets import edge, mask, tail
 
 # Loggers that write about runs, for operators.
 OWN = {f"jobs.worker.{name}" for name in ("connection", "pulse", "task")}
 FOREIGN = {"celery", "kombu", "amqp"}  # top-level names of loggers
 LONGEST_LINE = 10_000  # characters, of the message with its traceback; the end is kept
-LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LOGGING = object()  # writes log lines, which are masked already
 TASK_LOGGER = "celery.task"  # the parent of the loggers that Celery's `get_task_logger` returns
-
-
-class Formatter(logging.Formatter):
-    """The formatter of every handler: masks secrets in log lines, tracebacks included."""
-
-    def __init__(self, fmt: str = LINE, *args: Any, **options: Any) -> None:
-        super().__init__(fmt, *args, **options)
-
-    def format(self, record: logging.LogRecord) -> str:
-        before, name, text = super().format(record).partition(f"{record.name}: ")
-        return mask(before) + name + mask(text)  # the logger "app.tokens" is not followed by a token
 
 
 class RunHandler(logging.Handler):
     """A handler of the root logger: appends each line to the run of the task that logs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(Plain())
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.partition(".")[0] in FOREIGN or record.name in OWN or not apps.models_ready:
@@ -67,9 +63,9 @@ class RunHandler(logging.Handler):
 class Printed:
     """Stands in for `sys.stdout` and `sys.stderr` in a worker: masks what a task prints, and appends it to its run."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._begun = threading.local()  # the unfinished line of a thread, and the execution that prints it
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name, self._is_json = stream, name, are_json()
+        self._begun = threading.local()  # the unfinished line of a thread, and its writer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -78,17 +74,17 @@ class Printed:
         """Pass on whole lines, because a task may print a word such as `password` before its value."""
         from jobs.worker import context  # late: logging is set up before Django's models can be imported
 
-        execution = None if sys._getframe(1).f_globals.get("__name__") == "logging" else context.current()
+        writer = LOGGING if sys._getframe(1).f_globals.get("__name__") == "logging" else context.current()
         line, before = getattr(self._begun, "line", ("", None))
-        if before is not execution:
+        if before is not writer:
             self._pass_on(line, before)
             line = ""
         whole, newline, begun = (line + text).rpartition("\n")
         if len(begun) > LONGEST_LINE + edge():  # pass on what cannot end in half a secret
             begun = mask(begun)
             whole, newline, begun = whole + newline, begun[: -edge()], begun[-edge() :]
-        self._begun.line = begun, execution
-        self._pass_on(whole + newline, execution)
+        self._begun.line = begun, writer
+        self._pass_on(whole + newline, writer)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -97,27 +93,42 @@ class Printed:
 
     def flush(self) -> None:
         """Also pass on this thread's unfinished line."""
-        line, execution = getattr(self._begun, "line", ("", None))
+        line, writer = getattr(self._begun, "line", ("", None))
         self._begun.line = "", None
-        self._pass_on(line, execution)
+        self._pass_on(line, writer)
         self._stream.flush()
 
-    def _pass_on(self, text: str, execution: Any) -> None:
-        if text:
-            for line in text.splitlines(keepends=True) if execution is not None else ():
-                execution.log(tail(line, LONGEST_LINE))
-            self._stream.write(mask(text))
+    def _pass_on(self, text: str, writer: Any) -> None:
+        """`writer` is an execution, `LOGGING`, or None for code outside of runs."""
+        if not text:
+            return
+        lines = text.splitlines(keepends=True)
+        execution: Any = writer if writer is not LOGGING else None
+        for line in lines if execution is not None else ():
+            execution.log(tail(line, LONGEST_LINE))
+        if not self._is_json:
+            text = mask(text)
+        elif writer is not LOGGING:
+            keys = execution.keys if execution is not None else {}
+            records = [printed(line.rstrip(), self._name, keys) for line in lines if not line.isspace()]
+            text = "".join(f"{record}\n" for record in records)
+        self._stream.write(text)
 
 
 def _on_worker_init(sender: Any, **_: Any) -> None:
     if not sender.app.conf.worker_redirect_stdouts:  # else Celery makes log lines of them
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # in a file, too: a killed child loses what is buffered
-        sys.stdout, sys.stderr = Printed(sys.stdout), Printed(sys.stderr)
+        sys.stdout, sys.stderr = Printed(sys.stdout, "stdout"), Printed(sys.stderr, "stderr")
+
+
+def _on_setup(instance: Any, **_: Any) -> None:
+    instance.quiet = instance.quiet or are_json()  # Celery would print its banner
 
 
 def connect() -> None:
     signals.worker_init.connect(_on_worker_init, dispatch_uid="jobs.worker.logs.printed")
+    signals.celeryd_after_setup.connect(_on_setup, dispatch_uid="jobs.worker.logs.banner")
 
 
 class Logging(CeleryLogging):
@@ -154,16 +165,21 @@ class Logging(CeleryLogging):
         **options: Any,
     ) -> Any:
         """Called for each logger that Celery sets up itself."""
-        return super().setup_handlers(logger, logfile, format, colorize, formatter=_masking(formatter), **options)
+        is_free = not self.app.conf.value_set_for("worker_log_format")
+        chosen: Any = (lambda *_, **__: Formatter()) if are_json() and is_free else _masking(formatter)
+        return super().setup_handlers(logger, logfile, format, colorize, formatter=chosen, **options)
 
     def _follow_settings(self, logfile: str | None, *, given: Any, **_: Any) -> None:
         # The modules of jobs have made their loggers by now.
         configure_logging(settings.LOGGING_CONFIG, {**settings.LOGGING, "disable_existing_loggers": False})
+        pool: Any = get_multiprocessing_logger()
+        pool.propagate = True  # without a handler of its own, it would write bare sentences
+        pool.setLevel(logging.WARNING)
         root = logging.getLogger()
         root.setLevel(given or root.level)
         for handler in filter(_writes_to_terminal, root.handlers[:]):
             if self.app.conf.value_set_for("worker_log_format"):
-                handler.setFormatter(Formatter(self.format, self.app.conf.worker_log_datefmt))
+                handler.setFormatter(Plain(self.format, self.app.conf.worker_log_datefmt))
             if logfile:
                 root.removeHandler(handler)
                 root.addHandler(_to_file(logfile, like=handler))
@@ -190,9 +206,7 @@ def _to_file(path: str, like: logging.Handler) -> logging.Handler:
 def _keep_lines_of_runs(logger: logging.Logger) -> None:
     if (logger.parent and logger.propagate) or any(isinstance(each, RunHandler) for each in logger.handlers):
         return
-    handler = RunHandler()
-    handler.setFormatter(Formatter())
-    logger.addHandler(handler)
+    logger.addHandler(RunHandler())
 
 
 def _masking(formatter: type[logging.Formatter]) -> type[logging.Formatter]:

@@ -116,7 +116,7 @@ def _any_of(executions: list[Execution]) -> Q:
 def _end(execution: Execution) -> None:
     """Ask the task to end, and after `CANCEL_GRACE_SECONDS` end it by force."""
     now = time.monotonic()
-    extra = {"action": "cancel", "run": str(execution.run_id)}
+    extra = {**execution.keys, "action": "cancel"}
     if execution.interrupted_at is None:
         execution.interrupted_at = now
         log.info("Run %s is asked to end.", execution.run_id, extra=extra)

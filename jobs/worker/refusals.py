@@ -9,8 +9,9 @@ Limit: while the database is unavailable, a refusal is only logged. The run is t
 
 import logging
 import time
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from celery import signals
@@ -18,7 +19,8 @@ from kombu.exceptions import ContentDisallowed
 
 from jobs.ledger import outbox, outcomes, steps
 from jobs.ledger.steps import STEP_HEADER
-from jobs.messages.envelope import ATTEMPT_HEADER
+from jobs.messages import keys
+from jobs.messages.envelope import ATTEMPT_HEADER, SCHEDULE_HEADER
 from jobs.models import LONGEST_REASON, Run, Step
 from jobs.monitoring import strangers
 from jobs.rules.errors import logged
@@ -30,22 +32,31 @@ log = logging.getLogger(__name__)
 RIVALS_EVERY = 20.0  # seconds, so that another scheduler stays live on the nodes page while it sends
 
 
-class Named(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Named:
     """The attempt of a run that a message starts, or to which its step belongs."""
 
     run: UUID
     attempt: int
     step: str = ""
     task: str = ""
+    schedule: Any = field(default=None, compare=False)  # the header `SCHEDULE_HEADER`
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys of log lines about it."""
+        parts = {"attempt": self.attempt, "task": self.task, "step": self.step}
+        return {"run": str(self.run), **keys.of_schedule(self.schedule)} | {k: v for k, v in parts.items() if v}
 
 
 def named_by(headers: Any) -> Named | None:
     """What the headers of a message name; None if that is no run and no step."""
     try:
         if (attempt := headers.get(ATTEMPT_HEADER)) is not None:
-            return Named(UUID(headers["id"]), int(attempt), task=str(headers["task"]))
+            return Named(UUID(headers["id"]), int(attempt), "", str(headers["task"]), headers.get(SCHEDULE_HEADER))
         if step := headers.get(STEP_HEADER):
-            return Named(UUID(step[0]), int(step[1]), steps.key_of(step, str(headers["id"])), str(headers["task"]))
+            named = UUID(step[0]), int(step[1]), steps.key_of(step, str(headers["id"])), str(headers["task"])
+            return Named(*named, headers.get(SCHEDULE_HEADER))
     except (AttributeError, LookupError, TypeError, ValueError):
         log.info("A message names no attempt of a run: %r", headers)
     return None
@@ -67,15 +78,15 @@ def _is_own(named: Named) -> bool:
     """Whether the run or step has the task that its message names. If the database is unavailable: as if it had."""
     runs, found = Run.objects.filter(id=named.run), Step.objects.filter(id=named.step, run=named.run)
     rows: Any = found if named.step else runs
-    with logged(log, "The task of run %s could not be read.", named.run):
+    with logged(log, "The task of run %s could not be read.", named.run, extra=named.keys):
         return bool(on_good_connection(rows.filter(task=named.task).exists))
     return True
 
 
 def give_back(named: Named, why: str) -> None:
     """Let a run wait again, for another worker; its step fails."""
-    log.warning("Run %s: %s", named.run, why, extra={"action": "refuse", "run": str(named.run)})
-    with logged(log, "The refusal of run %s could not be recorded.", named.run):
+    log.warning("Run %s: %s", named.run, why, extra={**named.keys, "action": "refuse"})
+    with logged(log, "The refusal of run %s could not be recorded.", named.run, extra=named.keys):
         on_good_connection(partial(_refuse_step if named.step else _give_back, named, why[:LONGEST_REASON]))
 
 

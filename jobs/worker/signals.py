@@ -95,7 +95,8 @@ def _conclude(execution: Execution, write: Callable[[], object], own: BaseExcept
     except Exception as error:
         if isinstance(error, DatabaseError) and not isinstance(error, REFUSED):
             raise  # the database is unavailable; the lease runs out
-        log.exception("The end of attempt %d of run %s could not be recorded.", execution.attempt, execution.run_id)
+        what = execution.attempt, execution.run_id
+        log.exception("The end of attempt %d of run %s could not be recorded.", *what, extra=execution.keys)
         patiently(partial(finish.give_up, execution, error, own))
 
 
@@ -106,7 +107,7 @@ def _ends_process(error: BaseException) -> bool:
 
 def on_child_gone(named: Named, task_id: str, exception: BaseException, *, revoked: bool) -> None:
     """In the worker's main process: the child that executed the run was killed, by its time limit or from outside."""
-    with logged(log, "The end of the process of task %s could not be recorded.", task_id):
+    with logged(log, "The end of the process of task %s could not be recorded.", task_id, extra=named.keys):
         on_good_connection(partial(_record_child_gone, named, task_id, exception, revoked=revoked))
 
 

@@ -56,7 +56,7 @@ class Job(DjangoTask):  # type: ignore[type-arg] # generic for the type checker 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """The start guard. Raises `Ignore` if this attempt was already started, expired, cancelled or rescued."""
         drop_left_loop(self)
-        if _header(self.request, ATTEMPT_HEADER) is not None or self.request.get(STEP_HEADER) is not None:
+        if context.header(self.request, ATTEMPT_HEADER) is not None or self.request.get(STEP_HEADER) is not None:
             _start(self, task_id, forgery.sent(self, args, kwargs))
         elif (schedule := self.request.get("periodic_task_name")) is not None:
             refusals.notice_rival(schedule, self.request.origin)
@@ -104,17 +104,17 @@ def _start(task: Any, task_id: str, sent: Sent) -> None:
         started = bool(request.is_eager and request.retries) or _claim(execution, node_of(request.hostname), sent)
         forged = "" if started else on_good_connection(partial(forgery.difference, execution, sent))
     except DatabaseError as error:
-        log.warning("Run %s is not started: the database is unavailable. Beat sends it again later.", task_id)
+        sentence = "Run %s is not started: the database is unavailable. Beat sends it again later."
+        log.warning(sentence, task_id, extra=execution.keys)
         raise Ignore("The database is unavailable.") from error
     except Exception:
         if is_pool_child():  # a job has spoilt this process for all runs; the pool replaces it
-            log.exception("This process ends, because it cannot start run %s. Beat sends it again later.", task_id)
+            sentence = "This process ends, because it cannot start run %s. Beat sends it again later."
+            log.exception(sentence, task_id, extra=execution.keys)
             raise SystemExit(1) from None
         raise
     if forged:
-        log.warning(
-            "A message of run %s is refused: %s.", execution.run_id, forged, extra={"run": str(execution.run_id)}
-        )
+        log.warning("A message of run %s is refused: %s.", execution.run_id, forged, extra=execution.keys)
         named = Named(execution.run_id, execution.attempt, execution.step or "", task.name)
         refusals.refuse_run(named, f"{node_of(request.hostname)} refused its message: {forged}")
         raise Ignore(f"This message does not belong to the run: {forged}.")
@@ -126,37 +126,32 @@ def _start(task: Any, task_id: str, sent: Sent) -> None:
         pulse.watch(execution)
 
 
-def _header(request: Any, name: str) -> Any:
-    """A header of the message; with CELERY_TASK_ALWAYS_EAGER, Celery has no message and keeps the headers apart."""
-    return (request.headers or {}).get(name) if request.is_eager else request.get(name)
-
-
 def _execution_of(request: Any, task_id: str) -> Execution:
     """The execution that a message names. Raises `Ignore` if it names no attempt of a run."""
-    attempt, step = _header(request, ATTEMPT_HEADER), request.get(STEP_HEADER)
+    attempt, step = context.header(request, ATTEMPT_HEADER), request.get(STEP_HEADER)
     task_id = str(task_id)
     try:
         task_id.encode()  # raises UnicodeEncodeError, a ValueError, for text that no database stores
         if attempt is not None:
-            return Execution(task_id, UUID(task_id), int(attempt))
+            return Execution(task_id, UUID(task_id), int(attempt), request=request)
         key = steps.key_of(step, task_id)
         key.encode()
-        return Execution(task_id, UUID(step[0]), int(step[1]), key)
+        return Execution(task_id, UUID(step[0]), int(step[1]), key, request=request)
     except (IndexError, TypeError, ValueError) as error:
         raise Ignore(f"This message names no attempt of a run: {task_id!r}, {attempt!r}, {step!r}") from error
 
 
 def _refuse(execution: Execution) -> None:
     """Note that this message starts nothing. A step that is still queued then fails: no other message will start it."""
-    what, run = (execution.attempt, execution.run_id), {"run": str(execution.run_id)}
+    what, extra = (execution.attempt, execution.run_id), execution.keys
     why = "its message was refused, although it had not started"
     if execution.step is None:
-        log.info("Attempt %s of run %s is not started.", *what, extra=run)
+        log.info("Attempt %s of run %s is not started.", *what, extra=extra)
     elif steps.refuse(execution.step, execution.run_id, execution.attempt, why, "Refused"):
-        log.error("A step of attempt %s of run %s failed: %s.", *what, why, extra=run)
+        log.error("A step of attempt %s of run %s failed: %s.", *what, why, extra=extra)
         outcomes.settle(execution.run_id, execution.attempt)
     elif steps.dismiss(execution.step, execution.run_id, execution.attempt):
-        log.info("A step of attempt %s of run %s is no longer wanted.", *what, extra=run)
+        log.info("A step of attempt %s of run %s is no longer wanted.", *what, extra=extra)
         outcomes.settle(execution.run_id, execution.attempt)
 
 

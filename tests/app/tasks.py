@@ -79,6 +79,20 @@ def say() -> None:
     get_task_logger("tests.say.celery").info("to Celery's logger %s", reveal("secret:KEY"))
 
 
+@shared_task(name="tests.recite")
+def recite(what: str = "all") -> None:
+    """Log with keys and with a traceback, print, and have the tasks of a chord do the same."""
+    logger = logging.getLogger("tests.recite")
+    logger.info("Recites %s", what, extra={"dish": "hot soup", "api_key": "hunter2"})
+    try:
+        int(reveal("secret:KEY"))
+    except ValueError:
+        logger.exception("Cannot count")
+    print("says", what)  # noqa: T201 - a job may
+    if what == "all":
+        chord([recite.si("one"), recite.si("two")], recite.si("end")).delay()
+
+
 @shared_task(name="tests.fail")
 def fail(message: str) -> None:
     """Fail with that message, in which NUL stands for the character that PostgreSQL cannot store."""

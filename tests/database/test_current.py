@@ -137,9 +137,11 @@ def test_it_keeps_a_line_that_is_logged_while_earlier_lines_are_taken():
         def __str__(self):
             return f"second, {execution._take_lines()!r} was taken"
 
+    handler = RunHandler()
+    handler.setFormatter(logging.Formatter())
     with inside(make_run(state=State.RUNNING)) as execution:
         for words in ("first", Nosy()):
-            RunHandler().emit(logging.LogRecord("tests", logging.INFO, "", 0, "%s", (words,), None))
+            handler.emit(logging.LogRecord("tests", logging.INFO, "", 0, "%s", (words,), None))
         assert execution._take_lines() == "second, 'first\\n' was taken\n"
 
 

@@ -4,13 +4,16 @@ import json
 import logging
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from urllib.parse import quote
+from uuid import UUID
 
 import pytest
 
-from jobs import secrets
+from jobs import logs, secrets
+from jobs.logs import Formatter, Plain
 from jobs.secrets import head, mask, tail
-from jobs.worker.logs import Formatter, RunHandler
+from jobs.worker.logs import RunHandler
 from project.logs import without_links
 from tests.servers import ROOT
 from tests.waiting import DEADLINE
@@ -89,15 +92,85 @@ def test_it_masks_what_every_handler_shows_with_its_traceback(settings):
         int("canary-1234")
     except ValueError:
         record = logging.LogRecord("x", logging.ERROR, "x", 1, "with %s", ("canary-1234",), sys.exc_info())
-    shown = Formatter("%(message)s").format(record)
+    shown = Plain("%(message)s").format(record)
     assert "canary" not in shown
     assert "with ***\nTraceback" in shown
 
 
 def test_it_takes_the_name_of_a_module_for_no_name_of_a_secret():
     record = logging.LogRecord("app.tokens", logging.INFO, "x", 1, "Refreshed with token: abc", (), None)
-    assert Formatter("%(name)s: %(message)s").format(record) == "app.tokens: Refreshed with token: ***"
-    assert Formatter("%(message)s").format(record) == "Refreshed with token: ***"
+    assert Plain("%(name)s: %(message)s").format(record) == "app.tokens: Refreshed with token: ***"
+    assert Plain("%(message)s").format(record) == "Refreshed with token: ***"
+
+
+def line(as_json: bool, **columns: object) -> str:
+    """What the formatter makes of a record with these attributes."""
+    own = {"name": "shop", "levelname": "INFO", "levelno": logging.INFO, "msg": "hello"}
+    return Formatter(as_json=as_json).format(logging.makeLogRecord({**own, **columns}))
+
+
+def error() -> tuple:
+    with pytest.raises(ValueError, match="hunter2") as caught:
+        int("password=hunter2")
+    return caught.type, caught.value, caught.tb
+
+
+def test_it_writes_a_record_with_its_traceback_as_one_line_of_json(settings):
+    settings.JOB_SECRETS = {"KEY": "canary-1234"}
+    shown = line(True, msg="%s\ncanary-1234", args=("first",), exc_info=error(), stack_info="Stack\ncanary-1234")
+    found = json.loads(shown)
+    assert (found["level"], found["logger"], found["event"]) == ("info", "shop", "first\n***")
+    assert found["exception"].endswith("int() with base 10: 'password=***")
+    assert found["stack"] == "Stack\n***"
+    assert datetime.fromisoformat(found["timestamp"]).utcoffset() == timedelta(0)
+    assert len(shown.splitlines()) == 1
+
+
+def test_it_writes_the_sentence_before_the_keys_and_the_traceback_below():
+    first, *below = line(False, exc_info=error(), run="0193", words="two words", text='a"\n\x1b').splitlines()
+    assert first.endswith(r''' INFO shop: hello run=0193 words="two words" text="a\"\n\u001b"''')
+    assert (below[0], below[-1]) == (
+        "Traceback (most recent call last):",
+        "ValueError: invalid literal for int() with base 10: 'password=***",
+    )
+
+
+class Opaque:
+    def __str__(self) -> str:
+        return "canary-1234"
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_it_masks_the_values_of_keys(settings, as_json):
+    settings.JOB_SECRETS = {"KEY": "canary-1234"}
+    values = {"api_key": "hunter2", "url": "redis://:hunter2@x", "deep": {"a": ["canary-1234", {"token": "hunter2"}]}}
+    values |= {"opaque": Opaque(), "inside": [Opaque()], "canary-1234": 1, "text": "\nAuthorization: hunter2"}
+    shown = line(as_json, **values)
+    assert not any(word in shown for word in ("canary", "hunter2"))
+    assert shown.count("***") == 8
+
+
+def test_it_writes_values_that_json_does_not_know():
+    deep: list = []
+    deep.append(deep)
+    values = {"number": float("nan"), "deep": deep, "raw": b"x", "key": UUID(int=1), "names": {1: {"b"}}}
+    found = json.loads(line(True, **values), parse_constant=pytest.fail)
+    assert (found["number"], found["raw"], found["names"]) == ("nan", "b'x'", {"1": ["b"]})
+    assert found["key"] == str(UUID(int=1))
+
+
+def test_it_lets_no_key_replace_a_part_of_the_line():
+    found = json.loads(line(True, event="x", level="y", exception="z", _hidden=1))
+    assert (found["event"], found["level"]) == ("hello", "info")
+    assert (found["event_"], found["level_"], found["exception_"]) == ("x", "y", "z")
+    assert "_hidden" not in found
+
+
+def test_it_adds_the_keys_of_registered_functions_and_of_celery(monkeypatch):
+    monkeypatch.setattr(logs, "_knowing", [lambda: {"run": "0193", "task": "outer"}])
+    found = json.loads(line(True, name="celery.app.trace", data={"id": "5", "name": "shop.sell", "args": "(1,)"}))
+    assert (found["run"], found["task"], found["task_id"], "data" in found) == ("0193", "shop.sell", "5", False)
+    assert json.loads(line(True, run="0194"))["run"] == "0194"
 
 
 def test_it_leaves_the_sentence_about_an_unknown_secret_as_it_is():

@@ -88,6 +88,7 @@ BAD_VALUES = {
     "SSO_HEADER": ["X Remote", "X_User", "1"],
     "TIME_ZONE": ["Mars/Olympus", "Europe", "../../etc/passwd", "+02:00"],
     "LOG_LEVEL": ["loud"],
+    "LOG_FORMAT": ["xml", "JSON!"],
     "MESSAGE_KEYS": [SECRET, f"{'k' * 32},{SECRET}"],
     "WEBHOOK_KEYS_SHOP": [SECRET, f"{'k' * 32},{SECRET}", ",", "k" * 15],
     "WEBHOOK_KEYS_SHOP_FILE": ["/does/not/exist"],
