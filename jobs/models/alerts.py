@@ -13,7 +13,6 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
-from jobs.models import bulk
 from jobs.models.runs import LONGEST_ACTOR, LONGEST_NAME, LONGEST_REASON, State
 from jobs.rules import health
 from jobs.rules.crontab import zone_of
@@ -298,5 +297,5 @@ class Tally(models.Model):
         """Count something, from any process."""
         mine = cls.objects.filter(metric=metric, labels=labels)
         if not mine.update(count=F("count") + count):
-            bulk.insert_new(cls(metric=metric, labels=labels))
+            Tally.objects.bulk_create([Tally(metric=metric, labels=labels)], ignore_conflicts=True)
             mine.update(count=F("count") + count)
