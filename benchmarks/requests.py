@@ -236,7 +236,7 @@ def _token() -> str:
 
 def _answers(client: httpx.Client) -> bool:
     with suppress(httpx.TransportError):
-        return bool(client.get("/healthz").status_code)
+        return bool(client.get("/livez").status_code)
     return False
 
 

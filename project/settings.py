@@ -302,7 +302,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "project.headers.Headers",
     "jobs.web.api.problems.Problems",
-    "project.health.alive",
+    "project.health.answered",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

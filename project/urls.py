@@ -1,4 +1,4 @@
-"""The URLs: nearly all pages are in the admin. The middleware in project/health.py answers `/healthz` earlier."""
+"""The URLs: nearly all pages are in the admin. The middleware in project/health.py answers `/livez` earlier."""
 
 from django.conf import settings
 from django.contrib import admin

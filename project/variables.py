@@ -3,6 +3,7 @@
 Its one rule: no error shows a value.
 """
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable
@@ -82,6 +83,10 @@ def domains(text: str) -> list[str]:
     return found
 
 
+def networks(text: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    return [ipaddress.ip_network(word) for word in words(text)]
+
+
 def site(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
@@ -150,7 +155,7 @@ def path(text: str) -> str:
     inner = text.strip("/")
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", inner, re.ASCII):
         raise ValueError
-    if inner.partition("/")[0] in {"api", "files", "healthz", "hooks", "static", "statistics"}:
+    if inner.partition("/")[0] in {"api", "files", "hooks", "livez", "metrics", "readyz", "static", "statistics"}:
         raise ValueError
     return f"{inner}/"
 
@@ -174,6 +179,7 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "patterns": (patterns, "a list of jobs separated by commas, such as jobs.report, billing.* or *"),
     "hosts": (hosts, "a list of hosts separated by commas: api.example.org, *.example.org, http://host:8080 or *"),
     "domains": (domains, "a list of domains separated by commas, such as example.org, *.example.org"),
+    "networks": (networks, "networks separated by commas, such as 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32"),
     "site": (site, "the address of a site, such as https://punctual.example"),
     "path": (path, "a path such as admin/ or office/console/ that no other page uses"),
     "header": (header, "the name of a header, such as X-Remote-User"),

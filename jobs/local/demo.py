@@ -13,7 +13,7 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
 SCHEDULES: dict[str, tuple[int, str, dict[str, Any]]] = {  # name: interval in seconds, job, arguments
     "Heartbeat": (5, "jobs.heartbeat", {}),
-    "Check this site": (10, "jobs.http_call", {"url": "/healthz"}),
+    "Check this site": (10, "jobs.http_call", {"url": "/livez"}),
     "Import the sample feed": (30, "jobs.import_feed", {"url": "/static/jobs/sample-feed.xml"}),
 }
 

@@ -206,7 +206,7 @@ def _child(name: str, command: Sequence[str], patience: float) -> Child:
 def _web_answers(port: int) -> bool:
     web = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        web.request("GET", "/healthz")
+        web.request("GET", "/livez")
         return web.getresponse().status < 500  # also when ALLOWED_HOSTS refuses 127.0.0.1
     except (OSError, http.client.HTTPException):
         return False

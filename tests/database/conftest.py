@@ -21,7 +21,7 @@ $$ SELECT current_setting('tests.now')::timestamptz $$
 
 @pytest.fixture
 def web(settings: pytest.FixtureRequest) -> Iterator[Web]:
-    with serving({"/healthz": b"ok\n", "/feed": SAMPLE}) as server:
+    with serving({"/livez": b"ok\n", "/feed": SAMPLE}) as server:
         settings.SITE_URL = server.address
         yield server
 

@@ -313,6 +313,6 @@ def test_it_schedules_existing_jobs_with_valid_arguments_and_addresses() -> None
         arguments = json.loads(schedule.kwargs)
         inspect.signature(app.tasks[schedule.task].run).bind(**arguments)
     addresses = {json.loads(schedule.kwargs).get("url") for schedule in PeriodicTask.objects.all()}
-    assert addresses == {None, "/healthz", "/static/jobs/sample-feed.xml"}
-    assert health.PATH == "/healthz"
+    assert addresses == {None, "/livez", "/static/jobs/sample-feed.xml"}
+    assert health.LIVE == "/livez"
     assert finders.find("jobs/sample-feed.xml")

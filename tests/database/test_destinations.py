@@ -34,7 +34,7 @@ CASES = [
         "may not go to http://api.example.org: SECRET_HOSTS_BILLING allows",
     ),
     ("https://api.example.org:8443/", {"body": BODY}, "may not go to https://api.example.org:8443"),
-    ("/healthz", {"headers": HEADERS}, "BILLING may not go to http://127.0.0.1"),
+    ("/livez", {"headers": HEADERS}, "BILLING may not go to http://127.0.0.1"),
     (
         "https://api.example.org/",
         {"body": "secret:HOMELESS"},

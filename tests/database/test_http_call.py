@@ -12,35 +12,35 @@ from tests.web import Web
 
 
 def test_it_succeeds_when_the_address_answers_as_expected(web: Web) -> None:
-    answer = http_call("/healthz")
+    answer = http_call("/livez")
     assert (answer["status"], answer["bytes"]) == (200, 3)
     assert http_call("/none", expected_status=404)["status"] == 404
-    http_call("/healthz", method="POST", body="käse")
-    assert web.asked == ["GET /healthz", "GET /none", "POST /healthz"]
+    http_call("/livez", method="POST", body="käse")
+    assert web.asked == ["GET /livez", "GET /none", "POST /livez"]
     assert web.bodies[-1] == "käse".encode()
 
 
 def test_it_fails_with_both_statuses_when_the_status_is_another(web: Web) -> None:
-    with pytest.raises(http.UnexpectedStatus, match="/healthz answered 200 instead of 204"):
-        http_call("/healthz", expected_status=204)
+    with pytest.raises(http.UnexpectedStatus, match="/livez answered 200 instead of 204"):
+        http_call("/livez", expected_status=204)
 
 
 def test_it_fails_when_the_response_lacks_the_expected_text(web: Web) -> None:
-    assert http_call("/healthz", expected_text="ok")["status"] == 200
-    with pytest.raises(http.UnexpectedText, match="/healthz answered without the text 'fine'"):
-        http_call("/healthz", expected_text="fine")
+    assert http_call("/livez", expected_text="ok")["status"] == 200
+    with pytest.raises(http.UnexpectedText, match="/livez answered without the text 'fine'"):
+        http_call("/livez", expected_text="fine")
 
 
 def test_it_accepts_a_server_error_when_it_is_expected(web: Web) -> None:
     web.status = 503
-    assert http_call("/healthz", expected_status=503)["status"] == 503
+    assert http_call("/livez", expected_status=503)["status"] == 503
     with pytest.raises(http.UnexpectedStatus, match="answered 503 instead of 200"):
-        http_call("/healthz")
+        http_call("/livez")
 
 
 def test_it_fails_when_the_response_is_larger_than_allowed(web: Web) -> None:
     with pytest.raises(http.TooLarge):
-        http_call("/healthz", largest_answer=2)
+        http_call("/livez", largest_answer=2)
 
 
 def test_it_puts_secrets_into_headers_and_body_and_nowhere_else(
@@ -48,20 +48,20 @@ def test_it_puts_secrets_into_headers_and_body_and_nowhere_else(
 ) -> None:
     settings.JOB_SECRETS = {"BILLING": "canary-7f3a"}
     settings.SECRET_HOSTS = {"BILLING": [web.address], "TYPED": [web.address]}
-    http_call("/healthz", "POST", {"Authorization": "Bearer secret:BILLING"}, '{"k": "secret:BILLING"}')
+    http_call("/livez", "POST", {"Authorization": "Bearer secret:BILLING"}, '{"k": "secret:BILLING"}')
     assert web.headers[0]["authorization"] == "Bearer canary-7f3a"
     assert web.bodies == [b'{"k": "canary-7f3a"}']
-    assert web.asked == ["POST /healthz"]
+    assert web.asked == ["POST /livez"]
     assert "canary" not in caplog.text
     with pytest.raises(Invalid, match="No secret is named BILING: set JOB_SECRET_BILING for the workers"):
-        http_call("/healthz", headers={"Authorization": "secret:BILING"})
+        http_call("/livez", headers={"Authorization": "secret:BILING"})
     with pytest.raises(UnknownNameError, match="No secret is named TYPED: set JOB_SECRET_TYPED for the workers"):
-        http_call("/healthz", headers={"Authorization": "secret:TYPED"})
+        http_call("/livez", headers={"Authorization": "secret:TYPED"})
 
 
 def test_it_calls_nothing_when_the_address_is_private(web: Web) -> None:
     with pytest.raises(http.Refused, match="private address"):
-        http_call(f"http://localhost:{web.server_address[1]}/healthz")
+        http_call(f"http://localhost:{web.server_address[1]}/livez")
     assert web.asked == []
 
 
@@ -91,12 +91,12 @@ def test_it_calls_nothing_when_the_address_is_private(web: Web) -> None:
 )
 def test_it_says_what_is_wrong_when_an_argument_is_bad(web: Web, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises((ValueError, http.FetchError), match=sentence):
-        http_call(**{"url": "/healthz", **arguments})
+        http_call(**{"url": "/livez", **arguments})
     assert web.asked == []
 
 
 def test_it_sets_the_length_of_the_body_itself(web: Web) -> None:
-    http_call("/healthz", "POST", {"Content-Length": "5", "Transfer-Encoding": "chunked"}, "whole")
+    http_call("/livez", "POST", {"Content-Length": "5", "Transfer-Encoding": "chunked"}, "whole")
     assert web.bodies == [b"whole"]
-    http_call("/healthz", "GET", {"Content-Length": "5"})
+    http_call("/livez", "GET", {"Content-Length": "5"})
     assert web.bodies[1:] == [b""]

@@ -339,7 +339,7 @@ def test_it_guards_errors_downloads_and_files_too(ada, settings, tmp_path, monke
     monkeypatch.setattr("jobs.web.views.of_runs.figures", lambda: 1 / 0)
     client = Client()
     answers = [
-        *(client.get(page) for page in (download, "/healthz", "/files/x", "/nothing", "/static/admin/css/base.css")),
+        *(client.get(page) for page in (download, "/livez", "/files/x", "/nothing", "/static/admin/css/base.css")),
         *(broken.get("/statistics"), log_in(), client.get("/", headers={"host": "elsewhere.example"})),
         *(Client(enforce_csrf_checks=True).post(LOGIN), client.put(LOGIN, b"x" * 100_000)),
     ]
@@ -368,9 +368,9 @@ def _reload_urls() -> None:
 
 def test_it_shows_the_path_of_the_admin_only_to_users_who_are_logged_in(ada, hidden):
     anonymous, client = Client(), Client()
-    for address in ("/", "/admin/", "/statistics", "/files/x", "/nothing", "/healthz", "/office/"):
+    for address in ("/", "/admin/", "/statistics", "/files/x", "/nothing", "/livez", "/office/"):
         answer = anonymous.get(address)
-        assert answer.status_code == (200 if address == "/healthz" else 404)
+        assert answer.status_code == (200 if address == "/livez" else 404)
         assert "office" not in answer.content.decode() + str(answer.headers)
     client.force_login(ada)
     assert client.get("/")["Location"] == "/office/console/"

@@ -70,9 +70,9 @@ def test_it_shows_a_field_for_each_argument_when_a_typed_job_is_chosen(admin_cli
 def test_it_stores_filled_in_fields_and_leaves_defaults_to_the_job(admin_client, settings):
     settings.SECRET_HOSTS = {"TOKEN": ["*"]}
     headers = '{"Authorization": "Bearer secret:TOKEN"}'
-    response = admin_client.post(NEW, typed(url="/healthz", expected_status=204, headers=headers, body=" a\r\n b "))
+    response = admin_client.post(NEW, typed(url="/livez", expected_status=204, headers=headers, body=" a\r\n b "))
     assert response.status_code == 302
-    expected = {"url": "/healthz", "expected_status": 204, "headers": json.loads(headers), "body": " a\n b "}
+    expected = {"url": "/livez", "expected_status": 204, "headers": json.loads(headers), "body": " a\n b "}
     assert stored() == expected
 
 
@@ -85,13 +85,13 @@ def test_it_reads_a_list_with_one_item_on_each_line(admin_client):
 
 
 def test_it_shows_stored_arguments_and_keeps_them_when_another_field_is_edited(admin_client):
-    schedule = make_schedule(task=CALL, args=["/healthz"], kwargs={"expected_status": 404, "headers": {"a": "b"}})
+    schedule = make_schedule(task=CALL, args=["/livez"], kwargs={"expected_status": 404, "headers": {"a": "b"}})
     html = admin_client.get(page(schedule)).content.decode()
-    assert 'value="/healthz"' in html
+    assert 'value="/livez"' in html
     assert 'value="404"' in html
-    sent = typed(CALL, schedule, url="/healthz", expected_status=404, headers='{"a": "b"}')
+    sent = typed(CALL, schedule, url="/livez", expected_status=404, headers='{"a": "b"}')
     assert admin_client.post(page(schedule), sent | {"name": schedule.name}).status_code == 302
-    assert stored(schedule.name) == {"url": "/healthz", "expected_status": 404, "headers": {"a": "b"}}
+    assert stored(schedule.name) == {"url": "/livez", "expected_status": 404, "headers": {"a": "b"}}
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_it_asks_for_the_arguments_of_the_new_job_when_the_job_changes(admin_cli
 
 def test_it_still_accepts_arguments_as_json(admin_client):
     sent = form(
-        regtask=CALL, kwargs='{"url": "/healthz"}', interval=IntervalSchedule.objects.create(every=1, period="hours").pk
+        regtask=CALL, kwargs='{"url": "/livez"}', interval=IntervalSchedule.objects.create(every=1, period="hours").pk
     )
     assert admin_client.post(NEW, sent).status_code == 302
-    assert stored() == {"url": "/healthz"}
-    sent |= {"name": "bad", "kwargs": '{"url": "/healthz", "colour": 1}'}
+    assert stored() == {"url": "/livez"}
+    sent |= {"name": "bad", "kwargs": '{"url": "/livez", "colour": 1}'}
     assert "unexpected keyword argument" in complaints(admin_client.post(NEW, sent))[0]
 
 
@@ -145,11 +145,11 @@ def test_it_shows_json_when_stored_arguments_do_not_fit_the_job(admin_client, kw
 
 
 def test_it_shows_json_to_a_user_who_may_only_view_the_schedule(client):
-    schedule = make_schedule(task=CALL, kwargs={"url": "/healthz"})
+    schedule = make_schedule(task=CALL, kwargs={"url": "/livez"})
     user = User.objects.create_user("eve", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename="view_periodictask"))
     client.force_login(user)
-    assert "/healthz" in client.get(page(schedule)).content.decode()
+    assert "/livez" in client.get(page(schedule)).content.decode()
 
 
 @shared_task(name="tests.kinds")

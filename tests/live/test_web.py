@@ -97,7 +97,7 @@ def send_all(connection: socket.socket, length: int) -> None:
 
 
 def test_it_bounds_what_strangers_send(site, eventually):
-    assert site.get("/healthz") == 200
+    assert site.get("/livez") == 200
     before, most = site.memory, 0
     for address in (reverse("admin:jobs_storedfile_add"), LOGIN, "/", "/nothing"):
         with site.connect() as connection:
@@ -121,12 +121,12 @@ def test_it_bounds_what_strangers_send(site, eventually):
         ):
             connection = held.enter_context(site.connect())
             connection.sendall(begun)
-        assert [site.get("/healthz"), site.get(LOGIN)] == [200, 200]
+        assert [site.get("/livez"), site.get(LOGIN)] == [200, 200]
     assert not [path for path in site.temp.rglob("*") if path.is_file()]
 
     # A client that sends on within its time is served.
     with site.connect() as connection:
-        for piece in (b"GET /healthz HT", b"TP/1.1\r\nHost: x\r\nConnection: close\r\n", b"\r\n"):
+        for piece in (b"GET /livez HT", b"TP/1.1\r\nHost: x\r\nConnection: close\r\n", b"\r\n"):
             connection.sendall(piece)
         assert connection.recv(15) == b"HTTP/1.1 200 OK"
 

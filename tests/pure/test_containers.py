@@ -217,7 +217,7 @@ def test_it_stores_the_data_of_broker_and_database_on_volumes_in_a_private_netwo
 
 def test_it_checks_the_health_of_web_where_gunicorn_listens():
     web = next(service for service in OURS.values() if command_of(service)[0] == "gunicorn")
-    assert "http://127.0.0.1:8000/healthz" in web["healthcheck"]["test"][-1]
+    assert "http://127.0.0.1:8000/livez" in web["healthcheck"]["test"][-1]
     assert "--bind=0.0.0.0:8000" in command_of(web)
 
 
