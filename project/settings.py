@@ -249,6 +249,9 @@ STEP_PATIENCE_SECONDS: float = read("float", "STEP_PATIENCE_SECONDS", 3600.0)
 # or no worker consumes its queue, or the consumers start nothing. Make it longer than a deploy and a planned outage.
 UNDELIVERABLE_AFTER: float = read("float", "UNDELIVERABLE_AFTER", 86_400.0)
 
+# Seconds that a run may wait in a queue that workers consume, until that is reported as a backlog.
+QUEUE_AGE_ALERT: float = read("float", "QUEUE_AGE_ALERT", 600.0)
+
 # --- Cache ----------------------------------------------------------------------------------------------------------
 
 # The Redis for cached values, with an address like REDIS_URL. It may share a database with the broker.

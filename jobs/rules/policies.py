@@ -328,11 +328,16 @@ def is_past_hope(sends: int, limit: timedelta) -> bool:
 
     The number tells the time: at least the patience of each sending passes before the next.
     """
-    waited, sent = timedelta(0), 0
-    while sent < sends and waited < limit:
+    return waited(sends, limit) >= limit
+
+
+def waited(sends: int, limit: timedelta = timedelta.max) -> timedelta:
+    """For how long a run has waited at least that was sent `sends` times, and then once more; not much over `limit`."""
+    total, sent = timedelta(0), 0
+    while sent < sends and total < limit:
         sent += 1
-        waited += patience(sent)
-    return waited >= limit
+        total += patience(sent)
+    return total
 
 
 def unanswered(sends: int, queue: str, workers: Collection[str], strangers: Collection[str]) -> str:
