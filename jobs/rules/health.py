@@ -208,7 +208,10 @@ def matches(patterns: Collection[str], *names: str) -> bool:
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
-    return re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
+    """Each part but the last is matched at its first place, for good (`?>`): trying others could take for ever."""
+    first, *rest = map(re.escape, pattern.split("*"))
+    ends = [f"(?>.*?{part})" for part in rest[:-1]] + [f".*{part}" for part in rest[-1:]]
+    return re.compile(first + "".join(ends), re.DOTALL)
 
 
 def in_quiet_hours(now: datetime, start: time, end: time, zone: tzinfo) -> bool:
