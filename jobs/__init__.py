@@ -7,6 +7,7 @@
     logs          what does a log line look like?
     http          how does a job call an address that a user typed?
     models/       what is kept?
+    mail/         where may mail go, and does the server take it?
     messages/     what is Celery given?
     schedules/    what does a schedule mean, and what may be done to it?
     ledger/       how does a run begin and end?

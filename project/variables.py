@@ -76,7 +76,7 @@ def hosts(text: str) -> list[str]:
 
 
 def domains(text: str) -> list[str]:
-    """Domains in the form that `jobs.toolkit.mail` compares: lower-case punycode."""
+    """Domains in the form that `jobs.mail` compares: lower-case punycode."""
     found = [word.encode("idna").decode().lower() if word.isprintable() else "" for word in words(text)]
     if not all(re.fullmatch(r"(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)*", domain) for domain in found):
         raise ValueError

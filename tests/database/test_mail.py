@@ -20,11 +20,12 @@ from django.core import mail as django_mail
 from django.db import connection, transaction
 from django.urls import reverse
 
+from jobs.mail import smtp
 from jobs.models import Delivery, Run, State, database_now
 from jobs.tasks.cleanup import cleanup
 from jobs.tasks.send_bulk_email import send_bulk_email
 from jobs.tasks.send_email import send_email
-from jobs.toolkit import mail, smtp
+from jobs.toolkit import mail
 from tests.making import inside, make_run
 from tests.post import BREAK_OFF, LEAVE, Post
 from tests.waiting import DEADLINE
