@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 from pydantic import BaseModel, ValidationError
@@ -39,19 +39,29 @@ EXAMPLES = (
 
 def run_of(word: str, among: RunQuerySet | None = None) -> Run:
     """The run with this id, or whose id alone begins or ends so. Raises `MissingError` or `UsageError`."""
-    runs = Run.objects.all() if among is None else among
+    run: Run = row_of(word, Run.objects.all() if among is None else among, "run")
+    return run
+
+
+def row_of(word: str, rows: QuerySet[Any], what: str) -> Any:
+    """The row among these with this UUID, or whose UUID alone begins or ends so.
+
+    Raises `MissingError` or `UsageError`.
+    """
     part = word.strip().lower().replace("-", "")
     if not HEX.fullmatch(part) or len(part) < SHORTEST_PART:
-        raise MissingError(f"There is no run {word!r}: give its id, or at least {SHORTEST_PART} characters of its end.")
+        raise MissingError(
+            f"There is no {what} {word!r}: give its id, or at least {SHORTEST_PART} characters of its end."
+        )
     low, high = UUID(part.ljust(32, "0")), UUID(part.ljust(32, "f"))
-    found = list(runs.filter(id__gte=low, id__lte=high)[:2])
+    found = list(rows.filter(id__gte=low, id__lte=high)[:2])
     if not found and len(part) < 32:
         with search.patient():
-            found = list(runs.filter(id__endswith=part).order_by("-id")[:2])
+            found = list(rows.filter(id__endswith=part).order_by("-id")[:2])
     if not found:
-        raise MissingError(f"There is no run {word!r}: it was deleted, or never existed.")
+        raise MissingError(f"There is no {what} {word!r}: it was deleted, or never existed.")
     if len(found) > 1:
-        raise UsageError(f"The ids of several runs begin or end with {word!r}: give more characters.")
+        raise UsageError(f"The ids of several {what}s begin or end with {word!r}: give more characters.")
     return found[0]
 
 

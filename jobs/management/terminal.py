@@ -9,7 +9,7 @@ The exit status is 0 if all is well, otherwise one of those below, 130 after Ctr
 import json
 import os
 import sys
-from argparse import SUPPRESS
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -42,7 +42,18 @@ STYLES = {
     "skipped": "bright_black",
 }
 EVERYWHERE = ("--settings", "--pythonpath", "--traceback", "--no-color", "--force-color")
-NARROW = {"id", "state", "due", "next due", "last run", "last runs", "expires", "last used"}  # columns of one line
+NARROW = {
+    "id",
+    "state",
+    "due",
+    "next due",
+    "last run",
+    "last runs",
+    "expires",
+    "last used",
+    "created",
+    "received",
+}  # columns of one line
 GAP, LEAST = 2, 6  # characters between two columns, and of a folded column
 NOTHING = "–"
 Rows = Iterable[Sequence[Any]]
@@ -108,6 +119,16 @@ class ShellCommand(BaseCommand):
             self.stderr.write(safe(str(error)))
             sys.exit(error.returncode)
 
+    def confirm(self, question: str, *, yes: bool) -> None:
+        """Ask before an act that cannot be taken back. Raises CommandError unless the operator agrees."""
+        if yes:
+            return
+        if self.terminal.as_json or not (sys.stdin and sys.stdin.isatty()):
+            raise UsageError(f"{question} No terminal can confirm it: add --yes.")
+        self.terminal.note(f"{question} [y/N]")
+        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+            raise CommandError("Nothing was changed.", returncode=FAILED)
+
     def _lose_reader(self, error: OSError) -> Never:
         """End a command that has acted but cannot print: the reader is gone, or the disk is full."""
         if sys.stdout:
@@ -128,6 +149,10 @@ class ShellCommand(BaseCommand):
         own = {"verbosity", "settings", "pythonpath", "traceback", "no_color", "force_color", "skip_checks"}
         own |= {"stdout", "stderr", "act"}
         handle(**{name: value for name, value in options.items() if name not in own})
+
+
+def add_yes(parser: ArgumentParser) -> None:
+    parser.add_argument("--yes", action="store_true", help="do not ask; scripts need it")
 
 
 class Terminal:

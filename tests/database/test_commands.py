@@ -673,7 +673,7 @@ ANYTHING = st.lists(st.one_of(WORDS, WORDS, st.text(max_size=12)), max_size=7)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from(["runs", "schedules", "token"]), ANYTHING)
+@given(st.sampled_from(["runs", "schedules", "token", "sources", "files", "webhooks"]), ANYTHING)
 @example("runs", ["list", "--limit", "9" * 5000])
 @example("schedules", ["preview", "--every", "1e400"])
 @example("schedules", ["at", "it", "0001-01-01"])

@@ -12,10 +12,11 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
-from jobs.models import Policy, Run, RunLog, State, database_now, new_run_id
+from jobs.models import Policy, Run, RunLog, State, StoredFile, Webhook, database_now, new_run_id
 from jobs.schedules import calendar
 from tests.database.test_commands import call
 from tests.making import make_run, make_schedule
+from tests.pure.test_signatures import PLAIN
 from tests.servers import ROOT
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -40,7 +41,8 @@ def installation(tmp_path, monkeypatch, settings) -> None:
     settings.MEDIA_ROOT = tmp_path / "media"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.csv").write_text("a,b\n1,2\n")
-    for name, form in FORM.findall(" ".join(DOCUMENT.read_text().splitlines())):
+    settings.WEBHOOK_KEYS = {"SHOP": [PLAIN]}
+    for name, form in FORM.findall(" ".join(document().splitlines())):
         (tmp_path / name).write_text(form)
     make_schedule("Heartbeat", task="jobs.heartbeat", every=timedelta(minutes=1))
     nightly = make_schedule(
@@ -53,12 +55,29 @@ def installation(tmp_path, monkeypatch, settings) -> None:
     Policy.objects.filter(pk=nightly.pk).update(known_since=SINCE, timing_since=SINCE)
     paused = {"due_at": datetime(2025, 11, 30, 3, tzinfo=UTC), "reason": "paused by ada: moving house"}
     make_run(nightly, State.SKIPPED, **paused, task=nightly.task)
-    make_documented(nightly, "9f2c51d0a7e3", State.FAILED)
+    failed = make_documented(nightly, "9f2c51d0a7e3", State.FAILED)
+    made = {"name": "report.pdf", "file": "report/report.pdf", "content_type": "application/pdf", "size": 48_213}
+    key = UUID("0c0ffee0-0000-4000-8000-1a2b3c4d5e6f")
+    StoredFile.objects.create(id=key, kind=StoredFile.Kind.REPORT, run_id=failed.id, **made)
     make_documented(None, "5e6f7a8b9c0d", State.WAITING)
     done = make_documented(None, "3b7a04f1c2d8", State.SUCCEEDED)
+    Webhook.objects.create(
+        id=UUID(str(new_run_id())[:-12] + "0d1e2f3a4b5c"),
+        source_name="shop",
+        event="72d3162e-cc78-11e3-81ab-4c9367dc0958",
+        content_type="application/json",
+        headers={"x-github-event": "push"},
+        body=b'{"ref": "main"}\n',
+        run=done,
+    )
     RunLog.append(done.id, 1, "2026-11-30 20:15:04,512 INFO jobs.tasks.heartbeat: Alive.\n")
     user = User.objects.create_user("ada")
     user.user_permissions.set(Permission.objects.filter(codename__in=["add_run", "view_run"]))
+
+
+def document() -> str:
+    """The document, with a job of the tests in place of the one of docs/webhooks.md."""
+    return DOCUMENT.read_text().replace("billing.paid", "tests.nothing")
 
 
 def make_documented(schedule: PeriodicTask | None, part: str, state: State) -> Run:
@@ -83,8 +102,8 @@ def make_documented(schedule: PeriodicTask | None, part: str, state: State) -> R
 
 
 def test_it_runs_every_command_of_the_document_with_the_output_below_it(installation):
-    commands = COMMAND.findall(DOCUMENT.read_text())
-    assert len(commands) == DOCUMENT.read_text().count("$ python manage.py") > 20
+    commands = COMMAND.findall(document())
+    assert len(commands) == document().count("$ python manage.py") > 20
     for command, shown in commands:
         done = call(*shlex.split(command))
         assert (command, done.status) == (command, 0), done.err

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ from jobs.schedules import acts
 from jobs.toolkit import files, uploads
 from jobs.worker import resources
 from tests.database.test_admin import NEW, RUNS, SCHEDULES, act, backfill_fields, form, hidden_of
+from tests.database.test_commands import call
 from tests.making import make_run, make_schedule
 from tests.pure.test_signatures import PLAIN
 
@@ -433,6 +435,61 @@ class Code:
     }
 
 
+class Shell:
+    """Commands of manage.py."""
+
+    NOTED = {"file process": ["run start"], "token delete": ["token revoke", "token delete"]}
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def call(self, *words: Any) -> bool:
+        return call(*map(str, words)).status == 0
+
+    def form(self, content: Any) -> Path:
+        """The JSON file of a form."""
+        path = self.folder / "form.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    def backfill(self, rows: Rows) -> bool:
+        moments = Api.range()
+        return self.call(
+            *("schedules", "backfill", rows.job, "--yes", "--from", moments["start"], "--until", moments["end"])
+        )
+
+    def process(self, rows: Rows) -> bool:
+        (self.folder / "a.png").write_bytes(b"a")
+        return self.call("runs", "start", rows.job, "--file", self.folder / "a.png")
+
+    ACTS: dict[str, Callable[[Any, Rows], bool]] = {
+        "schedule add": lambda door, rows: door.call("schedules", "add", door.form(Api.new(rows))),
+        "schedule change": lambda door, rows: door.call(
+            "schedules", "change", rows.job, door.form({"description": "x"})
+        ),
+        "schedule delete": lambda door, rows: door.call("schedules", "delete", rows.job, "--yes"),
+        **{
+            f"schedule {name}": lambda door, rows, name=name: door.call("schedules", name, rows.job)
+            for name in ("enable", "disable", "pause", "resume", "run")
+        },
+        "schedule skip": lambda door, rows: door.call("schedules", "skip", rows.job, 2),
+        "schedule backfill": backfill,
+        "run start": lambda door, rows: door.call("runs", "start", rows.job, "--arguments", json.dumps(rows.arguments)),
+        "run retry": lambda door, rows: door.call("runs", "retry", rows.failed.pk),
+        "run cancel": lambda door, rows: door.call("runs", "cancel", rows.waiting.pk),
+        "file process": process,
+        "file delete": lambda door, rows: door.call("files", "delete", rows.file.pk, "--yes"),
+        "token add": lambda door, _: door.call("token", "create", "new", "--user", "root", "--scope", "jobs.view_run"),
+        "token revoke": lambda door, _: door.call("token", "revoke", "other"),
+        "token delete": lambda door, _: door.call("token", "delete", "other"),
+        "webhook source add": lambda door, rows: door.call("sources", "add", door.form(rows.new_source)),
+        "webhook source change": lambda door, rows: door.call(
+            "sources", "change", rows.source.name, door.form({"is_enabled": False})
+        ),
+        "webhook source delete": lambda door, rows: door.call("sources", "delete", rows.source.name, "--yes"),
+    }
+
+
 # --- roles ----------------------------------------------------------------------------------------------------------
 
 USERS = ("viewer", "changer", "holder", "root")
@@ -471,13 +528,14 @@ def token_of(role: str, user: User, rows: dict[str, Rows]) -> tuple[ApiToken, st
 
 
 def test_it_tries_every_act():
-    acts_of_doors = {door: set(door.ACTS) for door in (Api, Admin, Code)}
+    acts_of_doors = {door: set(door.ACTS) for door in (Api, Admin, Code, Shell)}
     assert {f"{kind} {act}" for kind, act in NEEDED} <= set(MAY)
     assert set.union(*acts_of_doors.values()) == set(MAY)
     of_the_admin = {"token add", "token delete"}
     assert acts_of_doors[Api] == set(MAY) - {"schedule retime", "file upload", *of_the_admin}
     assert acts_of_doors[Admin] == set(MAY) - {"run start"}
     assert acts_of_doors[Code] == set(MAY)
+    assert acts_of_doors[Shell] == set(MAY) - {"schedule retime", "file upload", "resource invalidate"}
     assert set(HEAD) == {"anonymous", *USERS, *TOKENS, "dead"} - DEAD
 
 
@@ -517,3 +575,7 @@ def test_it_lets_code_do_for_tokens_what_they_may(users, rows, role):
 
 def test_it_lets_code_without_a_user_do_everything(users, rows):
     check_cells(Code(Actor("night shift", door=Door.SHELL)), "root", rows, ("night shift", "", "shell", ""))
+
+
+def test_it_lets_the_user_of_the_shell_do_everything(users, rows, tmp_path):
+    check_cells(Shell(tmp_path), "root", rows, (Actor.of_shell().name, "", "shell", ""))

@@ -1,6 +1,5 @@
 """`manage.py schedules list|show|add|change|run|pause|...`: what is due when, and what an operator may do about it."""
 
-import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -14,7 +13,7 @@ from django_celery_beat.models import PeriodicTask
 from jobs.ledger import backfills, requests
 from jobs.management import reading, schedules
 from jobs.management.requested import add_wait, show_requested
-from jobs.management.terminal import FAILED, ShellCommand, UsageError, counted, shown
+from jobs.management.terminal import FAILED, ShellCommand, UsageError, add_yes, counted, shown
 from jobs.models import Actor, Backfill, Run, database_now
 from jobs.monitoring import history
 from jobs.rules.policies import CatchUp
@@ -218,7 +217,7 @@ class Command(ShellCommand):
 
     def delete(self, *, names: Sequence[str], yes: bool) -> None:
         chosen = reading.schedules_of(names)
-        self._confirm(f"Delete {counted(len(chosen), 'schedule')}: {', '.join(each.name for each in chosen)}?", yes=yes)
+        self.confirm(f"Delete {counted(len(chosen), 'schedule')}: {', '.join(each.name for each in chosen)}?", yes=yes)
         number = acts.delete(chosen, Actor.of_shell())
         if self.terminal.as_json:
             self.terminal.json({"deleted": number})
@@ -245,7 +244,7 @@ class Command(ShellCommand):
             self.terminal.json(schedules.backfill_as_json(seen))
         if only_shows:
             return
-        self._confirm(f"Create {counted(len(seen.moments), 'run')}?", yes=yes)
+        self.confirm(f"Create {counted(len(seen.moments), 'run')}?", yes=yes)
         number = backfills.backfill(asked, Actor.of_shell())
         if self.terminal.as_json:
             self.terminal.json({"id": asked.id, "number": number})
@@ -259,17 +258,3 @@ class Command(ShellCommand):
             self.terminal.say(f"  {shown(moment)}")
         if len(seen.moments) > NAMED:
             self.terminal.say(f"  … {shown(seen.moments[-1])}")
-
-    def _confirm(self, question: str, *, yes: bool) -> None:
-        """Ask before an act that cannot be taken back. Raises CommandError unless the operator agrees."""
-        if yes:
-            return
-        if self.terminal.as_json or not (sys.stdin and sys.stdin.isatty()):
-            raise UsageError(f"{question} No terminal can confirm it: add --yes.")
-        self.terminal.note(f"{question} [y/N]")
-        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-            raise CommandError("Nothing was changed.", returncode=FAILED)
-
-
-def add_yes(parser: ArgumentParser) -> None:
-    parser.add_argument("--yes", action="store_true", help="do not ask; scripts need it")

@@ -61,14 +61,14 @@ def list_files(request: HttpRequest, filters: Query[FileFilters], paging: Query[
         rows = rows.filter(kind__in=filters.kind)
     if filters.run:
         rows = rows.filter(run_id=filters.run)
-    return page(request, rows, paging, ["-created_at", "-id"], _file)
+    return page(request, rows, paging, ["-created_at", "-id"], shown)
 
 
 @router.get("/{file}", response=FileOut)
 @needs("jobs.view_storedfile")
 def get_file(request: HttpRequest, file: UUID) -> Any:
     """One stored file, without its content."""
-    return _file(_file_of(request, file))
+    return shown(_file_of(request, file))
 
 
 @router.post("/{file}/link", response=LinkOut)
@@ -76,11 +76,9 @@ def get_file(request: HttpRequest, file: UUID) -> Any:
 def make_link(request: HttpRequest, file: UUID) -> Any:
     """A download link, which needs no login and expires. Backups have none, because they contain all secrets."""
     row = _file_of(request, file)
-    if row.kind == StoredFile.Kind.BACKUP:
-        raise Forbidden("A backup has no link, because it contains secrets. Copy it from FILES_DIR.")
-    if row.size is None:
+    if row.size is None and row.kind != StoredFile.Kind.BACKUP:
         raise MissingError("This file is not complete yet: ask again in a moment.")
-    return {"link": files.link(row), "days": files.LINK_DAYS}
+    return linked(row)
 
 
 @router.delete("/{file}", response={204: None})
@@ -116,10 +114,18 @@ def _file_of(request: HttpRequest, key: UUID) -> StoredFile:
     return row
 
 
+def linked(row: StoredFile) -> dict[str, Any]:
+    """A download link in JSON. Raises `Forbidden` for a backup."""
+    if row.kind == StoredFile.Kind.BACKUP:
+        raise Forbidden("A backup has no link, because it contains secrets. Copy it from FILES_DIR.")
+    return {"link": files.link(row), "days": files.LINK_DAYS}
+
+
 def _missing(key: UUID) -> MissingError:
     return MissingError(f"There is no file {key}: it was deleted, never existed, or is hidden from this token.")
 
 
-def _file(row: StoredFile) -> dict[str, Any]:
+def shown(row: StoredFile) -> dict[str, Any]:
+    """A stored file in JSON, without its content."""
     same = ("id", "name", "kind", "content_type", "size", "created_at")
     return {**{name: getattr(row, name) for name in same}, "run": row.run_id}

@@ -86,7 +86,7 @@ class WebhookFilters(Schema):
 @needs("jobs.view_webhooksource")
 def list_webhook_sources(request: HttpRequest, paging: Query[Paging]) -> Any:
     """Sources of webhooks by name."""
-    return page(request, _sources(request), paging, ["name"], _source)
+    return page(request, _sources(request), paging, ["name"], shown)
 
 
 @router.post("", response={201: SourceOut})
@@ -95,21 +95,21 @@ def create_webhook_source(request: HttpRequest, response: HttpResponse, body: Ne
     source = WebhookSource(**body.dict())
     webhooks.save(source, actor_of(request))
     response["Location"] = f"{request.path}/{source.pk}"
-    return Status(201, _source(_found(request, source.pk).get()))
+    return Status(201, shown(_found(request, source.pk).get()))
 
 
 @router.get("/{source}", response=SourceOut)
 @needs("jobs.view_webhooksource")
 def get_webhook_source(request: HttpRequest, source: RowId) -> Any:
     """One source, and when and why it last refused a request."""
-    return _source(_found(request, source).get())
+    return shown(_found(request, source).get())
 
 
 @router.patch("/{source}", response=SourceOut)
 def change_webhook_source(request: HttpRequest, source: RowId, body: SourceForm) -> Any:
     """Change the given columns; the others stay."""
     webhooks.change(_found(request, source), body.dict(exclude_unset=True), actor_of(request))
-    return _source(_found(request, source).get())
+    return shown(_found(request, source).get())
 
 
 @router.delete("/{source}", response={204: None})
@@ -126,7 +126,7 @@ def list_webhooks(request: HttpRequest, filters: Query[WebhookFilters], paging: 
     rows = _webhooks(request).defer("body")
     if filters.source is not None:
         rows = rows.filter(source=filters.source)
-    return page(request, rows, paging, ["-id"], _line)
+    return page(request, rows, paging, ["-id"], line)
 
 
 @received.get("/{webhook}", response=WebhookOut)
@@ -136,7 +136,7 @@ def get_webhook(request: HttpRequest, webhook: UUID) -> Any:
     row = _webhooks(request).filter(pk=webhook).first()
     if row is None:
         raise MissingError(f"There is no webhook {webhook}: it is deleted together with its run.")
-    return {**_line(row), "headers": row.headers, "body": webhooks.body_of(row)}
+    return whole(row)
 
 
 def _sources(request: HttpRequest) -> QuerySet[WebhookSource]:
@@ -151,16 +151,28 @@ def _found(request: HttpRequest, key: int) -> QuerySet[WebhookSource]:
     return found
 
 
+def with_size() -> QuerySet[Any]:
+    """All webhooks, with the size of their bodies in bytes."""
+    return Webhook.objects.annotate(size=Length("body"))
+
+
 def _webhooks(request: HttpRequest) -> QuerySet[Any]:
-    runs, rows = Run.objects.all(), Webhook.objects.annotate(size=Length("body"))
+    runs, rows = Run.objects.all(), with_size()
     seen = actor_of(request).limit(runs)
     return rows if seen is runs else rows.filter(run__in=seen)
 
 
-def _source(row: WebhookSource) -> dict[str, Any]:
+def shown(row: WebhookSource) -> dict[str, Any]:
+    """A source in JSON."""
     return {name: getattr(row, name) for name in SourceOut.model_fields}
 
 
-def _line(row: Any) -> dict[str, Any]:
+def line(row: Any) -> dict[str, Any]:
+    """A webhook in JSON without its headers and its body. The row has its `size`, as those of `with_size`."""
     same = ("id", "source_name", "event", "content_type", "size", "received_at")
     return {**{name: getattr(row, name) for name in same}, "source": row.source_id, "run": row.run_id}
+
+
+def whole(row: Any) -> dict[str, Any]:
+    """A webhook in JSON with its headers and the beginning of its body."""
+    return {**line(row), "headers": row.headers, "body": webhooks.body_of(row)}
