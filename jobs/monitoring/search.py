@@ -62,9 +62,10 @@ def find(actor: Actor, **filters: Unpack[Filters]) -> RunQuerySet:
 
 
 def first_id(moment: datetime) -> UUID:
-    """The smallest id of a run that is created at this moment."""
-    milliseconds = (moment - EPOCH) // timedelta(milliseconds=1)
-    return UUID(int=max(0, min(milliseconds, MOST_MILLISECONDS - 1)) << 80)
+    """The smallest id of a run that is created at this moment, to the microsecond (see `new_run_id`)."""
+    milliseconds, rest = divmod(moment - EPOCH, timedelta(milliseconds=1))
+    fraction = rest * 4096 // timedelta(milliseconds=1)
+    return UUID(int=max(0, min(milliseconds, MOST_MILLISECONDS - 1)) << 80 | 7 << 76 | fraction << 64)
 
 
 @contextmanager

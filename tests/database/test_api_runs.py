@@ -8,13 +8,15 @@ from uuid import uuid4
 import pytest
 from django.db import connection, connections
 from django.test import Client
+from django.utils import timezone
 from django_celery_results.models import TaskResult
 
 from jobs.ledger import outcomes
-from jobs.models import Attempt, Run, RunLog, State, Step, Trigger, database_now
+from jobs.models import Attempt, Run, RunLog, State, Step, Trigger, database_now, new_run_id
 from jobs.models.attempts import LONGEST_LOG
 from jobs.models.audit import AuditEntry
 from jobs.monitoring import waiting
+from jobs.monitoring.search import first_id
 from tests.api import Caller, checked, make_caller, make_token, make_user
 from tests.making import make_run, make_schedule, only_where_rows_are_locked
 from tests.waiting import DEADLINE, eventually
@@ -201,6 +203,15 @@ def test_it_finds_runs_by_every_filter(tom):
         str(parent.id),
     ]
     assert tom.get(f"{RUNS}?backfill={uuid4()}")["items"] == []
+
+
+def test_since_and_until_are_exact_to_the_microsecond():
+    """Two runs of one millisecond may lie on both sides of a moment."""
+    for _ in range(200):
+        before = timezone.now()
+        run = new_run_id()
+        after = timezone.now() + timedelta(microseconds=1)
+        assert first_id(before) <= run < first_id(after)
 
 
 def test_it_hides_other_runs_from_a_token_that_is_limited():
