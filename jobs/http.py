@@ -159,6 +159,7 @@ class Client:
     allow_private: bool = False
     resolve: Callable[[str, int], list[str]] = look_up
     connect: Callable[[tuple[str, int], float], socket.socket] = socket.create_connection
+    follows: bool = True  # redirects
 
     def locate(self, address: str) -> httpx.URL:
         # A path is appended to the site's address: joined with it, "//host" would lead to another host.
@@ -173,7 +174,7 @@ class Client:
             # A redirect back from another origin comes from a stranger: this site is then like any other address.
             inside = inside and _origin(request.url) == _origin(_parse(self.site))
             response = _exchange(request, _Guard(self, inside or self.allow_private, end), limit)
-            if response.status not in REDIRECTS or "location" not in response.headers:
+            if not self.follows or response.status not in REDIRECTS or "location" not in response.headers:
                 return response
             request = request.redirected(response)
         raise FetchError(

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache, wraps
 from traceback import format_exception_only
 from typing import Any
+from urllib.parse import unquote
 
 from django.conf import settings
 
@@ -31,6 +32,7 @@ SHORTEST = 8  # characters; `mask` also finds single lines and encoded parts of 
 MARGIN = 100_000  # characters beyond the kept ones that are masked, too
 EDGE = 10_000  # characters beside a cut that are dropped, because they may be half a secret
 PLAIN = re.compile(r"[\w-]+", re.ASCII)  # characters that every form leaves unchanged
+NO_TOKEN = re.compile(r"[a-z_-]{1,15}|[\w-]+(\.[\w-]+)+")  # parts of an address: `services`, `hooks.example.org`
 BACKSLASH = "\\"
 PARTS = re.compile(rf"{PLAIN.pattern}|\\+|.", re.ASCII | re.DOTALL)
 NESTED = 15  # backslashes before a quote: four strings, each inside of the next
@@ -192,9 +194,20 @@ def _known() -> tuple[tuple[str, ...], re.Pattern[str], int]:
     if not settings.configured:  # in gunicorn's main process, which loads no code that it could not load anew
         return _patterns(())
     keys = getattr(settings, "MESSAGE_KEYS", ())
-    lists = getattr(settings, "WEBHOOK_KEYS", {}).values()
+    of_hooks, of_channels = (getattr(settings, name, {}) for name in ("WEBHOOK_KEYS", "CHANNEL_KEYS"))
+    lists = (*of_hooks.values(), *of_channels.values())
     bare = (key.removeprefix(PREFIX) for each in lists for key in each)  # some programs show a key without its prefix
-    return _patterns((*settings.JOB_SECRETS.values(), settings.SECRET_KEY, *keys, *bare))
+    urls = (*getattr(settings, "CHANNEL_URLS", {}).values(), getattr(settings, "BEAT_PING_URL", ""))
+    tokens = (token for url in urls for token in _tokens(url))
+    return _patterns((*settings.JOB_SECRETS.values(), settings.SECRET_KEY, *keys, *bare, *tokens))
+
+
+@cache
+def _tokens(url: str) -> tuple[str, ...]:
+    """A secret address, and its parts that are no plain words: programs show an address in pieces."""
+    pieces = [part.partition("=")[2] or part for part in re.split("[/?#&@:]+", url)]
+    found = {text for piece in pieces for text in (piece, unquote(piece))}
+    return tuple(sorted({url, *(text for text in found if len(text) >= SHORTEST and not NO_TOKEN.fullmatch(text))}))
 
 
 @cache

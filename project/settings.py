@@ -61,6 +61,13 @@ SECRET_JOBS: dict[str, list[str]] = read_all("patterns", "SECRET_JOBS_")
 # For each sender of webhooks, from the variables WEBHOOK_KEYS_NAME: its keys, each of which may sign a delivery. Add a
 # new key before the sender uses it, and remove the old one afterwards. Only web processes need these.
 WEBHOOK_KEYS: dict[str, list[str]] = read_all("webhook_keys", "WEBHOOK_KEYS_")
+# For each channel of alerts, from the variables CHANNEL_URL_NAME: its address, which is a secret. For each signed
+# webhook, from CHANNEL_KEY_NAME: the key that signs its messages; of several, each signs. Beat and web need these.
+CHANNEL_URLS: dict[str, str] = read_all("channel_url", "CHANNEL_URL_")
+CHANNEL_KEYS: dict[str, list[str]] = read_all("channel_keys", "CHANNEL_KEY_")
+# The address that beat calls once a minute while it works, such as that of a check at healthchecks.io: it notices when
+# beat, its machine or its network is gone. Empty: none. Only beat needs it.
+BEAT_PING_URL: str = read("ping_url", "BEAT_PING_URL", "")
 # The jobs that only users with the right for them may schedule, start or change: names, `billing.*` for all names that
 # begin with `billing.`, or `*`. Each entry is a permission, which `manage.py migrate` creates. The default lists jobs
 # that can delete data, copy everything, send data out or run commands.

@@ -124,6 +124,29 @@ def webhook_keys(text: str) -> list[str]:
     return found
 
 
+def channel_keys(text: str) -> list[str]:
+    """Keys of Standard Webhooks, as the receiver shows them."""
+    found = words(text)
+    if not found:
+        raise ValueError
+    for key in found:
+        signatures.signing_key("standard", key)
+    return found
+
+
+def channel_url(text: str) -> str:
+    """An address with a scheme: https://host/path, or one of Apprise."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#]\S*", text) or not text.isprintable():
+        raise ValueError
+    if text.lower().startswith(("http:", "https:")):
+        site(text)
+    return secret(text)
+
+
+def ping_url(text: str) -> str:
+    return secret(site(text))
+
+
 def remote_control(text: str) -> str:
     return {name: name for name in ("inspect", "full", "off")}[text.lower()]
 
@@ -188,6 +211,12 @@ kinds: dict[str, tuple[Callable[[str], Any], str]] = {
     "log_format": (log_format, "text or json"),
     "signing_keys": (signing_keys, "keys of at least 32 bytes each, separated by commas"),
     "webhook_keys": (webhook_keys, f"keys of at least {signatures.SHORTEST_KEY} bytes each, separated by commas"),
+    "channel_keys": (
+        channel_keys,
+        f"whsec_ and base64 of at least {signatures.SHORTEST_KEY} bytes, or several such keys separated by commas",
+    ),
+    "channel_url": (channel_url, "an address without spaces, such as https://host/path or slack://TOKEN/TOKEN/TOKEN"),
+    "ping_url": (ping_url, "an address such as https://host/path"),
     "remote_control": (remote_control, "inspect, full or off"),
     "secret": (secret, "UTF-8 text of at least 8 bytes"),
     "result_backend": (result_backend, "django-db, redis://host:6379/0 or another backend that Celery knows"),

@@ -8,6 +8,7 @@ Limits: only SMTP tells them apart. Django's other backends (console, file) acce
 """
 
 import smtplib
+import socket
 from contextlib import suppress
 
 from django.core.mail import EmailMessage, get_connection
@@ -44,9 +45,12 @@ class BrokeOff(Reply):
 class Server:
     """The mail server of the settings. Leaving its `with` block by an exception sends no QUIT and waits for nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float | None = None) -> None:
+        """`timeout` is in seconds, for each answer of the server; without it, EMAIL_TIMEOUT."""
         self._backend = get_connection()
         self._breaks = 0
+        if timeout is not None and isinstance(self._backend, EmailBackend):
+            self._backend.timeout = timeout
 
     def __enter__(self) -> "Server":
         return self
@@ -93,6 +97,13 @@ class Server:
         """Close the connection without QUIT."""
         if connection := self._connection():
             connection.close()
+
+    def cut(self) -> None:
+        """Break the connection, from any thread: one that waits for the server gets an error."""
+        connection = self._connection()
+        if connection and connection.sock:
+            with suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
     def _reply_to(self, letter: EmailMessage) -> Reply | None:
         """Send the message. Returns the server's reply unless it accepted the message."""

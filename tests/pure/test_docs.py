@@ -42,6 +42,7 @@ def test_it_documents_every_setting_and_no_other():
     assert first_cells(README, "Settings") == {
         *read,
         *("JOB_SECRET_NAME", "SECRET_HOSTS_NAME", "SECRET_JOBS_NAME", "WEBHOOK_KEYS_NAME"),
+        *("CHANNEL_URL_NAME", "CHANNEL_KEY_NAME"),
     }
 
 

@@ -91,6 +91,22 @@ def test_it_masks_the_keys_of_this_installation(settings):
     assert mask(f"whsec_{'w' * 32}, {'w' * 32}, {'g' * 16}, {'o' * 16}") == "whsec_***, ***, ***, ***"
 
 
+def test_it_masks_the_addresses_and_keys_of_channels_also_in_pieces(settings):
+    settings.CHANNEL_KEYS = {"HOOK": ["whsec_" + "c" * 32]}
+    settings.BEAT_PING_URL = "https://hc.example.org/ping/0b1c2d3e-aaaa-bbbb-cccc-0123456789ab"
+    settings.CHANNEL_URLS = {
+        "CHAT": "slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ/#alerts",
+        "NTFY": "ntfys://ada:correct%20horse9@ntfy.example.org/alerts?auth=login7890",
+    }
+    assert mask(settings.CHANNEL_URLS["CHAT"]) == mask(settings.CHANNEL_URLS["NTFY"]) == "***"
+    assert mask("POST hooks.slack.com/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ") == (
+        "POST hooks.slack.com/services/***/***/***"
+    )
+    assert mask("correct horse9, login7890, c" + "c" * 31) == "***, ***, ***"
+    assert mask("hc.example.org: /ping/0b1c2d3e-aaaa-bbbb-cccc-0123456789ab") == "hc.example.org: /ping/***"
+    assert mask("alerts on ntfy.example.org, ping") == "alerts on ntfy.example.org, ping"
+
+
 def test_it_cuts_no_text_that_fits():
     for size in (0, 1, 199, 200):
         assert head("x" * size, 200) == tail("x" * size, 200) == "x" * size

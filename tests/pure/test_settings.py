@@ -106,6 +106,10 @@ BAD_VALUES = {
     "WEBHOOK_KEYS_SHOP": [SECRET, f"{'k' * 32},{SECRET}", ",", "k" * 15],
     "WEBHOOK_KEYS_SHOP_FILE": ["/does/not/exist"],
     "WEBHOOK_KEYS_7": ["k" * 32],
+    "CHANNEL_URL_CHAT": [SECRET, f"slack:{SECRET}", f"slack://{SECRET} b", f"https:///{SECRET}", "a://b"],
+    "CHANNEL_URL_CHAT_FILE": ["/does/not/exist"],
+    "CHANNEL_KEY_HOOK": [SECRET, f"whsec_{'!' * 32}", ",", f"whsec_{'k' * 32},{SECRET}", "whsec_" + "k" * 20],
+    "BEAT_PING_URL": [SECRET, f"ftp://host/{SECRET}", f"https:///{SECRET}"],
     "REMOTE_CONTROL": ["everything"],
     "EMAIL_URL": [f"pigeon://user:{SECRET}@host", f"smtp://user:{SECRET}@host:port", f"smtp://{SECRET}@host?tls=True"],
     "RESTRICTED_JOBS": ["*.report", "a,b*c", "x" * 201],
@@ -371,6 +375,20 @@ def test_it_reads_the_keys_of_each_sender_of_webhooks(outcomes, tmp_path):
     given = {"WEBHOOK_KEYS_SHOP_FILE": str(tmp_path / "keys"), "WEBHOOK_KEYS_Git_1": "c" * 16, "WEBHOOK_KEYS_NONE": ""}
     [seen] = outcomes({**COMPLETE, **given})
     assert seen["WEBHOOK_KEYS"] == {"SHOP": [f"whsec_{'a' * 32}", "b" * 16], "Git_1": ["c" * 16]}
+
+
+def test_it_reads_the_addresses_and_keys_of_channels(outcomes, tmp_path):
+    (tmp_path / "url").write_text("slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ\n")
+    key = "whsec_" + "k" * 32
+    given = {"CHANNEL_URL_CHAT_FILE": str(tmp_path / "url"), "CHANNEL_URL_HOOK": "https://host.example/hook/"}
+    given |= {"CHANNEL_KEY_HOOK": f"{key}, {key}", "BEAT_PING_URL": "https://hc.example/ping/1/"}
+    [seen] = outcomes({**COMPLETE, **given})
+    assert seen["CHANNEL_URLS"] == {
+        "CHAT": "slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ",
+        "HOOK": "https://host.example/hook/",
+    }
+    assert seen["CHANNEL_KEYS"] == {"HOOK": [key, key]}
+    assert seen["BEAT_PING_URL"] == "https://hc.example/ping/1"
 
 
 def test_it_reads_the_domains_of_mail_as_addresses_are_compared(outcomes):

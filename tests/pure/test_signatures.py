@@ -259,3 +259,15 @@ def test_it_refuses_a_delivery_with_one_flipped_bit(form, data):
     body = BODY if part else bytes(changed)
     seen = {**headers, **({part: bytes(changed)} if part else {})}
     refusal(form, {name: value.decode("latin-1") for name, value in seen.items()}, body)
+
+
+def test_it_signs_as_the_library_of_standard_webhooks_verifies():
+    now = datetime.now(UTC)  # the library compares with the clock of the machine
+    headers = signatures.signed("msg_1", BODY, [STANDARD, OTHER], now)
+    for key in (STANDARD, OTHER):
+        assert standardwebhooks.Webhook(key).verify(BODY, headers) == json.loads(BODY)
+        assert verify("standard", headers, BODY, [key], now) == "msg_1"
+    with pytest.raises(standardwebhooks.WebhookVerificationError):
+        standardwebhooks.Webhook(OTHER).verify(BODY, signatures.signed("msg_1", BODY, [STANDARD], now))
+    with pytest.raises(RefusedError):
+        verify("standard", {**headers, "webhook-id": "msg_2"}, BODY, [STANDARD], now)
