@@ -199,7 +199,8 @@ def _known() -> tuple[tuple[str, ...], re.Pattern[str], int]:
     bare = (key.removeprefix(PREFIX) for each in lists for key in each)  # some programs show a key without its prefix
     urls = (*getattr(settings, "CHANNEL_URLS", {}).values(), getattr(settings, "BEAT_PING_URL", ""))
     tokens = (token for url in urls for token in _tokens(url))
-    return _patterns((*settings.JOB_SECRETS.values(), settings.SECRET_KEY, *keys, *bare, *tokens))
+    scraping = getattr(settings, "METRICS_TOKEN", "")
+    return _patterns((*settings.JOB_SECRETS.values(), settings.SECRET_KEY, scraping, *keys, *bare, *tokens))
 
 
 @cache

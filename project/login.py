@@ -19,26 +19,31 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
 FAILURES_OF_ADDRESS = 30  # with any names, until the address is locked; AXES_FAILURE_LIMIT is for one name
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 NETWORK = 64  # bits of an IPv6 address that identify its owner, who may use all addresses of this network
 
 
 def address_of(request: HttpRequest) -> str | None:
-    """The client's address, or its network for IPv6. Of X-Forwarded-For only the last entry counts, the proxy's."""
+    """The client's address, or its network for IPv6."""
+    address = client_of(request)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((int(address), NETWORK), strict=False).network_address)
+    return str(address) if address else None
+
+
+def client_of(request: HttpRequest) -> Address | None:
+    """The client's address. Of X-Forwarded-For only the last entry counts, the proxy's."""
     sender = request.META.get("REMOTE_ADDR", "")
     named = request.META.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip() if settings.BEHIND_PROXY else ""
-    return _network(named) or _network(sender)
+    return _parsed(named) or _parsed(sender)
 
 
-def _network(text: str) -> str | None:
+def _parsed(text: str) -> Address | None:
     try:
         address = ipaddress.ip_address(_without_port(text))
     except ValueError:
         return None
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((int(address), NETWORK), strict=False).network_address)
-    return str(address)
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _without_port(text: str) -> str:

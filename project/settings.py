@@ -313,6 +313,7 @@ MIDDLEWARE = [
     "project.headers.Headers",
     "jobs.web.api.problems.Problems",
     "project.health.answered",
+    "project.metrics.served",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -397,6 +398,11 @@ if SSO_HEADER:
 FILE_UPLOAD_HANDLERS = ["project.uploads.NoUpload"]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2_500_000  # bytes of a form
 DATA_UPLOAD_MAX_NUMBER_FIELDS, DATA_UPLOAD_MAX_NUMBER_FILES = 1000, 10
+
+# What a scrape of /metrics must send as its Bearer token, and the networks that may scrape, in CIDR notation. If both
+# are set, both must hold. Neither: there is no such page. Only web processes need these.
+METRICS_TOKEN: str = read("secret", "METRICS_TOKEN", "")
+METRICS_NETWORKS: list[Any] = read("networks", "METRICS_NETWORKS", [])
 
 # Browsers load everything from this site only, and run nothing inline.
 CONTENT_SECURITY_POLICY = {

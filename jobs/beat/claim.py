@@ -23,6 +23,7 @@ from jobs.ledger import outcomes
 from jobs.ledger.new_runs import NewRun, expires_at, new_run
 from jobs.messages.message import Message, message_of
 from jobs.models import SENDING, Ended, Policy, PolicyQuerySet, Run, State, bulk, database_now, worker_text
+from jobs.monitoring import tallies
 from jobs.rules import policies
 from jobs.rules.errors import Invalid, UnknownJob
 
@@ -89,6 +90,7 @@ def _record_unstorable(policy: Policy, reason: str, now: datetime) -> None:
     moment = policy.owed_from or policy.next_due_at or now
     row = new_run(policy.pk, "", Message(""), moment, now)
     row.state, row.finished_at, row.reason = State.SKIPPED.value, now, f"invalid: {reason}"
+    tallies.note_skipped([row])
     _insert([row])
     Policy.objects.filter(pk=policy.pk).update(next_due_at=None, owed_from=None, invalid_reason=reason)
 
@@ -102,6 +104,7 @@ def _claim_batch(due: PolicyQuerySet, now: datetime) -> tuple[list[NewRun], list
         busy = _busy([policy.schedule_id for policy in locked if policy.overlap != policies.Overlap.ALLOW])
         most = max(1, MOMENTS // len(locked))
         runs = [run for policy in locked for run in _runs_of(policy, now, busy.get(policy.schedule_id, ()), most)]
+        tallies.note_skipped(runs)
         started = _insert(_grow_stretches(locked, runs))
         _cancel_previous(locked, started, busy)
         bulk.update(Policy, locked, MOVED)

@@ -7,11 +7,13 @@ run, or a worker gives it back, its message is sent again, with growing patience
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import groupby
 from typing import Any
 from uuid import UUID
 
+from django.db import Error as DatabaseError
 from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
@@ -21,7 +23,7 @@ from jobs.ledger.undelivered import deliverable
 from jobs.messages import dispatch, keys
 from jobs.messages.dispatch import BATCH
 from jobs.messages.envelope import Sendable
-from jobs.models import SENDING, UNSTARTED, Run, State, database_now
+from jobs.models import SENDING, UNSTARTED, Run, State, Tally, database_now
 from jobs.rules import policies
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ def send(runs: Sequence[Sendable]) -> None:
     A run whose message cannot be made ends as failed, with the reason. Raises `BrokerUnavailableError`.
     """
     for start in range(0, len(runs), BATCH):
-        published = dispatch.publish(runs[start : start + BATCH])
+        published = _publish(runs[start : start + BATCH])
         _mark_queued(published.sent)
         for run, why in published.refused:
             _refuse(run, why)
@@ -102,6 +104,15 @@ def _take() -> list[Run]:
         taken = Run.objects.filter(id__in=[run.id for run in runs])
         taken.move(UNSTARTED, State.WAITING, not_before=now + SENDING)
     return runs
+
+
+def _publish(runs: Sequence[Sendable]) -> dispatch.Published:
+    try:
+        return dispatch.publish(runs)
+    except dispatch.BrokerUnavailableError:
+        with suppress(DatabaseError):  # the count is for metrics only, and the caller has to hear of the broker
+            Tally.add("publish_failures")
+        raise
 
 
 def _refuse(run: Sendable, why: str) -> None:

@@ -111,6 +111,8 @@ BAD_VALUES = {
     "CHANNEL_KEY_HOOK": [SECRET, f"whsec_{'!' * 32}", ",", f"whsec_{'k' * 32},{SECRET}", "whsec_" + "k" * 20],
     "BEAT_PING_URL": [SECRET, f"ftp://host/{SECRET}", f"https:///{SECRET}"],
     "REMOTE_CONTROL": ["everything"],
+    "METRICS_TOKEN": ["short"],
+    "METRICS_NETWORKS": ["10.0.0.0/33", "10.0.0.1/8", "localhost", "2001:db8::/200", "10.0.0.0/8,x"],
     "EMAIL_URL": [f"pigeon://user:{SECRET}@host", f"smtp://user:{SECRET}@host:port", f"smtp://{SECRET}@host?tls=True"],
     "RESTRICTED_JOBS": ["*.report", "a,b*c", "x" * 201],
     "MAIL_DOMAINS": ["a b.org", "name@example.org", "*", "a.*.org", ".org"],
