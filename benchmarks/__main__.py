@@ -11,7 +11,8 @@ from benchmarks.ground import Ground, ground
 BEAT, WORKER = ("burst", "queries", "idle", "edit"), ("drain", "latency", "results", "statements")
 RESOURCES, FAN_OUT, RETENTION, CHANGES = ("resources",), ("fan_out",), ("retention",), ("shared", "outage")
 REQUESTS = ("requests", "clients", "cut_off", "hooks")
-ALL = BEAT + WORKER + RESOURCES + FAN_OUT + RETENTION + CHANGES + REQUESTS
+METRICS = ("metrics",)
+ALL = BEAT + WORKER + RESOURCES + FAN_OUT + RETENTION + CHANGES + REQUESTS + METRICS
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
 def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> None:
     from django.db import connection  # late, like the next imports: the environment must be set
 
-    from benchmarks import beat, changes, fan_out, requests, resources, retention, worker
+    from benchmarks import beat, changes, fan_out, metrics, requests, resources, retention, worker
 
     server = connection.cursor().connection.info.server_version // 10_000
     python, cores = platform.python_version(), os.cpu_count()
@@ -45,6 +46,7 @@ def measure(place: Ground, names: Sequence[str], rounds: int, quick: bool) -> No
         (retention.Retention, retention, RETENTION),
         (changes.Changes, changes, CHANGES),
         (requests.Requests, requests, REQUESTS),
+        (metrics.Metrics, metrics, METRICS),
     ):
         if chosen := [name for name in offered if name in names]:
             bench = part(place, module.QUICK if quick else module.FULL, figures)

@@ -81,6 +81,12 @@ def test_it_measures_signed_webhooks(servers, redis):
     assert figures == ["p50, ms", "p95, ms", "p99, ms"]
 
 
+def test_it_measures_scrapes_beside_a_long_history(servers, redis):
+    printed = _measure("metrics")
+    figures = re.findall(r"^  (\S+) +Punctual [\d.,]+ \[", printed, re.MULTILINE)
+    assert figures == ["ms", "samples", "ms"]
+
+
 def test_it_refuses_an_unknown_benchmark():
     command = [sys.executable, "-m", "benchmarks", "--only", "everything"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
