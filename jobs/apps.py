@@ -23,7 +23,7 @@ class JobsConfig(AppConfig):
         from jobs.ledger import outcomes
         from jobs.messages import discovery
         from jobs.models import dates, rights, routing, sqlite_files, unknown_zones
-        from jobs.monitoring import nodes, statistics, strangers
+        from jobs.monitoring import nodes, statistics, strangers, watching
         from jobs.schedules import calendar
         from jobs.worker import connection, control, guard, logs, refusals, resources, signals
 
@@ -47,3 +47,4 @@ class JobsConfig(AppConfig):
         rivals.connect()
         statistics.connect()
         strangers.connect()
+        watching.connect()

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.waiting import DEADLINE
+
 
 class Answer(BaseHTTPRequestHandler):
     server: "Web"
@@ -14,6 +16,7 @@ class Answer(BaseHTTPRequestHandler):
         self.server.asked.append(f"{self.command} {self.path}")
         self.server.headers.append(dict(self.headers))
         self.server.bodies.append(self.rfile.read(int(self.headers.get("content-length", 0))))
+        self.server.answers.wait(DEADLINE)
         body = self.server.pages.get(self.path)
         if location := self.server.redirects.get(self.path):
             self.send_response(307)
@@ -40,6 +43,8 @@ class Web(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.bodies: list[bytes] = []
+        self.answers = threading.Event()  # while it is not set, requests get no answer
+        self.answers.set()
 
     @property
     def address(self) -> str:
@@ -54,5 +59,6 @@ def serving(pages: dict[str, bytes]) -> Iterator[Web]:
         try:
             yield server
         finally:
+            server.answers.set()
             server.shutdown()
             thread.join()

@@ -21,7 +21,7 @@ from jobs.beat import claim, release, rescue
 from jobs.ledger import outbox
 from jobs.messages.dispatch import BrokerUnavailableError
 from jobs.models import UNSTARTED, ChangedTiming, Node, Policy, Release, Run, database_now, installation
-from jobs.monitoring import nodes
+from jobs.monitoring import nodes, watching
 from jobs.rules.errors import hidden
 from jobs.schedules import calendar, entries, recheck
 from jobs.worker import guard
@@ -78,6 +78,7 @@ class Scheduler(beat.Scheduler):
                 raise requested from None
             return self._back_off(error)
         self._failures = 0
+        watching.note_tick()
         return pause
 
     def _pass(self) -> float:

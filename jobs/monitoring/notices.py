@@ -7,9 +7,11 @@ replaces, or a subject that is well again before its illness was told.
 A channel has one unsent message at a time. While it fails, further alerts wait and become one message.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID, uuid4, uuid5
 
 from django.conf import settings
@@ -21,7 +23,11 @@ from jobs.models import Alert, Channel, Notice, Run, RunLog, Silence, database_n
 from jobs.models.alerts import NoticeQuerySet
 from jobs.monitoring import channels
 from jobs.monitoring.message import Item, Message, Ping
+from jobs.rules.errors import error_of
 from jobs.rules.health import Health
+from jobs.secrets import mask
+
+log = logging.getLogger(__name__)
 
 CLAIMED_FOR = timedelta(seconds=90)  # more than a channel may take to send a message
 HELD_FOR = timedelta(seconds=30)  # between looks at whether a silence or the quiet hours are over
@@ -56,12 +62,14 @@ def waiting() -> list[int]:
 def deliver(channel: int) -> None:
     """Send what a channel is to be told now. Another process that is at it is left alone."""
     for parcel in claim(channel):
-        try:
-            channels.send(parcel.channel, parcel.content)
-        except channels.ChannelError as error:
-            _note_failure(parcel, str(error), is_final=error.is_permanent or parcel.number >= MOST_TRIES)
-        else:
+        error = error_of(partial(channels.send, parcel.channel, parcel.content))
+        if error is None:
             _note_success(parcel)
+        elif isinstance(error, channels.ChannelError):
+            _note_failure(parcel, str(error), is_permanent=error.is_permanent)
+        else:  # of the library that speaks to the service
+            log.error("The channel %s could not send.", parcel.channel, exc_info=error)
+            _note_failure(parcel, mask(f"The message could not be made: {error!r}"))
 
 
 @transaction.atomic
@@ -133,9 +141,9 @@ def _note_success(parcel: Parcel) -> None:
     Channel.objects.filter(pk=parcel.channel.pk).update(sent_at=Now(), problem="", problem_since=None)
 
 
-def _note_failure(parcel: Parcel, why: str, *, is_final: bool) -> None:
+def _note_failure(parcel: Parcel, why: str, *, is_permanent: bool = False) -> None:
     now = database_now()
-    if is_final:
+    if is_permanent or parcel.number >= MOST_TRIES:
         parcel.notices.give_up(why)
     else:
         wait = min(FIRST_WAIT * (1 << min(parcel.number - 1, 20)), LONGEST_WAIT)

@@ -16,6 +16,7 @@ from tests.making import make_run, make_schedule
 from tests.web import Web, serving
 
 pytestmark = pytest.mark.django_db
+KEY = "whsec_" + "YWFh" * 8
 MINUTE, HOUR, DAY = (timedelta(seconds=seconds) for seconds in (60, 3600, 86_400))
 
 
@@ -23,7 +24,7 @@ MINUTE, HOUR, DAY = (timedelta(seconds=seconds) for seconds in (60, 3600, 86_400
 def receiver(settings: Any) -> Iterator[Web]:
     with serving({"/hook": b"", "/hook/start": b"", "/hook/fail": b""}) as web:
         settings.CHANNEL_URLS = {"HOOK": f"{web.address}/hook"}
-        settings.CHANNEL_KEYS = {"HOOK": "whsec_" + "a" * 32}
+        settings.CHANNEL_KEYS = {"HOOK": [KEY]}
         yield web
 
 
@@ -198,7 +199,7 @@ def test_a_slow_process_changes_nothing_after_its_time(channel, receiver):
     (slow,) = notices.claim(channel.pk)
     later(channel)
     deliver(channel)
-    notices._note_failure(slow, "late", is_final=True)
+    notices._note_failure(slow, "late", is_permanent=True)
     assert states(channel) == ["sent"]
     assert len(receiver.asked) == 1
 
@@ -288,6 +289,17 @@ def test_a_message_has_the_end_of_the_log_and_a_link(channel, receiver, settings
     body = receiver.bodies[0]
     assert (b"line 99" in body, b"line 80" in body, b"line 79" in body) == (True, True, False)
     assert f"https://punctual.example/admin/jobs/run/{run.id}/change/".encode() in body
+
+
+def test_an_error_of_any_kind_is_a_failure(channel, receiver, settings):
+    settings.CHANNEL_KEYS = {"HOOK": ["whsec_no key"]}
+    tell("it")
+    deliver(channel)
+    channel.refresh_from_db()
+    assert (states(channel), receiver.asked) == (["waiting"], [])
+    assert channel.notices.get().not_before > database_now()
+    assert "whsec_no key" not in channel.problem
+    assert channel.problem
 
 
 def test_pings_are_sent_in_order_and_once(receiver):

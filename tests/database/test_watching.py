@@ -14,6 +14,7 @@ from jobs.models import (
     Alert,
     Channel,
     Condition,
+    Node,
     Notice,
     Policy,
     Run,
@@ -31,12 +32,19 @@ pytestmark = pytest.mark.django_db
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=seconds) for seconds in (1, 60, 3600, 86_400))
 
 
+@pytest.fixture(autouse=True)
+def _nodes() -> None:
+    """A beat and a worker, which are well."""
+    for kind in (Node.Kind.BEAT, Node.Kind.WORKER):
+        Node.objects.create(name=f"{kind}@here", kind=kind, queues="celery", version="", pid=1)
+
+
 def look() -> list[tuple[str, str, str]]:
-    """Look now; returns the changes: the name, the health before, and the one after."""
+    """Look now; returns the changes of schedules: the name, the health before, and the one after."""
     before = set(Alert.objects.values_list("pk", flat=True))
     Watch.objects.update(looked_at=None)
     assert watching.look() or watching.look()  # the first one makes the row
-    changes = Alert.objects.exclude(pk__in=before).order_by("id")
+    changes = Alert.objects.filter(schedule__isnull=False).exclude(pk__in=before).order_by("id")
     return list(changes.values_list("name", "before", "health"))
 
 
@@ -52,7 +60,7 @@ def test_it_reports_each_change_once():
     schedule = make_schedule("invoices")
     run = ended(schedule, State.FAILED, 2 * HOUR, reason="failed: ValueError: no")
     assert look() == [("invoices", "ok", "failing")]
-    alert = Alert.objects.get()
+    alert = Alert.objects.get(schedule__isnull=False)
     assert (alert.run, alert.sentence, alert.expected, alert.count) == (
         run.id,
         "failed: ValueError: no",
@@ -60,13 +68,13 @@ def test_it_reports_each_change_once():
         1,
     )
     assert (alert.due_at, alert.since, alert.job) == (run.due_at, run.due_at, "tests.nothing")
-    assert Condition.objects.get().health == "failing"
+    assert Condition.objects.get(schedule__isnull=False).health == "failing"
     assert look() == []
     ended(schedule, State.FAILED, HOUR)
     assert look() == []
     ended(schedule, State.SUCCEEDED)
     assert look() == [("invoices", "failing", "ok")]
-    assert not Condition.objects.exists()
+    assert not Condition.objects.filter(schedule__isnull=False).exists()
     assert look() == []
 
 
@@ -76,7 +84,7 @@ def test_a_schedule_fails_when_more_runs_in_a_row_have_failed_than_it_may():
     assert look() == []
     ended(schedule, State.LOST, 4 * HOUR)
     assert look() == [("it", "ok", "failing")]
-    assert Alert.objects.get().count == 2
+    assert Alert.objects.get(schedule__isnull=False).count == 2
     ended(schedule, State.CANCELLED, 3 * HOUR)  # says nothing
     ended(schedule, State.SKIPPED, 2 * HOUR, reason="overlap: it was still running")
     ended(schedule, State.SUCCEEDED, HOUR, trigger=Trigger.BACKFILL)
@@ -94,20 +102,23 @@ def test_a_run_that_does_not_start_is_late(state):
     assert look() == []
     Run.objects.update(due_at=F("due_at") - 30 * SECOND)
     assert look() == [("it", "ok", "late")]
-    alert = Alert.objects.get()
+    alert = Alert.objects.get(schedule__isnull=False)
     assert alert.expected == "It starts within 1 min."
     assert alert.sentence.startswith("It has not started 1 min 2")
     assert alert.sentence.endswith("after its time: no worker consumes queue `x`")
     Run.objects.filter(id=run.id).update(state=State.RUNNING, started_at=database_now())
     assert look() == [("it", "late", "ok")]
-    assert Alert.objects.latest("id").sentence == "It is running."
+    assert Alert.objects.filter(schedule__isnull=False).latest("id").sentence == "It is running."
 
 
 def test_a_moment_that_no_beat_claims_is_late():
     schedule = make_schedule("it")
     make_due(schedule, HOUR)
     assert look() == [("it", "ok", "late")]
-    assert Alert.objects.get().sentence == "It has not started 1 h after its time: no beat has claimed it"
+    assert (
+        Alert.objects.get(schedule__isnull=False).sentence
+        == "It has not started 1 h after its time: no beat has claimed it"
+    )
 
 
 def test_a_missed_moment_is_late_until_the_next_run_starts():
@@ -115,7 +126,9 @@ def test_a_missed_moment_is_late_until_the_next_run_starts():
     make_due(schedule, HOUR / 2)
     list(claim.claim_due())
     assert look() == [("it", "ok", "late")]
-    assert Alert.objects.get().sentence.startswith("missed: no beat claimed this within 60 seconds")
+    assert Alert.objects.get(schedule__isnull=False).sentence.startswith(
+        "missed: no beat claimed this within 60 seconds"
+    )
     make_run(schedule, State.RUNNING)
     assert look() == [("it", "late", "ok")]
 
@@ -166,10 +179,13 @@ def test_its_own_history_says_what_is_suspicious():
 def test_a_schedule_that_cannot_run_is_blocked_until_it_can():
     schedule = make_schedule("it", policy={"invalid_reason": "There is no job tests.none."})
     assert look() == [("it", "ok", "blocked")]
-    assert Alert.objects.get().sentence == "There is no job tests.none."
+    assert Alert.objects.get(schedule__isnull=False).sentence == "There is no job tests.none."
     PeriodicTask.objects.filter(pk=schedule.pk).update(enabled=False)
     assert look() == [("it", "blocked", "ok")]
-    assert Alert.objects.latest("id").sentence == "It is disabled, so nothing is expected of it."
+    assert (
+        Alert.objects.filter(schedule__isnull=False).latest("id").sentence
+        == "It is disabled, so nothing is expected of it."
+    )
 
 
 def test_a_long_pause_is_reported():
@@ -178,7 +194,7 @@ def test_a_long_pause_is_reported():
     assert look() == []
     Policy.objects.update(paused_at=database_now() - 8 * DAY)
     assert look() == [("it", "ok", "paused")]
-    assert Alert.objects.get().sentence == "It is paused by ada: stocktaking."
+    assert Alert.objects.get(schedule__isnull=False).sentence == "It is paused by ada: stocktaking."
     Policy.objects.filter(schedule=schedule).resume()
     assert look() == [("it", "paused", "ok")]
 
@@ -192,6 +208,8 @@ def test_the_last_run_of_a_limited_schedule_may_fail():
 
 
 def test_a_look_costs_nothing_for_schedules_without_news():
+    ended(make_schedule("it"), State.SUCCEEDED, HOUR, HOUR)
+    Run.objects.update(finished_at=F("finished_at") - HOUR)
     look()
     with CaptureQueriesContext(connection) as without:
         look()
