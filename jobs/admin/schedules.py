@@ -18,7 +18,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django_celery_beat.admin import PeriodicTaskForm, TaskChoiceField
 from django_celery_beat.models import PeriodicTask
 
-from jobs.admin import actions, typed
+from jobs.admin import actions, happened, typed
 from jobs.admin.display import NOTHING, between, moment, state
 from jobs.admin.guard import ChosenFilter, RightsAdmin, actor_of, without_backfills
 from jobs.admin.timings import shared, tell_of_return
@@ -173,9 +173,9 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
             return BEING_COMPUTED if policy.schedule_id else NOTHING
         zone = getattr(policy.schedule.crontab, "timezone", None)
         upcoming = [_upcoming_moment(*each, zone) for each in status.upcoming(policy.schedule, SHOWN)]
-        if not upcoming:
-            return NO_FURTHER_RUNS
-        return format_html_join(mark_safe("<br>"), "{}", ((line,) for line in upcoming))
+        ask: str = happened.link(policy.schedule, "What happened at another moment?")
+        lines = [*(upcoming or [NO_FURTHER_RUNS]), ask]
+        return format_html_join(mark_safe("<br>"), "{}", ((line,) for line in lines))
 
     @admin.display(description="status")
     def status(self, policy: Policy) -> str:
@@ -251,6 +251,9 @@ class ScheduleAdmin(RightsAdmin):
         page = super().changeform_view(request, *args, **options)
         _show_broken_modules(request)
         return page
+
+    def get_urls(self) -> list[Any]:
+        return [*happened.paths(self), *super().get_urls()]
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **options: Any) -> Any:
         if task := self._typed_job(request, obj):
