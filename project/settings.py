@@ -311,6 +311,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "project.headers.Headers",
+    "project.request_ids.identified",
     "jobs.web.api.problems.Problems",
     "project.health.answered",
     "project.metrics.served",

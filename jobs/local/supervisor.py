@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from jobs.logs import sentence_of
+
 # All in seconds.
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # between the end of a child and its restart
 HEALTHY = 60.0  # after this lifetime a child's restart delay begins at FIRST_DELAY again
@@ -112,7 +114,7 @@ class Child:
         except OSError:
             lines = []
         last = next((line.strip() for line in reversed(lines) if line.strip()), "(nothing)")
-        return f"The last line of {self.log}: {last[:300]}"
+        return f"The last line of {self.log}: {sentence_of(last)[:300]}"
 
     def stop(self, patience: Callable[[float], float]) -> None:
         """Terminate the process. Once it has ended, or after `patience(self.patience)` seconds, kill its group."""

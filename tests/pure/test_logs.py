@@ -150,6 +150,18 @@ def test_it_masks_the_values_of_keys(settings, as_json):
     assert shown.count("***") == 8
 
 
+def test_it_masks_a_value_inside_of_others():
+    assert json.loads(line(True, deep=["\nAuthorization: hunter2"]))["deep"] == ["\nAuthorization: ***"]
+
+
+def test_it_finds_the_sentence_of_a_line_of_any_form():
+    assert (logs.sentence_of(line(True)), logs.sentence_of("plain"), logs.sentence_of("[1]")) == (
+        "hello",
+        "plain",
+        "[1]",
+    )
+
+
 def test_it_writes_values_that_json_does_not_know():
     deep: list = []
     deep.append(deep)
