@@ -179,7 +179,12 @@ def _start_children(options: Options, supervisor: Supervisor) -> None:
     worker = _child("worker", processes.command("worker", *pool), 20)
     of_workers = _hidden("JOB_SECRET_", settings.JOB_SECRETS)
     of_web = _hidden("WEBHOOK_KEYS_", getattr(settings, "WEBHOOK_KEYS", {}))
-    web.environment, worker.environment = {**os.environ, **of_workers}, {**os.environ, **of_web}
+    of_channels = {
+        **_hidden("CHANNEL_URL_", getattr(settings, "CHANNEL_URLS", {})),
+        **_hidden("CHANNEL_KEY_", getattr(settings, "CHANNEL_KEYS", {})),
+        **_hidden("", ["BEAT_PING_URL"]),
+    }
+    web.environment, worker.environment = {**os.environ, **of_workers}, {**os.environ, **of_web, **of_channels}
     beat.environment = {**os.environ, **of_workers, **of_web}
     supervisor.start(web)
     supervisor.start(worker)

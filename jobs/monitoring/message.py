@@ -5,7 +5,6 @@ line without characters that turn or hide the text beside it. Moments are those 
 Limits: it names the first `NAMED` alerts, the worst first, and counts the rest. Longer texts are cut.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +30,6 @@ WORST_FIRST = (
     *(Health.SLOW, Health.SHORT, Health.PAUSED, Health.OK),
 )
 FAILURES = frozenset({Health.DOWN, Health.BLOCKED, Health.FAILING})
-HIDDEN = re.compile("[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ufeff]")  # they turn the text beside them, or hide
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +134,9 @@ def groups(message: Message, named: int = NAMED) -> list[Group]:
 
 def line(text: str, longest: int) -> str:
     """The text in one line, masked and cut."""
-    plain = " ".join(HIDDEN.sub("", head(text, 4 * longest)).split())
-    shown = "".join(each for each in plain if each.isprintable() or each == "\u200d")  # the joiner of emoji
+    plain = " ".join(head(text, 4 * longest).split())
+    # Without what controls terminals or turns the text beside it. The joiner belongs to some emoji.
+    shown = "".join(each for each in plain if each.isprintable() or each == "\u200d")
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 

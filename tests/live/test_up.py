@@ -154,7 +154,8 @@ def installed(servers, tmp_path_factory) -> Up:
 def again(servers, installed, tmp_path) -> Iterator[Up]:
     (tmp_path / "env").write_text("JOB_SECRET_STORED=canary-9876\n")
     of_web = {"WEBHOOK_KEYS_SHOP": "canary-of-the-shop"}
-    secrets = {"JOB_SECRET_KEY": "canary-1234", "ENV_FILE": str(tmp_path / "env"), **of_web}
+    of_alerts = {"CHANNEL_URL_HOOK": "https://host.example/canary-of-alerts", "BEAT_PING_URL": "https://canary-of-beat"}
+    secrets = {"JOB_SECRET_KEY": "canary-1234", "ENV_FILE": str(tmp_path / "env"), **of_web, **of_alerts}
     up = Up(servers.workspace, installed.var, "--demo", **secrets)
     up.says("Punctual runs at")
     yield up
@@ -220,7 +221,8 @@ def test_it_mends_the_modes_of_its_own_files_only(tmp_path):
 def test_it_continues_its_installation_and_stops_in_order_on_ctrl_c(again):
     assert "password" not in again.lines
     again.says(r"succeeded")
-    held = {"gunicorn": [b"canary-of-the-shop"], "beat": [], "worker": [b"canary-1234", b"canary-9876"]}
+    alerts = [b"canary-of-alerts", b"canary-of-beat"]
+    held = {"gunicorn": [*alerts, b"canary-of-the-shop"], "beat": alerts, "worker": [b"canary-1234", b"canary-9876"]}
     for name, values in held.items():
         environment = Path(f"/proc/{leader(again.var, name)}/environ").read_bytes()
         assert sorted(re.findall(rb"canary[\w-]+", environment)) == values, name

@@ -86,6 +86,7 @@ def test_it_gives_secrets_of_jobs_to_the_worker_only_and_keys_of_webhooks_to_the
     files = {name: [each["path"] for each in service.get("env_file", [])] for name, service in OURS.items()}
     assert {name for name, paths in files.items() if "worker.env" in paths} == {"worker"}
     assert {name for name, paths in files.items() if "web.env" in paths} == {"web"}
+    assert {name for name, paths in files.items() if "alerts.env" in paths} == {"web", "beat"}
     assert all("punctual.env" in paths for paths in files.values())
 
 

@@ -150,9 +150,7 @@ def test_it_keeps_a_hostile_name_in_one_short_line(name):
     assert len(subject.splitlines()) == 1
     text = words.text(one)
     assert all(each.isprintable() or each in "\n\u200d" for each in text)
-    assert not words.HIDDEN.search(text)
     json.dumps(words.as_json(one), ensure_ascii=False).encode()
-    assert "[2J" not in text or "\x1b" not in text
 
 
 def test_it_shields_mentions_so_that_they_look_the_same():
