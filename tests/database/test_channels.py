@@ -5,6 +5,7 @@ Slack, Teams, Discord and PagerDuty have fixed hosts: `tests.gateway` stands for
 
 import json
 import logging
+import re
 import socket
 import ssl
 import subprocess
@@ -32,6 +33,7 @@ from jobs.rules import signatures
 from jobs.rules.health import Health
 from tests.gateway import Gateway, gateway
 from tests.post import BREAK_OFF, Post
+from tests.servers import ROOT
 from tests.waiting import DEADLINE, eventually
 from tests.web import Web, serving
 
@@ -223,6 +225,19 @@ def test_it_signs_a_webhook_that_the_libraries_verify(web):
         (alert,) = found["data"]["alerts"]
         assert (alert["subject"], alert["health"], alert["before"]) == ("schedule:7", "failing", "ok")
     assert len(web.bodies) == 2
+
+
+def test_it_posts_the_fields_that_the_document_shows(web):
+    document = (ROOT / "docs" / "alerts.md").read_text()
+    example = json.loads(re.search(r"^    \{$.*?^    \}$", document, re.MULTILINE | re.DOTALL)[0])
+    channels.send(channel("webhook"), message())
+    found = json.loads(web.bodies[0])
+
+    def fields(of: dict[str, Any]) -> list[set[str]]:
+        return [set(of), set(of["data"]), set(of["data"]["alerts"][0])]
+
+    assert fields(found) == fields(example)
+    assert found["version"] == example["version"]
 
 
 def test_it_follows_no_redirect(web):
