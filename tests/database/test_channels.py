@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from io import StringIO
@@ -541,3 +542,25 @@ def test_it_does_not_sleep_for_as_long_as_a_service_says(internet, settings):
     far = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "4102444800"}
     internet.answers["discord.com"] = lambda asked: asked.reply(429, **far)
     assert "error=429" in str(refusal(channel("apprise"), message()))
+
+
+def test_it_sends_through_many_channels_at_once_and_mixes_up_no_reasons(internet, settings):
+    hosts = [host for host in SERVICES for _ in range(4)]
+    settings.CHANNEL_URLS = {host: SERVICES[host] for host in SERVICES}
+    for host, status in (("discord.com", 403), ("ntfy.sh", 404)):
+        internet.answers[host] = lambda asked, status=status: asked.reply(status)
+    together = threading.Barrier(len(hosts))
+
+    def send(host: str) -> str:
+        together.wait(DEADLINE)
+        try:
+            channels.send(channel("apprise", url=host), message(), DEADLINE)
+        except ChannelError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        answers = list(pool.map(send, hosts))
+    for host, answer in zip(hosts, answers, strict=True):
+        expected = {"discord.com": "error=403", "ntfy.sh": "error=404"}.get(host, "")
+        assert (expected in answer) if expected else not answer, (host, answer)
