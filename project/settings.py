@@ -352,6 +352,7 @@ STATIC_URL = "static/"
 STATIC_ROOT = VAR_DIR / "static"
 WHITENOISE_USE_FINDERS = DEBUG
 X_FRAME_OPTIONS = "DENY"
+DEFAULT_EXCEPTION_REPORTER_FILTER = "project.errors.Masked"
 
 # Whether users reach the site over HTTPS: redirects to it, HSTS and secure cookies. Off with DEBUG.
 HTTPS: bool = read("bool", "HTTPS", not DEBUG)

@@ -18,6 +18,7 @@ from jobs.monitoring import mailing, services
 from jobs.monitoring.message import Message, Ping, as_json
 from jobs.monitoring.outbound import DEADLINE, ChannelError, call
 from jobs.rules import signatures
+from jobs.rules.errors import Invalid
 from jobs.secrets import head
 
 __all__ = ["ChannelError", "ping_alive", "send", "why_not"]
@@ -85,7 +86,10 @@ def _keys() -> dict[str, list[str]]:
 
 def _post(channel: Channel, message: Message, now: datetime, seconds: float) -> None:
     body = json.dumps(as_json(message), ensure_ascii=False).encode()
-    headers = signatures.signed(str(message.id), body, _keys()[channel.url], now)
+    try:
+        headers = signatures.signed(str(message.id), body, _keys()[channel.url], now)
+    except Invalid as error:
+        raise ChannelError(f"CHANNEL_KEY_{channel.url} cannot sign. {error}") from None
     call("POST", _address(channel), {**headers, "content-type": "application/json"}, body, seconds)
 
 

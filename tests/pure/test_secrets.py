@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 import pytest
+from django.views.debug import ExceptionReporter
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,6 +106,15 @@ def test_it_masks_the_addresses_and_keys_of_channels_also_in_pieces(settings):
     assert mask("correct horse9, login7890, c" + "c" * 31) == "***, ***, ***"
     assert mask("hc.example.org: /ping/0b1c2d3e-aaaa-bbbb-cccc-0123456789ab") == "hc.example.org: /ping/***"
     assert mask("alerts on ntfy.example.org, ping") == "alerts on ntfy.example.org, ping"
+
+
+def test_it_shows_no_secret_of_the_settings_on_the_error_page_of_development(settings, rf):
+    settings.DEBUG, settings.BEAT_PING_URL = True, "https://hc.example.org/ping/canary-1234"
+    settings.CHANNEL_URLS = {"CHAT": "slack://T1JJ3T3L2/A1BRTD4JD/canary-5678"}
+    settings.REDIS_URL = "redis://:canary-9012@host:6379/0"
+    page = ExceptionReporter(rf.get("/"), ValueError, ValueError("x"), None).get_traceback_html()
+    assert "CHANNEL_URLS" in page
+    assert "canary" not in page
 
 
 def test_it_cuts_no_text_that_fits():
