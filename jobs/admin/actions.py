@@ -26,13 +26,16 @@ from django_celery_beat.models import PeriodicTask
 
 from jobs.admin.display import counted, moment
 from jobs.admin.guard import actor_of
+from jobs.admin.silences import LengthForm
 from jobs.ledger import backfills, requests, sending
-from jobs.models import CATCH_UP_CHOICES, Backfill, Run, State
+from jobs.models import CATCH_UP_CHOICES, Backfill, Run, Silence, State
+from jobs.monitoring import acts as telling
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
 from jobs.schedules import acts
 
 PATIENCE = 2.0  # seconds that a page waits for the broker to take runs that its user requested
+MOST_MUTED = 100  # schedules at once
 NAMED = 10  # schedules or due moments that a page lists; it counts the rest
 
 Schedules = QuerySet[PeriodicTask]
@@ -178,6 +181,28 @@ def resume(_: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> None:
         _report(request, number, "was resumed", "were resumed")
     else:
         messages.warning(request, "None of the selected schedules is paused.")
+
+
+@admin.action(description="Mute …", permissions=["mute"])
+def mute(schedules: ScheduleAdmin, request: HttpRequest, queryset: Schedules) -> HttpResponse | None:
+    """Ask for an end, then make a silence of each schedule."""
+    form = LengthForm(request.POST if "step" in request.POST else None)
+    if queryset.count() > MOST_MUTED:
+        messages.error(request, f"Nothing was muted: for more than {MOST_MUTED} schedules, add a silence of a pattern.")
+        return None
+    if form.is_valid():
+        ends_at, reason = form.cleaned_data["ends_at"], form.cleaned_data["reason"]
+        try:
+            with transaction.atomic():
+                for schedule in queryset:
+                    silence = Silence(schedule=schedule, ends_at=ends_at, reason=reason)
+                    telling.save_silence(silence, actor_of(request))
+        except Invalid as error:
+            form.add_error("ends_at", str(error))
+        else:
+            _report(request, queryset.count(), "is muted", "are muted")
+            return None
+    return _ask(schedules, request, queryset, Page("mute", "Mute", form, [("do", "Mute")]))
 
 
 @admin.action(description="Skip the next …", permissions=["change"])

@@ -38,6 +38,8 @@ AUDITED = {
     "jobs_storedfile": (Kind.FILE, ""),
     "jobs_apitoken": (Kind.TOKEN, ""),
     "jobs_webhooksource": (Kind.SOURCE, ""),
+    "jobs_channel": (Kind.CHANNEL, ""),
+    "jobs_silence": (Kind.SILENCE, ""),
 }
 
 
@@ -97,6 +99,7 @@ class RightsAdmin(GuardedAdmin):
     """Rows of jobs. A user without the right for a job can only view them; actions leave them out and say so."""
 
     path_to_job = "task"  # from a row, for a query
+    without_right: tuple[str, ...] = ()  # actions that change and start nothing, so that no right is needed
 
     def jobs_of(self, row: Any) -> Iterable[str]:
         """The jobs that a change of the row concerns."""
@@ -134,7 +137,10 @@ class RightsAdmin(GuardedAdmin):
 
     def get_actions(self, request: HttpRequest) -> Any:
         actions: dict[str, Any] = super().get_actions(request)
-        return {name: (_for_permitted(act), *rest) for name, (act, *rest) in actions.items()}
+        return {
+            name: (act if name in self.without_right else _for_permitted(act), *rest)
+            for name, (act, *rest) in actions.items()
+        }
 
     def permitted(self, request: HttpRequest, rows: QuerySet[Any]) -> QuerySet[Any]:
         """The rows that the user may change. A message names the others, with the reason."""

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 from celery import current_app
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
@@ -18,7 +19,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django_celery_beat.admin import PeriodicTaskForm, TaskChoiceField
 from django_celery_beat.models import PeriodicTask
 
-from jobs.admin import actions, happened, typed
+from jobs.admin import actions, alerts, happened, typed
 from jobs.admin.display import NOTHING, between, moment, state
 from jobs.admin.guard import ChosenFilter, RightsAdmin, actor_of, without_backfills
 from jobs.admin.timings import shared, tell_of_return
@@ -26,7 +27,9 @@ from jobs.messages import discovery, queues
 from jobs.messages.arguments import find_task, model_of, startable
 from jobs.models import KINDS, Node, Policy
 from jobs.models.audit import Actor, Door
+from jobs.monitoring import descriptions
 from jobs.rules.errors import Invalid
+from jobs.rules.health import Health
 from jobs.rules.queues import reserved
 from jobs.schedules import acts, status
 from jobs.schedules.check import TIMING, check, problem_of_policy
@@ -138,11 +141,21 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
     model = Policy
     form = PolicyForm
     can_delete = False
-    readonly_fields = ("due_next", "status", "origin")
+    readonly_fields = ("due_next", "status", "origin", "health", "alerts")
+    of_alerts = frozenset({"health", "alerts"})  # which some users may not see
     fieldsets = (
         (None, {"fields": readonly_fields}),
         ("Due moments", {"fields": ("overlap", "catch_up", "catch_up_window", "catch_up_cap", "jitter")}),
         ("Limits", {"fields": ("skip_next", "remaining_runs", "pause_after_failures")}),
+        (
+            "Alerts",
+            {
+                "fields": (
+                    *("late_after", "failures_allowed", "longest_runtime", "shortest_runtime", "longest_pause"),
+                ),
+                "description": "When its health changes, which its channels are told.",
+            },
+        ),
         (
             "Each run",
             {
@@ -157,6 +170,12 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
             },
         ),
     )
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        self.viewer = request.user  # Django makes an inline for each request
+        (_, own), *others = super().get_fieldsets(request, obj)
+        hidden = set() if obj and alerts.may_view(request) else self.of_alerts
+        return [(None, {"fields": [name for name in own["fields"] if name not in hidden]}), *others]
 
     def has_view_permission(self, request: HttpRequest, _: Any = None) -> bool:
         return request.user.has_perm("django_celery_beat.view_periodictask") or self.has_change_permission(request)
@@ -173,8 +192,8 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
             return BEING_COMPUTED if policy.schedule_id else NOTHING
         zone = getattr(policy.schedule.crontab, "timezone", None)
         upcoming = [_upcoming_moment(*each, zone) for each in status.upcoming(policy.schedule, SHOWN)]
-        ask: str = happened.link(policy.schedule, "What happened at another moment?")
-        lines = [*(upcoming or [NO_FURTHER_RUNS]), ask]
+        ask = happened.link(policy.schedule, "What happened at another moment?")
+        lines: list[str] = [*(upcoming or [NO_FURTHER_RUNS]), ask]
         return format_html_join(mark_safe("<br>"), "{}", ((line,) for line in lines))
 
     @admin.display(description="status")
@@ -198,6 +217,30 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
             " When beat starts, it applies changes of its entry, and disables the schedule if the entry is gone."
             " Changes never enable, disable, pause or resume the schedule."
         )
+
+    @admin.display(description="health")
+    def health(self, policy: Policy) -> str:
+        return NOTHING if policy._state.adding else alerts.health_of(policy.schedule, self.viewer)
+
+    @admin.display(description="last alerts")
+    def alerts(self, policy: Policy) -> str:
+        return NOTHING if policy._state.adding else alerts.last_of(policy.schedule)
+
+
+class HealthFilter(ChosenFilter):
+    title = "health"
+    parameter_name = "health"
+
+    def conditions(self) -> dict[str, Q]:
+        return {each.value: descriptions.has_health(each) for each in Health if each != Health.DOWN}
+
+    def lookups(self, request: HttpRequest, _rows: Any) -> list[tuple[str, str]]:
+        return [(name, descriptions.title(name)) for name in self.conditions()] if alerts.may_view(request) else []
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() is not None and not alerts.may_view(request):
+            raise IncorrectLookupParameters
+        return super().queryset(request, queryset)
 
 
 class StatusFilter(ChosenFilter):
@@ -225,10 +268,11 @@ class ScheduleAdmin(RightsAdmin):
     inlines = (PolicyInline,)
     actions = (
         *(actions.run_now, actions.enable, actions.disable),
-        *(actions.pause, actions.resume, actions.skip_next, actions.backfill),
+        *(actions.pause, actions.resume, actions.mute, actions.skip_next, actions.backfill),
     )
+    without_right = ("mute",)
     list_display = ("name", "enabled", "when", "next_due", "last_outcome", "lateness", "duration", "runs")
-    list_filter = ("enabled", StatusFilter)
+    list_filter = ("enabled", StatusFilter, HealthFilter)
     list_select_related = ("policy", *KINDS)
     search_fields = ("name", "task")
     ordering = ("name",)
@@ -241,6 +285,9 @@ class ScheduleAdmin(RightsAdmin):
 
     class Media:
         js = ("jobs/schedule.js",)
+
+    def has_mute_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("jobs.add_silence")
 
     def changelist_view(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
         page = super().changelist_view(request, *args, **options)

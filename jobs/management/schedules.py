@@ -23,7 +23,7 @@ CONDITIONS = {
 
 def rows() -> QuerySet[Any]:
     """All schedules, with their timings and the id of the last run."""
-    return status.with_last_run(PeriodicTask.objects.select_related("policy", *KINDS), "id")
+    return status.with_last_run(PeriodicTask.objects.select_related("policy", "condition", *KINDS), "id")
 
 
 def as_json(schedules: Iterable[Any], *, whole: bool = False) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ EDITED = frozenset(
     [
         *("overlap", "catch_up", "catch_up_window", "catch_up_cap", "jitter", "remaining_runs", "skip_next"),
         *("pause_after_failures", "max_attempts", "retry_delay", "rerun_if_lost", "soft_time_limit", "time_limit"),
-        "keep_result",
+        *("keep_result", "late_after", "failures_allowed", "longest_runtime", "shortest_runtime", "longest_pause"),
     ]
 )
 PAUSE = ("paused_at", "paused_until", "paused_by", "pause_reason", "pause_catch_up")

@@ -55,6 +55,7 @@ def form(schedule: PeriodicTask | None = None, **fields) -> dict[str, object]:
     policy |= {"0-overlap": "skip", "0-catch_up": "latest", "0-catch_up_window": "1 00:00:00", "0-max_attempts": 1}
     policy |= {"0-retry_delay": "00:00:30", "0-rerun_if_lost": "on", "0-keep_result": "unknown"}
     policy |= {"0-catch_up_cap": 100, "0-jitter": "00:00:00", "0-skip_next": 0}
+    policy |= {"0-late_after": "00:05:00", "0-failures_allowed": 0, "0-longest_pause": "7 00:00:00"}
     if schedule:
         policy["0-schedule"] = schedule.pk
     row = {"name": "new", "task": "tests.nothing", "enabled": "on", "args": "[]", "kwargs": "{}", "headers": "{}"}
@@ -719,7 +720,7 @@ def test_it_shows_the_policy_read_only_to_a_user_who_may_only_view(viewer):
 def test_it_offers_no_stock_action_that_bypasses_the_ledger(admin_client):
     make_schedule()
     page = admin_client.get(SCHEDULES).content.decode()
-    ours = {"run_now", "enable", "disable", "pause", "resume", "skip_next", "backfill"}
+    ours = {"run_now", "enable", "disable", "pause", "resume", "mute", "skip_next", "backfill"}
     assert set(re.findall(r'<option value="(\w+)"', page)) == {"delete_selected", *ours}
 
 

@@ -26,9 +26,13 @@ from schemathesis.core.failures import FailureGroup
 
 from jobs.ledger import sending
 from jobs.models import (
+    Alert,
     ApiToken,
+    Channel,
+    Notice,
     ResourceVersion,
     RunLog,
+    Silence,
     State,
     StoredFile,
     Webhook,
@@ -60,7 +64,7 @@ CHECKED = (
 CSRF = "x" * 32
 VIEWING = (
     *("view_periodictask", "view_run", "view_node", "view_storedfile", "view_resourceversion"),
-    *("view_webhooksource", "view_webhook", "view_apitoken"),
+    *("view_webhooksource", "view_webhook", "view_apitoken", "view_alert", "view_channel", "view_silence"),
 )
 ROLES = ("anonymous", "viewer", "operator", "superuser", "token")
 TIMINGS: list[dict[str, Any]] = [
@@ -103,11 +107,21 @@ def make_rows(label: str) -> dict[str, list[Any]]:
     ResourceVersion.objects.get_or_create(name="prices")
     sources = [WebhookSource.objects.create(name=uuid4().hex, keys="PLAIN", form="github", job="tests.nothing")]
     sent = Webhook.objects.create(id=new_run_id(), source=sources[0], event="e", body=b"\xff", run=runs[0])
+    channel = Channel.objects.create(name=uuid4().hex, addresses=["ada@example.org"])
+    now = database_now()
+    alert = Alert.objects.create(
+        schedule=schedule, name="it", before="ok", health="failing", at=now, since=now, sentence="no"
+    )
+    Notice.objects.create(channel=channel, alert=alert, not_before=now)
+    silence = Silence.objects.create(schedule=schedule, ends_at=now + timedelta(hours=1))
     owner, _ = User.objects.get_or_create(username="other", is_superuser=True)
     other, _ = ApiToken.objects.issue(uuid4().hex, owner, ["jobs.view_run"], "test")
     return {
         "source": [row.pk for row in sources],
         "webhook": [str(sent.pk)],
+        "channel": [channel.pk],
+        "alert": [alert.pk],
+        "silence": [silence.pk],
         "token": [other.pk],
         "schedule": [schedule.pk, theirs.pk],
         "run": [str(run.pk) for run in runs],
@@ -131,6 +145,16 @@ def fields(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         "expires": [None],
         "until": [(end + timedelta(days=1)).isoformat()],
         "at": [end.isoformat()],
+        "ends_at": [(end + timedelta(days=1)).isoformat()],
+        "starts_at": [None],
+        "addresses": [["ada@example.org"]],
+        "kind": ["mail"],
+        "url": [""],
+        "patterns": [[], ["billing.*"]],
+        "healths": [[], ["failing"]],
+        "zone": ["", "Europe/Berlin"],
+        "quiet_from": [None],
+        "quiet_until": [None],
         "start": [start.isoformat()],
         "end": [end.isoformat()],
         "runs": [rows["run"]],

@@ -26,9 +26,11 @@ from jobs.models import (
     ApiToken,
     AuditEntry,
     Backfill,
+    Channel,
     Policy,
     ResourceVersion,
     Run,
+    Silence,
     State,
     StoredFile,
     WebhookSource,
@@ -36,6 +38,7 @@ from jobs.models import (
     rights,
 )
 from jobs.models.audit import NEEDED, Actor, Door
+from jobs.monitoring import acts as telling
 from jobs.rules.errors import Forbidden
 from jobs.schedules import acts
 from jobs.toolkit import files, uploads
@@ -85,6 +88,13 @@ token delete            .         .      b       b      b      b     .       b  
 webhook source add      .         .      f       b      b      b     .       f        f      .           .    .
 webhook source change   .         .      f       b      b      b     .       f        f      .           .    .
 webhook source delete   .         .      f       b      b      b     .       f        f      .           .    .
+channel add             .         .      b       b      b      b     .       b        .      .           .    .
+channel change          .         .      b       b      b      b     .       b        .      .           .    .
+channel delete          .         .      b       b      b      b     .       b        .      .           .    .
+channel test            .         .      b       b      b      b     .       b        .      .           .    .
+silence add             .         .      b       b      b      b     .       b        f      r           .    .
+silence change          .         .      b       b      b      b     .       b        f      r           .    .
+silence delete          .         .      b       b      b      b     .       b        f      r           .    .
 """
 HEAD, *LINES = [line.split() for line in TABLE.strip().splitlines()]
 MAY = {" ".join(line[: -len(HEAD)]): dict(zip(HEAD, line[-len(HEAD) :], strict=True)) for line in LINES}
@@ -102,6 +112,8 @@ class Rows:
     failed: Run = field(init=False)
     waiting: Run = field(init=False)
     source: WebhookSource = field(init=False)
+    channel: Channel = field(init=False)
+    silence: Silence = field(init=False)
 
     def __post_init__(self) -> None:
         kind = StoredFile.Kind.BACKUP if self.job == RESTRICTED else StoredFile.Kind.UPLOAD
@@ -120,6 +132,21 @@ class Rows:
             job=OF_SOURCE[self.job],
             arguments={"path": "x"},
         )
+        self.channel = Channel.objects.create(name=self.job, addresses=["ada@example.org"])
+        ends_at = database_now() + HOUR
+        self.silence = Silence.objects.create(schedule=self.schedule, ends_at=ends_at, created_by="ada")
+
+    @property
+    def silences(self) -> Any:
+        return Silence.objects.filter(pk=self.silence.pk)
+
+    @property
+    def channels(self) -> Any:
+        return Channel.objects.filter(pk=self.channel.pk)
+
+    @property
+    def new_silence(self) -> Silence:
+        return Silence(schedule=self.schedule, ends_at=database_now() + HOUR)
 
     @property
     def new_source(self) -> dict[str, Any]:
@@ -159,6 +186,10 @@ def rows(users) -> dict[str, Rows]:
     return made
 
 
+def channel_page(rows: Rows) -> str:
+    return reverse("admin:jobs_channel_change", args=[rows.channel.pk])
+
+
 def other() -> ApiToken:
     """A token of another user than the sender of a request."""
     return ApiToken.objects.get(name="other")
@@ -167,6 +198,7 @@ def other() -> ApiToken:
 def stored() -> list[Any]:
     """Every row that an act could change."""
     models = (PeriodicTask, Policy, *KINDS.values(), Run, Backfill, StoredFile, ResourceVersion, WebhookSource)
+    models = (*models, Channel, Silence)
     tokens = ApiToken.objects.order_by("pk").values("name", "revoked_at", "scopes")
     return [list(tokens), *(list(model.objects.order_by("pk").values()) for model in models)]
 
@@ -238,6 +270,10 @@ class Api:
         return {"name": "new", "job": rows.job, "arguments": rows.arguments, "timing": {"every": "1 hour"}}
 
     @staticmethod
+    def silence(rows: Rows) -> dict[str, Any]:
+        return {"schedule": rows.schedule.pk, "ends_at": (database_now() + HOUR).isoformat()}
+
+    @staticmethod
     def range() -> dict[str, str]:
         end = database_now().replace(minute=0, second=0, microsecond=0)
         return {"start": (end - 3 * HOUR).isoformat(), "end": end.isoformat()}
@@ -262,6 +298,13 @@ class Api:
         "webhook source add": lambda door, rows: door.send("POST", "/webhook-sources", rows.new_source),
         "webhook source change": lambda door, rows: door.on_source(rows, "PATCH", {"is_enabled": False}),
         "webhook source delete": lambda door, rows: door.on_source(rows, "DELETE"),
+        "channel add": lambda door, _: door.send("POST", "/channels", {"name": "new", "addresses": ["a@example.org"]}),
+        "channel change": lambda door, rows: door.send("PATCH", f"/channels/{rows.channel.pk}", {"is_enabled": False}),
+        "channel delete": lambda door, rows: door.send("DELETE", f"/channels/{rows.channel.pk}"),
+        "channel test": lambda door, rows: door.send("POST", f"/channels/{rows.channel.pk}/test"),
+        "silence add": lambda door, rows: door.send("POST", "/silences", door.silence(rows)),
+        "silence change": lambda door, rows: door.send("POST", f"/silences/{rows.silence.pk}/end"),
+        "silence delete": lambda door, rows: door.send("DELETE", f"/silences/{rows.silence.pk}"),
     }
 
 
@@ -326,6 +369,10 @@ class Admin:
         arguments = json.dumps(columns["arguments"])
         return self.post(reverse(f"admin:jobs_webhooksource_{place}", args=args), {**columns, "arguments": arguments})
 
+    def save_channel(self, place: str, *args: Any, **fields: str) -> bool:
+        usual = {"name": "new", "kind": "mail", "addresses": "ada@example.org", "of_system": "on"}
+        return self.post(reverse(f"admin:jobs_channel_{place}", args=args), usual | fields)
+
     def invalidate(self, _: Rows) -> bool:
         address = reverse("admin:jobs_resourceversion_changelist")
         return self.post(address, {"action": "invalidate", "_selected_action": ["prices"]})
@@ -360,6 +407,17 @@ class Admin:
         "webhook source add": lambda door, rows: door.save_source("add", rows.new_source),
         "webhook source change": lambda door, rows: door.save_source("change", rows.new_source, rows.source.pk),
         "webhook source delete": lambda door, rows: door.delete("jobs_webhooksource", rows.source),
+        "channel add": lambda door, _: door.save_channel("add", is_enabled="on"),
+        "channel change": lambda door, rows: door.save_channel("change", rows.channel.pk),
+        "channel delete": lambda door, rows: door.delete("jobs_channel", rows.channel),
+        "channel test": lambda door, rows: door.post(channel_page(rows), {"test": "Send a test message"}),
+        "silence add": lambda door, rows: door.post(
+            reverse("admin:jobs_silence_add"), {"schedule": rows.schedule.pk, "lasts": "1 hour"}
+        ),
+        "silence change": lambda door, rows: door.post(
+            reverse("admin:jobs_silence_changelist"), {"action": "end", "_selected_action": [rows.silence.pk]}
+        ),
+        "silence delete": lambda door, rows: door.delete("jobs_silence", rows.silence),
     }
 
 
@@ -432,6 +490,17 @@ class Code:
             webhooks.change, WebhookSource.objects.filter(pk=rows.source.pk), {"is_enabled": False}, door.actor
         ),
         "webhook source delete": lambda door, rows: door.try_(webhooks.delete, [rows.source], door.actor),
+        "channel add": lambda door, _: door.try_(
+            telling.save_channel, Channel(name="new", addresses=["ada@example.org"]), door.actor
+        ),
+        "channel change": lambda door, rows: door.try_(
+            telling.change_channels, rows.channels, {"is_enabled": False}, door.actor
+        ),
+        "channel delete": lambda door, rows: door.try_(telling.delete_channels, rows.channels, door.actor),
+        "channel test": lambda door, rows: door.try_(telling.test_channel, rows.channel, door.actor),
+        "silence add": lambda door, rows: door.try_(telling.save_silence, rows.new_silence, door.actor),
+        "silence change": lambda door, rows: door.try_(telling.end_silences, rows.silences, door.actor),
+        "silence delete": lambda door, rows: door.try_(telling.delete_silences, rows.silences, door.actor),
     }
 
 

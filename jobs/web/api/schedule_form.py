@@ -28,15 +28,23 @@ from jobs.models import LONGEST_NAME, Policy
 from jobs.models.audit import Actor
 from jobs.models.schedules import LONGEST
 from jobs.rules.errors import Invalid
+from jobs.rules.health import LATE_AFTER, LONGEST_PAUSE, MOST_FAILURES
 from jobs.rules.policies import MOST_CAUGHT_UP, CatchUp, Overlap
 from jobs.schedules import acts, status, timings
 from jobs.web.api.routes import Moment
 
 LARGEST = 2**31 - 1  # of an integer column
-DURATIONS = frozenset({"catch_up_window", "jitter", "retry_delay"})  # columns of a policy
+DURATIONS = frozenset(  # columns of a policy
+    [
+        *("catch_up_window", "jitter", "retry_delay"),
+        *("late_after", "longest_runtime", "shortest_runtime", "longest_pause"),
+    ]
+)
 AS_JSON: dict[str, type[Any]] = {"args": list, "kwargs": dict, "headers": dict}  # columns that hold JSON as text
 COLUMNS = {"job": "task", "arguments": "kwargs"}  # the other columns have their own names
-SHOWN_ONLY = frozenset({"id", "words", "status", "next_due_at", "due", "pause", "skip_next", "source", "last_run"})
+SHOWN_ONLY = frozenset(
+    {"id", "words", "status", "next_due_at", "due", "pause", "skip_next", "source", "last_run", "health"}
+)
 
 
 PrintedText = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # no database holds NUL
@@ -92,6 +100,11 @@ class PolicyForm(Body):
     soft_time_limit: Count | None = None
     time_limit: Count | None = None
     keep_result: bool | None = None
+    late_after: Annotated[Seconds, Field(ge=1)] = LATE_AFTER.total_seconds()
+    failures_allowed: Annotated[int, Field(ge=0, le=MOST_FAILURES - 1)] = 0
+    longest_runtime: Annotated[Seconds, Field(ge=1)] | None = None
+    shortest_runtime: Seconds | None = None
+    longest_pause: Annotated[Seconds, Field(ge=60)] | None = LONGEST_PAUSE.total_seconds()
 
 
 class ScheduleForm(Body):
@@ -145,7 +158,7 @@ def given(form: ScheduleForm, *, whole: bool) -> tuple[dict[str, Any], dict[str,
         columns["one_off"] = True
     policy = columns.pop("policy", None)
     rules = _values(policy, whole=whole) if policy else {}
-    rules |= {name: timedelta(seconds=rules[name]) for name in DURATIONS & rules.keys()}
+    rules |= {name: timedelta(seconds=rules[name]) for name in DURATIONS & rules.keys() if rules[name] is not None}
     return {COLUMNS.get(name, name): value for name, value in columns.items()}, rules
 
 

@@ -4,13 +4,15 @@ Its one rule: it shows every row, also one that SQL has written against the rule
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from django_celery_beat.models import PeriodicTask
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from jobs.models import Policy, Run
+from jobs.monitoring import descriptions
+from jobs.rules.health import Health
 from jobs.schedules import status, timings
 from jobs.web.api.routes import Moment
 from jobs.web.api.schedule_form import COLUMNS, DURATIONS, PolicyForm, ScheduleForm, stored
@@ -58,6 +60,20 @@ class ShownPolicy(BaseModel):
     soft_time_limit: int | None
     time_limit: int | None
     keep_result: bool | None
+    late_after: float
+    failures_allowed: int
+    longest_runtime: float | None
+    shortest_runtime: float | None
+    longest_pause: float | None
+
+
+class ShownHealth(BaseModel):
+    """How it is doing, as the last look found it."""
+
+    health: Annotated[str, WithJsonSchema({"type": "string", "enum": [each.value for each in Health]})]
+    sentence: str = Field(description="What happened; empty if it is ok.")
+    since: Moment | None
+    run: UUID | None = Field(description="The run that shows it.")
 
 
 class ShownSchedule(BaseModel):
@@ -86,6 +102,7 @@ class ShownSchedule(BaseModel):
     skip_next: int = Field(description="How many of the next due moments will be skipped.")
     source: str = Field(description="The project whose settings define it; empty if no settings do.")
     last_run: Outcome | None
+    health: ShownHealth | None = Field(description="Null for who may not view alerts.")
 
 
 class WholeSchedule(ShownSchedule):
@@ -94,7 +111,7 @@ class WholeSchedule(ShownSchedule):
     due: list[Due]
 
 
-def show(schedule: PeriodicTask, last_run: Run | None, now: datetime) -> dict[str, Any]:
+def show(schedule: PeriodicTask, last_run: Run | None, now: datetime, *, may_see_health: bool = True) -> dict[str, Any]:
     """A schedule, in the form in which it can be sent back."""
     policy, row = status.policy_of(schedule), timings.of(schedule)
     shown = {
@@ -115,7 +132,13 @@ def show(schedule: PeriodicTask, last_run: Run | None, now: datetime) -> dict[st
         "skip_next": policy.skip_next if policy else 0,
         "source": (policy.owner or "settings") if policy and policy.entry else "",
         "last_run": last_run and outcome(last_run),
+        "health": _health(schedule) if may_see_health else None,
     }
+
+
+def _health(schedule: PeriodicTask) -> dict[str, Any]:
+    condition = descriptions.condition_of(schedule)
+    return {name: getattr(condition, name) for name in ShownHealth.model_fields}
 
 
 def outcome(run: Run) -> dict[str, Any]:
@@ -130,7 +153,10 @@ def show_due(schedule: PeriodicTask, number: int) -> list[dict[str, Any]]:
 
 def _rules(policy: Policy) -> dict[str, Any]:
     rules = {name: getattr(policy, name) for name in PolicyForm.model_fields}
-    return {name: value.total_seconds() if name in DURATIONS else value for name, value in rules.items()}
+    return {
+        name: value.total_seconds() if name in DURATIONS and value is not None else value
+        for name, value in rules.items()
+    }
 
 
 def _pause(policy: Policy, now: datetime) -> dict[str, Any] | None:

@@ -16,8 +16,9 @@ from pydantic import BaseModel, Field
 
 from jobs.ledger import backfills, requests
 from jobs.models import KINDS, Backfill, Run, database_now
-from jobs.monitoring import history
+from jobs.monitoring import descriptions, history
 from jobs.rules.errors import Conflict
+from jobs.rules.health import Health
 from jobs.rules.policies import CatchUp
 from jobs.schedules import acts, preview, status, timings
 from jobs.web.api import schedule_form as forms
@@ -28,7 +29,7 @@ from jobs.web.api.runs import KeyHeader, accepted, only, scoped
 from jobs.web.api.schedule_form import Body, NewSchedule, ScheduleForm, TimingForm
 from jobs.web.api.schedule_shown import ShownSchedule, WholeSchedule
 
-VIEW = "django_celery_beat.view_periodictask"
+VIEW, VIEW_HEALTH = "django_celery_beat.view_periodictask", "jobs.view_alert"
 SHOWN_DUE = 5  # due moments of a schedule
 SHOWN_MOMENTS = 200  # of the preview of a backfill
 NAMESPACE = UUID("5a0c3f1e-6a7b-4a52-9d0f-9c4f3d0b8e11")  # of the ids of backfills with a key
@@ -45,12 +46,15 @@ class Filters(Schema):
     job: Text | None = None
     queue: Text | None = None
     name: Text | None = Field(None, description="A part of the name, in upper or lower case.")
+    health: Health | None = Field(None, description="As the last look found it.")
 
     def chosen(self, rows: Schedules) -> Schedules:
         for name in ("enabled", "paused", "flagged", "from_settings"):
             if (wanted := getattr(self, name)) is not None:
                 condition = status.CONDITIONS[name]
                 rows = rows.filter(condition if wanted else ~condition)
+        if self.health is not None:
+            rows = rows.filter(descriptions.has_health(self.health))
         texts = {"task": self.job, "queue": self.queue, "name__icontains": self.name}
         return rows.filter(**{name: text for name, text in texts.items() if text is not None})
 
@@ -62,9 +66,15 @@ class Filters(Schema):
 @needs(VIEW)
 def list_schedules(request: HttpRequest, filters: Query[Filters], paging: Query[Paging]) -> dict[str, Any]:
     """Schedules by name."""
+    if filters.health is not None:
+        actor_of(request).check(VIEW_HEALTH)
     found = page(request, filters.chosen(_rows(request)), paging, ["name"], lambda row: row)
-    runs, now = status.last_runs(found["items"]), database_now()
-    return {**found, "items": [schedule_shown.show(row, runs.get(row.last_run_id), now) for row in found["items"]]}
+    runs, now, may_see_health = status.last_runs(found["items"]), database_now(), actor_of(request).may(VIEW_HEALTH)
+    shown = [
+        schedule_shown.show(row, runs.get(row.last_run_id), now, may_see_health=may_see_health)
+        for row in found["items"]
+    ]
+    return {**found, "items": shown}
 
 
 class PreviewForm(ScheduleForm):
@@ -278,7 +288,7 @@ def _check_same(asked: Backfill) -> None:
 def _rows(request: HttpRequest) -> Schedules:
     """The schedules that the sender may know of, with their timings and the id of the last run."""
     seen = actor_of(request).limit(PeriodicTask.objects.all())
-    return status.with_last_run(seen.select_related("policy", *KINDS), "id")
+    return status.with_last_run(seen.select_related("policy", "condition", *KINDS), "id")
 
 
 def _found(request: HttpRequest, key: int) -> Any:
@@ -298,7 +308,7 @@ def _shown(request: HttpRequest, key: int) -> dict[str, Any]:
     schedule = _found(request, key)
     last_run = status.last_runs([schedule]).get(schedule.last_run_id)
     return {
-        **schedule_shown.show(schedule, last_run, database_now()),
+        **schedule_shown.show(schedule, last_run, database_now(), may_see_health=actor_of(request).may(VIEW_HEALTH)),
         "due": schedule_shown.show_due(schedule, SHOWN_DUE),
     }
 

@@ -15,6 +15,8 @@ from ninja.openapi.schema import OpenAPISchema
 
 from jobs.toolkit.uploads import accepts_uploads
 from jobs.web.api import (
+    alerts,
+    channels,
     files,
     health,
     jobs,
@@ -44,6 +46,9 @@ ROUTERS = [
     ("/webhook-sources", sources.router),
     ("/webhooks", sources.received),
     ("/tokens", tokens.router),
+    ("/alerts", alerts.router),
+    ("/channels", channels.router),
+    ("/silences", alerts.silences),
 ]
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
 
@@ -100,14 +105,14 @@ def _take_head(router: Router) -> None:
 def _guarded(patterns: list[Any]) -> list[Any]:
     """Let Django check the CSRF token of requests with a session, and the site take files for `upload` only.
 
-    A request that waits for a run has no transaction, also with ATOMIC_REQUESTS: it holds no connection.
+    A request that waits for a run, or for a channel, has no transaction, also with ATOMIC_REQUESTS.
     """
     for pattern in patterns:
         if isinstance(pattern, URLPattern):
             pattern.callback.csrf_exempt = False  # type: ignore[attr-defined] # ninja sets it
             if pattern.name == files.upload.__name__:
                 accepts_uploads(*files.UPLOADERS)(pattern.callback)
-            if pattern.name == runs.get_run.__name__:
+            if pattern.name in {runs.get_run.__name__, channels.test_channel.__name__}:
                 non_atomic_requests(pattern.callback)
     return patterns
 
