@@ -9,6 +9,7 @@ from django_celery_beat.models import PeriodicTask
 from jobs.ledger.backfills import Preview
 from jobs.management.terminal import shown
 from jobs.models import KINDS, Run, database_now
+from jobs.monitoring import descriptions
 from jobs.monitoring.progress import reason_of
 from jobs.schedules import status
 from jobs.web.api import schedule_shown
@@ -62,12 +63,19 @@ def properties(schedule: Any) -> dict[str, Any]:
         "id": schedule.pk,
         "name": schedule.name,
         "status": status.sentence(schedule, now),
+        "health": _health(schedule),
         "job": schedule.task,
         "timing": status.in_words(schedule, now),
         **{name: text for name in ("args", "kwargs") if (text := getattr(schedule, name)) not in {"", "[]", "{}"}},
         **{name: getattr(schedule, name) for name in ("queue", "priority", "description")},
         **{f"due {number}": moment for number, moment in enumerate(due, 1)},
     }
+
+
+def _health(schedule: Any) -> str:
+    found = descriptions.condition_of(schedule)
+    said = f" since {shown(found.since)}: {found.sentence}" if found.sentence else ""
+    return f"{descriptions.title(found.health)}{said}"
 
 
 def run_line(run: Run) -> list[Any]:

@@ -30,7 +30,8 @@ VARYING = [
     (r"punctual_[\w-]+", "SECRET"),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f-]{22}|\b[0-9a-f]{12}\b|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
     (r"\b[\d.:]+ (ms|s)\b|\b\d+:\d\d:\d\d\b", "LENGTH"),
-    (r"(?m)^(id )?\d+\b", "KEY"),
+    (r"(?m)^(id )?\d+\b|(?<=unmute )\d+", "KEY"),
+    (r"(?<=MOMENT MOMENT )\S+(?= new server)", "USER"),
     (r'"schedule": \d+', '"schedule": KEY'),
 ]
 
