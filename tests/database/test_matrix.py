@@ -556,6 +556,9 @@ class Shell:
             "sources", "change", rows.source.name, door.form({"is_enabled": False})
         ),
         "webhook source delete": lambda door, rows: door.call("sources", "delete", rows.source.name, "--yes"),
+        "channel test": lambda door, rows: door.call("alerts", "test", rows.channel.name),
+        "silence add": lambda door, rows: door.call("alerts", "mute", rows.job, "--until", "1 hour"),
+        "silence change": lambda door, rows: door.call("alerts", "unmute", rows.silence.pk),
     }
 
 
@@ -604,7 +607,8 @@ def test_it_tries_every_act():
     assert acts_of_doors[Api] == set(MAY) - {"schedule retime", "file upload", *of_the_admin}
     assert acts_of_doors[Admin] == set(MAY) - {"run start"}
     assert acts_of_doors[Code] == set(MAY)
-    assert acts_of_doors[Shell] == set(MAY) - {"schedule retime", "file upload", "resource invalidate"}
+    elsewhere = {"schedule retime", "file upload", "resource invalidate", "silence delete"}
+    assert acts_of_doors[Shell] == set(MAY) - elsewhere - {"channel add", "channel change", "channel delete"}
     assert set(HEAD) == {"anonymous", *USERS, *TOKENS, "dead"} - DEAD
 
 

@@ -9,7 +9,7 @@ from django.db import transaction
 
 from jobs.management import reading
 from jobs.management.terminal import MissingError, ShellCommand, UsageError, counted
-from jobs.models import Actor, Alert, Channel, Silence, database_now
+from jobs.models import Actor, Alert, Channel, Kind, Silence, database_now
 from jobs.monitoring import acts, descriptions
 from jobs.rules.health import Health
 
@@ -56,7 +56,7 @@ class Command(ShellCommand):
 
     def channels(self) -> None:
         rows = list(Channel.objects.order_by("name"))
-        names = (*acts.COLUMNS[acts.Kind.CHANNEL], "id", "sent_at", "problem", "problem_since")
+        names = (*acts.COLUMNS[Kind.CHANNEL], "id", "sent_at", "problem", "problem_since")
         found = [{name: getattr(row, name) for name in names} for row in rows]
         lines = [
             [
