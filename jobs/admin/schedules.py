@@ -190,9 +190,8 @@ class PolicyInline(admin.StackedInline[Policy, PeriodicTask]):
         if policy._state.adding:
             return BEING_COMPUTED if policy.schedule_id else NOTHING
         zone = getattr(policy.schedule.crontab, "timezone", None)
-        upcoming = [_upcoming_moment(*each, zone) for each in status.upcoming(policy.schedule, SHOWN)]
-        ask = happened.link(policy.schedule, "What happened at another moment?")
-        lines: list[str] = [*(upcoming or [NO_FURTHER_RUNS]), ask]
+        upcoming: list[str] = [_upcoming_moment(*each, zone) for each in status.upcoming(policy.schedule, SHOWN)]
+        lines = [*(upcoming or [NO_FURTHER_RUNS]), happened.link(policy.schedule, "What happened at another moment?")]
         return format_html_join(mark_safe("<br>"), "{}", ((line,) for line in lines))
 
     @admin.display(description="status")

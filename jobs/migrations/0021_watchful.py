@@ -70,7 +70,7 @@ class Migration(migrations.Migration):
                 ('before', models.CharField(choices=[('ok', 'ok'), ('blocked', 'blocked'), ('failing', 'failing'), ('late', 'late'), ('slow', 'slow'), ('short', 'short'), ('paused', 'paused'), ('down', 'down')], max_length=12)),
                 ('health', models.CharField(choices=[('ok', 'ok'), ('blocked', 'blocked'), ('failing', 'failing'), ('late', 'late'), ('slow', 'slow'), ('short', 'short'), ('paused', 'paused'), ('down', 'down')], max_length=12)),
                 ('at', models.DateTimeField(help_text='When the change was seen.')),
-                ('since', models.DateTimeField(help_text='Since when it is so.')),
+                ('since', models.DateTimeField(help_text='Since when it is so; of a recovery: since when it was ill.')),
                 ('expected', models.TextField(blank=True, help_text='What was expected.')),
                 ('sentence', models.TextField(help_text='What happened.')),
                 ('count', models.PositiveIntegerField(default=1, help_text='How often in a row.')),

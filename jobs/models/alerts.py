@@ -79,7 +79,7 @@ class Alert(models.Model):
     before = models.CharField(max_length=12, choices=HEALTH_CHOICES)
     health = models.CharField(max_length=12, choices=HEALTH_CHOICES)
     at = models.DateTimeField(help_text="When the change was seen.")
-    since = models.DateTimeField(help_text="Since when it is so.")
+    since = models.DateTimeField(help_text="Since when it is so; of a recovery: since when it was ill.")
     expected = models.TextField(blank=True, help_text="What was expected.")
     sentence = models.TextField(help_text="What happened.")
     count = models.PositiveIntegerField(default=1, help_text="How often in a row.")

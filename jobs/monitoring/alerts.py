@@ -49,13 +49,12 @@ def record(look: Watch, seen: Iterable[Seen], now: datetime) -> list[Alert]:
     with transaction.atomic():
         if not by_subject or not look.hold():
             return []
-        known = dict(Condition.objects.filter(subject__in=by_subject).values_list("subject", "health"))
-        changed = {
-            each.subject: Health(known.get(each.subject, Health.OK))
-            for each in by_subject.values()
-            if each.finding.health != known.get(each.subject, Health.OK)
-        }
-        alerts = [_alert(by_subject[subject], before, now) for subject, before in changed.items()]
+        known = Condition.objects.in_bulk(list(by_subject))
+        alerts = [
+            _alert(each, known.get(subject), now)
+            for subject, each in by_subject.items()
+            if each.finding.health != (known[subject].health if subject in known else Health.OK)
+        ]
         Alert.objects.bulk_create(alerts, BATCH)
         _remember(alerts)
         tell(alerts, now)
@@ -74,17 +73,18 @@ def tell(alerts: Iterable[Alert], now: datetime) -> None:
     Notice.objects.bulk_create(notices, BATCH)
 
 
-def _alert(seen: Seen, before: Health, now: datetime) -> Alert:
+def _alert(seen: Seen, before: Condition | None, now: datetime) -> Alert:
     finding = seen.finding
+    since = before.since if before and finding.health is Health.OK else finding.since
     return Alert(
         subject=seen.subject,
         schedule=seen.schedule,
         name=head(seen.name, LONGEST_NAME),
         job=seen.schedule.task if seen.schedule else "",
-        before=before.value,
+        before=before.health if before else Health.OK.value,
         health=finding.health.value,
         at=now,
-        since=finding.since or now,
+        since=since or now,
         expected=finding.expected,
         sentence=mask(finding.sentence),
         count=finding.count,

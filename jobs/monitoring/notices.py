@@ -33,6 +33,7 @@ CLAIMED_FOR = timedelta(seconds=90)  # more than a channel may take to send a me
 HELD_FOR = timedelta(seconds=30)  # between looks at whether a silence or the quiet hours are over
 FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=15), timedelta(hours=1)  # before another try; doubles
 MOST_TRIES = 30  # a day
+DAY = 86_400.0  # seconds
 MOST_AT_ONCE = 1000  # notices of a message
 MOST_PINGS = 50  # of a claim
 LOG_LINES, LOG_READ = 20, 10_000  # lines that a message shows, and characters that are read for them
@@ -66,7 +67,7 @@ def deliver(channel: int) -> None:
         if error is None:
             _note_success(parcel)
         elif isinstance(error, channels.ChannelError):
-            _note_failure(parcel, str(error), is_permanent=error.is_permanent)
+            _note_failure(parcel, str(error), error.retry_after, is_permanent=error.is_permanent)
         else:  # of the library that speaks to the service
             log.error("The channel %s could not send.", parcel.channel, exc_info=error)
             _note_failure(parcel, mask(f"The message could not be made: {error!r}"))
@@ -141,12 +142,13 @@ def _note_success(parcel: Parcel) -> None:
     Channel.objects.filter(pk=parcel.channel.pk).update(sent_at=Now(), problem="", problem_since=None)
 
 
-def _note_failure(parcel: Parcel, why: str, *, is_permanent: bool = False) -> None:
+def _note_failure(parcel: Parcel, why: str, retry_after: float | None = None, *, is_permanent: bool = False) -> None:
     now = database_now()
     if is_permanent or parcel.number >= MOST_TRIES:
         parcel.notices.give_up(why)
     else:
-        wait = min(FIRST_WAIT * (1 << min(parcel.number - 1, 20)), LONGEST_WAIT)
+        doubled = FIRST_WAIT * (1 << min(parcel.number - 1, 20))
+        wait = min(max(doubled, timedelta(seconds=min(retry_after or 0.0, DAY))), LONGEST_WAIT)
         parcel.notices.put_off(now + wait, why)
     Channel.objects.filter(pk=parcel.channel.pk, problem_since=None).update(problem_since=now)
     Channel.objects.filter(pk=parcel.channel.pk).update(problem=why)

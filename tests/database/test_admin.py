@@ -100,7 +100,8 @@ def test_it_says_that_a_missing_policy_is_being_computed(admin_client):
 
 def test_it_says_whether_a_schedule_without_problems_is_enabled(admin_client):
     assert "Status: ok" in page_of(admin_client, make_schedule("on"))
-    assert "Next due: no further runs What happened at another moment? Status: disabled" in page_of(admin_client, make_schedule("off", enabled=False))
+    page = page_of(admin_client, make_schedule("off", enabled=False))
+    assert "Next due: no further runs What happened at another moment? Status: disabled" in page
 
 
 def test_it_makes_as_many_queries_for_many_schedules_as_for_one(admin_client, django_assert_num_queries):
