@@ -209,7 +209,7 @@ def _why_not_cleaned(schedules: Sequence[PeriodicTask], now: datetime) -> str:
     schedule = enabled[0]
     run = _latest(Run.objects.of_schedule(schedule.pk))
     if run and run.state in {State.FAILED, State.LOST, State.EXPIRED}:
-        return f"the last run of {schedule.name} {run.reason or run.state}. See manage.py runs show {run.pk}"
+        return f"the last run of {schedule.name} ended as {run.state}: {run.reason}. See manage.py runs show {run.pk}"
     return f"its schedule {schedule.name}: {status.sentence(schedule, now)}. See manage.py doctor {schedule.name!r}"
 
 

@@ -1,6 +1,7 @@
-"""docs/commands.md: each command of it works, with the output that stands below it.
+"""docs/commands.md and docs/doctor.md: each command of them works, with the output that stands below it.
 
-Its one rule: all commands run in their order, on one database. Moments, durations, ids and secrets may differ.
+Its one rule: all commands of a document run in their order, on one database. Moments, durations, ids and secrets
+may differ.
 """
 
 import re
@@ -10,9 +11,11 @@ from uuid import UUID
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.core.management import get_commands
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from jobs.models import Policy, Run, RunLog, State, StoredFile, Webhook, database_now, new_run_id
+from jobs.monitoring.symptoms import QUESTIONS
 from jobs.schedules import calendar
 from tests.database.test_commands import call
 from tests.making import make_run, make_schedule
@@ -21,6 +24,7 @@ from tests.servers import ROOT
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+SYMPTOMS = ROOT / "jobs" / "monitoring" / "symptoms.py"
 DOCUMENT = ROOT / "docs" / "commands.md"
 FORM = re.compile(r"`(\w+\.json)` is `([^`]+)`")
 COMMAND = re.compile(r"^    \$ python manage\.py (.+)\n((?:    (?!\$ ).*\n|\n(?=    (?!\$ )))*)", re.MULTILINE)
@@ -109,6 +113,25 @@ def test_it_runs_every_command_of_the_document_with_the_output_below_it(installa
         done = call(*shlex.split(command))
         assert (command, done.status) == (command, 0), done.err
         assert normal(shown) == normal(done.out + done.err), command
+
+
+def test_it_runs_every_command_about_the_doctor_whose_answers_include_the_lines_below_it(installation, redis):
+    document = (ROOT / "docs" / "doctor.md").read_text()
+    commands = COMMAND.findall(document)
+    assert len(commands) == document.count("$ python manage.py") == 3
+    for command, shown in commands:
+        done = call(*shlex.split(command))
+        assert done.status in {0, 1}, done.err
+        assert normal(shown), command
+        assert set(normal(shown)) <= set(normal(done.out)), (command, done.out)
+
+
+def test_it_explains_each_symptom_with_commands_that_exist():
+    document = (ROOT / "docs" / "doctor.md").read_text()
+    rows = re.findall(r"^\| ([A-Z][^|]*?) \|", document, re.MULTILINE)
+    assert rows == [symptom for symptom, _ in QUESTIONS.values()]
+    named = {*re.findall(r"`manage\.py (\w+)", document), *re.findall(r"manage\.py (\w+)", SYMPTOMS.read_text())}
+    assert named <= {*get_commands()}
 
 
 def normal(text: str) -> list[str]:

@@ -242,9 +242,9 @@ def test_it_says_why_nothing_deletes_old_runs(processes):
     ended(3 * DAY + HOUR, schedule)
     ended(9 * DAY, schedule)
     assert found()["retention"].startswith("Nothing has deleted old runs for 3 d 1 h: its schedule Clean up: ok. See ")
-    failed = ended(HOUR, schedule, State.FAILED, reason="failed: OSError: full")
+    failed = ended(HOUR, schedule, State.FAILED, reason="OSError: full")
     assert found()["retention"].endswith(
-        f"the last run of Clean up failed: OSError: full. See manage.py runs show {failed.pk}"
+        f"the last run of Clean up ended as failed: OSError: full. See manage.py runs show {failed.pk}"
     )
     PeriodicTask.objects.update(enabled=False)
     assert "its schedule Clean up is disabled. Enable it: manage.py schedules enable 'Clean up'" in found()["retention"]
