@@ -16,6 +16,7 @@ from django_celery_beat.models import PeriodicTask
 from jobs.models.runs import LONGEST_ACTOR, LONGEST_NAME, LONGEST_REASON, State
 from jobs.rules import health
 from jobs.rules.crontab import zone_of
+from jobs.rules.errors import Invalid
 
 LONGEST_CHANNEL = 100  # characters of a name
 BAD_ENDS = [State.FAILED, State.LOST, State.EXPIRED]  # of runs
@@ -154,7 +155,7 @@ class Channel(models.Model):
 
     def is_told_of(self, alert: Alert) -> bool:
         """Whether its rules choose this alert."""
-        if self.kind == Channel.Kind.PING or (self.healths and alert.health not in {*self.healths, health.Health.OK}):
+        if self.kind == Channel.Kind.PING or (self.healths and alert.health not in [*self.healths, health.Health.OK]):
             return False
         if alert.schedule_id is None and not alert.job:
             return self.of_system
@@ -163,7 +164,11 @@ class Channel(models.Model):
     def is_quiet(self, now: datetime) -> bool:
         if self.quiet_from is None or self.quiet_until is None:
             return False
-        return health.in_quiet_hours(now, self.quiet_from, self.quiet_until, zone_of(self.reader_zone))
+        try:
+            zone = zone_of(self.reader_zone)
+        except Invalid:  # this machine does not know it: rather a message at night than none
+            return False
+        return health.in_quiet_hours(now, self.quiet_from, self.quiet_until, zone)
 
 
 class Silence(models.Model):

@@ -8,6 +8,7 @@ A channel has one unsent message at a time. While it fails, further alerts wait 
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ from jobs.models import Alert, Channel, Notice, Run, RunLog, Silence, database_n
 from jobs.models.alerts import NoticeQuerySet
 from jobs.monitoring import channels
 from jobs.monitoring.message import Item, Message, Ping
+from jobs.monitoring.outbound import DEADLINE
 from jobs.rules.errors import error_of
 from jobs.rules.health import Health
 from jobs.secrets import mask
@@ -38,6 +40,7 @@ MOST_AT_ONCE = 1000  # notices of a message
 MOST_PINGS = 50  # of a claim
 LOG_LINES, LOG_READ = 20, 10_000  # lines that a message shows, and characters that are read for them
 REPLACED = "A later alert replaced it before it was sent."
+LATE_START = "It could not be sent before the end of its run."
 OVER = "It was well again before it was told."
 
 
@@ -62,7 +65,10 @@ def waiting() -> list[int]:
 
 def deliver(channel: int) -> None:
     """Send what a channel is to be told now. Another process that is at it is left alone."""
+    begun = time.monotonic()
     for parcel in claim(channel):
+        if time.monotonic() - begun + DEADLINE > CLAIMED_FOR.total_seconds():
+            return  # the rest may be claimed by another process before it is sent
         error = error_of(partial(channels.send, parcel.channel, parcel.content))
         if error is None:
             _note_success(parcel)
@@ -85,10 +91,12 @@ def claim(key: int) -> list[Parcel]:
         unsent.drop("The channel was disabled.")
         return []
     if channel.kind == Channel.Kind.PING:
+        _drop_late_starts(channel, now)
         return [_parcel(channel, [each], now) for each in unsent.filter(not_before__lte=now)[:MOST_PINGS]]
+    unsent.filter(run__isnull=False).drop("The channel no longer takes pings.")
     begun = list(unsent.filter(message__isnull=False))
     if not begun:
-        begun = _chosen(channel, list(unsent.filter(not_before__lte=now)[:MOST_AT_ONCE]), now)
+        begun = _chosen(channel, _news(unsent, now), now)
     is_due = bool(begun) and all(notice.not_before <= now for notice in begun)
     return [_parcel(channel, begun, now)] if is_due else []
 
@@ -102,28 +110,39 @@ def _parcel(channel: Channel, notices: Sequence[Notice], now: datetime) -> Parce
     return Parcel(channel, _content(channel, notices, message, now), tries)
 
 
+def _drop_late_starts(channel: Channel, now: datetime) -> None:
+    """A start that is told after the end would say that the run goes on. Pings that did not fail are in order."""
+    ended = Notice.objects.filter(channel=channel, event__in=[Notice.Event.SUCCESS, Notice.Event.FAIL])
+    failed = Notice.objects.unsent().filter(channel=channel, event=Notice.Event.START, tries__gt=0, not_before__lte=now)
+    failed.filter(run__in=ended.values("run")).drop(LATE_START)
+
+
+def _news(unsent: NoticeQuerySet, now: datetime) -> list[Notice]:
+    """What is to be sent now, with all else about the same subjects, which may have been held back for longer."""
+    due = unsent.filter(not_before__lte=now).values_list("alert__subject", flat=True)[:MOST_AT_ONCE]
+    return list(unsent.filter(alert__subject__in=set(due)))
+
+
 def _chosen(channel: Channel, notices: Sequence[Notice], now: datetime) -> list[Notice]:
     """Those of these notices that make the next message. Others are held back, or dropped."""
     is_quiet, silences = channel.is_quiet(now), list(Silence.objects.filter(starts_at__lte=now, ends_at__gt=now))
-    held = {
-        notice.pk
-        for notice in notices
-        if notice.alert and (is_quiet or any(silence.covers(notice.alert) for silence in silences))
-    }
-    Notice.objects.filter(pk__in=held).update(not_before=now + HELD_FOR)
-    by_subject: dict[str, list[Notice]] = {}
-    for notice in notices:
-        if notice.alert and notice.pk not in held:
-            by_subject.setdefault(notice.alert.subject, []).append(notice)
-    told = _told(channel, list(by_subject))
-    chosen = []
-    for subject, ones in by_subject.items():
-        last = ones[-1]
-        if last.alert and last.alert.health == told.get(subject, Health.OK):
-            _these(ones).drop(OVER)
+    last = {notice.alert.subject: notice for notice in notices if notice.alert}
+    told = _told(channel, list(last))
+    over: set[str] = set()
+    held, chosen = [], []
+    for subject, notice in last.items():
+        alert = notice.alert
+        if alert and (is_quiet or any(silence.covers(alert) for silence in silences)):
+            held.append(notice)
+        elif alert and alert.health == told.get(subject, Health.OK):
+            over.add(subject)
         else:
-            _these(ones[:-1]).drop(REPLACED)
-            chosen.append(last)
+            chosen.append(notice)
+    wanted = {notice.pk for notice in (*held, *chosen)}
+    useless = [notice for notice in notices if notice.alert and notice.pk not in wanted]
+    _these([notice for notice in useless if notice.alert and notice.alert.subject in over]).drop(OVER)
+    _these([notice for notice in useless if notice.alert and notice.alert.subject not in over]).drop(REPLACED)
+    _these(held).update(not_before=now + HELD_FOR)
     return chosen
 
 

@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import time, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.db import connections
@@ -253,6 +254,70 @@ def test_a_silence_swallows_what_is_over_by_its_end(channel, receiver):
     later(channel)
     deliver(channel)
     assert (receiver.asked, states(channel)) == ([], ["dropped", "dropped"])
+
+
+def test_what_was_over_when_a_silence_was_ended_early_is_not_told(channel, receiver):
+    """The first notice is held back for some seconds more than the second one waits."""
+    Silence.objects.create(ends_at=database_now() + HOUR)
+    tell("it")
+    deliver(channel)
+    Silence.objects.all().delete()
+    tell("it", health=Health.OK)
+    deliver(channel)
+    later(channel)
+    deliver(channel)
+    assert (receiver.asked, states(channel)) == ([], ["dropped", "dropped"])
+
+
+def test_many_silenced_alerts_delay_no_other(channel, receiver, monkeypatch):
+    monkeypatch.setattr(notices, "MOST_AT_ONCE", 2)
+    Silence.objects.create(ends_at=database_now() + HOUR, patterns=["silent*"])
+    tell("silent 1", "silent 2", "silent 3", "loud")
+    for _ in range(2):
+        deliver(channel)
+    assert states(channel) == ["waiting", "waiting", "waiting", "sent"]
+
+
+def test_a_zone_that_this_machine_does_not_know_holds_nothing_back(channel, receiver):
+    Channel.objects.update(zone="Mars/Base", quiet_from=time(0), quiet_until=time.max)
+    tell("it")
+    deliver(channel)
+    assert states(channel) == ["sent"]
+
+
+def test_a_channel_that_was_one_of_pings_drops_these(channel, receiver):
+    for event, message in (("start", uuid4()), ("success", None)):
+        columns = {"run": make_run().id, "event": event, "message": message}
+        Notice.objects.create(channel=channel, not_before=database_now(), **columns)
+    tell("it")
+    deliver(channel)
+    assert states(channel) == ["dropped", "dropped", "sent"]
+    assert notices.waiting() == []
+
+
+def test_a_start_that_failed_is_not_told_after_the_end(receiver):
+    channel = Channel.objects.create(name="hc", kind="ping", url="HOOK")
+    run, other = make_run().id, make_run().id
+    for each in (run, other):
+        Notice.objects.create(channel=channel, run=each, event="start", not_before=database_now())
+    deliver(channel)  # the receiver knows no address with the id of a run
+    receiver.pages |= {f"/hook?rid={run}": b"", f"/hook/start?rid={other}": b""}
+    Notice.objects.create(channel=channel, run=run, event="success", not_before=database_now())
+    later(channel)
+    deliver(channel)
+    assert states(channel) == ["dropped", "sent", "sent"]
+    assert channel.notices.filter(run=run, event="start").get().error == notices.LATE_START
+
+
+def test_it_sends_nothing_that_another_process_may_have_claimed_by_now(channel, receiver, monkeypatch):
+    tell("it")
+    with monkeypatch.context() as patch:
+        patch.setattr(notices, "CLAIMED_FOR", timedelta(seconds=notices.DEADLINE))
+        deliver(channel)
+    assert (receiver.asked, states(channel)) == ([], ["sending"])
+    later(channel)
+    deliver(channel)
+    assert states(channel) == ["sent"]
 
 
 def test_quiet_hours_hold_messages_back(channel, receiver):
