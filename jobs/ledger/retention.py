@@ -18,6 +18,7 @@ from jobs.models import (
     TERMINAL,
     Alert,
     AuditEntry,
+    Condition,
     Notice,
     PastTiming,
     Policy,
@@ -67,8 +68,12 @@ def delete_audit(before: datetime) -> None:
 
 
 def delete_alerts(before: datetime, pings_before: datetime) -> None:
-    """Delete alerts with their notices (index alert_at), silences that were over before, and pings that were sent."""
-    _delete(Alert.objects.filter(at__lt=before).order_by("at"))
+    """Delete alerts with their notices (index alert_at), silences that were over before, and pings that were sent.
+
+    Those of a subject that is still ill are kept: they say who is to be told that it is well again.
+    """
+    old = Alert.objects.filter(~Exists(Condition.objects.filter(subject=OuterRef("subject"))), at__lt=before)
+    _delete(old.order_by("at"))
     _delete(Silence.objects.filter(ends_at__lt=before).order_by("ends_at"))
     _delete(Notice.objects.filter(alert=None, done_at__lt=pings_before).order_by("pk"))
 

@@ -22,6 +22,7 @@ from jobs.models import (
     Attempt,
     Backfill,
     Channel,
+    Condition,
     Effect,
     Notice,
     Policy,
@@ -242,3 +243,14 @@ def test_it_deletes_old_alerts_with_their_notices_and_silences_that_are_over():
     retention.delete_alerts(now - timedelta(days=180), now - timedelta(days=7))
     assert [(alert.at, alert.notices.count()) for alert in Alert.objects.all()] == [(now - timedelta(days=1), 1)]
     assert (Notice.objects.count(), Silence.objects.count()) == (2, 1)
+
+
+def test_it_keeps_what_tells_whom_a_recovery_concerns():
+    """A channel is told that a subject is well again only if it was told that it was ill."""
+    now = database_now()
+    for subject in ("ill", "well"):
+        old = {"at": now - timedelta(days=200), "since": now - timedelta(days=200)}
+        Alert.objects.create(subject=subject, name="it", before="ok", health="late", **old)
+    Condition.objects.create(subject="ill", health="late", since=now)
+    retention.delete_alerts(now - timedelta(days=180), now)
+    assert [alert.subject for alert in Alert.objects.all()] == ["ill"]
