@@ -29,6 +29,7 @@ from jobs.rules.health import (
     judge,
     usual_range,
 )
+from jobs.rules.policies import Pause
 
 BATCH = 500  # schedules per query
 MEASURED_AT_ONCE = 200  # schedules of a look whose usual runtime is computed
@@ -43,8 +44,10 @@ SUBJECT = "schedule:{}"
 def findings(since: datetime, now: datetime) -> Iterator[dict[PeriodicTask, Finding]]:
     """The health of each schedule that may have changed since the last look, in batches."""
     ended = _ended(since, now)
-    measure(ended, now)
-    candidates = sorted(ended | _noticeable(now))
+    noticeable = _noticeable(now)
+    changed = UsualRuntime.objects.filter(schedule__in=noticeable, computed_at__lt=F("schedule__date_changed"))
+    measure(ended | set(changed.values_list("schedule", flat=True)), now)
+    candidates = sorted(ended | noticeable)
     for start in range(0, len(candidates), BATCH):
         yield _judged(candidates[start : start + BATCH], now)
 
@@ -55,11 +58,12 @@ def health_of(schedule: PeriodicTask, now: datetime) -> Finding | None:
 
 
 def measure(schedules: Collection[int], now: datetime) -> None:
-    """Compute the usual runtime of some of these schedules again, those first whose last time is longest ago."""
+    """Compute the usual runtime of the current jobs of some of these schedules again, if it is old."""
     recent = UsualRuntime.objects.filter(schedule__in=schedules, computed_at__gt=now - MEASURED_EVERY)
-    wanted = set(schedules) - set(recent.values_list("schedule", flat=True))
-    for schedule in sorted(wanted)[:MEASURED_AT_ONCE]:
-        succeeded = Run.objects.of_schedule(schedule).filter(state=State.SUCCEEDED, started_at__isnull=False)
+    unchanged = recent.filter(computed_at__gte=F("schedule__date_changed"))
+    wanted = sorted(set(schedules) - set(unchanged.values_list("schedule", flat=True)))[:MEASURED_AT_ONCE]
+    for schedule, job in PeriodicTask.objects.filter(pk__in=wanted).values_list("pk", "task"):
+        succeeded = Run.objects.of_schedule(schedule).filter(state=State.SUCCEEDED, started_at__isnull=False, task=job)
         times = list(succeeded.values_list("started_at", "finished_at")[:SAMPLE])
         shortest, longest = usual_range([end - start for start, end in times if start and end])
         values = {"runs": len(times), "shortest": shortest, "longest": longest, "computed_at": now}
@@ -107,18 +111,25 @@ def _judged(schedules: Collection[int], now: datetime) -> dict[PeriodicTask, Fin
             invalid_reason=policy.invalid_reason if policy.schedule.enabled else "",
             paused_since=pause.start if pause else None,
             pause=pause.sentence if pause else "",
-            unstarted=unstarted.get(pk) or _unclaimed(policy, now),
+            unstarted=unstarted.get(pk) or _unclaimed(policy, pause, now),
             running=running.get(pk),
             outcomes=last.get(pk, ()),
         )
-        limits = _limits(policy)
-        if facts.outcomes and facts.outcomes[0].is_bad:
-            if _is_failing(policy):  # and stays so until a success: its earlier runs need not be read
-                limits = replace(limits, failures=1)
-            elif limits.failures > 1:
-                facts = replace(facts, outcomes=_outcomes(pk))
-        found[policy.schedule] = judge(facts, limits, now)
+        found[policy.schedule] = judge(*_with_history(policy, facts), now)
     return found
+
+
+def _with_history(policy: Policy, facts: Facts) -> tuple[Facts, Limits]:
+    """These facts with earlier outcomes, where they matter. What is failing stays so until a success."""
+    limits = _limits(policy)
+    last = facts.outcomes[0] if facts.outcomes else None
+    if last is None or last.state == State.SUCCEEDED:
+        return facts, limits
+    if _is_failing(policy):
+        limits = replace(limits, failures=1)
+    if last.is_missed if _is_failing(policy) else last.is_bad and limits.failures > 1:
+        facts = replace(facts, outcomes=_outcomes(policy.pk))
+    return facts, limits
 
 
 def _is_watched(policy: Policy) -> bool:
@@ -134,6 +145,8 @@ def _is_failing(policy: Policy) -> bool:
 
 def _limits(policy: Policy) -> Limits:
     usual: UsualRuntime | None = getattr(policy.schedule, "usual_runtime", None)
+    if usual and usual.computed_at < policy.schedule.date_changed:  # perhaps of another job
+        usual = None
     return Limits(
         late_after=policy.late_after + policy.jitter,
         failures=policy.failures_allowed + 1,
@@ -166,10 +179,10 @@ def _first(runs: RunQuerySet, since: str, why: str) -> dict[int, Active]:
     return found
 
 
-def _unclaimed(policy: Policy, now: datetime) -> Active | None:
-    """The due moment that no beat has claimed yet. A pause holds back its moments, and sets when to decide."""
+def _unclaimed(policy: Policy, pause: Pause | None, now: datetime) -> Active | None:
+    """The due moment that no beat has claimed yet, unless it is one of the current pause."""
     due_at = policy.next_due_at
-    if due_at is None or due_at > now or not policy.schedule.enabled:
+    if due_at is None or due_at > now or not policy.schedule.enabled or (pause and pause.covers(due_at)):
         return None
     return Active(due_at, policy.owed_from or due_at, None, "no beat has claimed it")
 

@@ -176,6 +176,57 @@ def test_its_own_history_says_what_is_suspicious():
     assert look() == []
 
 
+def test_the_history_of_another_job_says_nothing():
+    schedule = make_schedule("it", "tests.slow")
+    for hours in range(2, 22):
+        ended(schedule, State.SUCCEEDED, hours * HOUR, took=30 * SECOND, task="tests.slow")
+    assert look() == []
+    assert UsualRuntime.objects.get().shortest == 10 * SECOND
+    schedule.task = "tests.nothing"
+    schedule.save()
+    run = make_run(schedule, State.RUNNING, started_at=database_now() - HOUR)
+    assert look() == []
+    Run.objects.filter(pk=run.pk).delete()
+    ended(schedule, State.SUCCEEDED, HOUR)
+    assert look() == []
+    assert UsualRuntime.objects.get().shortest is None
+
+
+def test_what_is_unusual_stays_so_when_its_schedule_is_saved():
+    schedule = make_schedule("it")
+    for hours in range(2, 22):
+        ended(schedule, State.SUCCEEDED, hours * HOUR, took=30 * SECOND)
+    Run.objects.update(finished_at=F("finished_at") - HOUR, started_at=F("started_at") - HOUR)
+    make_run(schedule, State.RUNNING, started_at=database_now() - HOUR)
+    health.measure([schedule.pk], database_now())
+    assert look() == [("it", "ok", "slow")]
+    schedule.save()
+    assert look() == []
+
+
+def test_a_missed_moment_does_not_hide_that_earlier_runs_failed():
+    schedule = make_schedule("it", policy={"failures_allowed": 1})
+    for hours in (5, 4):
+        ended(schedule, State.FAILED, hours * HOUR)
+    assert look() == [("it", "ok", "failing")]
+    ended(schedule, State.SKIPPED, 3 * HOUR, reason="missed: no beat claimed this", started_at=None)
+    assert look() == []
+    run = make_run(schedule, State.RUNNING)
+    assert look() == []
+    Run.objects.filter(pk=run.pk).update(state=State.SUCCEEDED, finished_at=database_now())
+    assert look() == [("it", "failing", "ok")]
+
+
+def test_a_moment_of_a_pause_is_not_late_while_no_beat_is_there():
+    schedule = make_schedule("it")
+    Policy.objects.pause("ada")
+    Policy.objects.update(paused_at=database_now() - HOUR)
+    make_due(schedule, HOUR / 2)
+    assert look() == []
+    make_due(schedule, 2 * HOUR)  # before the pause
+    assert look() == [("it", "ok", "late")]
+
+
 def test_a_schedule_that_cannot_run_is_blocked_until_it_can():
     schedule = make_schedule("it", policy={"invalid_reason": "There is no job tests.none."})
     assert look() == [("it", "ok", "blocked")]
