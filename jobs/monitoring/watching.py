@@ -2,8 +2,8 @@
 
 Its one rule: it delays no run. Looking and sending have threads and connections of their own, and each channel another
 one, so a channel that hangs delays neither another channel nor a look. The row `Watch` lets one process look at a time.
-Limits: a beat whose ticks fail sends no dead-man ping, whatever else it does. Without any process, nothing is sent:
-the dead-man ping is for that.
+Limits: a beat whose ticks or looks fail sends no dead-man ping, whatever else it does. Without any process, nothing is
+sent: the dead-man ping is for that.
 """
 
 import logging
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 EVERY = 10.0  # seconds between looks
 SHARE = 0.1  # of the time that looks may take: after a long one, the next comes later
+LONGEST_GAP = 60.0  # seconds that the next look comes later at most, such as after one that waited for the database
 PAUSE = 1.0  # seconds between two questions whether there is something to do
 OVERLAP = timedelta(minutes=1)  # an end may be committed so long after its time
 COUNTED_AFTER = timedelta(seconds=30)  # an end is counted once, so long after its time
@@ -48,13 +49,17 @@ def note_tick() -> None:
 def look(every: float = EVERY) -> bool:
     """Look at everything that may have changed, unless a look has begun within `every` seconds; whether it did."""
     global _took  # noqa: PLW0603 - one for the process
-    this = Watch.begin(max(every, _took / SHARE))
+    this = Watch.begin(_gap(every, _took))
     if this is None:
         return False
     begun = time.monotonic()
     _look(this)
     _took = time.monotonic() - begun
     return True
+
+
+def _gap(every: float, took: float) -> float:
+    return max(every, min(took / SHARE, LONGEST_GAP))
 
 
 def _look(this: Watch) -> None:
@@ -78,7 +83,11 @@ def send(is_wanted: Callable[[Channel], bool] = lambda _: True) -> None:
             if channel.pk in _sending or len(_sending) >= MOST_SENDERS or not is_wanted(channel):
                 continue
             _sending.add(channel.pk)
-        threading.Thread(target=_deliver, args=(channel.pk,), name="channel", daemon=True).start()
+        try:
+            threading.Thread(target=_deliver, args=(channel.pk,), name="channel", daemon=True).start()
+        except RuntimeError:  # no thread is left: a later time may be better
+            _forget(channel.pk)
+            raise
 
 
 def _deliver(channel: int) -> None:
@@ -86,24 +95,37 @@ def _deliver(channel: int) -> None:
         with closing(connection), logged(log, "The messages of a channel could not be sent."):
             notices.deliver(channel)
     finally:
-        with _lock:
-            _sending.discard(channel)
+        _forget(channel)
+
+
+def _forget(channel: int) -> None:
+    with _lock:
+        _sending.discard(channel)
 
 
 def _keep_watching() -> None:
     """In beat."""
-    pinged = float("-inf")
+    pinged, is_well = float("-inf"), True
     while True:
-        with logged(log, "Beat could not look at the health of the schedules.", level=logging.WARNING):
-            connection.close_if_unusable_or_obsolete()
-            if not installation.refusal():
-                look()
-                send()
+        is_well = _watch(is_well)
         now = time.monotonic()
-        if now - _last_tick < FRESH_TICK and now - pinged > PING_EVERY:
+        if is_well and now - _last_tick < FRESH_TICK and now - pinged > PING_EVERY:
             pinged = now
-            threading.Thread(target=_ping, name="dead-man ping", daemon=True).start()
+            with logged(log, "The dead-man ping failed.", level=logging.WARNING):
+                threading.Thread(target=_ping, name="dead-man ping", daemon=True).start()
         time.sleep(PAUSE)
+
+
+def _watch(was_well: bool) -> bool:
+    """Look, if it is time, and send; whether the last look of this process went well."""
+    with logged(log, "Beat could not look at the health of the schedules.", level=logging.WARNING):
+        connection.close_if_unusable_or_obsolete()
+        if installation.refusal():
+            return was_well
+        looked = look()
+        send()
+        return looked or was_well
+    return False
 
 
 def _ping() -> None:

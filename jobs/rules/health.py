@@ -209,7 +209,7 @@ def matches(patterns: Collection[str], *names: str) -> bool:
 
 def _expression(pattern: str) -> re.Pattern[str]:
     """Each part but the last is matched at its first place, for good (`?>`): trying others could take for ever."""
-    first, *rest = map(re.escape, pattern.split("*"))
+    first, *rest = map(re.escape, str(pattern).split("*"))  # a loaded row may hold anything
     ends = [f"(?>.*?{part})" for part in rest[:-1]] + [f".*{part}" for part in rest[-1:]]
     return re.compile(first + "".join(ends), re.DOTALL)
 

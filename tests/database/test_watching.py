@@ -4,7 +4,7 @@ import threading
 from datetime import timedelta
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
@@ -24,6 +24,7 @@ from jobs.models import (
     Watch,
     database_now,
 )
+from jobs.models.runs import new_run_id
 from jobs.monitoring import alerts, health, watching
 from jobs.rules.health import Finding, Health
 from tests.making import make_due, make_run, make_schedule
@@ -387,3 +388,43 @@ def test_a_failed_look_is_repeated():
     with transaction.atomic():
         assert Watch.begin(0.0) is not None  # and its process dies
     assert look() == [("it", "ok", "failing")]
+
+
+def test_a_long_look_delays_the_next_one_but_not_for_long():
+    assert [watching._gap(10.0, took) for took in (0.1, 3.0, 3600.0)] == [10.0, 30.0, 60.0]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_beat_sends_no_dead_man_ping_after_a_look_that_failed():
+    def fail(*_: object) -> None:
+        raise OperationalError("The database is away.")
+
+    look()
+    with connection.execute_wrapper(fail):
+        assert not watching._watch(True)
+    assert not watching._watch(False)  # no look is due
+    Watch.objects.update(looked_at=None)
+    assert watching._watch(False)
+    assert watching._watch(True)
+
+
+def test_a_channel_that_gets_no_thread_gets_one_later():
+    channel = Channel.objects.create(name="hook", kind="webhook", url="HOOK")
+    Notice.objects.create(channel=channel, run=new_run_id(), event="start", not_before=database_now())
+    before = threading.stack_size(1 << 46)  # more than any machine has
+    try:
+        with pytest.raises(RuntimeError, match="thread"):
+            watching.send()
+    finally:
+        threading.stack_size(before)
+    assert channel.pk not in watching._sending
+
+
+def test_a_channel_with_unusable_rules_stops_no_other():
+    ended(make_schedule("it"), State.FAILED)
+    Channel.objects.create(name="unusable", patterns=[1, None, []], healths=[[], {}])
+    Channel.objects.create(name="mail")
+    assert look() == [("it", "ok", "failing")]
+    assert list(Notice.objects.filter(alert__schedule__isnull=False).values_list("channel__name", flat=True)) == [
+        "mail"
+    ]
