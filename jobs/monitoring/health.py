@@ -63,9 +63,10 @@ def measure(schedules: Collection[int], now: datetime) -> None:
     unchanged = recent.filter(computed_at__gte=F("schedule__date_changed"))
     wanted = sorted(set(schedules) - set(unchanged.values_list("schedule", flat=True)))[:MEASURED_AT_ONCE]
     for schedule, job in PeriodicTask.objects.filter(pk__in=wanted).values_list("pk", "task"):
-        succeeded = Run.objects.of_schedule(schedule).filter(state=State.SUCCEEDED, started_at__isnull=False, task=job)
-        times = list(succeeded.values_list("started_at", "finished_at")[:SAMPLE])
-        shortest, longest = usual_range([end - start for start, end in times if start and end])
+        succeeded = Run.objects.of_schedule(schedule).filter(state=State.SUCCEEDED, started_at__isnull=False)
+        rows = succeeded.values_list("task", "started_at", "finished_at")[:SAMPLE]
+        times = [end - start for task, start, end in rows if task == job and start and end]
+        shortest, longest = usual_range(times)
         values = {"runs": len(times), "shortest": shortest, "longest": longest, "computed_at": now}
         if len(times) >= LEAST_RUNS or UsualRuntime.objects.filter(pk=schedule).exists():
             UsualRuntime.objects.update_or_create(schedule_id=schedule, defaults=values)

@@ -13,7 +13,20 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from jobs.beat import claim, rescue
 from jobs.beat.scheduler import REFUSED_SLEEP, Scheduler
 from jobs.ledger import backfills, requests
-from jobs.models import Backfill, Installation, Node, Policy, Run, State, database_now, installation
+from jobs.models import (
+    Backfill,
+    Channel,
+    Installation,
+    Node,
+    Notice,
+    Policy,
+    Run,
+    State,
+    Watch,
+    database_now,
+    installation,
+)
+from jobs.monitoring import watching
 from jobs.rules.errors import Invalid
 from jobs.worker import context, pulse
 from tests.making import expire_lease, make_due, make_run, make_schedule
@@ -190,3 +203,14 @@ def test_taking_over_asks_first_and_needs_a_name(copied, settings, monkeypatch):
     settings.INSTALLATION = ""
     with pytest.raises(CommandError, match="set INSTALLATION"):
         call_command("take_over", stdout=out)
+
+
+def test_a_beat_of_another_installation_looks_at_no_health_and_sends_no_alert(copied):
+    watching.look()
+    Watch.objects.update(looked_at=None)
+    channel = Channel.objects.create(name="hook", kind="webhook", url="HOOK")
+    notice = Notice.objects.create(channel=channel, run=make_run().id, event="start", not_before=database_now())
+    before = Watch.objects.get().number
+    assert watching._watch(True)
+    notice.refresh_from_db()
+    assert (Watch.objects.get().number, notice.state, watching._sending) == (before, "waiting", set())

@@ -370,6 +370,48 @@ def test_pings_tell_each_start_and_end_once():
     assert channel.notices.count() == 4
 
 
+def test_a_channel_is_not_pinged_about_what_was_before_it():
+    schedule = make_schedule("it")
+    ended(schedule, State.SUCCEEDED, took=MINUTE / 2)
+    Channel.objects.create(name="hc", kind="ping")
+    look()
+    ended(schedule, State.FAILED, took=timedelta(0))
+    look()
+    assert sorted(Notice.objects.values_list("event", flat=True)) == ["fail", "start"]
+
+
+def test_an_end_that_is_committed_late_is_seen():
+    look()
+    ended(make_schedule("it"), State.FAILED)
+    Run.objects.update(finished_at=F("finished_at") - MINUTE / 2)  # before the last look
+    assert look() == [("it", "ok", "failing")]
+
+
+def test_a_backfill_may_take_long_and_fail():
+    schedule = make_schedule("it", policy={"longest_runtime": MINUTE})
+    make_run(schedule, State.RUNNING, trigger=Trigger.BACKFILL, started_at=database_now() - HOUR)
+    ended(schedule, State.FAILED, HOUR, trigger=Trigger.BACKFILL)
+    assert look() == []
+
+
+def test_an_alert_shows_no_secret(settings):
+    settings.JOB_SECRETS = {"CANARY": "canary-of-a-test"}
+    ended(make_schedule("it"), State.FAILED, reason="failed: ValueError: canary-of-a-test")
+    look()
+    texts = [*Alert.objects.values_list("sentence", flat=True), *Condition.objects.values_list("sentence", flat=True)]
+    assert "canary" not in "".join(texts)
+
+
+def test_a_recovery_tells_since_when_it_was_ill():
+    schedule = make_schedule("it")
+    ended(schedule, State.FAILED, HOUR)
+    look()
+    ended(schedule, State.SUCCEEDED)
+    look()
+    ill, well = Alert.objects.filter(schedule=schedule).order_by("id")
+    assert ill.since == well.since < ill.at
+
+
 def test_the_health_of_one_schedule_can_be_asked():
     schedule = make_schedule("it")
     found = health.health_of(schedule, database_now())
