@@ -13,7 +13,7 @@ from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import include, path
 
-from jobs.models import Run, State, StoredFile, Webhook, database_now, new_run_id
+from jobs.models import Alert, Channel, Run, Silence, State, StoredFile, Webhook, database_now, new_run_id
 from jobs.models.tokens import ApiToken
 from jobs.web.api.urls import REFUSALS
 from tests.api import Caller, checked, make_caller, make_token, make_user, problem_of
@@ -283,7 +283,7 @@ def test_it_names_every_answer_in_its_document(browser):
 
 def rows_of_paths() -> dict[str, object]:
     """A row for each parameter of a path, by its name."""
-    file = StoredFile.objects.create(name="a.txt", size=1)
+    file, now = StoredFile.objects.create(name="a.txt", size=1), database_now()
     run = make_run(make_schedule(), State.SUCCEEDED)
     source = make_source()
     webhook = Webhook.objects.create(id=new_run_id(), source=source, source_name="shop", event="1", run=run, body=b"{}")
@@ -293,6 +293,9 @@ def rows_of_paths() -> dict[str, object]:
         "file": file.id,
         "source": source.pk,
         "webhook": webhook.pk,
+        "alert": Alert.objects.create(subject="it", name="it", before="ok", health="late", at=now, since=now).pk,
+        "channel": Channel.objects.create(name="ops").pk,
+        "silence": Silence.objects.create(ends_at=now + timedelta(hours=1)).pk,
         "name": "tests.nothing",
     }
 

@@ -208,7 +208,8 @@ def test_it_takes_the_same_steps_for_an_unknown_and_a_disabled_source(client, fo
             ) as queries:
                 response = send(client, headers, address=address)
             statements = [query["sql"].replace(address.rpartition("/")[2], "NAME") for query in queries]
-            seen.append((response.status_code, response.content, dict(response.headers), list(hashed), statements))
+            told = {name: text for name, text in response.headers.items() if name != "X-Request-ID"}
+            seen.append((response.status_code, response.content, told, list(hashed), statements))
     assert seen[:3] == seen[3:6] == seen[6:]
     assert (seen[0][0], len(seen[0][3])) == (404, 1)
     assert sum("jobs_webhooksource" in statement for statement in seen[0][4]) == 1
