@@ -10,11 +10,12 @@ from jobs.monitoring import acts
 from jobs.rules.errors import Invalid
 from tests.api import make_caller
 from tests.database.test_admin import SCHEDULES, act, page_of, text, viewer
+from tests.database.test_channels import post
 from tests.database.test_commands import call
 from tests.making import make_schedule
 
 pytestmark = pytest.mark.django_db
-__all__ = ["viewer"]
+__all__ = ["post", "viewer"]
 HOUR = timedelta(hours=1)
 
 
@@ -67,6 +68,23 @@ def test_it_reports_why_a_test_message_was_not_sent():
     with pytest.raises(Invalid, match="CHANNEL_URL_NOWHERE is not set"):
         acts.test_channel(channel, "ada")
     assert "CHANNEL_URL_NOWHERE" in AuditEntry.objects.get(act="test").summary
+
+
+def test_it_sends_a_test_mail_from_the_admin(admin_client, post):
+    channel = Channel.objects.create(name="a", kind="mail", addresses=["ada@example.org"])
+    page = reverse("admin:jobs_channel_change", args=[channel.pk])
+    assert "A test message was sent to “a”." in text(admin_client.post(page, {"test": "1"}, follow=True))
+    assert post.given == ["ada@example.org"]
+    assert "Sent a test message." in text(
+        admin_client.get(reverse("admin:jobs_channel_history", args=[channel.pk]), follow=True)
+    )
+
+
+def test_it_refuses_addresses_outside_of_mail_domains(settings):
+    settings.MAIL_DOMAINS = ["example.com"]
+    with pytest.raises(Invalid, match=r"MAIL_DOMAINS allows example\.com"):
+        acts.save_channel(Channel(name="a", kind="mail", addresses=["ada@example.org"]), "ada")
+    assert not Channel.objects.exists()
 
 
 @pytest.mark.parametrize(
