@@ -4,7 +4,7 @@ Its one rule: a change is written by the latest look only, in one transaction wi
 has overtaken writes nothing, so two beats never report the same change, and an older look never undoes a newer one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -61,14 +61,21 @@ def record(look: Watch, seen: Iterable[Seen], now: datetime) -> list[Alert]:
     return alerts
 
 
-def tell(alerts: Iterable[Alert], now: datetime) -> None:
-    """Write a notice of each alert for each channel whose rules choose it."""
+def tell(alerts: Sequence[Alert], now: datetime) -> None:
+    """Write a notice of each alert for each channel whose rules choose it.
+
+    Who was told of an illness is told of its end, too, even if the schedule has another name by then.
+    """
     channels = Channel.objects.filter(is_enabled=True)
+    well = [alert.subject for alert in alerts if alert.health == Health.OK]
+    hearers = Notice.objects.filter(alert__subject__in=well).exclude(channel__kind=Channel.Kind.PING)
+    told = set(hearers.values_list("channel", "alert__subject").distinct())
     notices = [
         Notice(channel=channel, alert=alert, not_before=now + LINGER)
         for channel in channels
         for alert in alerts
-        if channel.is_told_of(alert) and alert.subject != f"channel:{channel.name}"
+        if (channel.is_told_of(alert) or (channel.pk, alert.subject) in told)
+        and alert.subject != f"channel:{channel.name}"
     ]
     Notice.objects.bulk_create(notices, BATCH)
 

@@ -402,6 +402,19 @@ def test_an_alert_shows_no_secret(settings):
     assert "canary" not in "".join(texts)
 
 
+def test_who_was_told_of_an_illness_is_told_of_its_end_after_a_new_name():
+    schedule = make_schedule("Invoices")
+    Channel.objects.create(name="invoices", patterns=["Invoices"])
+    Channel.objects.create(name="other", patterns=["Other"])
+    ended(schedule, State.FAILED, HOUR)
+    look()
+    PeriodicTask.objects.update(name="Bills")
+    ended(schedule, State.SUCCEEDED)
+    look()
+    told = Notice.objects.order_by("id").values_list("channel__name", "alert__name", "alert__health")
+    assert list(told) == [("invoices", "Invoices", "failing"), ("invoices", "Bills", "ok")]
+
+
 def test_a_recovery_tells_since_when_it_was_ill():
     schedule = make_schedule("it")
     ended(schedule, State.FAILED, HOUR)
