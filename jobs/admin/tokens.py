@@ -25,6 +25,7 @@ from django_celery_beat.models import PeriodicTask
 
 from jobs.admin.display import NOTHING, counted, moment, state
 from jobs.admin.guard import CappedPaginator, ChosenFilter, GuardedAdmin, ReadOnlyAdmin, actor_of
+from jobs.admin.typed import LinesField
 from jobs.messages.arguments import find_task
 from jobs.models import ApiToken
 from jobs.models.audit import Actor
@@ -48,14 +49,13 @@ def scopes_of(user: Any) -> list[tuple[str, list[tuple[str, str]]]]:
     return list(groups.items())
 
 
-class Lines(forms.CharField):
-    """A list of texts, one per line."""
+class Lines(LinesField):
+    """A list of texts, one per line and each once."""
 
     widget = AdminTextareaWidget(attrs={"rows": 3})
 
     def to_python(self, value: Any) -> Any:
-        lines = (super().to_python(value) or "").splitlines()
-        return list(dict.fromkeys(filter(None, map(str.strip, lines))))
+        return list(dict.fromkeys(super().to_python(value)))
 
 
 class TokenForm(forms.ModelForm[ApiToken]):

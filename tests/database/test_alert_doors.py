@@ -80,6 +80,21 @@ def test_it_sends_a_test_mail_from_the_admin(admin_client, post):
     )
 
 
+def test_the_form_of_a_channel_keeps_what_is_not_changed(admin_client):
+    """A browser sends back what the page shows."""
+    lists = {"addresses": ["ada@example.org", "tom@example.org"], "patterns": ["Nightly*", "billing.*"]}
+    channel = Channel.objects.create(name="a", healths=["late"], quiet_from="22:00", quiet_until="07:00", **lists)
+    page = reverse("admin:jobs_channel_change", args=[channel.pk])
+    form = admin_client.get(page).context["adminform"].form
+    shown = {name: form[name].field.prepare_value(form[name].initial) for name in form.fields}
+    assert shown["patterns"] == "Nightly*\nbilling.*"
+    sent = {name: "" if value is None else value for name, value in shown.items() if value is not False}
+    assert admin_client.post(page, sent).status_code == 302
+    channel.refresh_from_db()
+    assert {name: getattr(channel, name) for name in lists} == lists
+    assert not AuditEntry.objects.exists()
+
+
 def test_it_refuses_addresses_outside_of_mail_domains(settings):
     settings.MAIL_DOMAINS = ["example.com"]
     with pytest.raises(Invalid, match=r"MAIL_DOMAINS allows example\.com"):
