@@ -188,11 +188,21 @@ def test_a_worker_goes_on_when_its_broker_is_killed(processes, eventually, morta
 
 
 def test_a_worker_with_celerys_own_consumer_ends_when_its_broker_is_killed(processes, eventually, mortal_broker, path):
+    """It ends if the loss meets it at certain lines: nearly always on an idle machine, less often on a busy one."""
     own = "worker.consumer=celery.worker.consumer:Consumer"
-    worker = _lose_broker_with_a_message_in_hand(processes, eventually, mortal_broker, path, "--", own)
-    eventually(lambda: "Unrecoverable error" in worker.log)
-    path.with_name(f"{path.name}.go").touch()
-    eventually(lambda: not worker.running)
+    for attempt in range(6):
+        mine = path.with_name(f"{path.name}.{attempt}")
+        worker = _lose_broker_with_a_message_in_hand(processes, eventually, mortal_broker, mine, "--", own)
+        eventually(lambda: "Unrecoverable error" in worker.log or worker.log.count("Trying again in") > 1)  # noqa: B023
+        mine.with_name(f"{mine.name}.go").touch()
+        if "Unrecoverable error" in worker.log:
+            eventually(lambda: not worker.running)  # noqa: B023
+            return
+        worker.kill()
+        mortal_broker.start()
+        PeriodicTask.objects.all().delete()
+        Run.objects.all().delete()
+    pytest.fail("Celery's own worker went on six times: the overrides of its consumer may go.")
 
 
 def _takes_another(worker: Process, eventually) -> bool:
