@@ -1,19 +1,27 @@
-"""How does gunicorn handle slow clients and download links? gunicorn.conf.py names these classes.
+"""How does gunicorn handle slow clients and write its logs? gunicorn.conf.py names these classes.
 
 Its one rule: a client has `HEAD_START` seconds for its request, and a second more for every `RATE` bytes that arrive.
 Then the server closes the connection: gunicorn itself lets an unfinished request hold a thread for ever.
 Limits: until then, the request holds the thread. Put a proxy in front that collects requests (docker-compose.yml).
 """
 
+import logging
+import os
 import time
+from pathlib import Path
 from typing import Any
 
+import environ
+from environ.fileaware_mapping import FileAwareMapping
 from gunicorn.glogging import Logger
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers import gthread
 
-from project.logs import without_links
+from jobs.logs import Formatter
+from project.logs import WithoutLinks, without_links
+
+ENV_FILE = Path(__file__).parent.parent / ".env"
 
 HEAD_START = 10.0  # seconds
 RATE = 20_000  # bytes
@@ -69,8 +77,45 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc] # as above
 
 
 class AccessLogger(Logger):  # type: ignore[misc] # as above
-    """Masks links to files: every reader of the log could open them."""
+    """Masks links to files: every reader of the log could open them. LOG_FORMAT=json gives JSON lines."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        is_json = _is_json()
+        for log in (self.error_log, self.access_log):
+            for handler in log.handlers:
+                handler.addFilter(_links)
+                if is_json and getattr(handler, "_gunicorn", False):
+                    handler.setFormatter(Formatter(as_json=True))
+        if is_json:
+            self.access_log.addFilter(_add_request_id)
 
     def atoms(self, *args: Any) -> dict[str, Any]:
         found: dict[str, Any] = super().atoms(*args)
         return {name: without_links(value) for name, value in found.items()}
+
+
+_links = WithoutLinks()
+
+
+def _add_request_id(record: logging.LogRecord) -> bool:
+    """The id that the answer names. A dict of gunicorn gives `-` for a missing header."""
+    if isinstance(record.args, dict) and (request_id := record.args["{x-request-id}o"]) != "-":
+        record.request_id = request_id
+    return True
+
+
+def _is_json() -> bool:
+    """Reads LOG_FORMAT without the settings: workers forked after SIGHUP would keep those of the main process.
+
+    A wrong value counts as text here; the settings report it when a worker starts.
+    """
+
+    class Copy(environ.FileAwareEnv):  # type: ignore[misc] # `read_env` writes into ENVIRON
+        ENVIRON = FileAwareMapping(env=dict(os.environ))
+
+    Copy.read_env(os.environ.get("ENV_FILE", ENV_FILE))
+    try:
+        return bool(Copy.ENVIRON.get("LOG_FORMAT", "").strip().lower() == "json")
+    except (OSError, UnicodeDecodeError):
+        return False

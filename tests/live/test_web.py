@@ -1,5 +1,8 @@
 """The web process limits slow, large and forged requests, and logs no links. It runs as operators start it."""
 
+import json
+import os
+import signal
 import socket
 import sys
 from contextlib import ExitStack, suppress
@@ -138,3 +141,32 @@ def test_it_bounds_what_strangers_send(site, eventually):
     eventually(lambda: "GET /files/***?x=1 HTTP/1.1" in site.process.log)
     assert "Ab1:cD2:link-to-a-file" not in site.process.log
     assert "Traceback" not in site.process.log
+
+
+def test_it_writes_its_own_log_as_json_with_the_ids_of_requests(processes, tmp_path, eventually):
+    config = tmp_path / "gunicorn.py"
+    config.write_text(CONFIG)
+    command = [sys.executable, "-m", "gunicorn", "project.wsgi", "--bind=127.0.0.1:0", f"--config={config}"]
+    env_file = tmp_path / "env"
+    env_file.write_text("LOG_FORMAT=json\n")
+    env = {"ENV_FILE": str(env_file), "ALLOWED_HOSTS": "127.0.0.1", "HTTPS": "false"}
+    options = ["--workers=1", "--access-logfile=-"]
+    site = Site(processes._start("web", [*command, *options], env, ready="Booting worker"), tmp_path)
+    connection = HTTPConnection("127.0.0.1", site.port, timeout=DEADLINE)
+    connection.request("GET", "/files/canary")
+    request_id = connection.getresponse().headers["X-Request-ID"]
+    connection.close()
+
+    def records(logger: str) -> list[dict]:
+        whole = site.process.log.rpartition("\n")[0].splitlines()
+        return [row for row in map(json.loads, whole) if row["logger"] == logger]
+
+    eventually(lambda: records("gunicorn.access"))
+    (line,) = records("gunicorn.access")
+    assert line["request_id"] == request_id
+    assert "GET /files/***" in line["event"]
+    assert "canary" not in site.process.log
+    assert any("Listening at" in row["event"] for row in records("gunicorn.error"))
+    env_file.write_text("LOG_FORMAT=text\n")
+    os.kill(site.process.pid, signal.SIGHUP)
+    eventually(lambda: "[INFO] Booting worker" in site.process.log)
