@@ -210,4 +210,8 @@ class Migration(migrations.Migration):
             model_name='silence',
             constraint=models.CheckConstraint(condition=models.Q(('ends_at__gt', models.F('starts_at'))), name='silence_ends_after_start'),
         ),
+        migrations.AddConstraint(
+            model_name='policy',
+            constraint=models.CheckConstraint(condition=models.Q(('late_after__range', (datetime.timedelta(0), datetime.timedelta(days=3650))), models.Q(('longest_runtime', None), ('longest_runtime__range', (datetime.timedelta(0), datetime.timedelta(days=3650))), _connector='OR'), models.Q(('shortest_runtime', None), ('shortest_runtime__range', (datetime.timedelta(0), datetime.timedelta(days=3650))), _connector='OR'), models.Q(('longest_pause', None), ('longest_pause__range', (datetime.timedelta(0), datetime.timedelta(days=3650))), _connector='OR')), name='policy_limits_bounded'),
+        ),
     ]

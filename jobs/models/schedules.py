@@ -288,7 +288,14 @@ class Policy(models.Model):
                     pause_catch_up__in=[kind for kind, _ in CATCH_UP_CHOICES],
                 ),
                 name="policy_choices_known",
-            )
+            ),
+            models.CheckConstraint(  # each look at the health of all schedules computes with these
+                condition=Q(late_after__range=(timedelta(0), LONGEST))
+                & (Q(longest_runtime=None) | Q(longest_runtime__range=(timedelta(0), LONGEST)))
+                & (Q(shortest_runtime=None) | Q(shortest_runtime__range=(timedelta(0), LONGEST)))
+                & (Q(longest_pause=None) | Q(longest_pause__range=(timedelta(0), LONGEST))),
+                name="policy_limits_bounded",
+            ),
         ]
 
     def __str__(self) -> str:

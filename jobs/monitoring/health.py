@@ -15,7 +15,7 @@ from django.db.models.functions import Coalesce
 from django_celery_beat.models import PeriodicTask
 
 from jobs.models import UNSTARTED, Condition, Policy, Run, RunQuerySet, State, Trigger, UsualRuntime
-from jobs.models.schedules import PAUSED
+from jobs.models.schedules import LONGEST, PAUSED
 from jobs.rules.health import (
     LEAST_RUNS,
     MOST_FAILURES,
@@ -149,7 +149,7 @@ def _limits(policy: Policy) -> Limits:
     if usual and usual.computed_at < policy.schedule.date_changed:  # perhaps of another job
         usual = None
     return Limits(
-        late_after=policy.late_after + policy.jitter,
+        late_after=policy.late_after + min(policy.jitter, LONGEST),
         failures=policy.failures_allowed + 1,
         longest=policy.longest_runtime or (usual.longest if usual else None),
         shortest=usual.shortest if policy.shortest_runtime is None and usual else policy.shortest_runtime,

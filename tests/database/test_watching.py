@@ -4,7 +4,7 @@ import threading
 from datetime import timedelta
 
 import pytest
-from django.db import OperationalError, connection, connections, transaction
+from django.db import DataError, IntegrityError, OperationalError, connection, connections, transaction
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
@@ -483,3 +483,14 @@ def test_a_channel_with_unusable_rules_stops_no_other():
     assert list(Notice.objects.filter(alert__schedule__isnull=False).values_list("channel__name", flat=True)) == [
         "mail"
     ]
+
+
+@pytest.mark.parametrize("column", ["late_after", "longest_runtime", "shortest_runtime", "longest_pause"])
+@pytest.mark.parametrize("value", [timedelta(days=999_999_999), timedelta(seconds=-1)])
+def test_no_absurd_limit_of_one_schedule_stops_the_looks_at_all(column, value):
+    """The forms refuse it; a script could write it."""
+    make_schedule("it")
+    with pytest.raises((IntegrityError, DataError, OverflowError)), transaction.atomic():
+        Policy.objects.update(**{column: value})
+    Policy.objects.update(jitter=timedelta(days=100_000_000))
+    assert look() == []
