@@ -477,7 +477,7 @@ def test_it_sends_ntfy_a_title_and_a_message(internet, settings):
 
 
 @pytest.mark.parametrize("host", [host for host in SERVICES if host != "events.pagerduty.com"])
-def test_it_mentions_nobody_whatever_a_name_says(internet, settings, host):
+def test_no_name_mentions_a_person(internet, settings, host):
     for one in (message(item(name=EVIL, sentence=EVIL, log=[EVIL])), message(item(name=EVIL), item(name=EVIL))):
         (body,) = posted(internet, settings, host, one)
         for text in texts(body):

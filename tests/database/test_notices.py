@@ -183,7 +183,7 @@ def test_while_it_fails_further_alerts_wait_and_become_one_message(channel, rece
 
 
 def test_a_message_whose_process_died_is_sent_again_with_its_id(channel, receiver):
-    """It died after the claim; whether before or after sending, nobody knows: the receiver can tell by the id."""
+    """It died after the claim; the receiver can tell by the id whether it had sent it."""
     tell("first")
     (parcel,) = notices.claim(channel.pk)
     channels.send(parcel.channel, parcel.content)
