@@ -10,7 +10,7 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.widgets import AdminTimeWidget
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
@@ -19,7 +19,7 @@ from django.utils.safestring import SafeString, mark_safe
 
 from jobs.admin.alerts import notice
 from jobs.admin.display import NOTHING, moment, state
-from jobs.admin.guard import GuardedAdmin, actor_of
+from jobs.admin.guard import ActForm, GuardedAdmin, actor_of
 from jobs.admin.tokens import Lines
 from jobs.models import Channel, Notice
 from jobs.monitoring import acts, channels, descriptions
@@ -29,7 +29,7 @@ from jobs.rules.health import TITLES, Health
 SHOWN = 20  # notices of a channel
 
 
-class ChannelForm(forms.ModelForm[Channel]):
+class ChannelForm(ActForm):
     addresses = Lines(required=False, help_text="Of a mail channel: its addresses, one per line.")
     url = forms.CharField(
         required=False,
@@ -57,14 +57,8 @@ class ChannelForm(forms.ModelForm[Channel]):
     def validate_constraints(self) -> None:
         """`check_channel` says it better."""
 
-    def _post_clean(self) -> None:
-        """Check the channel as a whole, once Django has built it of valid fields."""
-        super()._post_clean()  # type: ignore[misc] # Django's own hook
-        if not self.errors:
-            try:
-                acts.check_channel(self.instance)
-            except Invalid as error:
-                self.add_error(None, ValidationError(str(error)))
+    def check_row(self) -> None:
+        acts.check_channel(self.instance)
 
 
 @admin.register(Channel)
@@ -84,15 +78,6 @@ class ChannelAdmin(GuardedAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         shown = ("What was sent", {"fields": self.readonly_fields})
         return (*super().get_fieldsets(request, obj), *([shown] if obj else []))
-
-    def changeform_view(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
-        try:
-            return super().changeform_view(request, *args, **options)
-        except Forbidden as error:
-            raise PermissionDenied(str(error)) from error
-        except Invalid as error:  # another user has taken the name, or deleted the channel, meanwhile
-            messages.error(request, str(error))
-            return HttpResponseRedirect(reverse("admin:jobs_channel_changelist"))
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None

@@ -7,10 +7,11 @@ offers.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 from urllib.parse import urlencode
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -68,11 +69,22 @@ class GuardedAdmin(admin.ModelAdmin[Any]):
     def changeform_view(
         self, request: HttpRequest, object_id: Any = None, form_url: str = "", extra_context: Any = None
     ) -> Any:
-        """Check the form again if another request has taken a name since the first check: then the form refuses it."""
+        """Show the sentence of an act that refuses what the form has let pass, because of another request meanwhile.
+
+        If that one has taken a name, the form refuses it when it is checked again, and keeps what was typed.
+        """
+        page = partial(super().changeform_view, request, object_id, form_url, extra_context)
         try:
-            return super().changeform_view(request, object_id, form_url, extra_context)
-        except (Conflict, IntegrityError):
-            return super().changeform_view(request, object_id, form_url, extra_context)
+            try:
+                return page()
+            except (Conflict, IntegrityError):
+                return page()
+        except Forbidden as error:
+            raise PermissionDenied(str(error)) from error
+        except Invalid as error:
+            messages.error(request, str(error))
+            changelist = reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist")
+            return HttpResponseRedirect(changelist if object_id else request.get_full_path())
 
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:  # noqa: ARG002 - Django's names
         """Refuse any other filter with 400: a bad pattern or year would fail in the database, with 500."""
@@ -93,6 +105,22 @@ class GuardedAdmin(admin.ModelAdmin[Any]):
             messages.error(request, "Some of the selected rows do not exist: select rows in the list.")
             return HttpResponseRedirect(request.get_full_path())
         return super().response_action(request, queryset)
+
+
+class ActForm(forms.ModelForm[Any]):
+    """A form whose row an act checks as a whole, once Django has built it of valid fields."""
+
+    def check_row(self) -> None:
+        """Raises `Invalid` with the sentence of the act."""
+        raise NotImplementedError
+
+    def _post_clean(self) -> None:
+        super()._post_clean()  # type: ignore[misc] # Django's own hook
+        if not self.errors:
+            try:
+                self.check_row()
+            except Invalid as error:
+                self.add_error(None, ValidationError(str(error)))
 
 
 class RightsAdmin(GuardedAdmin):
@@ -124,12 +152,8 @@ class RightsAdmin(GuardedAdmin):
     def changeform_view(
         self, request: HttpRequest, object_id: Any = None, form_url: str = "", extra_context: Any = None
     ) -> Any:
-        try:
-            with self._explained(request, object_id):
-                return super().changeform_view(request, object_id, form_url, extra_context)
-        except Invalid as error:  # another user has deleted the row meanwhile
-            messages.error(request, str(error))
-            return HttpResponseRedirect(reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist"))
+        with self._explained(request, object_id):
+            return super().changeform_view(request, object_id, form_url, extra_context)
 
     def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> Any:
         with self._explained(request, object_id):

@@ -10,7 +10,6 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.widgets import AdminSplitDateTime, AdminTextInputWidget
-from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
@@ -19,12 +18,12 @@ from django.utils.safestring import SafeString
 from django_celery_beat.models import PeriodicTask
 
 from jobs.admin.display import counted, moment, state
-from jobs.admin.guard import CappedPaginator, ChosenFilter, GuardedAdmin, ReadOnlyAdmin, actor_of
+from jobs.admin.guard import ActForm, CappedPaginator, ChosenFilter, GuardedAdmin, ReadOnlyAdmin, actor_of
 from jobs.admin.tokens import Lines
 from jobs.models import LONGEST_REASON, Silence, database_now
 from jobs.monitoring import acts, descriptions
 from jobs.monitoring.descriptions import Phase
-from jobs.rules.errors import Forbidden, Invalid
+from jobs.rules.errors import Invalid
 
 MORNING = time(8)
 OWN_END = "own end"
@@ -65,7 +64,7 @@ class LengthForm(forms.Form):
         return data
 
 
-class SilenceForm(forms.ModelForm[Silence], LengthForm):
+class SilenceForm(ActForm, LengthForm):
     schedule = forms.ModelChoiceField(PeriodicTask.objects.order_by("name"), required=False, empty_label="–")
     patterns = Lines(
         required=False,
@@ -87,14 +86,8 @@ class SilenceForm(forms.ModelForm[Silence], LengthForm):
     def validate_constraints(self) -> None:
         """`check_silence` says it better."""
 
-    def _post_clean(self) -> None:
-        """Check the silence as a whole, once Django has built it of valid fields."""
-        super()._post_clean()  # type: ignore[misc] # Django's own hook
-        if not self.errors:
-            try:
-                acts.check_silence(self.instance, database_now())
-            except Invalid as error:
-                self.add_error(None, ValidationError(str(error)))
+    def check_row(self) -> None:
+        acts.check_silence(self.instance, database_now())
 
 
 class PhaseFilter(ChosenFilter):
@@ -149,13 +142,7 @@ class SilenceAdmin(ReadOnlyAdmin, GuardedAdmin):
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
         one_button = {"show_save_and_add_another": False, "show_save_and_continue": False}
-        try:
-            return super().add_view(request, form_url, {**(extra_context or {}), **one_button})
-        except Forbidden as error:
-            raise PermissionDenied(str(error)) from error
-        except Invalid as error:  # another user has deleted the schedule meanwhile
-            messages.error(request, str(error))
-            return HttpResponseRedirect(request.get_full_path())
+        return super().add_view(request, form_url, {**(extra_context or {}), **one_button})
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None

@@ -185,11 +185,7 @@ class TokenAdmin(ReadOnlyAdmin, GuardedAdmin):
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
         one_button = {"show_save_and_add_another": False, "show_save_and_continue": False}
-        try:
-            return super().add_view(request, form_url, {**(extra_context or {}), **one_button})
-        except Invalid as error:  # an administrator has taken a permission away meanwhile
-            messages.error(request, str(error))
-            return HttpResponseRedirect(request.get_full_path())
+        return super().add_view(request, form_url, {**(extra_context or {}), **one_button})
 
     def save_model(self, _request: HttpRequest, obj: Any, form: Any, _change: bool) -> None:
         issued, obj.secret = ApiToken.objects.issue(user=form.actor.user, actor=form.actor, **form.cleaned_data)

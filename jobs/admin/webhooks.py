@@ -9,7 +9,6 @@ from typing import Any
 from django import forms
 from django.conf import settings
 from django.contrib import admin
-from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.db.models.functions import Length
 from django.http import HttpRequest
@@ -18,16 +17,15 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 
 from jobs.admin.display import NOTHING, moment
-from jobs.admin.guard import CappedPaginator, GuardedAdmin, ReadOnlyAdmin, RightsAdmin, actor_of
+from jobs.admin.guard import ActForm, CappedPaginator, GuardedAdmin, ReadOnlyAdmin, RightsAdmin, actor_of
 from jobs.ledger import webhooks
 from jobs.messages import message
 from jobs.messages.arguments import startable
 from jobs.models import Webhook, WebhookSource
 from jobs.models.audit import Actor
-from jobs.rules.errors import Invalid
 
 
-class SourceForm(forms.ModelForm[WebhookSource]):
+class SourceForm(ActForm):
     actor = Actor("code")  # the user of the page
     keys = forms.ChoiceField(help_text="For further names, set WEBHOOK_KEYS_NAME for the web processes.")
     job = forms.ChoiceField(help_text="A job that takes the argument `webhook`, the id of what was sent.")
@@ -49,14 +47,8 @@ class SourceForm(forms.ModelForm[WebhookSource]):
     def clean_arguments(self) -> Any:
         return self.cleaned_data["arguments"] or {}
 
-    def _post_clean(self) -> None:
-        """Check the source as a whole, once Django has built it of valid fields."""
-        super()._post_clean()  # type: ignore[misc] # Django's own hook
-        if not self.errors:
-            try:
-                webhooks.check(self.instance, self.actor)
-            except Invalid as error:
-                self.add_error(None, ValidationError(str(error)))
+    def check_row(self) -> None:
+        webhooks.check(self.instance, self.actor)
 
 
 @admin.register(WebhookSource)

@@ -21,7 +21,7 @@ from jobs.models.audit import Changed, note
 from jobs.monitoring import channels
 from jobs.monitoring.message import Message
 from jobs.rules.crontab import zone_of
-from jobs.rules.errors import Forbidden, Invalid
+from jobs.rules.errors import Conflict, Forbidden, Invalid
 from jobs.rules.health import Health
 from jobs.secrets import mask
 
@@ -114,7 +114,7 @@ def delete_silences(chosen: QuerySet[Silence], actor: Actor | str) -> int:
     return _delete(chosen, Kind.SILENCE, Actor.of(actor))
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------------------
 
 
 def check_channel(channel: Channel) -> None:
@@ -250,13 +250,13 @@ def _write(row: Any, columns: Iterable[str] | None) -> None:
         with transaction.atomic():
             row.save(update_fields=columns)
     except IntegrityError as error:  # another request has taken the name meanwhile
-        raise Invalid(f"There is a channel “{row}” already: choose another name.") from error
+        raise Conflict(f"There is a channel “{row}” already: choose another name.") from error
 
 
 def _clean(row: Any) -> None:
     """Refuse what the columns do not allow. Raises `Invalid`."""
     try:
-        row.full_clean(exclude={"created_by"})
+        row.full_clean(exclude={"created_by"}, validate_unique=False)  # `_write` finds a name that is taken
     except ValidationError as error:
         raise Invalid(" ".join(f"{name}: {' '.join(text)}" for name, text in error.message_dict.items())) from error
 

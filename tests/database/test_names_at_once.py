@@ -13,7 +13,8 @@ from django.urls import reverse
 from django_celery_beat.models import IntervalSchedule, PeriodicTask, SolarSchedule
 
 from jobs.ledger import webhooks
-from jobs.models import ApiToken, AuditEntry, WebhookSource
+from jobs.models import ApiToken, AuditEntry, Channel, WebhookSource
+from jobs.monitoring import acts as of_alerts
 from jobs.rules.errors import Conflict
 from jobs.schedules import acts, timings
 from tests.database.test_admin import form, text
@@ -25,6 +26,7 @@ from tests.pure.test_signatures import PLAIN
 
 pytestmark = [pytest.mark.django_db(transaction=True), only_where_rows_are_locked]
 COLUMNS = {"name": "shop", "form": "github", "keys": "PLAIN", "job": "tests.nothing"}
+CHANNEL = {"name": "ops", "kind": "mail", "addresses": ["ops@example.org"]}
 PLACE = {"event": "sunset", "latitude": "52.500000", "longitude": "13.400000"}
 
 
@@ -71,6 +73,10 @@ def issue_token() -> None:
     ApiToken.objects.issue("ci", User.objects.get(), ["jobs.view_run"], "bob")
 
 
+def save_channel() -> None:
+    of_alerts.save_channel(Channel(**CHANNEL), "bob")
+
+
 def save_place() -> None:
     acts.save_timing(SolarSchedule(**PLACE), "bob")
 
@@ -96,6 +102,11 @@ PAGES: dict[str, tuple[Callable[[], None], Callable[[], tuple[str, dict[str, Any
         )
         for name, first in (("", save_schedule), (" that is locked", lock_and_save_schedule))
     },
+    "channel": (
+        save_channel,
+        lambda: (page_of("jobs_channel"), CHANNEL | {"addresses": "ops@example.org", "patterns": "typed*"}),
+        "typed*",
+    ),
     "token": (issue_token, lambda: (page_of("jobs_apitoken"), asked(jobs="tests.nothing")), "tests.nothing"),
     "place": (save_place, lambda: (page_of("django_celery_beat_solarschedule"), PLACE), PLACE["latitude"]),
     "user": (
@@ -121,6 +132,8 @@ def test_it_shows_the_form_again_if_another_user_takes_the_name_meanwhile(ada, c
 REQUESTS: dict[str, tuple[Callable[[], None], str, str, dict[str, Any]]] = {
     "source": (save_source, "POST", "/api/webhook-sources", COLUMNS),
     "renamed source": (save_source, "PATCH", "/api/webhook-sources/{source}", {"name": "shop"}),
+    "channel": (save_channel, "POST", "/api/channels", CHANNEL),
+    "renamed channel": (save_channel, "PATCH", "/api/channels/{channel}", {"name": "ops"}),
     "schedule": (
         save_schedule,
         "POST",
@@ -134,6 +147,7 @@ REQUESTS: dict[str, tuple[Callable[[], None], str, str, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", REQUESTS)
 def test_it_answers_409_if_another_request_takes_the_name_meanwhile(ada, case):
     keys = {"schedule": make_schedule("other").pk, "source": make_source(name="other").pk}
+    keys["channel"] = Channel.objects.create(**CHANNEL | {"name": "other"}).pk
     first, method, address, body = REQUESTS[case]
 
     def request() -> Any:
