@@ -4,7 +4,7 @@
 
 Its one rule: a new run gets the headers of the moment it is created in. They stand in its options, so each message of
 it has them, whichever process sends it and however often. A step gets those of the moment it is sent in. A run that
-repeats another one takes over none of its headers.
+repeats another one inherits none of its headers.
 Limit: every program that may write to the broker can forge a header. Check what you read.
 """
 

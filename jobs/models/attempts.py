@@ -1,4 +1,4 @@
-"""What is kept of a run besides its row: attempts that did not end it, its log, and what it does only once."""
+"""What else is kept of a run? Attempts that did not end it, its log, and its effects, which it has only once."""
 
 from uuid import UUID
 

@@ -121,7 +121,7 @@ def _judged(schedules: Collection[int], now: datetime) -> dict[PeriodicTask, Fin
 
 
 def _with_history(policy: Policy, facts: Facts) -> tuple[Facts, Limits]:
-    """These facts with earlier outcomes, where they matter. What is failing stays so until a success."""
+    """These facts with earlier outcomes, where they matter. A failing one stays so until a success."""
     limits = _limits(policy)
     last = facts.outcomes[0] if facts.outcomes else None
     if last is None or last.state == State.SUCCEEDED:

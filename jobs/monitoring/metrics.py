@@ -1,7 +1,7 @@
 """What does Prometheus read? The state of everything now, by the ledger, and what the watch has counted so far.
 
 Its one rule: each scrape reads the database, and a process keeps nothing. So every web process gives the same answer,
-and the figures survive restarts. No query reads ended runs: the cost follows what is unfinished, and the schedules.
+and the figures survive restarts. No query reads ended runs: the cost follows unfinished runs and schedules.
 The label of a job is `task`, because `job` is a label of Prometheus.
 Limits: counts of ended runs are up to a minute old. At most `MOST` jobs, queues and resources have labels of their own;
 the others share one.

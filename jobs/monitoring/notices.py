@@ -118,7 +118,7 @@ def _drop_late_starts(channel: Channel, now: datetime) -> None:
 
 
 def _news(unsent: NoticeQuerySet, now: datetime) -> list[Notice]:
-    """What is to be sent now, with all else about the same subjects, which may have been held back for longer."""
+    """The notices to send now, with all others about the same subjects, even those that are held back for longer."""
     due = unsent.filter(not_before__lte=now).values_list("alert__subject", flat=True)[:MOST_AT_ONCE]
     return list(unsent.filter(alert__subject__in=set(due)))
 

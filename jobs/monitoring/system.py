@@ -186,7 +186,7 @@ def _made_at(run: UUID) -> datetime:
 
 
 def _retention(now: datetime) -> Findings:
-    """Whether the ledger grows, because nothing deletes what is old."""
+    """Whether the ledger grows, because nothing deletes old rows."""
     since = now - CLEANED_EVERY
     schedules = list(PeriodicTask.objects.filter(task=CLEANUP).select_related("policy").order_by("pk")[:MOST_SCHEDULES])
     cleaned = Run.objects.filter(schedule__in=schedules, state=State.SUCCEEDED)

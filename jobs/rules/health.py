@@ -51,7 +51,7 @@ LEAST_SHORT = timedelta(seconds=2)  # no run counts as too short where runs usua
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is expected of a schedule. None: no limit."""
+    """The limits within which a schedule is well. None: no limit."""
 
     late_after: timedelta = LATE_AFTER
     failures: int = 1

@@ -34,7 +34,7 @@ def processes():
 
 
 def found() -> dict[str, str]:
-    """The sentences of what is not well now."""
+    """The sentences about the parts that are not well now."""
     return {subject: finding.sentence for subject, finding in system.findings(database_now()).items()}
 
 

@@ -78,7 +78,7 @@ def run_jobs(processes, file: str) -> None:
         make_due(schedule, ago=timedelta(minutes=2))
     for schedule in schedules[:2]:
         run_now(schedule)
-    waiting = run_now(make_schedule("slow", queue="nobody"))
+    waiting = run_now(make_schedule("slow", queue="unattended"))
     scheduled = Run.objects.filter(trigger=Trigger.SCHEDULE)
     processes.eventually(lambda: scheduled.values("schedule").distinct().count() == len(schedules))
     processes.eventually(lambda: not Run.objects.active().exclude(pk=waiting.pk).exists())
@@ -120,8 +120,8 @@ def check_histograms(found: dict[tuple[str, ...], float], runs: list[Run]) -> No
 
 def check_gauges(found: dict[tuple[str, ...], float]) -> None:
     assert found["punctual_schedules",] == PeriodicTask.objects.count() == found["punctual_schedules_enabled",]
-    assert found["punctual_runs_active", "queued"] == found["punctual_queue_runs", "nobody"] == 1
-    assert found["punctual_queue_consumers", "nobody"] == found["punctual_queue_runs", "celery"] == 0
+    assert found["punctual_runs_active", "queued"] == found["punctual_queue_runs", "unattended"] == 1
+    assert found["punctual_queue_consumers", "unattended"] == found["punctual_queue_runs", "celery"] == 0
     assert Node.objects.exclude(stopped_at=None).count() == 2
     assert not [key for key, value in found.items() if key[0] == "punctual_nodes" and value]
 

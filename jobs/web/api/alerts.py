@@ -122,7 +122,7 @@ def list_silences(request: HttpRequest, filters: Query[SilenceFilters], paging: 
 
 @silences.post("", response={201: SilenceOut})
 def create_silence(request: HttpRequest, response: HttpResponse, body: SilenceForm) -> Any:
-    """Send no message about some schedules until an end. What is still wrong then is told then."""
+    """Send no message about some schedules until an end. Problems that persist are reported then."""
     given = body.dict(exclude={"schedule"}, exclude_none=True)
     silence = Silence(**given, schedule=None if body.schedule is None else _schedule(request, body.schedule))
     acts.save_silence(silence, actor_of(request))
