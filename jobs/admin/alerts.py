@@ -97,6 +97,7 @@ class TimeFilter(ChosenFilter):
 
 @admin.register(Alert)
 class AlertAdmin(ReadOnlyAdmin, GuardedAdmin):
+    change_form_template = "admin/jobs/entry_page.html"  # without History
     linked_by = ("schedule__id__exact",)
     list_display = ("when", "name", "change", "sentence", "since_", "count", "told")
     list_display_links = ("when",)
