@@ -250,7 +250,7 @@ def _write(row: Any, columns: Iterable[str] | None) -> None:
         with transaction.atomic():
             row.save(update_fields=columns)
     except IntegrityError as error:  # another request has taken the name meanwhile
-        raise Conflict(f"There is a channel “{row}” already: choose another name.") from error
+        raise Conflict(f"The channel “{row}” already exists: choose another name.") from error
 
 
 def _clean(row: Any) -> None:
