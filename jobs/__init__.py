@@ -6,6 +6,7 @@
     secrets       how do secrets get into jobs, and stay out of texts?
     logs          what does a log line look like?
     http          how does a job call an address that a user typed?
+    tracing       which spans does OpenTelemetry get?
     models/       what is kept?
     mail/         where may mail go, and does the server take it?
     messages/     what is Celery given?

@@ -25,7 +25,7 @@ class JobsConfig(AppConfig):
         from jobs.models import dates, rights, routing, sqlite_files, unknown_zones
         from jobs.monitoring import nodes, statistics, strangers, watching
         from jobs.schedules import calendar
-        from jobs.worker import connection, control, guard, logs, refusals, resources, signals
+        from jobs.worker import connection, control, guard, logs, refusals, resources, signals, traces
 
         routing.install()
         dates.install()
@@ -48,3 +48,4 @@ class JobsConfig(AppConfig):
         statistics.connect()
         strangers.connect()
         watching.connect()
+        traces.connect()

@@ -315,6 +315,7 @@ MIDDLEWARE = [
     "jobs.web.api.problems.Problems",
     "project.health.answered",
     "project.metrics.served",
+    "jobs.web.traced.traced",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

@@ -18,6 +18,7 @@ from django.db import DataError, IntegrityError, transaction
 from django.db.models import F
 from django_celery_beat.models import PeriodicTask
 
+from jobs import tracing
 from jobs.beat.due import Claimed, Due, due_moments, is_clocked
 from jobs.ledger import outcomes
 from jobs.ledger.new_runs import NewRun, expires_at, new_run
@@ -97,7 +98,7 @@ def _record_unstorable(policy: Policy, reason: str, now: datetime) -> None:
 
 def _claim_batch(due: PolicyQuerySet, now: datetime) -> tuple[list[NewRun], list[Claimed]]:
     """Claim these schedules in one transaction; returns the runs to send, and the schedules."""
-    with transaction.atomic():
+    with tracing.span("claim"), transaction.atomic():
         locked = [Claimed(*row) for row in due.select_for_update(skip_locked=True).values_list(*_COLUMNS)]
         if not locked:
             return [], []

@@ -7,7 +7,7 @@ run, or a worker gives it back, its message is sent again, with growing patience
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from itertools import groupby
 from typing import Any
@@ -18,6 +18,7 @@ from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
+from jobs import tracing
 from jobs.ledger import outcomes
 from jobs.ledger.undelivered import deliverable
 from jobs.messages import dispatch, keys
@@ -35,10 +36,12 @@ def send(runs: Sequence[Sendable]) -> None:
     A run whose message cannot be made ends as failed, with the reason. Raises `BrokerUnavailableError`.
     """
     for start in range(0, len(runs), BATCH):
-        published = _publish(runs[start : start + BATCH])
-        _mark_queued(published.sent)
-        for run, why in published.refused:
-            _refuse(run, why)
+        batch = runs[start : start + BATCH]
+        with _span(batch):
+            published = _publish(batch)
+            _mark_queued(published.sent)
+            for run, why in published.refused:
+                _refuse(run, why)
 
 
 def send_waiting() -> int:
@@ -119,6 +122,15 @@ def _refuse(run: Sendable, why: str) -> None:
     log.warning("Run %s cannot be sent: %s", run.id, why, extra={**keys.of_run(run), "action": "dispatch"})
     this = Run.objects.filter(id=run.id, attempt=run.attempt)
     outcomes.end(this, {State.WAITING}, State.FAILED, reason=f"could not be sent: {why}")
+
+
+def _span(runs: Sequence[Sendable]) -> AbstractContextManager[object]:
+    """Part of the trace of the code that created these runs; if several did, linked to each of their traces."""
+    if not tracing.is_on():
+        return nullcontext()
+    parents = {(run.options.get("headers") or {}).get(tracing.HEADER) for run in runs}
+    attributes = {"messaging.operation.name": "send", "messaging.batch.message_count": len(runs)}
+    return tracing.span("send", "producer", parents, attributes)
 
 
 def _mark_queued(runs: Sequence[Sendable]) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +52,8 @@ class Execution:
     interrupt: Callable[[], Any] | None = None  # interrupts an `async def` job, from any thread
 
     request: Any = None  # of its task
+    span: Any = None  # of OpenTelemetry, if tracing is on
+    scope: ExitStack = field(default_factory=ExitStack)  # closed when its task is over
     outer: "Execution | None" = None  # the execution inside which this one takes place, in eager mode
     outer_request_id: str = ""  # of the web request inside which it takes place, in eager mode
     thread: int = field(default_factory=threading.get_ident)
@@ -167,6 +169,7 @@ def enter(request: Any, execution: Execution) -> None:
 
 def leave(execution: Execution) -> None:
     """Its task is over."""
+    execution.scope.close()
     _under_way.discard(execution)
     if _current.get() is execution:
         _current.set(execution.outer)

@@ -27,7 +27,7 @@ from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import LONGEST_REASON, UNSTARTED, Run, State, Step
 from jobs.rules.errors import logged
 from jobs.secrets import in_one_line
-from jobs.worker import canvas, context, finish, pulse, reports
+from jobs.worker import canvas, context, finish, pulse, reports, traces
 from jobs.worker.connection import on_good_connection, patiently
 from jobs.worker.context import REFUSED, Execution
 from jobs.worker.refusals import Named
@@ -53,9 +53,8 @@ def _on_failure(sender: Any, exception: BaseException, einfo: Any = None, **_: A
     if execution := context.of(sender.request):
         execution.retry = None
         # Celery replaces an error that cannot be pickled; the error itself is being handled here.
-        error = sys.exception() if isinstance(exception, UnpickleableExceptionWrapper) else None
-        text = str(getattr(einfo, "traceback", ""))
-        _conclude(execution, partial(finish.fail, execution, error or exception, text), error or exception)
+        replaced = isinstance(exception, UnpickleableExceptionWrapper)
+        _fail(execution, (sys.exception() if replaced else None) or exception, str(getattr(einfo, "traceback", "")))
 
 
 def _on_postrun(task: Any, state: str | None = None, retval: Any = None, **_: Any) -> None:
@@ -71,7 +70,7 @@ def _on_postrun(task: Any, state: str | None = None, retval: Any = None, **_: An
             _conclude(execution, partial(_finish_as_chosen, execution, task.request, *CHOSEN[state]))
         elif state in {states.SUCCESS, None} and (error := sys.exception()) and not _ends_process(error):
             # Celery reported no failure: it is no `Exception`, a follower was not sent, or the result was not stored.
-            _conclude(execution, partial(finish.fail, execution, error, "".join(format_exception(error))), error)
+            _fail(execution, error, "".join(format_exception(error)))
     finally:
         pulse.release(execution)
         context.leave(execution)
@@ -80,6 +79,11 @@ def _on_postrun(task: Any, state: str | None = None, retval: Any = None, **_: An
 def _finish_as_chosen(execution: Execution, request: Any, state: State, reason: str) -> None:
     canvas.forsake_all(request, reason)
     finish.finish(execution, state, reason)
+
+
+def _fail(execution: Execution, error: BaseException, text: str) -> None:
+    traces.failed(execution, error)
+    _conclude(execution, partial(finish.fail, execution, error, text), error)
 
 
 def _conclude(execution: Execution, write: Callable[[], object], own: BaseException | None = None) -> None:

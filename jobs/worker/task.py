@@ -22,7 +22,7 @@ from jobs.ledger.steps import STEP_HEADER
 from jobs.messages.envelope import ATTEMPT_HEADER
 from jobs.models import installation
 from jobs.models.runs import Sent
-from jobs.worker import canvas, context, finish, forgery, pulse, refusals, results
+from jobs.worker import canvas, context, finish, forgery, pulse, refusals, results, traces
 from jobs.worker.connection import on_good_connection, patiently
 from jobs.worker.context import Execution, node_of
 from jobs.worker.loops import drop_left_loop, is_pool_child
@@ -122,6 +122,7 @@ def _start(task: Any, task_id: str, sent: Sent) -> None:
         _refuse(execution)
         raise Ignore("This attempt was started before, or is no longer wanted.")
     context.enter(request, execution)
+    traces.begin(execution)
     if not request.is_eager:  # in a test, which no other thread may disturb
         pulse.watch(execution)
 
