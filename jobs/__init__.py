@@ -12,7 +12,8 @@
     messages/     what is Celery given?
     schedules/    what does a schedule mean, and what may be done to it?
     ledger/       how does a run begin and end?
-    monitoring/   is all well, and who is told?
+    monitoring/   is all well, and why not?
+    alerts/       who is told that something is wrong, and how?
     worker/       what happens while a run executes?
     beat/         what does a tick do?
     deployment    which doors do the settings leave open?

@@ -19,33 +19,20 @@ class JobsConfig(AppConfig):
 
     def ready(self) -> None:
         from jobs import checks
+        from jobs.alerts import watching
         from jobs.beat import rivals
         from jobs.ledger import outcomes
         from jobs.messages import discovery
         from jobs.models import dates, rights, routing, sqlite_files, unknown_zones
-        from jobs.monitoring import nodes, statistics, strangers, watching
+        from jobs.monitoring import nodes, statistics, strangers
         from jobs.schedules import calendar
         from jobs.worker import connection, control, guard, logs, refusals, resources, signals, traces
 
-        routing.install()
-        dates.install()
-        sqlite_files.install()
-        unknown_zones.install()
+        for module in (routing, dates, sqlite_files, unknown_zones):
+            module.install()
         post_migrate.connect(rights.make_permissions, sender=self)
-        checks.connect()
-        signals.connect()
-        connection.connect()
-        discovery.connect()
-        calendar.connect()
-        nodes.connect()
         outcomes.listen(outcomes.pause_failing)
-        guard.connect()
-        control.connect()
-        logs.connect()
-        refusals.connect()
-        resources.connect()
-        rivals.connect()
-        statistics.connect()
-        strangers.connect()
-        watching.connect()
-        traces.connect()
+        for module in (checks, signals, connection, discovery, calendar, nodes, guard, control, logs, refusals):
+            module.connect()
+        for module in (resources, rivals, statistics, strangers, watching, traces):
+            module.connect()

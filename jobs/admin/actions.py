@@ -27,9 +27,9 @@ from django_celery_beat.models import PeriodicTask
 from jobs.admin.display import counted, moment
 from jobs.admin.guard import actor_of
 from jobs.admin.silences import LengthForm
+from jobs.alerts import acts as telling
 from jobs.ledger import backfills, requests, sending
 from jobs.models import CATCH_UP_CHOICES, Backfill, Run, Silence, State
-from jobs.monitoring import acts as telling
 from jobs.rules.errors import Invalid
 from jobs.rules.policies import CatchUp
 from jobs.schedules import acts

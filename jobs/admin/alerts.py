@@ -17,8 +17,8 @@ from django_celery_beat.models import PeriodicTask
 
 from jobs.admin.display import NOTHING, moment, state
 from jobs.admin.guard import CappedPaginator, ChosenFilter, GuardedAdmin, KnownChoices, ReadOnlyAdmin
+from jobs.alerts import descriptions
 from jobs.models import Alert, Channel, Notice, Run
-from jobs.monitoring import descriptions
 from jobs.rules.health import Health
 
 SHOWN = 5  # alerts of a schedule

@@ -21,8 +21,8 @@ from jobs.admin.alerts import notice
 from jobs.admin.display import NOTHING, moment, state
 from jobs.admin.guard import ActForm, GuardedAdmin, actor_of
 from jobs.admin.tokens import Lines
+from jobs.alerts import acts, channels, descriptions
 from jobs.models import Channel, Notice
-from jobs.monitoring import acts, channels, descriptions
 from jobs.rules.errors import Forbidden, Invalid
 from jobs.rules.health import TITLES, Health
 

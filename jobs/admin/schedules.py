@@ -22,11 +22,11 @@ from jobs.admin import actions, alerts, happened, typed
 from jobs.admin.display import NOTHING, between, moment, state
 from jobs.admin.guard import ChosenFilter, RightsAdmin, actor_of, without_backfills
 from jobs.admin.timings import shared, tell_of_return
+from jobs.alerts import descriptions
 from jobs.messages import discovery, queues
 from jobs.messages.arguments import find_task, model_of, startable
 from jobs.models import KINDS, Node, Policy
 from jobs.models.audit import Actor, Door
-from jobs.monitoring import descriptions
 from jobs.rules.errors import Invalid
 from jobs.rules.health import Health
 from jobs.rules.queues import reserved

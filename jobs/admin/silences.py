@@ -20,9 +20,9 @@ from django_celery_beat.models import PeriodicTask
 from jobs.admin.display import counted, moment, state
 from jobs.admin.guard import ActForm, CappedPaginator, ChosenFilter, GuardedAdmin, ReadOnlyAdmin, actor_of
 from jobs.admin.tokens import Lines
+from jobs.alerts import acts, descriptions
+from jobs.alerts.descriptions import Phase
 from jobs.models import LONGEST_REASON, Silence, database_now
-from jobs.monitoring import acts, descriptions
-from jobs.monitoring.descriptions import Phase
 from jobs.rules.errors import Invalid
 
 MORNING = time(8)

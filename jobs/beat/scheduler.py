@@ -17,11 +17,12 @@ from django.db import Error, close_old_connections, connection
 from django.db.models import Min
 from django_celery_beat.models import PeriodicTasks
 
+from jobs.alerts import watching
 from jobs.beat import claim, release, rescue
 from jobs.ledger import outbox
 from jobs.messages.dispatch import BrokerUnavailableError
 from jobs.models import UNSTARTED, ChangedTiming, Node, Policy, Release, Run, database_now, installation
-from jobs.monitoring import nodes, watching
+from jobs.monitoring import nodes
 from jobs.rules.errors import hidden
 from jobs.schedules import calendar, entries, recheck
 from jobs.worker import guard

@@ -6,10 +6,10 @@ from typing import Any
 from django.db.models import Q, QuerySet
 from django_celery_beat.models import PeriodicTask
 
+from jobs.alerts import descriptions
 from jobs.ledger.backfills import Preview
 from jobs.management.terminal import shown
 from jobs.models import KINDS, Run, database_now
-from jobs.monitoring import descriptions
 from jobs.monitoring.progress import reason_of
 from jobs.schedules import status
 from jobs.web.api import schedule_shown

@@ -1,1 +1,1 @@
-"""Is all well, and who is told? It reads the ledger and decides nothing about a run."""
+"""Is all well, and why not? It reads the ledger and decides nothing about a run."""

@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 from django.urls import reverse
 
+from jobs.alerts import acts
 from jobs.models import Alert, AuditEntry, Channel, Condition, Notice, Policy, Silence, database_now
-from jobs.monitoring import acts
 from jobs.rules.errors import Invalid
 from tests.api import make_caller
 from tests.database.test_admin import SCHEDULES, act, page_of, text, viewer

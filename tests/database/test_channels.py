@@ -25,11 +25,11 @@ import standardwebhooks
 import trustme
 
 from jobs import http
+from jobs.alerts import channels, outbound
+from jobs.alerts.channels import ChannelError
+from jobs.alerts.message import Item, Message, Ping
 from jobs.logs import Formatter
 from jobs.models import Channel
-from jobs.monitoring import channels, outbound
-from jobs.monitoring.channels import ChannelError
-from jobs.monitoring.message import Item, Message, Ping
 from jobs.rules import signatures
 from jobs.rules.health import Health
 from tests.gateway import Gateway, gateway
@@ -113,7 +113,7 @@ def test_it_says_why_an_address_does_not_suit(settings):
 def test_it_imports_apprise_only_when_it_is_used():
     code = (
         "import sys, django; django.setup();"
-        "from jobs.monitoring import channels, notices; from jobs.models import Channel;"
+        "from jobs.alerts import channels, notices; from jobs.models import Channel;"
         "assert channels.why_not(Channel(kind='webhook', url='X'));"
         "assert 'apprise' not in sys.modules and 'requests' not in sys.modules"
     )

@@ -10,6 +10,7 @@ from django.core.management import CommandError, call_command
 from django.urls import reverse
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
+from jobs.alerts import watching
 from jobs.beat import claim, rescue
 from jobs.beat.scheduler import REFUSED_SLEEP, Scheduler
 from jobs.ledger import backfills, requests
@@ -26,7 +27,6 @@ from jobs.models import (
     database_now,
     installation,
 )
-from jobs.monitoring import watching
 from jobs.rules.errors import Invalid
 from jobs.worker import context, pulse
 from tests.making import expire_lease, make_due, make_run, make_schedule

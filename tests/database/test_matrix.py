@@ -20,6 +20,7 @@ from django.test import Client
 from django.urls import reverse
 from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
+from jobs.alerts import acts as telling
 from jobs.ledger import backfills, requests, webhooks
 from jobs.models import (
     KINDS,
@@ -38,7 +39,6 @@ from jobs.models import (
     rights,
 )
 from jobs.models.audit import NEEDED, Actor, Door
-from jobs.monitoring import acts as telling
 from jobs.rules.errors import Forbidden
 from jobs.schedules import acts
 from jobs.toolkit import files, uploads

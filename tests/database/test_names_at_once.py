@@ -12,9 +12,9 @@ from django.test import Client
 from django.urls import reverse
 from django_celery_beat.models import IntervalSchedule, PeriodicTask, SolarSchedule
 
+from jobs.alerts import acts as of_alerts
 from jobs.ledger import webhooks
 from jobs.models import ApiToken, AuditEntry, Channel, WebhookSource
-from jobs.monitoring import acts as of_alerts
 from jobs.rules.errors import Conflict
 from jobs.schedules import acts, timings
 from tests.database.test_admin import form, text

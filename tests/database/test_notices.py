@@ -10,8 +10,8 @@ import pytest
 from django.db import connections
 from django.db.models import F
 
+from jobs.alerts import changes, channels, notices, watching
 from jobs.models import Alert, Channel, Notice, RunLog, Silence, State, Watch, database_now
-from jobs.monitoring import alerts, channels, notices, watching
 from jobs.rules.health import Finding, Health
 from tests.making import make_run, make_schedule
 from tests.web import Web, serving
@@ -38,8 +38,8 @@ def channel(receiver: Web) -> Channel:
 def tell(*names: str, health: Health = Health.FAILING) -> None:
     """Let the health of these subjects change now."""
     found = {make_or_get(name): Finding(health, f"{name} is {health}.") for name in names}
-    alerts.record(Watch.begin(0.0), alerts.of_schedules(found), database_now())
-    Notice.objects.filter(tries=0).update(not_before=F("not_before") - alerts.LINGER)
+    changes.record(Watch.begin(0.0), changes.of_schedules(found), database_now())
+    Notice.objects.filter(tries=0).update(not_before=F("not_before") - changes.LINGER)
 
 
 def make_or_get(name: str) -> Any:
@@ -85,7 +85,7 @@ def test_what_happens_at_once_is_one_message(channel, receiver):
 
 def test_it_lingers_for_what_else_happens(channel, receiver):
     found = {make_schedule("it"): Finding(Health.LATE, "It is late.")}
-    alerts.record(Watch.begin(0.0), alerts.of_schedules(found), database_now())
+    changes.record(Watch.begin(0.0), changes.of_schedules(found), database_now())
     assert notices.waiting() == []
     deliver(channel)
     assert receiver.asked == []

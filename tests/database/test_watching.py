@@ -9,6 +9,7 @@ from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from django_celery_beat.models import PeriodicTask
 
+from jobs.alerts import changes, watching
 from jobs.beat import claim
 from jobs.models import (
     Alert,
@@ -25,7 +26,7 @@ from jobs.models import (
     database_now,
 )
 from jobs.models.runs import new_run_id
-from jobs.monitoring import alerts, health, watching
+from jobs.monitoring import health
 from jobs.rules.health import Finding, Health
 from tests.making import make_due, make_run, make_schedule
 
@@ -287,10 +288,10 @@ def test_a_look_that_was_overtaken_writes_nothing():
     watching.look()
     overtaken = Watch.begin(0.0)
     newer = Watch.begin(0.0)
-    seen = alerts.of_schedules({schedule: Finding(Health.LATE, "It is late.")})
-    assert alerts.record(overtaken, seen, database_now()) == []
+    seen = changes.of_schedules({schedule: Finding(Health.LATE, "It is late.")})
+    assert changes.record(overtaken, seen, database_now()) == []
     assert not Alert.objects.exists()
-    assert len(alerts.record(newer, seen, database_now())) == 1
+    assert len(changes.record(newer, seen, database_now())) == 1
 
 
 @pytest.mark.django_db(transaction=True)
@@ -340,8 +341,8 @@ def test_parts_of_the_system_are_told_to_channels_that_want_them():
     Channel.objects.create(name="no", of_system=False)
     watching.look()
     down = {"worker": Finding(Health.DOWN, "No worker runs.")}
-    alerts.record(Watch.begin(0.0), alerts.of_system(down), database_now())
-    alerts.record(Watch.begin(0.0), alerts.of_system({}), database_now())
+    changes.record(Watch.begin(0.0), changes.of_system(down), database_now())
+    changes.record(Watch.begin(0.0), changes.of_system({}), database_now())
     told = list(Notice.objects.order_by("id").values_list("channel__name", "alert__subject", "alert__health"))
     assert told == [("yes", "worker", "down"), ("yes", "worker", "ok")]
 
@@ -351,7 +352,7 @@ def test_a_channel_is_not_told_of_its_own_fault():
     Channel.objects.create(name="other")
     watching.look()
     down = {"channel:broken": Finding(Health.DOWN, "It cannot be reached.")}
-    alerts.record(Watch.begin(0.0), alerts.of_system(down), database_now())
+    changes.record(Watch.begin(0.0), changes.of_system(down), database_now())
     assert list(Notice.objects.values_list("channel__name", flat=True)) == ["other"]
 
 

@@ -7,9 +7,9 @@ from uuid import UUID
 
 import pytest
 
-from jobs.monitoring import message as words
-from jobs.monitoring.message import Item, Message
-from jobs.monitoring.services import shielded
+from jobs.alerts import message as words
+from jobs.alerts.message import Item, Message
+from jobs.alerts.services import shielded
 from jobs.rules.health import Health
 
 NOW = datetime(2026, 12, 1, 2, 30, 15, 999, tzinfo=UTC)

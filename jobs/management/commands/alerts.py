@@ -7,10 +7,10 @@ from typing import Any
 from django.core.management.base import CommandParser
 from django.db import transaction
 
+from jobs.alerts import acts, descriptions
 from jobs.management import reading
 from jobs.management.terminal import MissingError, ShellCommand, UsageError, counted
 from jobs.models import Actor, Alert, Channel, Kind, Silence, database_now
-from jobs.monitoring import acts, descriptions
 from jobs.rules.health import Health
 
 MOST_LISTED = 10_000  # alerts

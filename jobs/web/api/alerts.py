@@ -13,8 +13,8 @@ from django_celery_beat.models import PeriodicTask
 from ninja import Field, Query, Router, Schema, Status
 from pydantic import WithJsonSchema
 
+from jobs.alerts import acts, descriptions
 from jobs.models import LONGEST_REASON, Alert, Notice, Silence, database_now
-from jobs.monitoring import acts, descriptions
 from jobs.rules.health import Health
 from jobs.web.api.channels import Patterns
 from jobs.web.api.lists import Page, Paging, page

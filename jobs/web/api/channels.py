@@ -12,9 +12,9 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Field, Query, Router, Schema, Status
 from pydantic import WithJsonSchema
 
+from jobs.alerts import acts, channels
 from jobs.models import LONGEST_NAME, Channel
 from jobs.models.alerts import LONGEST_CHANNEL
-from jobs.monitoring import acts, channels
 from jobs.web.api.lists import Page, Paging, page
 from jobs.web.api.routes import In, MissingError, RowId, actor_of, needs
 

@@ -10,8 +10,8 @@ from uuid import UUID
 from django_celery_beat.models import PeriodicTask
 from pydantic import BaseModel, Field, WithJsonSchema
 
+from jobs.alerts import descriptions
 from jobs.models import Policy, Run
-from jobs.monitoring import descriptions
 from jobs.rules.health import Health
 from jobs.schedules import status, timings
 from jobs.web.api.routes import Moment

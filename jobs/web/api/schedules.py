@@ -14,9 +14,10 @@ from django_celery_beat.models import PeriodicTask
 from ninja import Query, Router, Schema, Status
 from pydantic import BaseModel, Field
 
+from jobs.alerts import descriptions
 from jobs.ledger import backfills, requests
 from jobs.models import KINDS, Backfill, Run, database_now
-from jobs.monitoring import descriptions, history
+from jobs.monitoring import history
 from jobs.rules.errors import Conflict
 from jobs.rules.health import Health
 from jobs.rules.policies import CatchUp

@@ -12,12 +12,12 @@ from email.utils import parseaddr
 from django.core.mail import EmailMultiAlternatives
 from django.template.loader import render_to_string
 
+from jobs.alerts import message as words
+from jobs.alerts.message import Message
+from jobs.alerts.outbound import ChannelError, Deadline, in_thread, note_sent, was_sent
 from jobs.mail import smtp
 from jobs.mail.addresses import canonical, deliverable, masked
 from jobs.models import Channel
-from jobs.monitoring import message as words
-from jobs.monitoring.message import Message
-from jobs.monitoring.outbound import ChannelError, Deadline, in_thread, note_sent, was_sent
 
 LONGEST_ANSWER = 5.0  # seconds between two answers of the mail server
 LONGEST_SUBJECT = 200  # characters

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 
+from jobs.alerts import message as words
+from jobs.alerts.message import Item, Message
+from jobs.alerts.outbound import FINAL, ChannelError, Deadline, in_thread, note_sent, was_sent
 from jobs.models import Channel
-from jobs.monitoring import message as words
-from jobs.monitoring.message import Item, Message
-from jobs.monitoring.outbound import FINAL, ChannelError, Deadline, in_thread, note_sent, was_sent
 from jobs.rules.health import Health
 
 if TYPE_CHECKING:

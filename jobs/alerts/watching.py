@@ -17,8 +17,9 @@ from typing import Any
 from celery import signals
 from django.db import connection, transaction
 
+from jobs.alerts import changes, channels, notices
 from jobs.models import Channel, Node, Watch, database_now, installation
-from jobs.monitoring import alerts, channels, health, notices, system, tallies
+from jobs.monitoring import health, system, tallies
 from jobs.rules.errors import logged
 
 log = logging.getLogger(__name__)
@@ -66,11 +67,11 @@ def _look(this: Watch) -> None:
     now = database_now()
     seen_until = this.seen_until or now - FIRST_LOOK
     for found in health.findings(seen_until - OVERLAP, now):
-        alerts.record(this, alerts.of_schedules(found), now)
-    alerts.record(this, alerts.of_system(system.findings(now)), now)
+        changes.record(this, changes.of_schedules(found), now)
+    changes.record(this, changes.of_system(system.findings(now)), now)
     with transaction.atomic():
         if this.hold():
-            alerts.note_runs(seen_until - OVERLAP)
+            changes.note_runs(seen_until - OVERLAP)
             if this.seen_until is not None:
                 tallies.add_ended(seen_until - COUNTED_AFTER, now - COUNTED_AFTER)
             Watch.objects.update(seen_until=now)
@@ -156,5 +157,5 @@ def _on_worker_ready(**_: Any) -> None:
 
 
 def connect() -> None:
-    signals.beat_init.connect(_on_beat_init, dispatch_uid="jobs.monitoring.watching")
-    signals.worker_ready.connect(_on_worker_ready, dispatch_uid="jobs.monitoring.watching.worker")
+    signals.beat_init.connect(_on_beat_init, dispatch_uid="jobs.alerts.watching")
+    signals.worker_ready.connect(_on_worker_ready, dispatch_uid="jobs.alerts.watching.worker")

@@ -16,10 +16,10 @@ from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 from django_celery_beat.models import PeriodicTask
 
+from jobs.alerts import channels
+from jobs.alerts.message import Message
 from jobs.models import LONGEST_NAME, LONGEST_REASON, Act, Actor, Channel, Kind, Silence, database_now
 from jobs.models.audit import Changed, note
-from jobs.monitoring import channels
-from jobs.monitoring.message import Message
 from jobs.rules.crontab import zone_of
 from jobs.rules.errors import Conflict, Forbidden, Invalid
 from jobs.rules.health import Health

@@ -13,10 +13,10 @@ from django.conf import settings
 from django.utils import timezone
 
 from jobs import http
+from jobs.alerts import mailing, services
+from jobs.alerts.message import Message, Ping, as_json
+from jobs.alerts.outbound import DEADLINE, ChannelError, call
 from jobs.models import Channel
-from jobs.monitoring import mailing, services
-from jobs.monitoring.message import Message, Ping, as_json
-from jobs.monitoring.outbound import DEADLINE, ChannelError, call
 from jobs.rules import signatures
 from jobs.rules.errors import Invalid
 from jobs.secrets import head

@@ -20,11 +20,11 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.urls import NoReverseMatch, reverse
 
+from jobs.alerts import channels
+from jobs.alerts.message import Item, Message, Ping
+from jobs.alerts.outbound import DEADLINE
 from jobs.models import Alert, Channel, Notice, Run, RunLog, Silence, database_now
 from jobs.models.alerts import NoticeQuerySet
-from jobs.monitoring import channels
-from jobs.monitoring.message import Item, Message, Ping
-from jobs.monitoring.outbound import DEADLINE
 from jobs.rules.errors import error_of
 from jobs.rules.health import Health
 from jobs.secrets import mask
